@@ -17,8 +17,8 @@ import numpy as np
 
 from chip.errors import ProgramError, ScheduleViolation
 from chip.executor import Binder, Bound, StepState
-from chip.isa import Opcode
 from chip.kernels.interface import Kernels
+from chip.operations import Opcode
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chip.isa import Args, Opcode, kv_layout
+from chip.operations import Args, Opcode, kv_layout
 from chip.spec import ChipSpec, vectors
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import ProgramError
-from chip.isa import Opcode, item_bytes, kv_layout, row_bytes, segment_offsets
 from chip.kernels.interface import Kernels
+from chip.operations import Opcode, item_bytes, kv_layout, row_bytes, segment_offsets
 from chip.program import Operation
 from chip.spec import pad_vector
 from chip.sram import Sram

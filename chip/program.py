@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chip.isa import DEFINITIONS, Args, Opcode, Region
+from chip.operations import DEFINITIONS, Args, Opcode, Region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from chip.cost import cycles, needed, result_stream_cycles
 from chip.errors import ProgramError, ScheduleViolation
-from chip.isa import Opcode, Region, operands
+from chip.operations import Opcode, Region, operands
 from chip.program import Operation, Program
 from chip.spec import ChipSpec
 

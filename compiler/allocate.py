@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from chip.isa import item_bytes, row_bytes, segment_offsets
 from chip.kv import KvLayout
+from chip.operations import item_bytes, row_bytes, segment_offsets
 from chip.spec import pad_vector
 from compiler.errors import CapacityError
 from compiler.graph import Kind, Split

@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from chip.cost import needed, result_stream_cycles
-from chip.isa import DEFINITIONS, Opcode, item_bytes, kv_layout, row_bytes
+from chip.operations import DEFINITIONS, Opcode, item_bytes, kv_layout, row_bytes
 from chip.program import Operation
 from chip.spec import pad_vector
 from compiler.ir import StepSchedule

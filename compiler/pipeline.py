@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from chip.isa import row_bytes
+from chip.operations import row_bytes
 from chip.spec import ChipSpec
 from compiler.allocate import (
     FORWARD_SLOTS,

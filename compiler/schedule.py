@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from chip.cost import cycles, needed, result_stream_cycles
-from chip.isa import DEFINITIONS, Opcode, Region, operands
+from chip.operations import DEFINITIONS, Opcode, Region, operands
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule

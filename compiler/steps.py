@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chip.isa import Opcode, row_bytes, segment_offsets
+from chip.operations import Opcode, row_bytes, segment_offsets
 from chip.spec import VECTOR_BYTES
 from compiler.graph import GraphOp, Kind, Split
 from compiler.ir import HostMemory, Memory, StepKind

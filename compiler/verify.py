@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from chip.cost import cycles
-from chip.isa import Opcode
+from chip.operations import Opcode
 from chip.program import Operation
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError

@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from chip.cost import needed, result_stream_cycles
-from chip.isa import Opcode, Region, operands
+from chip.operations import Opcode, Region, operands
 from chip.program import Operation
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.errors import ScheduleError

@@ -11,7 +11,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from chip.isa import Opcode, Region
+from chip.operations import Opcode, Region
 from chip.program import Operation
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError

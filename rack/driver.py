@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.chip import Chip, StepMessage
-from chip.isa import row_bytes
 from chip.kernels import load as load_kernels
 from chip.kernels.vmath import inv_frequencies, llama3_scaled_inv_freq, rope_tables
+from chip.operations import row_bytes
 from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
 from compiler.ir import StepSchedule

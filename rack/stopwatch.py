@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from chip.isa import Opcode
+from chip.operations import Opcode
 
 MOVES = (Opcode.SEND, Opcode.RECEIVE)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from chip.isa import Opcode
+from chip.operations import Opcode
 from chip.program import Operation
 from compiler.allocate import MemoryOptions, step_buffers
 from compiler.ir import ScheduledTransfer, StepSchedule

@@ -12,7 +12,7 @@ from schedules import WEIGHTS, compiled
 
 from chip.chip import Arrival, Chip, StepMessage
 from chip.errors import ProgramError, ScheduleViolation
-from chip.isa import Opcode
+from chip.operations import Opcode
 from chip.program import Operation
 from rack.job import build_chip, chip_job
 

@@ -10,8 +10,8 @@ from schedules import WEIGHTS, compiled
 
 from chip.errors import ProgramError
 from chip.executor import Binder, StepState
-from chip.isa import Opcode
 from chip.kernels import load
+from chip.operations import Opcode
 from chip.program import Operation
 from chip.sram import Sram
 from compiler.pipeline import CompiledModel

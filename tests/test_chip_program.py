@@ -6,7 +6,7 @@ import msgpack
 import pytest
 from schedules import compiled
 
-from chip.isa import MXM, Opcode
+from chip.operations import MXM, Opcode
 from chip.program import Operation
 
 PROGRAM = compiled("1x3+2").steps["decode/32"].programs[0]

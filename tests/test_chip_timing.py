@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schedules import compiled
 
 from chip.errors import ProgramError, ScheduleViolation
-from chip.isa import Opcode
+from chip.operations import Opcode
 from chip.program import Program
 from chip.spec import ChipSpec
 from chip.timing import UnitClocks

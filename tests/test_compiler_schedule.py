@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schedules import compiled, machine
 
 from chip.cost import cycles
-from chip.isa import Opcode
+from chip.operations import Opcode
 from chip.program import Operation
 from compiler.errors import ScheduleError
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule

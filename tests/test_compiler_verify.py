@@ -28,7 +28,7 @@ from schedules import (
 )
 
 from chip.errors import ScheduleViolation
-from chip.isa import DEFINITIONS, Opcode, operands
+from chip.operations import DEFINITIONS, Opcode, operands
 from chip.program import Operation
 from compiler.errors import ScheduleError
 from compiler.ir import StepSchedule

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schedules import compiled, machine
 
 from chip.cost import cycles, mxm_pass_cycles, needed, result_stream_cycles
-from chip.isa import (
+from chip.operations import (
     DEFINITIONS,
     Opcode,
     item_bytes,
