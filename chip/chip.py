@@ -19,7 +19,7 @@ from chip.errors import ProgramError, ScheduleViolation
 from chip.executor import Binder, Bound, StepState
 from chip.kernels.interface import Kernels
 from chip.operations import Opcode
-from chip.program import Operation, Program
+from chip.program import Operation, Program, working_order
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
 from chip.timing import UnitClocks
@@ -72,6 +72,7 @@ Watch = Callable[[Opcode, Callable[[], bool]], Callable[[], bool]]
 @dataclass(slots=True)
 class _Loaded:
     program: Program
+    operations: list[Operation]  # in working order
     actions: list[Callable[[], bool]]  # False: waiting for vectors
 
 
@@ -106,11 +107,12 @@ class Chip:
         """
         slots = {number: link.slot_cycles for number, link in self.links.items()}
         UnitClocks(program, self.spec, slots).check()
-        actions = [self._action(operation) for operation in program.operations]
+        operations = working_order(program.operations)
+        actions = [self._action(operation) for operation in operations]
         if self._watch is not None:
-            pairs = zip(program.operations, actions, strict=True)
+            pairs = zip(operations, actions, strict=True)
             actions = [self._watch(operation.opcode, action) for operation, action in pairs]
-        self._programs[program.step] = _Loaded(program, actions)
+        self._programs[program.step] = _Loaded(program, operations, actions)
 
     def _action(self, operation: Operation) -> Callable[[], bool]:
         if operation.opcode is Opcode.SEND:
@@ -230,7 +232,7 @@ class Chip:
         """Return the RECEIVE whose vectors are missing, or None when the chip is idle."""
         if self._message is None or not self._actions:
             return None
-        return self._programs[self._message.step].program.operations[self._next]
+        return self._programs[self._message.step].operations[self._next]
 
     def wait_order(self) -> tuple[int, int] | None:
         """Return (step number, transfer) that this chip waits for, or None when it is idle.

@@ -1,9 +1,9 @@
 """The transport between processes and hosts: ZeroMQ over `ipc://` or `tcp://`.
 
 A node binds one PULL socket and connects one PUSH socket to each peer when it first sends there,
-so messages between two nodes stay in order. On the wire a message is one part (b"C" + control) or
-two (b"F" + header, payload). Endpoints are learnt at start: bind, tell the others `endpoint`,
-`connect` theirs.
+so messages between two nodes stay in order. On the wire a message is one part, b"C" + control or
+b"F" + header length (one byte) + header + payload: a second part would cost more than copying the
+payload. Endpoints are learnt at start: bind, tell the others `endpoint`, `connect` theirs.
 
 Rules. `tcp://` is always encrypted with the run's CURVE key: who has the key is a member of the
 run, nobody else gets a message in. `ipc://` is plain, in a private directory. A transport has a
@@ -30,7 +30,7 @@ from interconnect.errors import (
     TransportError,
     UnknownPeerError,
 )
-from interconnect.frame import Frame, Payload, decode, decode_control, encode, encode_control
+from interconnect.frame import Frame, decode, decode_control, encode, encode_control
 from interconnect.transport import Message
 
 _IPC_PATH_BYTES = 107  # sockaddr_un.sun_path is 108 with its terminator
@@ -68,6 +68,7 @@ class ZmqTransport:
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._closed = False
+        self._timeout_ms = -1  # what the socket has now
         self._folder = _private_folder() if bind == "ipc://*" else None
         if self._folder is not None:
             bind = f"ipc://{self._folder}/{node}"
@@ -101,31 +102,30 @@ class ZmqTransport:
         """See `Transport.send`."""
         if isinstance(message, Frame):
             header, payload = encode(message)
-            parts: list[Payload] = [b"F" + header, payload]
+            data = b"".join((b"F", len(header).to_bytes(), header, payload))
         else:
-            parts = [b"C" + encode_control(message)]
+            data = b"C" + encode_control(message)
         with self._send_lock:
             if self._closed:
                 raise TransportClosedError(node=self.node, action="send")
             push = self._pushes.get(dst) or self._open(dst)
-            for part in parts[:-1]:
-                push.send(part, zmq.SNDMORE)
-            # Only `bytes` cannot change under ZeroMQ's hands; anything else it copies now.
-            keep = isinstance(parts[-1], bytes) and len(parts[-1]) >= _ZERO_COPY_BYTES
-            push.send(parts[-1], 0, copy=not keep)
+            push.send(data, copy=len(data) < _ZERO_COPY_BYTES)
 
     def receive(self, timeout_s: float | None) -> Message | None:
-        """See `Transport.receive`; a large payload is a view of ZeroMQ's own memory."""
+        """See `Transport.receive`; a payload is a view of the message as it came."""
         with self._receive_lock:
             if self._closed:
                 raise TransportClosedError(node=self.node, action="receive")
-            timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
-            if not self._pull.poll(timeout_ms):
+            timeout_ms = -1 if timeout_s is None else math.ceil(timeout_s * 1000)
+            if timeout_ms != self._timeout_ms:
+                self._pull.rcvtimeo = self._timeout_ms = timeout_ms
+            try:
+                data = self._pull.recv()
+            except zmq.Again:
                 return None
-            parts = self._pull.recv_multipart(copy=False)
             if self._closed:
                 raise TransportClosedError(node=self.node, action="receive")
-        return _message(parts)
+        return _message(data)
 
     def close(self) -> None:
         """See `Transport.close`; waits at most 2 s for messages that are still leaving."""
@@ -205,11 +205,10 @@ def _bindable(node: int, bind: str) -> str:
     return bind
 
 
-def _message(parts: list[zmq.Frame]) -> Message:
-    first = parts[0].bytes
-    if len(parts) == 2 and first[:1] == b"F":
-        return decode(first[1:], parts[1].buffer)
-    if len(parts) == 1 and first[:1] == b"C":
-        return decode_control(first[1:])
-    got = f"{len(parts)} parts, the first {first[:32]!r}"
-    raise FrameError(what="message", wanted="a frame or a control message", got=got)
+def _message(data: bytes) -> Message:
+    if data[:1] == b"F" and len(data) > 1:
+        view, end = memoryview(data), 2 + data[1]
+        return decode(view[2:end], view[end:])
+    if data[:1] == b"C":
+        return decode_control(memoryview(data)[1:])
+    raise FrameError(what="message", wanted="a frame or a control message", got=repr(data[:32]))
