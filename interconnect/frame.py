@@ -114,6 +114,6 @@ def decode_control(body: Payload) -> Control:
 def _unpack(what: str, data: Payload) -> Any:
     try:
         return msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (TypeError, ValueError, msgpack.UnpackException) as error:
         got = f"{bytes(data)[:32]!r} ({error})"
         raise FrameError(what=what, wanted="whole msgpack", got=got) from error

@@ -61,6 +61,7 @@ class RemoteRack:
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
         images: Images | None = None,
+        rings: bool = True,
     ) -> None:  # fmt: skip
         self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
         self.step_timeout_s = step_timeout_s
@@ -86,6 +87,7 @@ class RemoteRack:
                             host_endpoint=self._socket.endpoint,
                             key=key,
                             slots=dict(slots or {}),
+                            rings=rings,
                             faults=[f for f in faults if links[f.link].src == chip],
                         ),
                     )
@@ -100,6 +102,7 @@ class RemoteRack:
     def _meet(self) -> None:
         """Wait for every chip's hello and ready, and tell all where the others are."""
         endpoints = {self._chips: self._socket.endpoint}
+        rings: list[list[Any]] = []
         ready: set[int] = set()
         self._progress("chips started", 0, self._chips)
         while len(ready) < self._chips:
@@ -110,12 +113,15 @@ class RemoteRack:
             chip = message.values["chip"]
             if message.kind == "hello":
                 endpoints[chip] = message.values["endpoint"]
+                if message.values["rings"] is not None:
+                    rings.append([chip, message.values["rings"]])
                 self._progress("chips started", len(endpoints) - 1, self._chips)
             elif message.kind == "ready":
                 ready.add(chip)
                 self._progress("chips loaded", len(ready), self._chips)
         self._socket.connect(endpoints)
-        peers = Control("peers", {"endpoints": [list(item) for item in endpoints.items()]})
+        where = {"endpoints": [list(item) for item in endpoints.items()], "rings": rings}
+        peers = Control("peers", where)
         for chip in range(self._chips):
             self._socket.send(chip, peers)
 

@@ -20,6 +20,7 @@ from typing import Any
 from chip.errors import ScheduleViolation
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.frame import Control
+from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.job import ChipJob, build_chip
@@ -37,6 +38,7 @@ class Seat:
     host_endpoint: str
     key: RunKey | None
     slots: Mapping[int, int] = field(default_factory=dict)
+    rings: bool = True  # frames between chips of a host through shared memory
     faults: Sequence[Fault] = ()
 
 
@@ -69,7 +71,8 @@ class ChipWorker:
     def __init__(self, job: ChipJob, seat: Seat, alive: Callable[[], bool]) -> None:
         self.job, self.alive = job, alive
         own_core(job.index)  # before the socket: its threads stay on the core too
-        self.socket = ZmqTransport(job.index, seat.bind, seat.key)
+        senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
+        self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
         self.socket.connect({job.host: seat.host_endpoint})
         transport: Transport = self.socket
         if seat.faults:
@@ -81,8 +84,8 @@ class ChipWorker:
     def run(self) -> None:
         """Join, load, and serve until told to stop."""
         try:
-            endpoint = {"chip": self.job.index, "endpoint": self.socket.endpoint}
-            self._tell("hello", {**endpoint, "pid": os.getpid()})
+            where = {"endpoint": self.socket.endpoint, "rings": self.socket.rings}
+            self._tell("hello", {"chip": self.job.index, "pid": os.getpid(), **where})
             watch = self._watch.watch
             self.node.attach(lambda node: build_chip(self.job, node.send, watch=watch))
             self._tell("ready", {"chip": self.job.index})
@@ -114,7 +117,8 @@ class ChipWorker:
             return False
         if message.kind == "peers":
             peers = {int(node): at for node, at in message.values["endpoints"]}
-            self.socket.connect(peers)
+            rings = {int(node): rings_address(at) for node, at in message.values["rings"]}
+            self.socket.connect(peers, rings)
         elif message.kind == "report":
             self._report()
         else:
