@@ -119,6 +119,11 @@ class Runner:
                 what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS
             )
 
+    @property
+    def load(self) -> int:
+        """Requests running and waiting."""
+        return len(self._waiting) + (self.running is not None)
+
     def submit(self, job: Job) -> None:
         """Queue a request. Raises BusyError when it cannot be taken now."""
         with self._changed:
