@@ -4,7 +4,9 @@ Rules: requests run in the order they came; a cancelled one stops before its nex
 fails closes the session and a fresh one is opened before the next request. Events reach whoever
 asked through `Job.emit`, which is called in this thread and must not block. Queue time is counted
 in emulated cycles: those the rack ran between a request's arrival and its start. (When a request
-arrives is the client's doing; what the rack runs before it is not measured in wall time.)
+arrives is the client's doing; what the rack runs before it is not measured in wall time.) With a
+pacer no step begins, and no token is given out, before the step ahead of it has ended in emulated
+time.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from rack.driver import StepResult
 from rack.engine import Completion, Engine, Rack, TokenEvent
 from rack.sampler import SamplingParams
 from rack.serve.errors import BusyError, StoppedError
+from rack.serve.pacing import Unpaced
 from rack.session import Progress, Session
 
 RETRY_STARTING_SECONDS = 5
@@ -79,14 +82,17 @@ class _Meter:
         )  # fmt: skip
         self.reset, self.saturated, self.close = inner.reset, inner.saturated, inner.close
         self.times = inner.times
-        self._inner, self._runner = inner, runner
+        self._inner, self._runner, self._pacer = inner, runner, runner.pacer
 
     def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+        self._pacer.wait()
         job = self._runner.running
         if job is not None and job.cancelled:
             raise _Cancelled
         result = self._inner.run_step(name, positions, tokens)
+        self._runner.kv_tokens = positions[-1] + 1
         self._runner.cycles += result.cycles
+        self._pacer.advance(result.cycles)
         return result
 
 
@@ -95,10 +101,12 @@ class Runner:
 
     def __init__(
         self, open_session: Callable[[Progress], Session], *, max_queue: int,
+        pacer: Unpaced | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_fatal: Callable[[Exception], None] = lambda error: None,
     ) -> None:  # fmt: skip
         self._open, self.max_queue = open_session, max_queue
+        self.pacer = pacer or Unpaced()
         self._on_ready, self._on_fatal = on_ready, on_fatal
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[Job] = deque()
@@ -107,6 +115,7 @@ class Runner:
         self.running: Job | None = None
         self.stage: str | None = "starting"  # None once ready
         self.cycles = 0  # emulated, by all requests since the start
+        self.kv_tokens = 0  # tokens in the running sequence's cache
 
     def start(self) -> None:
         """Start opening the rack."""
@@ -202,6 +211,7 @@ class Runner:
             healthy = self._run(engine, job)
             with self._changed:
                 self.running = self._waiting.popleft() if self._waiting else None
+                self.kv_tokens = 0
                 if not healthy and not self._stopping:
                     self.stage = "restarting after a failure"
 
@@ -214,9 +224,11 @@ class Runner:
         """Run one request; False if the rack can no longer be trusted."""
         queue_cycles = self.cycles - job.cycles_at_submit
         queue_seconds = time.perf_counter() - job.wall_at_submit
+        self.pacer.begin(job.wall_at_submit)
         try:
             completion = engine.generate(job.prompt, job.params)
             for event in completion:
+                self.pacer.wait()
                 self._emit(job, event)
             self._emit(job, _finished(completion, queue_cycles, queue_seconds))
         except _Cancelled:
