@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from rack.driver import StepResult
 from rack.engine import Completion, Engine, Rack, TokenEvent
+from rack.errors import RequestError
 from rack.sampler import SamplingParams
 from rack.serve.errors import BusyError, StoppedError
 from rack.serve.pacing import Unpaced
@@ -46,7 +47,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The end of a request whose step failed, or that a stop cut off."""
+    """The end of a request whose step failed, or that a stop cut off.
+
+    With a RequestError, of one that cannot be done after all: the client's to change.
+    """
 
     error: Exception
 
@@ -233,6 +237,8 @@ class Runner:
             self._emit(job, _finished(completion, queue_cycles, queue_seconds))
         except _Cancelled:
             return True
+        except RequestError as error:  # found out only when it ran; the rack is as good as before
+            self._emit(job, Failed(error=error))
         except Exception as error:
             with self._changed:  # the failed rack is out of service before the client hears of it
                 if not self._stopping:
