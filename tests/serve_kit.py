@@ -12,12 +12,15 @@ from functools import cache
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from rack.config import RunConfig
 from rack.driver import StepResult
 from rack.serve.app import build_app
+from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import identify
+from rack.serve.limits import Limiter
+from rack.serve.metrics import Metrics
 from rack.serve.runner import Runner
 from rack.serve.service import Service
 from rack.session import Prepared, Progress, Session, prepare
@@ -77,7 +80,7 @@ class Steps:
 class Served:
     """A server in this process."""
 
-    app: FastAPI
+    app: ASGIApp
     runner: Runner
     client: httpx.AsyncClient
     opened: list[Session]
@@ -98,7 +101,7 @@ async def until(event: threading.Event) -> None:
 async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
-    names: Sequence[str] = (), **options: Any,
+    names: Sequence[str] = (), limiter: Limiter | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -115,7 +118,12 @@ async def serving(
         return session
 
     runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
-    app = build_app(Service(identity=identify(prepared, names), runner=runner), **options)
+    identity, racks = identify(prepared, names), Dispatcher([runner])
+    service = Service(
+        identity=identity, racks=racks, metrics=Metrics(identity, racks),
+        limiter=limiter or Limiter(lambda key, model: {}),
+    )  # fmt: skip
+    app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
         served = Served(app, runner, client, opened, fatal, ready)

@@ -10,6 +10,9 @@ import httpx
 import pytest
 from serve_kit import Served, chat, events, serving, tiny
 
+from rack.serve.app import Bounds
+from rack.serve.keys import Keys
+
 CHAT, TEXT = "/openai/v1/chat/completions", "/v1/completions"
 
 
@@ -209,12 +212,12 @@ def test_api_key() -> None:
         health = await served.client.get("/health/ready")
         return [a.status_code for a in (*answers, posted, health)]
 
-    assert ask(scenario, api_key="key") == [401, 401, 401, 200, 401, 200]
+    assert ask(scenario, keys=Keys([("me", "key")])) == [401, 401, 401, 200, 401, 200]
     assert post(CHAT, chat()).status_code == 200  # any or no key without one
 
 
 def test_body_too_large() -> None:
-    response = post(CHAT, chat("x" * 200), max_body_bytes=100)
+    response = post(CHAT, chat("x" * 200), bounds=Bounds(body_bytes=100))
     assert response.status_code == 413
     assert response.json()["error"]["message"] == "the body is larger than 100 bytes"
 

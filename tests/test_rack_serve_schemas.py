@@ -7,7 +7,9 @@ import pytest
 
 from rack.sampler import SamplingParams
 from rack.serve.errors import ApiError
-from rack.serve.schemas import _NEUTRAL_CHAT, _NEUTRAL_TEXT, Parsed, parse_chat, parse_text
+from rack.serve.neutral import CHAT as NEUTRAL_CHAT
+from rack.serve.neutral import TEXT as NEUTRAL_TEXT
+from rack.serve.schemas import Parsed, parse_chat, parse_text
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi"}
@@ -61,18 +63,18 @@ def test_content_parts_are_joined() -> None:
     assert messages == ({"role": "system", "content": "ab"},)
 
 
-@pytest.mark.parametrize("name", sorted(_NEUTRAL_CHAT))
+@pytest.mark.parametrize("name", sorted(NEUTRAL_CHAT))
 def test_chat_neutral_values_only(name: str) -> None:
-    for value in (None, *_NEUTRAL_CHAT[name]):
+    for value in (None, *NEUTRAL_CHAT[name]):
         assert parsed_chat(**{name: value}) == parsed_chat()
     error = refusal(CHAT | {name: "something"})
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert error.message.startswith(f"`{name}` is not supported by this server")
 
 
-@pytest.mark.parametrize("name", sorted(_NEUTRAL_TEXT))
+@pytest.mark.parametrize("name", sorted(NEUTRAL_TEXT))
 def test_text_neutral_values_only(name: str) -> None:
-    for value in (None, *_NEUTRAL_TEXT[name]):
+    for value in (None, *NEUTRAL_TEXT[name]):
         assert parse_text(json.dumps(TEXT | {name: value}).encode(), 7).prompt == "hi"
     assert refusal(TEXT | {name: "something"}, parse_text).param == name
 
@@ -95,7 +97,7 @@ def test_true_is_not_one() -> None:
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens",
          "max_tokens: 1 differs from max_completion_tokens 2; give one of them"),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages.0.name",
-         "messages.0.name: not supported by this server; leave it out"),
+         "`messages.0.name` is not supported by this server; leave it out"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages.0.content", "messages.0.content: wanted a string or a list of {"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role",

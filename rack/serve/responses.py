@@ -10,6 +10,7 @@ import secrets
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rack.serve.identity import Identity
@@ -36,7 +37,16 @@ def request_id() -> str:
     return "req_" + "".join(_BASE32[value >> shift & 31] for shift in range(125, -1, -5))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def emulated_cycles(totals: Finished) -> dict[str, int]:
+    """Return the cycles of a request by part."""
+    return {
+        "queue": totals.queue_cycles,
+        "prompt": totals.prompt_cycles,
+        "completion": totals.completion_cycles,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """The bodies of one answer: whole, or chunk by chunk."""
 
@@ -76,6 +86,17 @@ class Answer:
         """Return a chunk with text."""
         return self._chunk({"content": text} if self.chat else text, None)
 
+    def text_event(self, text: str) -> bytes:
+        """Return the server-sent event of `text_chunk`; only the text is written anew."""
+        before, after = self._around_text
+        return before + dumps(text) + after
+
+    @cached_property
+    def _around_text(self) -> tuple[bytes, bytes]:
+        mark = str(uuid.uuid4())
+        before, after = event(self.text_chunk(mark)).split(dumps(mark))
+        return before, after
+
     def last_chunk(self, totals: Finished) -> dict[str, Any]:
         """Return the chunk with the finish reason, the usage and the marks."""
         return self._chunk({} if self.chat else "", totals.finish_reason) | {
@@ -109,11 +130,7 @@ class Answer:
         return {
             **self.identity.marks(),
             "data_hash": totals.data_hash,
-            "emulated_cycles": {
-                "queue": totals.queue_cycles,
-                "prompt": totals.prompt_cycles,
-                "completion": totals.completion_cycles,
-            },
+            "emulated_cycles": emulated_cycles(totals),
             "wall_seconds": {
                 "queue": round(totals.wall_queue_seconds, 6),
                 "prompt": round(totals.wall_prompt_seconds, 6),
