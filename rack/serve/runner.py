@@ -62,15 +62,16 @@ _STOPPING = BusyError(what="the server is stopping", retry_seconds=RETRY_STARTIN
 
 
 class Job:
-    """One request: what to run and where its events go."""
+    """One request: what to run, where its events go, when it arrived (default: now)."""
 
     def __init__(
-        self, prompt: Sequence[int], params: SamplingParams, emit: Callable[[Event], None]
-    ) -> None:
+        self, prompt: Sequence[int], params: SamplingParams, emit: Callable[[Event], None],
+        arrived_seconds: float | None = None,
+    ) -> None:  # fmt: skip
         self.prompt, self.params, self.emit = prompt, params, emit
+        self.arrived_seconds = time.perf_counter() if arrived_seconds is None else arrived_seconds
         self.cancelled = False
         self.cycles_at_submit = 0
-        self.wall_at_submit = 0.0
 
 
 class _Cancelled(Exception):
@@ -147,7 +148,7 @@ class Runner:
                     f"{self.max_queue}",
                     retry_seconds=RETRY_QUEUE_SECONDS,
                 )
-            job.cycles_at_submit, job.wall_at_submit = self.cycles, time.perf_counter()
+            job.cycles_at_submit = self.cycles
             self._waiting.append(job)
             if self.running is None:
                 # Claimed here, so that a burst is counted before the thread has woken up.
@@ -227,8 +228,8 @@ class Runner:
     def _run(self, engine: Engine, job: Job) -> bool:
         """Run one request; False if the rack can no longer be trusted."""
         queue_cycles = self.cycles - job.cycles_at_submit
-        queue_seconds = time.perf_counter() - job.wall_at_submit
-        self.pacer.begin(job.wall_at_submit)
+        queue_seconds = time.perf_counter() - job.arrived_seconds
+        self.pacer.begin(job.arrived_seconds)
         try:
             completion = engine.generate(job.prompt, job.params)
             for event in completion:
