@@ -136,13 +136,15 @@ class _Serving:
         service = Service(
             identity=self._identity, racks=self._racks, limiter=limiter, metrics=metrics
         )
-        app = build_app(service, keys=keys, log=request_log(self._args.log))
+        log = request_log(self._args.log)
+        app = build_app(service, keys=keys, log=log)
         self._server = Server(
             app, after_startup=self._racks.start, before_shutdown=self._racks.request_stop
         )
         try:
             self._server.run(sockets=[self._sock])
         finally:
+            log.flush()
             config = self._identity.prepared.config
             ended = self._racks.stop(config.step_timeout_s + CLOSE_SECONDS)
         if self._errors:

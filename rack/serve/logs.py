@@ -5,12 +5,15 @@ Keys appear by name only, and nothing of a prompt or an answer appears at all.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+FLUSH_SECONDS = 0.05
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,13 +32,14 @@ class Call:
 
 
 class RequestLog:
-    """Writes the lines; `stream` None writes nothing."""
+    """Writes the lines, several at once where requests come fast; `stream` None writes nothing."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        self._lines: list[str] = []
 
     def write(self, call: Call) -> None:
-        """Write a request that has ended."""
+        """Take a request that has ended; on the event loop, which writes it soon."""
         if self._stream is None:
             return
         line = {
@@ -51,9 +55,16 @@ class RequestLog:
             "model": call.model,
             **call.details,
         }
-        # One write a line, so that lines of several threads do not mix.
-        self._stream.write(json.dumps({k: v for k, v in line.items() if v is not None}) + "\n")
-        self._stream.flush()
+        self._lines.append(json.dumps({k: v for k, v in line.items() if v is not None}) + "\n")
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Write what was taken: one write, so that other threads' lines do not get in between."""
+        text, self._lines = "".join(self._lines), []
+        if self._stream is not None and text:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def request_log(kind: str) -> RequestLog:

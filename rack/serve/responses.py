@@ -6,7 +6,7 @@ Times in `usage` are emulated seconds. Wall times, cycles and marks are under `x
 from __future__ import annotations
 
 import json
-import secrets
+import random
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -21,6 +21,14 @@ DONE = b"data: [DONE]\n\n"
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, as GroqCloud's ids
 
 
+# Ids must differ and need not be secret; a system call for each would be dear.
+_RANDOM = random.Random()
+
+
+def _uuid4() -> uuid.UUID:
+    return uuid.UUID(int=_RANDOM.getrandbits(128), version=4)
+
+
 def dumps(body: Any) -> bytes:
     """Write JSON; ASCII, because a client may have sent half a surrogate pair that is quoted."""
     return json.dumps(body, allow_nan=False, separators=(",", ":")).encode("ascii")
@@ -33,7 +41,7 @@ def event(body: Any) -> bytes:
 
 def request_id() -> str:
     """Return `req_` and a ULID: 48 bits of milliseconds, 80 random bits."""
-    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
+    value = int(time.time() * 1000) << 80 | _RANDOM.getrandbits(80)
     return "req_" + "".join(_BASE32[value >> shift & 31] for shift in range(125, -1, -5))
 
 
@@ -54,7 +62,7 @@ class Answer:
     identity: Identity
     request_id: str
     created: int = field(default_factory=lambda: int(time.time()))
-    unique: str = field(default_factory=lambda: str(uuid.uuid4()))
+    unique: str = field(default_factory=lambda: str(_uuid4()))
 
     @property
     def chat(self) -> bool:
@@ -93,7 +101,7 @@ class Answer:
 
     @cached_property
     def _around_text(self) -> tuple[bytes, bytes]:
-        mark = str(uuid.uuid4())
+        mark = str(_uuid4())
         before, after = event(self.text_chunk(mark)).split(dumps(mark))
         return before, after
 

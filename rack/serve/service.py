@@ -161,6 +161,8 @@ class Ticket:
 
 
 def _answer_to(error: Exception) -> ApiError:
+    if isinstance(error, RequestError):  # found only once it ran; the rack is well
+        return ApiError(400, str(error), param=error.param)
     return busy(error) if isinstance(error, BusyError) else failed(error)
 
 
