@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,103 @@ def test_leaving_in_mid_stream(stories: ServerProcess, golden: dict[str, Any]) -
             assert next(stream.iter_lines()).startswith("data: ")
     answer = httpx.post(url, json=body | {"max_tokens": count}, timeout=DEADLINE_SECONDS)
     assert answer.json()["choices"][0]["text"] == text
+
+
+def test_raw_response_headers(stories: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{stories.url}/v1", api_key="any") as one:
+        first = one.chat.completions.with_raw_response.create(**ASK)
+    with groq.Groq(base_url=stories.url, api_key="any") as two:
+        second = two.chat.completions.with_raw_response.create(**ASK)
+        with two.chat.completions.with_streaming_response.create(**ASK) as third:
+            ids = [third.headers["x-request-id"]]
+    for raw in (first, second):
+        body = json.loads(raw.text() if callable(raw.text) else raw.text)
+        assert raw.status_code == 200
+        assert raw.headers["content-type"] == "application/json"
+        assert raw.headers["x-request-id"] == body["x_groq"]["id"]
+        assert raw.parse().choices[0].message.role == "assistant"
+        ids.append(raw.headers["x-request-id"])
+    assert len(set(ids)) == 3
+
+
+def curl(url: str, body: dict[str, Any]) -> str:
+    command = ["curl", "--silent", "--no-buffer", "--max-time", "60", url, "--data", "@-"]
+    done = subprocess.run(
+        command, input=json.dumps(body), capture_output=True, text=True, timeout=90, check=True
+    )
+    return done.stdout
+
+
+def streamed_text(body: str) -> str:
+    chunks = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+def test_the_same_seed_gives_the_same_text_through_any_client(stories: ServerProcess) -> None:
+    url = f"{stories.url}/openai/v1"
+
+    def ask(seed: int) -> Iterator[str | None]:
+        """Ask through every client there is."""
+        drawn = ASK | {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": seed}
+        sdk = {name: value for name, value in drawn.items() if name != "top_k"}
+        sdk["extra_body"] = {"top_k": 50}
+        with openai.OpenAI(base_url=url, api_key="any") as one:
+            yield one.chat.completions.create(**sdk).choices[0].message.content
+            chunks = list(one.chat.completions.create(**sdk, stream=True))
+            yield "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        with groq.Groq(base_url=stories.url, api_key="any") as two:
+            yield two.chat.completions.create(**sdk).choices[0].message.content
+        yield asyncio.run(ask_async(stories.url, sdk))
+        answer = httpx.post(f"{url}/chat/completions", json=drawn, timeout=DEADLINE_SECONDS)
+        yield answer.json()["choices"][0]["message"]["content"]
+        yield streamed_text(curl(f"{url}/chat/completions", drawn | {"stream": True}))
+
+    by_seed = {seed: set(ask(seed)) for seed in (1, 2)}
+    assert all(len(texts) == 1 for texts in by_seed.values()), by_seed
+    assert by_seed[1] != by_seed[2]
+
+
+async def ask_async(url: str, options: dict[str, Any]) -> str:
+    async with groq.AsyncGroq(base_url=url, api_key="any") as client:
+        stream = await client.chat.completions.create(**options, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
+def test_equal_requests_take_equal_emulated_time(stories: ServerProcess) -> None:
+    """Whatever runs between them, and however long they waited: p99 is p50, variation is 0."""
+
+    async def ask() -> list[Any]:
+        async with groq.AsyncGroq(base_url=stories.url, api_key="any") as client:
+            create = client.chat.completions.create
+            calls = []
+            for number in range(12):
+                calls.append(create(**ASK | {"seed": number, "temperature": 1.0}))
+                calls.append(create(**ASK | {"max_tokens": 1 + number}))
+            answers = await asyncio.gather(*calls)
+        return [answer.usage for answer in answers[::2]]
+
+    usages = asyncio.run(ask())
+    assert {usage.completion_tokens for usage in usages} == {20}
+    times = [(usage.prompt_time, usage.completion_time, usage.total_time) for usage in usages]
+    assert len(set(times)) == 1
+    assert len({usage.queue_time for usage in usages}) > 1  # they did wait for each other
+
+
+def test_json_that_keeps_to_a_schema(stories: ServerProcess) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "tame": {"type": "boolean"}},
+        "required": ["name", "tame"],
+        "additionalProperties": False,
+    }
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "cat", "schema": schema}}
+    more: Any = ASK | {"max_tokens": 100, "response_format": wanted}
+    with groq.Groq(base_url=stories.url, api_key="any") as client:
+        answer = client.chat.completions.create(**more)
+        value = json.loads(answer.choices[0].message.content or "")
+        assert list(value) == ["name", "tame"]
+        assert answer.choices[0].finish_reason == "stop"
+        wanted["json_schema"]["schema"] = {"type": "bogus"}
+        with pytest.raises(groq.BadRequestError, match="Invalid type: bogus") as caught:
+            client.chat.completions.create(**more)
+    assert caught.value.body["error"]["param"] == "response_format"  # type: ignore[index]
