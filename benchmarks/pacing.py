@@ -37,7 +37,6 @@ from rack.serve.runner import Failed, Finished, Job, Runner
 from rack.session import Prepared, Session, prepare
 from rack.timing import TimingRack
 
-CONTEXT = 512
 DEADLINE_SECONDS = 120.0
 SCALED = """name = "scaled"
 inherits = "{inherits}"
@@ -46,13 +45,15 @@ clock_hz = {{ value = {clock_hz}, source = "assumption: scaled to a token rate" 
 """
 
 
-def prepare_at(model: str, hardware: str, rate: float | None, folder: Path) -> Prepared:
+def prepare_at(
+    model: str, hardware: str, context: int, rate: float | None, folder: Path
+) -> Prepared:
     """Compile for the timing executor, on a profile whose clock gives the rate if one is asked."""
 
     def compiled(profile: str) -> Prepared:
         return prepare(
             RunConfig(
-                model=model, executor="timing", hardware=profile, max_model_len=CONTEXT,
+                model=model, executor="timing", hardware=profile, max_model_len=context,
                 prefill_chunk=16,
             )
         )  # fmt: skip
@@ -61,7 +62,7 @@ def prepare_at(model: str, hardware: str, rate: float | None, folder: Path) -> P
     if rate is None:
         return prepared
     for _ in range(2):  # links keep their rate, so cycles change a little with the clock
-        clock_hz = round(prepared.compiled.step(1, CONTEXT, decode=True).cycles * rate)
+        clock_hz = round(prepared.compiled.step(1, context, decode=True).cycles * rate)
         profile = folder / "scaled.toml"
         profile.write_text(SCALED.format(inherits=hardware, clock_hz=clock_hz), encoding="utf-8")
         prepared = compiled(str(profile))
@@ -114,7 +115,12 @@ def server(prepared: Prepared) -> Iterator[http.client.HTTPConnection]:
             "--log",
             "none",
         ),
-        *("--max-model-len", str(CONTEXT), "--layout", str(prepared.compiled.layout)),
+        *(
+            "--max-model-len",
+            str(prepared.compiled.max_model_len),
+            "--layout",
+            str(prepared.compiled.layout),
+        ),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -193,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="llama-8b", help="preset (%(default)s)")
     parser.add_argument("--hardware", default="lesson", help="profile (%(default)s)")
+    parser.add_argument("--context", type=int, default=512, help="tokens at most (%(default)s)")
     parser.add_argument("--rate", type=float, help="tokens/s to scale the clock to")
     parser.add_argument("--requests", type=int, default=10, help="one after another (%(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="of each (%(default)s)")
@@ -200,7 +207,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare_at(options.model, options.hardware, options.rate, Path(folder))
+        prepared = prepare_at(
+            options.model, options.hardware, options.context, options.rate, Path(folder)
+        )
         found = measure(prepared, options.requests, options.prompt_tokens, options.max_tokens)
     if options.json:
         print(json.dumps(found, indent=1))
