@@ -150,3 +150,30 @@ def events(body: str) -> list[Any]:
         assert prefix == "data: "
         out.append(data if data == "[DONE]" else json.loads(data))
     return out
+
+
+async def asgi(
+    app: ASGIApp, method: str, path: str, body: bytes = b"", headers: Sequence[Any] = ()
+) -> tuple[int, dict[str, str], bytes]:
+    """Make a request without any client in between; return status, headers and body."""
+    scope = {
+        "type": "http", "method": method, "path": path, "raw_path": path.encode(),
+        "headers": list(headers), "query_string": b"", "root_path": "", "scheme": "http",
+        "http_version": "1.1", "server": ("rack", 80), "client": ("me", 1),
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+    }  # fmt: skip
+    messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[Any] = []
+    never = asyncio.Event()
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        return await never.wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    got = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], got, b"".join(message["body"] for message in sent[1:])

@@ -158,7 +158,10 @@ class _Surface:
         call.model = parsed.model
         assert call.key is not None
         ticket = self._service.admit(parsed, call.key)
-        answer = Answer(parsed=parsed, identity=self._service.identity, request_id=call.groq_id)
+        answer = Answer(
+            parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
+            prompt_tokens=ticket.meter.prompt_tokens,
+        )  # fmt: skip
         watch = asyncio.ensure_future(_watch(request.receive, ticket))
 
         def close() -> None:

@@ -44,6 +44,7 @@ class StreamOptions(Body):
     """What a stream carries beside the text."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: counts so far in every chunk
 
 
 class JsonSchema(Body):

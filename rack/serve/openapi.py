@@ -96,7 +96,8 @@ def _operation(one: _Operation, keyed: bool) -> dict[str, Any]:
     else:
         content = _json(one.answer)
     if one.streams:
-        content[_EVENTS] = {"schema": {"type": "string"}}
+        data = {"data": {"type": "string"}}
+        content[_EVENTS] = {"schema": {"type": "object", "properties": data, "required": ["data"]}}
     errors = (*one.errors, *((401,) if keyed and not one.open else ()))
     described: dict[str, Any] = {
         "summary": one.summary,
@@ -137,8 +138,9 @@ def _schemas(identity: Identity) -> dict[str, Any]:
                 "enum": [None, *allowed],
                 "description": "Not supported: only what asks for nothing.",
             }
-    for schema in schemas.values():
-        model_name = schema["properties"].get("model")
-        if model_name is not None:
-            model_name["examples"] = list(identity.names)
+    for one in operations:
+        if one.body is not None:
+            required = one.body.model_fields["model"].is_required()
+            names = [*identity.names, *([] if required else [None])]
+            schemas[one.body.__name__]["properties"]["model"] = {"enum": names}
     return schemas

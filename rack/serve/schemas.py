@@ -37,6 +37,7 @@ class Parsed:
     params: SamplingParams
     stream: bool
     include_usage: bool
+    continuous_usage: bool
 
 
 def parse_chat(body: bytes, default_seed: int) -> Parsed:
@@ -72,6 +73,7 @@ def _parsed(
     return Parsed(
         model=request.model, messages=messages, prompt=prompt, params=params,
         stream=bool(request.stream), include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
     )  # fmt: skip
 
 

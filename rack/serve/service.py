@@ -185,7 +185,7 @@ async def stream(
     failure is an event with a top-level `error`, and the stream ends without [DONE].
     Raises GoneError.
     """
-    role = answer.role_chunk()
+    made, role = 0, answer.role_chunk()
     parts = [] if role is None else [event(role)]
     while True:
         for now in ready:
@@ -195,8 +195,9 @@ async def stream(
                     parts.append(event(answer.usage_chunk(now)))
                 yield b"".join((*parts, DONE))
                 return
+            made += 1
             if now.text or now.finish_reason is None:
-                parts.append(answer.text_event(now.text))
+                parts.append(answer.text_event(now.text, made))
         yield b"".join(parts)
         try:
             parts, ready = [], await ticket.events()
