@@ -155,6 +155,7 @@ class _Surface:
     async def _complete(self, request: Request, parsed: Parsed) -> Response:
         """Answer a checked request: whole, or as a stream once its first token is there."""
         call = _call(request)
+        self._service.identity.check_model(parsed.model)
         call.model = parsed.model
         assert call.key is not None
         ticket = self._service.admit(parsed, call.key)

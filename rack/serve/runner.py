@@ -90,7 +90,6 @@ class _Meter:
         self._inner, self._runner, self._pacer = inner, runner, runner.pacer
 
     def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
-        self._pacer.wait()
         job = self._runner.running
         if job is not None and job.cancelled:
             raise _Cancelled
@@ -98,6 +97,8 @@ class _Meter:
         self._runner.kv_tokens = positions[-1] + 1
         self._runner.cycles += result.cycles
         self._pacer.advance(result.cycles)
+        if not self.compiled.steps[name].kind.decode:
+            self._pacer.wait()  # a decode step's wait comes after sampling, before its token
         return result
 
 

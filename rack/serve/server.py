@@ -81,12 +81,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def listen(host: str, port: int) -> socket.socket:
     """Take the address, so that nobody else can while the chips start. Raises ListenError."""
+    if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
+        raise ListenError(host=host, port=port, why="wanted a port from 0 to 65535")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise ListenError(host=host, port=port, why=why) from None
+    except OSError as error:
+        raise ListenError(host=host, port=port, why=error.strerror or str(error)) from None
 
 
 class Server(uvicorn.Server):

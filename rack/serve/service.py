@@ -36,11 +36,10 @@ class Service:
     metrics: Metrics
 
     def admit(self, parsed: Parsed, key: str) -> Ticket:
-        """Check a request against the model and its key's limits, and queue it.
+        """Check a request for a model of ours against its key's limits, and queue it.
 
         Raises ApiError.
         """
-        self.identity.check_model(parsed.model)
         prompt = self._tokens(parsed)
         asked = len(prompt) + (parsed.params.max_tokens or 0)
         reservation = self.limiter.reserve(key, parsed.model, asked)
