@@ -67,10 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="llama-3.1-8b-instant")
     options = parser.parse_args()
+    one = os.environ.get("GROQ_BASE_URL", DEFAULT_URL)  # without two, one is both
     router = Router(
-        os.environ.get("LATENCY_URL", DEFAULT_URL),
-        os.environ.get("BATCH_URL", DEFAULT_URL),
-        options.model,
+        os.environ.get("LATENCY_URL", one), os.environ.get("BATCH_URL", one), options.model
     )
     jobs = [
         (Work.INTERACTIVE, "Finish my sentence: the quick brown", 8),
