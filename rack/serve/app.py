@@ -7,6 +7,7 @@ and the document at /openapi.json is made from the same models by `openapi`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,6 +151,7 @@ class _Surface:
                 408, f"the body did not arrive within {self._bounds.body_seconds:g} seconds",
                 code="request_timeout",
             ) from None  # fmt: skip
+        _call(request).arrived_seconds = time.perf_counter()
         return b"".join(parts)
 
     async def _complete(self, request: Request, parsed: Parsed) -> Response:
@@ -158,7 +160,7 @@ class _Surface:
         self._service.identity.check_model(parsed.model)
         call.model = parsed.model
         assert call.key is not None
-        ticket = self._service.admit(parsed, call.key)
+        ticket = self._service.admit(parsed, call.key, call.arrived_seconds)
         answer = Answer(
             parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
             prompt_tokens=ticket.meter.prompt_tokens,

@@ -29,6 +29,7 @@ class Call:
     model: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     started_seconds: float = field(default_factory=time.perf_counter)
+    arrived_seconds: float = 0.0  # when all of its body was there
 
 
 class RequestLog:

@@ -132,7 +132,7 @@ class Metrics:
             return
         self._prompt_sizes.observe(meter.prompt_tokens)
         self._generation_sizes.observe(len(stamps))
-        start = meter.arrived + totals.wall_queue_seconds
+        start = meter.arrived_seconds + totals.wall_queue_seconds
         gaps = [later - earlier for earlier, later in pairwise(stamps)]
         self._wall.observe(totals.wall_queue_seconds, stamps[0] - start, gaps)
         hz = self._clock_hz
@@ -144,10 +144,10 @@ class Metrics:
 class Meter:
     """Takes down when the tokens of one request left the rack; cheap, and in the rack's thread."""
 
-    __slots__ = ("arrived", "cycles", "prompt_tokens", "stamps", "totals")
+    __slots__ = ("arrived_seconds", "cycles", "prompt_tokens", "stamps", "totals")
 
-    def __init__(self, prompt_tokens: int) -> None:
-        self.arrived = time.perf_counter()
+    def __init__(self, prompt_tokens: int, arrived_seconds: float) -> None:
+        self.arrived_seconds = arrived_seconds
         self.prompt_tokens = prompt_tokens
         self.stamps: list[float] = []
         self.cycles: list[int] = []

@@ -35,16 +35,16 @@ class Service:
     limiter: Limiter
     metrics: Metrics
 
-    def admit(self, parsed: Parsed, key: str) -> Ticket:
+    def admit(self, parsed: Parsed, key: str, arrived_seconds: float) -> Ticket:
         """Check a request for a model of ours against its key's limits, and queue it.
 
-        Raises ApiError.
+        `arrived_seconds` is by `time.perf_counter`. Raises ApiError.
         """
         prompt = self._tokens(parsed)
         asked = len(prompt) + (parsed.params.max_tokens or 0)
         reservation = self.limiter.reserve(key, parsed.model, asked)
         try:
-            return Ticket(self, parsed, prompt, reservation)
+            return Ticket(self, parsed, prompt, reservation, arrived_seconds)
         except BusyError as error:
             reservation.settle(None)
             raise busy(error) from None
@@ -82,9 +82,10 @@ class Ticket:
     """A queued or running request; made on the event loop that reads it. Raises BusyError."""
 
     def __init__(
-        self, service: Service, parsed: Parsed, prompt: list[int], reservation: Reservation
-    ) -> None:
-        self.meter = Meter(len(prompt))
+        self, service: Service, parsed: Parsed, prompt: list[int], reservation: Reservation,
+        arrived_seconds: float,
+    ) -> None:  # fmt: skip
+        self.meter = Meter(len(prompt), arrived_seconds)
         self._service, self._reservation = service, reservation
         self._each = parsed.stream  # else only the end wakes the event loop
         self._loop = asyncio.get_running_loop()
@@ -92,7 +93,7 @@ class Ticket:
         self._arrived = asyncio.Event()
         self._gone = self._closed = False
         self._failure: Exception | None = None
-        self._job = Job(prompt, parsed.params, self._put)
+        self._job = Job(prompt, parsed.params, self._put, arrived_seconds)
         self._rack = service.racks.submit(self._job)
 
     def _put(self, event: Event) -> None:
