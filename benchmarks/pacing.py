@@ -12,9 +12,10 @@ total     when a client has read a token, against when it began to send the requ
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import queue
+import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def release_errors(
 
 
 @contextmanager
-def server(prepared: Prepared) -> Iterator[http.client.HTTPConnection]:
-    """Serve in another process; gives a connection to it."""
+def server(prepared: Prepared) -> Iterator[str]:
+    """Serve in another process; gives its address."""
     config = prepared.config
     command = [
         *(sys.executable, "-m", "rack.serve", config.model, "--port", "0", "--pace", "emulated"),
@@ -133,32 +134,38 @@ def server(prepared: Prepared) -> Iterator[http.client.HTTPConnection]:
             raise SystemExit("the server did not start:\n" + "".join(lines))
         drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
-        address = line.split()[-1].removeprefix("http://")
-        connection = http.client.HTTPConnection(address, timeout=DEADLINE_SECONDS)
         try:
-            yield connection
+            yield line.split()[-1].removeprefix("http://")
         finally:
-            connection.close()
             process.terminate()
             process.wait(DEADLINE_SECONDS)
 
 
-def arrivals(
-    connection: http.client.HTTPConnection, model: str, prompt: Sequence[int], max_tokens: int
-) -> Any:
-    """Stream a request; when each token was read, after the request began to be sent: [tokens]."""
+def arrivals(address: str, model: str, prompt: Sequence[int], max_tokens: int) -> Any:
+    """Stream a request; when each token was read, after the request began to be sent: [tokens].
+
+    Over a bare socket, and parsed afterwards: an HTTP library takes as long as what is measured.
+    """
     body = json.dumps({
         "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "ignore_eos": True,
         "stream": True,
     })  # fmt: skip
-    sent = time.perf_counter()
-    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
-    response = connection.getresponse()
-    read = [(time.perf_counter() - sent, line) for line in response if line.startswith(b"data: {")]
-    chunks = [(when, json.loads(line[6:])) for when, line in read]
-    times = [when for when, chunk in chunks if chunk["choices"][0]["finish_reason"] is None]
-    assert len(times) == max_tokens, f"{len(times)} of {max_tokens} tokens: {read[-1]}"
-    return np.array(times)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    host, port = address.split(":")
+    read = bytearray()
+    times = []  # when the byte at this offset, and those before it, had come
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS) as connection:
+        sent = time.perf_counter()
+        connection.sendall((head + body).encode())
+        while part := connection.recv(1 << 16):
+            read += part
+            times.append((len(read), time.perf_counter() - sent))
+    ends = [found.end() for found in re.finditer(rb"data: {.*?\n\n", read, re.DOTALL)]
+    assert len(ends) == max_tokens + 1, f"{len(ends) - 1} of {max_tokens} tokens: {read[-500:]!r}"
+    return np.array([next(when for size, when in times if size >= end) for end in ends[:-1]])
 
 
 def figures(errors: Sequence[float]) -> dict[str, float]:
@@ -179,10 +186,10 @@ def measure(
     name = prepared.compiled.config.name
     for _ in range(requests):
         errors["release"] += release_errors(prepared, prompt, params)
-    with server(prepared) as connection:
-        arrivals(connection, name, prompt, max_tokens)  # the first pays for imports
+    with server(prepared) as address:
+        arrivals(address, name, prompt, max_tokens)  # the first pays for imports
         for _ in range(requests):
-            got = arrivals(connection, name, prompt, max_tokens)
+            got = arrivals(address, name, prompt, max_tokens)
             errors["total"] += list(got - due)
             errors["interval"] += list((got - got[0]) - (due - due[0]))
             assert (got >= due).all(), "a token came before its emulated time"
