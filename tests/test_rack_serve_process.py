@@ -1,8 +1,10 @@
 """The real thing: `python -m rack.serve` as a process: signals, ports, what is refused at start."""
 
+import asyncio
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -46,6 +48,12 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         main([*TINY, "--max-queue", "-1"])
     assert caught.value.code == 2
     assert "--max-queue: wanted 0 or more, got -1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*TINY, "--replicas", "0"])
+    assert "--replicas: wanted 1 or more, got 0" in capsys.readouterr().err
+    for flag in ("--limits", "--api-keys"):
+        assert main([*TINY, flag, "/no/such/file"]) == 1
+        assert "error: /no/such/file: wanted a" in capsys.readouterr().err
 
 
 def test_dry_run_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +80,37 @@ def test_too_little_memory(
     assert main([*TINY, "--executor", "fast"]) == 1
     assert "error: executor: fast needs" in capsys.readouterr().err
     assert os.environ.get("LPU_RACK_EXECUTOR") is None
+
+
+@pytest.mark.ray
+def test_two_racks_on_ray_answer_alike(stories260k: Path) -> None:
+    arguments = ("--transport", "ray", "--layout", "1x1", "--replicas", "2")
+    body = {"model": "stories260K", "prompt": "Once upon a time", "temperature": 0}
+
+    async def ask(url: str) -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(timeout=DEADLINE_SECONDS) as client:
+            posts = [client.post(f"{url}/v1/completions", json=body) for _ in range(4)]
+            return [answer.json() for answer in await asyncio.gather(*posts)]
+
+    with server(str(stories260k), *arguments) as running:
+        answers = asyncio.run(ask(running.url))
+        assert len({answer["x_rack"]["data_hash"] for answer in answers}) == 1
+        assert {answer["x_rack"]["replicas"] for answer in answers} == {2}
+        assert running.end(signal.SIGTERM) == 0
+
+
+def test_keys_and_limits_from_files(tmp_path: Path) -> None:
+    keys, limits = tmp_path / "keys", tmp_path / "limits.toml"
+    keys.write_text("alice secret-a\nbob secret-b\n")
+    limits.write_text("[default]\nrequests_per_day = 1\n[keys.bob]\nrequests_per_day = 2\n")
+    body = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
+    with server(*TINY, "--api-keys", str(keys), "--limits", str(limits)) as running:
+        got = [
+            httpx.post(
+                f"{running.url}/v1/completions", json=body, timeout=DEADLINE_SECONDS,
+                headers={"authorization": f"Bearer {key}"},
+            ).status_code
+            for key in ("secret-a", "secret-a", "secret-b", "secret-b", "secret-b", "secret-c")
+        ]  # fmt: skip
+        assert got == [200, 429, 200, 200, 429, 401]
+        assert running.end(signal.SIGTERM) == 0
