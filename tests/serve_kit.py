@@ -153,17 +153,20 @@ def events(body: str) -> list[Any]:
 
 
 async def asgi(
-    app: ASGIApp, method: str, path: str, body: bytes = b"", headers: Sequence[Any] = ()
+    app: ASGIApp, method: str, path: str, body: bytes = b"", *, sent: list[Any] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """Make a request without any client in between; return status, headers and body."""
+    """Make a request without any client in between; return status, headers and body.
+
+    `sent` is filled with the raw messages, also where the application raises.
+    """
+    sent = [] if sent is None else sent
     scope = {
         "type": "http", "method": method, "path": path, "raw_path": path.encode(),
-        "headers": list(headers), "query_string": b"", "root_path": "", "scheme": "http",
+        "headers": [], "query_string": b"", "root_path": "", "scheme": "http",
         "http_version": "1.1", "server": ("rack", 80), "client": ("me", 1),
         "asgi": {"version": "3.0", "spec_version": "2.3"},
     }  # fmt: skip
     messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
-    sent: list[Any] = []
     never = asyncio.Event()
 
     async def receive() -> Any:

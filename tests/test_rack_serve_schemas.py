@@ -8,6 +8,7 @@ import pytest
 from rack.sampler import SamplingParams
 from rack.serve.errors import ApiError
 from rack.serve.neutral import CHAT as NEUTRAL_CHAT
+from rack.serve.neutral import MESSAGE
 from rack.serve.neutral import TEXT as NEUTRAL_TEXT
 from rack.serve.schemas import Parsed, parse_chat, parse_text
 
@@ -108,6 +109,46 @@ def test_refused_by_name(extra: dict[str, Any], param: str, message: str) -> Non
     error = refusal(CHAT | extra)
     assert error.param == param
     assert error.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, '{"type": "object"}'),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "strict": True}},
+            '{"type": "object"}',
+        ),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}, "{}"),
+    ],
+)
+def test_response_format(given: Any, schema: str | None) -> None:
+    assert parsed_chat(response_format=given).params.json_schema == schema
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"type": "xml"}, "response_format.type"),
+        ({"type": "json_schema"}, "response_format"),
+        ({"type": "text", "json_schema": {"name": "x"}}, "response_format"),
+        ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.name"),
+        ("json", "response_format"),
+    ],
+)
+def test_response_format_refused(given: Any, param: str) -> None:
+    assert refusal(CHAT | {"response_format": given}).param == param
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGE))
+def test_neutral_values_in_messages(name: str) -> None:
+    plain = {"role": "user", "content": "hi"}
+    for value in (None, *MESSAGE[name]):
+        assert parsed_chat(messages=[plain | {name: value}]) == parsed_chat()
+    error = refusal(CHAT | {"messages": [plain | {name: "something"}]})
+    assert (error.param, error.code) == (f"messages.0.{name}", "unsupported_parameter")
 
 
 def test_two_prompts_are_refused() -> None:
