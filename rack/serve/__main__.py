@@ -180,6 +180,8 @@ class _Serving:
             if len(self._ready) < self._args.replicas:
                 return
             self._progress.stop()
+            if self._identity.prepared.config.transport == "ray":
+                self._server.catch_again()
             if again:
                 say(f"rack {number} is ready again")
             else:

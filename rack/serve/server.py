@@ -23,6 +23,9 @@ HEAD_BYTES = 64 << 10
 IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that they close first
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Cuts off clients that send or read too slowly, or send a head without end."""
 
@@ -118,11 +121,23 @@ class Server(uvicorn.Server):
         """Stop serving; callable from any thread."""
         self.should_exit = True
 
+    def catch_again(self) -> None:
+        """Take the signals back from a library that has taken them; callable from any thread.
+
+        Ray puts a handler of its own in C in place of ours, which prints a trace and can corrupt
+        the heap when the signal comes in the middle of an allocation.
+        """
+
+        def catch() -> None:
+            for one in _SIGNALS:
+                signal.signal(one, self.handle_exit)
+
+        self._loop.call_soon_threadsafe(catch)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Turn signals into a clean end; uvicorn's own would kill the process with them after."""
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {one: signal.signal(one, self.handle_exit) for one in signals}
+        before = {one: signal.signal(one, self.handle_exit) for one in _SIGNALS}
         try:
             yield
         finally:
@@ -131,6 +146,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._after_startup()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
