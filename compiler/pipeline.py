@@ -24,6 +24,7 @@ from compiler.allocate import (
 )
 from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.graph import Split, build_graph
+from compiler.interval import initiation_cycles
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
@@ -93,6 +94,12 @@ class CompiledModel:
             raise CompilerError(f"context: wanted at most {self.max_model_len}, got {context}")
         size = 1 if decode else next(s for s in sorted(self.prefill_sizes) if s >= rows)
         return self.steps[StepKind(rows=size, bucket=bucket, decode=decode).name]
+
+    def cycles_until(self, name: str, following: str | None) -> int:
+        """Cycles from the base of step `name` to that of the next: of `following` where it may
+        begin before this one has ended, else of whatever comes. Raises KeyError for no step."""
+        step = self.steps[name]
+        return step.cycles if following is None else initiation_cycles(step, self.steps[following])
 
     @property
     def prefill_sizes(self) -> tuple[int, ...]:

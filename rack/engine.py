@@ -34,8 +34,9 @@ class Rack(Protocol):
 
     def reset(self) -> None: ...
     def run_step(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int]
-    ) -> StepResult: ...
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult: ...  # fmt: skip
     def saturated(self) -> int: ...
     def times(self) -> dict[str, float]: ...
     def close(self) -> None: ...
@@ -169,14 +170,13 @@ class Completion:
 
     def _prefill(self) -> None:
         engine, started = self._engine, time.perf_counter()
-        tokens, position = self.prompt_token_ids[:-1], 0
-        while position < len(tokens):
-            rows = min(engine.compiled.prefill_chunk, len(tokens) - position)
-            step = engine.compiled.step(rows, position + rows, decode=False)
-            chunk = tokens[position : position + rows]
-            result = engine.rack.run_step(step.name, range(position, position + rows), chunk)
+        tokens, chunk = self.prompt_token_ids[:-1], engine.compiled.prefill_chunk
+        ends = [*range(chunk, len(tokens), chunk), len(tokens)] if tokens else []
+        spans = list(zip([0, *ends], ends, strict=False))
+        names = [engine.compiled.step(b - a, b, decode=False).name for a, b in spans]
+        for (first, end), name, following in zip(spans, names, [*names[1:], None], strict=False):
+            result = engine.rack.run_step(name, range(first, end), tokens[first:end], following)
             self.prompt_cycles += result.cycles
-            position += rows
         self.wall_prefill_seconds = time.perf_counter() - started
 
     def _decode(self, token: int) -> int:

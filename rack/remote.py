@@ -132,7 +132,10 @@ class RemoteRack:
         self._check_usable()
         self.driver.reset()
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         """Run one step within its deadline.
 
         Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
@@ -142,7 +145,8 @@ class RemoteRack:
         self._step = f"step {name}"
         self._deadline = time.monotonic() + self.step_timeout_s
         try:
-            return self.driver.run_step(self.compiled.steps[name], positions, tokens, self._wait)
+            schedule = self.compiled.steps[name]
+            return self.driver.run_step(schedule, positions, tokens, self._wait, following)
         except BaseException as error:
             self._failed = str(error) or type(error).__name__
             raise

@@ -23,9 +23,12 @@ class TimingRack:
     def reset(self) -> None:
         """Start a request: nothing to forget."""
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         """Return the cycles of a step. Raises KeyError for a step that was not compiled."""
-        return StepResult(cycles=self.compiled.steps[name].cycles)
+        return StepResult(cycles=self.compiled.cycles_until(name, following))
 
     def saturated(self) -> int:
         """No data, so nothing saturates."""

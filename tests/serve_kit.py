@@ -59,7 +59,9 @@ class Steps:
         assert await asyncio.to_thread(wait), "deadline passed"
 
     def around(self, run_step: Callable[..., StepResult]) -> Callable[..., StepResult]:
-        def run(name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+        def run(
+            name: str, positions: Sequence[int], tokens: Sequence[int], following: str | None = None
+        ) -> StepResult:
             if self._permits is not None and not self._permits.acquire(blocking=False):
                 self.waiting.set()
                 assert self._permits.acquire(timeout=DEADLINE_SECONDS), "no permit came"
@@ -67,7 +69,7 @@ class Steps:
             error, self.fail_next = self.fail_next, None
             if error is not None:
                 raise error
-            result = run_step(name, positions, tokens)
+            result = run_step(name, positions, tokens, following)
             with self._changed:
                 self.done += 1
                 self._changed.notify_all()

@@ -89,11 +89,14 @@ class _Meter:
         self.times = inner.times
         self._inner, self._runner, self._pacer = inner, runner, runner.pacer
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         job = self._runner.running
         if job is not None and job.cancelled:
             raise _Cancelled
-        result = self._inner.run_step(name, positions, tokens)
+        result = self._inner.run_step(name, positions, tokens, following)
         self._runner.kv_tokens = positions[-1] + 1
         self._runner.cycles += result.cycles
         self._pacer.advance(result.cycles)
