@@ -23,8 +23,8 @@ PlacedStep = tuple[StepSchedule, int]
 """A step and its base cycle."""
 
 THREADS = 10_000
-"""Chip c is process c + 1 and its threads are (c + 1) x THREADS + 1, ...: viewers take process 0
-and thread 0 for the idle task, and a thread numbered like its process for the main one."""
+"""Chip c is process c, its threads (c + 1) x THREADS + 1, ...: viewers take thread 0 for the idle
+task and a thread numbered like its process for the main one, so no thread is either."""
 
 _SHAPE = ("rows", "k", "n", "hidden", "heads", "kv_heads", "bucket", "vectors", "dtype")
 
@@ -50,8 +50,8 @@ class TraceEvents:
         """Every event, chip after chip, then the host, then the steps as a whole."""
         for node in range(self.host + 1):
             yield from self._node(node)
-        pid = self.host + 2
-        tid = pid * THREADS + 1
+        pid = self.host + 1
+        tid = (pid + 1) * THREADS + 1
         yield from self._process(pid, "steps", "from the step message to the last result")
         yield self._meta(pid, tid, "thread_name", name="step")
         for schedule, base in self.steps:
@@ -62,10 +62,10 @@ class TraceEvents:
     def _node(self, node: int) -> Iterator[Event]:
         programs = [(schedule.programs[node], base) for schedule, base in self.steps]
         tids = self._threads(node, [program for program, _ in programs])
-        yield from self._process(node + 1, *self._names(node))
+        yield from self._process(node, *self._names(node))
         for key, tid in tids.items():
-            yield self._meta(node + 1, tid, "thread_name", name=self._thread_name(key))
-            yield self._meta(node + 1, tid, "thread_sort_index", sort_index=tid)
+            yield self._meta(node, tid, "thread_name", name=self._thread_name(key))
+            yield self._meta(node, tid, "thread_sort_index", sort_index=tid)
         for number, (program, base) in enumerate(programs):
             for operation in program.operations:
                 yield from self._operation(tids, operation, base, number)
@@ -83,7 +83,8 @@ class TraceEvents:
                 holds.append(f"stage {group.index} rank {rank}, {layers}")
             if group.has_head:
                 holds.append("LM head")
-        return f"chip {node}", ", ".join(holds)
+        width = len(str(self.host - 1))  # viewers sort by name
+        return f"chip {node:0{width}}", ", ".join(holds)
 
     def _threads(self, node: int, programs: Sequence[Program]) -> dict[tuple[str, int | str], int]:
         """Thread numbers: units, then outgoing links, then incoming ones."""
@@ -124,7 +125,7 @@ class TraceEvents:
         flow = self._first_flow[number] + operation.args["transfer"]
         yield {
             "ph": "s" if sends else "f", **({} if sends else {"bp": "e"}), "id": flow,
-            "pid": tid // THREADS, "tid": tid, "ts": self.microseconds(start),
+            "pid": tid // THREADS - 1, "tid": tid, "ts": self.microseconds(start),
             "name": operation.name, "cat": "transfer",
         }  # fmt: skip
 
@@ -163,9 +164,9 @@ class TraceEvents:
     # -- events
 
     def _process(self, pid: int, name: str, label: str) -> Iterator[Event]:
-        yield self._meta(pid, pid * THREADS, "process_name", name=name)
-        yield self._meta(pid, pid * THREADS, "process_labels", labels=label)
-        yield self._meta(pid, pid * THREADS, "process_sort_index", sort_index=pid)
+        yield self._meta(pid, (pid + 1) * THREADS, "process_name", name=name)
+        yield self._meta(pid, (pid + 1) * THREADS, "process_labels", labels=label)
+        yield self._meta(pid, (pid + 1) * THREADS, "process_sort_index", sort_index=pid)
 
     @staticmethod
     def _meta(pid: int, tid: int, kind: str, **args: Any) -> Event:
@@ -179,16 +180,14 @@ class TraceEvents:
         # In nanoseconds, so that begin + duration is the neighbour's begin to the last digit.
         width = end * 10**9 // self.clock_hz - start * 10**9 // self.clock_hz
         return {
-            "ph": "X", "pid": tid // THREADS, "tid": tid, "ts": begin, "dur": width / 1000,
+            "ph": "X", "pid": tid // THREADS - 1, "tid": tid, "ts": begin, "dur": width / 1000,
             "name": name, "cat": cat,
             "args": {"start_cycle": start, "cycles": end - start, **(args or {})},
         }  # fmt: skip
 
     def _counter(self, node: int, name: str, cycle: int, **series: int) -> Event:
-        pid, at = node + 1, self.microseconds(cycle)
-        return {
-            "ph": "C", "pid": pid, "tid": pid * THREADS, "ts": at, "name": name, "args": series,
-        }  # fmt: skip
+        tid, at = (node + 1) * THREADS, self.microseconds(cycle)
+        return {"ph": "C", "pid": node, "tid": tid, "ts": at, "name": name, "args": series}
 
 
 def _own_units(operation: Operation) -> tuple[str, ...]:

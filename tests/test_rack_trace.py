@@ -42,8 +42,7 @@ def check_format(events: Sequence[Event]) -> None:
     named: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for event in events:
         assert set(event) == REQUIRED[event["ph"]] | {"ph", "pid", "tid"}, event
-        assert event["pid"] > 0
-        assert event["tid"] >= event["pid"] * THREADS
+        assert event["tid"] // THREADS == event["pid"] + 1 > 0
         assert isinstance(event["name"], str)
         assert event["name"]
         for time in (event.get("ts", 0), event.get("dur", 0)):
@@ -75,7 +74,7 @@ def check_flows(events: Sequence[Event], steps: Sequence[PlacedStep], model: Com
     assert len(arrows) == len(transfers)
     for number, (transfer, base) in enumerate(transfers):
         start, finish = arrows[number]["s"], arrows[number]["f"]
-        assert (start["pid"], finish["pid"]) == (transfer.src + 1, transfer.dst + 1)
+        assert (start["pid"], finish["pid"]) == (transfer.src, transfer.dst)
         assert start["ts"] < finish["ts"]
         out = slices[start["tid"], start["ts"], transfer.name]
         into = slices[finish["tid"], finish["ts"], transfer.name]
@@ -137,11 +136,11 @@ def check_counters(events: Sequence[Event], model: CompiledModel) -> None:
         assert before is None or before["ts"] < event["ts"] or before["args"] != event["args"]
         last[event["pid"], event["name"]] = event
         if event["name"] == "SRAM bytes":
-            memory = model.memories[event["pid"] - 1]
+            memory = model.memories[event["pid"]]
             assert event["args"]["constants"] == memory.constant_bytes
             assert event["args"]["live_buffers"] <= memory.buffer_bytes
     assert {pid for pid, name in last if name == "SRAM bytes"} == {
-        memory.chip + 1 for memory in model.memories
+        memory.chip for memory in model.memories
     }
     for (_, name), event in last.items():
         for series in ("live_buffers",) if name == "SRAM bytes" else ("sending", "receiving"):
