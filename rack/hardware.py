@@ -30,11 +30,15 @@ class Cabling(StrEnum):
 
 
 class Sourced(NamedTuple):
-    """A value of a profile and where it comes from; `grade` is "assumption" for one of ours."""
+    """A value of a profile and where it comes from; `grade` is "assumption" for one of ours.
+
+    `fitted` names the published figure that the value was chosen to meet; "" when there is none.
+    """
 
     value: int | str
     grade: str
     source: str
+    fitted: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

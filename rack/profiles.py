@@ -3,7 +3,8 @@
 A file has `name`, optionally `inherits` (a shipped profile's name, or a path beside the file), and
 the tables chip, system, link and host. Every value in them is an inline table that says where it
 comes from: `{ value = 4, grade = "A", source = "..." }` or `{ value = 4, source = "assumption:
-..." }`; a value without is refused. So are an unknown key, and a key of the file's own that the
+..." }`; a value without is refused. `fitted = "..."` names the published figure that a value was
+chosen to meet. So are an unknown key, and a key of the file's own that the
 chosen `system.cabling` or `link.rate` does not use (an inherited one is passed over).
 """
 
@@ -131,12 +132,16 @@ def _entry(file: str, key: str, content: object) -> Sourced:
     shape = '{ value, grade, source } or { value, source = "assumption: ..." }'
     if not isinstance(content, dict) or not {"value", "source"} <= set(content):
         raise ProfileError(file=file, key=key, wanted=shape, got=repr(content))
-    if extra := sorted(set(content) - {"value", "grade", "source"}):
+    if extra := sorted(set(content) - {"value", "grade", "source", "fitted"}):
         raise ProfileError(file=file, key=key, wanted=shape, got=f"also {', '.join(extra)}")
     value, source, grade = content["value"], content["source"], content.get("grade")
     _check_value(file, key, value)
     if not isinstance(source, str) or not source.removeprefix("assumption:").strip():
         raise ProfileError(file=file, key=key, wanted="a source in words", got=repr(source))
+    fitted = content.get("fitted", "")
+    if not isinstance(fitted, str) or ("fitted" in content and not fitted.strip()):
+        wanted = "the figure it was fitted to, in words"
+        raise ProfileError(file=file, key=key, wanted=wanted, got=repr(fitted))
     assumed = source.startswith("assumption:")
     if assumed and grade is not None:
         raise ProfileError(file=file, key=key, wanted="no grade on an assumption", got=repr(grade))
@@ -144,7 +149,7 @@ def _entry(file: str, key: str, content: object) -> Sourced:
         wanted = f"a grade ({', '.join(GRADES)}) or a source that starts with 'assumption:'"
         got = "neither" if grade is None else repr(grade)
         raise ProfileError(file=file, key=key, wanted=wanted, got=got)
-    return Sourced(value, grade or "assumption", source)
+    return Sourced(value, grade or "assumption", source, fitted)
 
 
 def _check_value(file: str, key: str, value: object) -> None:

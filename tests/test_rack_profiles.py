@@ -102,7 +102,7 @@ def test_places() -> None:
 
 def test_every_number_has_its_source() -> None:
     for hardware in (GROQ, LESSON):
-        for key, (value, grade, source) in hardware.sources.items():
+        for key, (value, grade, source, _) in hardware.sources.items():
             assert value is not None, key
             assert source, key
             assert (grade == "assumption") == source.startswith("assumption:"), key
@@ -111,6 +111,7 @@ def test_every_number_has_its_source() -> None:
         key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
     }
     assert GROQ.sources["link.latency_cycles"].grade == "B"
+    assert GROQ.sources["chip.forward_cycles"].fitted == "722 ns a hop"
     assert "link.lanes" not in LESSON.sources  # inherited, but not used
     assert "link.rack_bps" not in GROQ.sources
 
@@ -182,6 +183,12 @@ FIT = "numbers that fit together"
             "chip.lanes",
             SHAPE,
             "also note",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, {SOURCED}, fitted = " " }}',
+            "chip.lanes",
+            "the figure it was fitted to, in words",
+            "' '",
         ),
         (
             f'{HEAD}[chip]\nlanes = {{ value = 320, source = "a page" }}',
