@@ -32,7 +32,7 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> 
         (src, dst): LinkUse(
             id=number, name=f"C2C {src}->{dst}", src=src, dst=dst,
             slot_cycles=spec.slot_cycles(clock), latency_cycles=spec.latency_cycles,
-            rx_window_cycles=spec.rx_window_cycles, is_host=False,
+            rx_window_cycles=0, is_host=False,
         )
         for number, (src, dst) in enumerate(hops)
     }  # fmt: skip

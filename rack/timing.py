@@ -1,13 +1,15 @@
 """The timing executor: answers every step from its schedule, with no data and no chips.
 
 Tokens are then drawn by the engine from a seeded generator, and every answer is marked as such.
+Where the machine's clocks drift, every step is played on them too (rack/drift.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from compiler.pipeline import CompiledModel
+from rack.drift import DriftingClocks
 from rack.driver import StepResult
 
 
@@ -17,15 +19,27 @@ class TimingRack:
     transport = "none"
     executor = "timing"
 
-    def __init__(self, compiled: CompiledModel) -> None:
+    def __init__(self, compiled: CompiledModel, drifts: Mapping[int, int] | None = None) -> None:
         self.compiled = compiled
+        strays = compiled.network.clock.strays
+        self._clocks = DriftingClocks(compiled, drifts) if strays else None
+        self._now = 0
 
     def reset(self) -> None:
-        """Start a request: nothing to forget."""
+        """Start a request at cycle 0."""
+        self._now = 0
 
     def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
         """Return the cycles of a step. Raises KeyError for a step that was not compiled."""
-        return StepResult(cycles=self.compiled.steps[name].cycles)
+        return StepResult(cycles=self.run_steps(name, 1))
+
+    def run_steps(self, name: str, count: int) -> int:
+        """Run a step `count` times; returns the cycles of all. Raises as `DriftingClocks.run`."""
+        schedule, begin = self.compiled.steps[name], self._now
+        self._now += count * schedule.cycles
+        if self._clocks is not None:
+            self._clocks.run(schedule, begin, count)
+        return count * schedule.cycles
 
     def saturated(self) -> int:
         """No data, so nothing saturates."""

@@ -26,6 +26,9 @@ THREADS = 10_000
 """Chip c is process c, its threads (c + 1) x THREADS + 1, ...: viewers take thread 0 for the idle
 task and a thread numbered like its process for the main one, so no thread is either."""
 
+REALIGNS = "ICU"
+"""The thread that shows when a chip stops for its counter: its instruction control units stall."""
+
 _SHAPE = ("rows", "k", "n", "hidden", "heads", "kv_heads", "bucket", "vectors", "dtype")
 
 
@@ -69,6 +72,9 @@ class TraceEvents:
         for number, (program, base) in enumerate(programs):
             for operation in program.operations:
                 yield from self._operation(tids, operation, base, number)
+            for begin, end in program.realign:
+                tid = tids["unit", REALIGNS]
+                yield self._slice(tid, "RUNTIME_DESKEW", base + begin, base + end, "exchange")
         yield from self._link_counter(node, programs)
         if node < self.host:
             yield from self._sram_counter(self.compiled.memories[node], programs)
@@ -93,6 +99,7 @@ class TraceEvents:
             units = {unit for definition in DEFINITIONS.values() for unit in definition.units}
             for program in programs:
                 units |= {u for o in program.operations for u in _own_units(o)}
+                units |= {REALIGNS} if program.realign else set()
         keys: list[tuple[str, int | str]] = [("unit", unit) for unit in sorted(units)]
         keys += [("out", link.id) for link in self.links if link.src == node]
         keys += [("in", link.id) for link in self.links if link.dst == node]

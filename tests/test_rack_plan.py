@@ -15,7 +15,7 @@ from rack.plan import main
 KEYS = {
     "model", "weights", "dtype", "hardware", "hardware_digest", "layout", "chips", "racks",
     "max_model_len", "prefill_chunk", "buckets", "sram_bytes_per_chip", "decode",
-    "config", "notices", "code",
+    "config", "notices", "code", "synchronisation",
 }  # fmt: skip
 DECODE = {
     "step", "cycles", "microseconds", "tokens_per_second", "parts", "roofline_cycles",
