@@ -190,7 +190,7 @@ def rate_rows(hardware: Hardware) -> list[Row]:
         )  # fmt: skip
         cycles = compiled.step(1, CONTEXT, decode=True).cycles
         figure = f"{model}, int8, context {CONTEXT}, {compiled.layout.chips} chips ({layout})"
-        keys = ("chip.*", "link.*", "host.*", "system.*")
+        keys = ("chip.*", "link.*", "clock.*", "host.*", "system.*")
         source = "API responses 2024-2025; chips, batch and configured rates unknown"
         out.append(
             _row("rate", figure, "tok/s", band, "A", source, hardware.chip.clock_hz / cycles, keys)

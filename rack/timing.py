@@ -23,11 +23,11 @@ class TimingRack:
         self.compiled = compiled
         strays = compiled.network.clock.strays
         self._clocks = DriftingClocks(compiled, drifts) if strays else None
-        self._now = 0
+        self.now = 0  # where the next step begins
 
     def reset(self) -> None:
         """Start a request at cycle 0."""
-        self._now = 0
+        self.now = 0
 
     def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
         """Return the cycles of a step. Raises KeyError for a step that was not compiled."""
@@ -35,8 +35,8 @@ class TimingRack:
 
     def run_steps(self, name: str, count: int) -> int:
         """Run a step `count` times; returns the cycles of all. Raises as `DriftingClocks.run`."""
-        schedule, begin = self.compiled.steps[name], self._now
-        self._now += count * schedule.cycles
+        schedule, begin = self.compiled.steps[name], self.now
+        self.now += count * schedule.cycles
         if self._clocks is not None:
             self._clocks.run(schedule, begin, count)
         return count * schedule.cycles

@@ -111,13 +111,10 @@ class _Recorder(TimingRack):
     def __init__(self, prepared: Prepared) -> None:
         super().__init__(prepared.compiled)
         self.steps: list[PlacedStep] = []
-        self._now = 0
 
     def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
-        result = super().run_step(name, positions, tokens)
-        self.steps.append((self.compiled.steps[name], self._now))
-        self._now += result.cycles
-        return result
+        self.steps.append((self.compiled.steps[name], self.now))
+        return super().run_step(name, positions, tokens)
 
 
 def request_steps(prepared: Prepared, prompt_tokens: int, max_tokens: int) -> list[PlacedStep]:
