@@ -77,12 +77,18 @@ def _passes(send: Operation, before: Operation) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What one chip does in one step. `rows` is the step's row capacity."""
+    """What one chip does in one step. `rows` is the step's row capacity.
+
+    A step begins with all chips' SACs equal (DESKEW in the first, RUNTIME_DESKEW in those after).
+    `realign` has the spans (from, to) in which the chip does nothing, because a RUNTIME_DESKEW of
+    that length sets its SAC to the HAC again.
+    """
 
     chip: int
     step: str  # "decode/512", "prefill16/512"
     rows: int
     operations: tuple[Operation, ...]
+    realign: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         head = f"chip {self.chip} step {self.step} rows {self.rows}"

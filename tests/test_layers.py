@@ -19,9 +19,10 @@ COMPILER_MAY_IMPORT = {
     *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv"),
     *("chip.quant", "chip.synthetic"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
+    "interconnect.clock",
 }
 VERIFIER = (
-    *("compiler.verify", "compiler.verify_accesses"),
+    *("compiler.verify", "compiler.verify_accesses", "compiler.verify_clock"),
     *("compiler.verify_memory", "compiler.verify_sources"),
 )
 VERIFIER_MAY_IMPORT = {"compiler.errors", "compiler.ir", *VERIFIER}
