@@ -8,7 +8,7 @@ A write may not fall on constants, on another layer's cache, or under a read tha
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from chip.operations import Opcode, Region
@@ -64,10 +64,7 @@ def _check_node(node: Node, nodes: Sequence[Node], links: Sequence[LinkUse]) -> 
     _check_tensors(node, list(tensors.values()))
     for accesses in node.writes.values():
         accesses.sort(key=lambda access: (access.end, access.start))
-    near = {
-        region: [other for other in node.writes if _overlap(region, other)]
-        for region in {*node.writes, *(region for region, _ in node.reads)}
-    }
+    near = _near(node)
     _check_writers(node, near, tensors)
     for region, access in node.reads:
         if access.operand in CONSTANTS or access.operand == "kv":
@@ -81,6 +78,20 @@ def _check_node(node: Node, nodes: Sequence[Node], links: Sequence[LinkUse]) -> 
             _check_sources(node, region, access, found)
             if "shares" in access.operation.args and access.operand == "src":
                 _check_segments(access, found, nodes, links)
+
+
+def _near(node: Node) -> dict[Region, list[Region]]:
+    """Return, for every region that is used (constants apart), the written regions it overlaps."""
+    written = sorted(node.writes)
+    starts = [address for address, _ in written]
+    longest = max((size for _, size in written), default=0)
+    read = {region for region, access in node.reads if access.operand not in CONSTANTS}
+    near = {}
+    for address, size in {*written, *read}:
+        first = bisect_right(starts, address - longest)
+        last = bisect_left(starts, address + size)
+        near[address, size] = [r for r in written[first:last] if r[0] + r[1] > address]
+    return near
 
 
 def _check_tensors(node: Node, tensors: list[Tensor]) -> None:
@@ -112,13 +123,16 @@ def _check_writers(
     node: Node, near: dict[Region, list[Region]], tensors: dict[str, Tensor]
 ) -> None:
     """Nobody writes over constants; two writers may not touch the same bytes at the same time."""
+    apart = sorted(tensors.values(), key=lambda tensor: tensor.address)
+    ends = [tensor.address + tensor.size for tensor in apart]
     for region, accesses in node.writes.items():
         others = [access for access in accesses if access.operand != "kv"]
         for access in accesses:
             if access.operand == "kv":
                 _check_own(node, region, access, tensors)
-        for tensor in tensors.values() if others else ():
-            if _overlap(region, (tensor.address, tensor.size)):
+        if others and (place := bisect_right(ends, region[0])) < len(ends):
+            tensor = apart[place]
+            if tensor.address < region[0] + region[1]:
                 raise ScheduleError(
                     f"{node.label}: write by {others[0].operation.name} "
                     f"({others[0].operation.opcode}) overlaps live SRAM of {tensor.name}"
