@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -29,6 +30,7 @@ from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
 from compiler.network import Network, build_network
+from compiler.parallel import run_checks
 from compiler.partition import Partition, partition
 from compiler.schedule import Scheduler
 from compiler.steps import StepPlanner
@@ -39,6 +41,7 @@ FORMAT_VERSION = 2
 MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise
 MIN_CHUNK = 16  # the chunk that the default context leaves room for
 FIRST_BUCKET = 256
+WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
 DTYPES = ("int8", "fp16")
 
 
@@ -264,10 +267,11 @@ def compile_model(
         kind.name: schedule_step(split, network, memories, memory, kind, target) for kind in wanted
     }
     if kinds != "estimate":
-        for step in steps.values():
-            verify(
-                [(step, 0)], target.chip, network.links, memories, network.clock, network.sync
-            )  # fmt: skip
+        about = (target.chip, network.links, memories, network.clock, network.sync)
+        run_checks(
+            [partial(verify, [(step, 0)], *about) for step in steps.values()],
+            forked=layout.chips * len(steps) > WORTH_FORKING,
+        )
     compiled = CompiledModel(
         config=config, target_name=target.name, chip=target.chip, layout=layout,
         dtype=options.dtype, max_model_len=memory.context, prefill_chunk=memory.rows[-1],
@@ -310,8 +314,3 @@ def schedule_digest(compiled: CompiledModel) -> str:
             if program.realign:
                 digest.update(msgpack.packb(program.realign))
     return digest.hexdigest()
-
-
-__all__ = [
-    "CapacityError", "CompiledModel", "LayoutError", "Options", "compile_model", "schedule_step",
-]  # fmt: skip
