@@ -23,7 +23,7 @@ from compiler.allocate import (
     bytes_needed,
     chip_classes,
 )
-from compiler.errors import CapacityError, CompilerError, LayoutError
+from compiler.errors import CompilerError
 from compiler.graph import Split, build_graph
 from compiler.interval import initiation_cycles
 from compiler.ir import Memory, StepKind, StepSchedule
