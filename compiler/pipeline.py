@@ -30,7 +30,7 @@ from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
 from compiler.network import Network, build_network
-from compiler.parallel import run_checks
+from compiler.parallel import collector_off, run_checks
 from compiler.partition import Partition, partition
 from compiler.schedule import Scheduler
 from compiler.steps import StepPlanner
@@ -238,6 +238,7 @@ def schedule_step(
     return scheduler.finish(kind, planner.host, target.host_turnaround_cycles)
 
 
+@collector_off()
 def compile_model(
     config: ModelConfig,
     target: Target,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 
 from compiler import parallel
 from compiler.errors import CompilerError, ScheduleError
-from compiler.parallel import run_checks
+from compiler.parallel import collector_off, run_checks
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,15 @@ def test_the_first_error_in_order(forked: bool) -> None:
     checks = [passes, passes, fails("third"), passes, fails("fifth"), fails("sixth")]
     with pytest.raises(ScheduleError, match="third"):
         run_checks(checks, forked=forked)
+
+
+def test_the_collector_is_off_and_on_again() -> None:
+    for was in (True, False):
+        (gc.enable if was else gc.disable)()
+        with collector_off():
+            assert not gc.isenabled()
+        assert gc.isenabled() is was
+    gc.enable()
 
 
 def test_copies_do_the_work() -> None:
