@@ -32,7 +32,7 @@ class Cabling(StrEnum):
 class Sourced(NamedTuple):
     """A value of a profile and where it comes from; `grade` is "assumption" for one of ours."""
 
-    value: int | str
+    value: int | str | list[int]
     grade: str
     source: str
 

@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 50
 
 COMPILER_MAY_IMPORT = {
     *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv"),
-    *("chip.quant", "chip.synthetic"),
+    *("chip.quant", "chip.synthetic", "chip.isa", "chip.issue", "chip.operand", "chip.floorplan"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
 }
 VERIFIER = (
