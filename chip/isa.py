@@ -6,11 +6,11 @@ come from `ChipSpec.delays`. Values move one register a cycle, eastward or westw
 the nearest writer strictly upstream. The 20 tiles' vertical skew is common to all units, so
 `TILES` cycles are added to an operation once and nowhere else.
 
-An operand of 16- or 32-bit values takes 2 or 4 neighbouring streams, whose 320-byte vectors, put
-end to end, are the values as they lie in SRAM ("host order": which byte of a lane travels on which
-stream is a fixed permutation that no unit sees). `lanes` values take ceil(lanes * size / 320)
-streams; units work on 320 lanes, and those at or beyond `lanes` are +0 (assumption: a lane-count
-register in each unit). Which queue issues what: `ISSUED_BY`. HARDWARE.md, The chip; ISCA 2020.
+An operand of 16- or 32-bit values takes up to 2 or 4 vectors on streams of their own (a `Group`),
+which, put end to end, are the values as they lie in SRAM ("host order": which byte of a lane
+travels in which vector is a fixed permutation that no unit sees). `lanes` values take
+ceil(lanes * size / 320) vectors; units work on 320 lanes, and those at or beyond `lanes` are +0
+(assumption: a lane-count register in each unit). HARDWARE.md, The chip; ISCA 2020.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from chip.floorplan import Queue, Role, Unit, plane_of
-from chip.operand import At, Source, Stream
+from chip.operand import At, Group, Source, Stream
 from chip.spec import VECTOR_BYTES
 
 TILES = 20
@@ -34,6 +34,7 @@ class AluOp(StrEnum):
     ADD = "ADD"
     SUB = "SUB"
     MUL = "MUL"
+    OR = "OR"  # of the bits
     EQ = "EQ"  # masks: 1 or 0, i32
     LE = "LE"
     GE = "GE"
@@ -51,10 +52,8 @@ class AluOp(StrEnum):
 
 LARGE_ALUS = frozenset({0, 2, 5, 7, 8, 10, 13, 15})
 LARGE_OPS = frozenset(list(AluOp)[list(AluOp).index(AluOp.MAX) :])
-ARITY = dict.fromkeys(AluOp, 1) | dict.fromkeys(
-    (AluOp.ADD, AluOp.SUB, AluOp.MUL, AluOp.EQ, AluOp.LE, AluOp.GE, AluOp.MAX, AluOp.MIN), 2
-)
-ARITY[AluOp.CHOOSE] = 3
+_BINARY = ["ADD", "SUB", "MUL", "OR", "EQ", "LE", "GE", "MAX", "MIN"]
+ARITY = dict.fromkeys(AluOp, 1) | {AluOp(name): 2 for name in _BINARY} | {AluOp.CHOOSE: 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +108,7 @@ class Alu(Instruction):
     b: Source | None = None
     c: Source | None = None
     lanes: int = VECTOR_BYTES
-    out: Stream | None = None
+    out: Group = ()
 
     @property
     def name(self) -> str:
@@ -173,7 +172,7 @@ class ACC(Instruction):
     first: bool
     step: int = 0
     lanes: int = VECTOR_BYTES
-    out: Stream | None = None
+    out: Group = ()
     half: int | None = None  # None: int8
 
 
@@ -181,8 +180,8 @@ class ACC(Instruction):
 class Lanes(Instruction):
     """Base of SXM instructions: `lanes` values of `item` bytes in, `out_lanes` out."""
 
-    src: Stream
-    dst: Stream
+    src: Group
+    dst: Group
     item: int = 1
     lanes: int = VECTOR_BYTES
     out_lanes: int = VECTOR_BYTES
@@ -204,17 +203,17 @@ class Rotate(Lanes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permute(Lanes):
-    """SXM: result lane l is source lane map[l]; a bijection of the 320 lanes."""
+    """SXM: result lane l is source lane map[l], or zero for None; lanes beyond the map are zero.
 
-    map: tuple[int, ...]
+    assumption: permuter and distributor in one pass, so that a lane may be copied to many.
+    """
+
+    map: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribute(Lanes):
-    """SXM: lane l of a superlane is its lane map[l], or zero for None; one map per superlane.
-
-    `map` has 16 entries for all superlanes, or 320 (lane numbers within the superlane).
-    """
+    """SXM: lane l of every superlane is its lane map[l] of 16, or zero for None."""
 
     map: tuple[int | None, ...]
 
@@ -223,7 +222,7 @@ class Distribute(Lanes):
 class Select(Lanes):
     """SXM: lanes [first, last) of `src`, the others of `other` (same item and lanes)."""
 
-    other: Stream
+    other: Group
     first: int
     last: int
 
@@ -245,18 +244,23 @@ class Transpose(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send(Instruction):
-    """C2C: give a vector to a port; the issue cycle is its departure."""
+    """C2C: give a vector to a port, where it departs `wait` cycles after the issue.
+
+    assumption: a port holds up to 4 waiting vectors each way.
+    """
 
     port: int
     stream: Stream
+    wait: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receive(Instruction):
-    """C2C: put the vector that has arrived at a port, just now, on a stream."""
+    """C2C: put on a stream the vector that arrived at a port `wait` cycles ago."""
 
     port: int
     stream: Stream
+    wait: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

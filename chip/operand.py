@@ -1,4 +1,8 @@
-"""Operands of TSP instructions: streams, what the VXM computes with, and run-time addresses."""
+"""Operands of TSP instructions: streams, what the VXM computes with, and run-time addresses.
+
+assumption: a unit gathers an operand of several vectors over some cycles (beats) and lets a
+result's vectors leave over some cycles, so that one SRAM slice can serve 32-bit values.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,32 @@ ITEM_BYTES = {"i8": 1, "f16": 2, "i32": 4, "f32": 4}
 
 
 class Stream(NamedTuple):
-    """A stream by direction and number; wider operands start there and take the next ones."""
+    """A stream by direction and number."""
 
     eastward: bool
     number: int
 
     def __str__(self) -> str:
         return f"{'E' if self.eastward else 'W'}{self.number}"
+
+
+class Tap(NamedTuple):
+    """One vector of an operand or a result: its stream, and how many cycles after the first."""
+
+    stream: Stream
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.stream}" + (f"@{self.beat}" if self.beat else "")
+
+
+Group = tuple[Tap, ...]
+"""The vectors of one operand or result, in host order."""
+
+
+def group(stream: Stream, count: int) -> Group:
+    """Return `count` neighbouring streams at once."""
+    return tuple(Tap(Stream(stream.eastward, stream.number + i)) for i in range(count))
 
 
 def streams_of(lanes: int, item: int) -> int:
@@ -29,7 +52,7 @@ def streams_of(lanes: int, item: int) -> int:
 class In:
     """A stream operand of type i8, f16, i32 or f32."""
 
-    stream: Stream
+    taps: Group
     dtype: str = "f32"
 
 
