@@ -135,7 +135,7 @@ class LW(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IW(Instruction):
-    """MXM: install the first `columns` of the weight buffer in the array; the rest becomes zero.
+    """MXM: install the weight buffer in the array: `columns` columns, the others become zero.
 
     The buffer is empty afterwards. Holds for activations issued d_func later or after.
     """
@@ -163,7 +163,7 @@ class ACC(Instruction):
     """MXM: add the product that leaves the array to accumulator row `slot`, or start it anew.
 
     `step` rows further an issue; `out` puts the first `lanes` sums on streams, int32 (int8 planes)
-    or fp32. fp16: lane i of a 320-value tile is summed in fp64 into partial i mod 16, and the tile
+    or fp32. Without `product` the row is only put out. fp16: lane i of a 320-value tile is summed in fp64 into partial i mod 16, and the tile
     comes in two halves; `half` 0 starts the partials, `half` 1 ends the tile: tree, one rounding to
     fp32, then the row's sum.
     """
@@ -174,6 +174,7 @@ class ACC(Instruction):
     lanes: int = VECTOR_BYTES
     out: Group = ()
     half: int | None = None  # None: int8
+    product: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Operands of TSP instructions: streams, what the VXM computes with, and run-time addresses.
 
 assumption: a unit gathers an operand of several vectors over some cycles (beats) and lets a
-result's vectors leave over some cycles, so that one SRAM slice can serve 32-bit values.
+result's vectors leave over some cycles, so that one SRAM slice can serve 32-bit values. d_func
+counts from the last operand's last beat.
 """
 
 from __future__ import annotations
