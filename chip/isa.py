@@ -163,9 +163,9 @@ class ACC(Instruction):
     """MXM: add the product that leaves the array to accumulator row `slot`, or start it anew.
 
     `step` rows further an issue; `out` puts the first `lanes` sums on streams, int32 (int8 planes)
-    or fp32. Without `product` the row is only put out. fp16: lane i of a 320-value tile is summed in fp64 into partial i mod 16, and the tile
-    comes in two halves; `half` 0 starts the partials, `half` 1 ends the tile: tree, one rounding to
-    fp32, then the row's sum.
+    or fp32; without `product` the row is only put out. fp16: lane i of a 320-value tile is
+    summed in fp64 into partial i mod 16, and the tile comes in two halves: 0 starts the partials, 1
+    ends the tile (tree, one rounding to fp32) and adds it to the row's sum, or starts that.
     """
 
     slot: int
