@@ -1,0 +1,453 @@
+"""Builds instruction templates: VXM chains, SXM passes and work-memory accesses, each on its cycle.
+
+A block is one pass of work, most often one row. Its cycles are relative; memory operands are
+(operand, vector) and get their slice and stream when addresses are bound (compiler/lower.py), which
+never changes a cycle: both work slices lie one hop from the VXM, and the builder takes the pair of
+them for every access, so a block is free of conflicts wherever its operands lie.
+
+Rules: an access takes a work slice's only port (reads and writes alike); every eighth cycle of
+the ports is left to the C2C; memory reaches the VXM on stream 0 of each direction and the SXM on
+streams 2 and 3, results leave for memory on stream 1, for the SXM on streams 4 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from chip.floorplan import alu, hops, mem, sxm
+from chip.isa import ARITY, LARGE_ALUS, LARGE_OPS, AluOp
+from chip.issue import Delay, delays
+from chip.operand import (
+    ITEM_BYTES,
+    Group,
+    Held,
+    Immediate,
+    In,
+    Lane,
+    Position,
+    Source,
+    Stream,
+    group,
+    streams_of,
+)
+from chip.spec import VECTOR_BYTES, ChipSpec
+
+LANES = VECTOR_BYTES
+C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
+TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 2, 4, 28  # first streams of each traffic
+COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
+EAST, WEST = 1, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """`count` neighbouring vectors of an operand; `vector` is counted from the row's first."""
+
+    operand: str
+    vector: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A stream operand that comes from work memory just in time."""
+
+    ref: Ref
+    dtype: str
+
+
+@dataclass(slots=True)
+class Node:
+    """One ALU instruction. `alu` is chosen when the block is finished, unless it was given."""
+
+    cycle: int
+    op: AluOp
+    sources: tuple[NodeSource, ...]
+    lanes: int
+    done: int  # the cycle at which the result is in the ALU's register, and leaves on a stream
+    out: Ref | Group | None
+    alu: int | None
+    last_use: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The number of the block's row, in every lane, i32: an immediate once the row is known."""
+
+
+class RowMask:
+    """Operands of the comparison that is true in the lane of the block's row."""
+
+    @staticmethod
+    def operands() -> tuple[Lane, Row]:
+        return Lane(), Row()
+
+
+NodeSource = Node | Load | Row | Source
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`ref` read to arrive at a unit, or written as it leaves the VXM: first beat at `cycle`."""
+
+    write: bool
+    ref: Ref
+    cycle: int
+    sxm: int | None = None  # read to the SXM of this hemisphere instead of the VXM
+    stride: int = 1  # cycles between beats
+
+    @property
+    def beats(self) -> range:
+        """Cycles, after the first, at which two more vectors follow."""
+        return range(0, -(-self.ref.count // 2) * self.stride, self.stride)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One SXM permutation, `lanes` values of `item` bytes in; sources in memory are bound later."""
+
+    cycle: int
+    hemisphere: int
+    queue: int
+    map: tuple[int | None, ...] | None  # None: every lane gets the lane of the block's row
+    item: int
+    lanes: int
+    src: Ref | Group
+    dst: Group
+    out_lanes: int = LANES
+
+
+def _c2c_turn(cycle: int) -> bool:
+    return cycle % C2C_TURN == C2C_TURN - 1
+
+
+@dataclass(slots=True)
+class Block:
+    """A block under construction; see the module's text for the rules."""
+
+    spec: ChipSpec
+    nodes: list[Node] = field(default_factory=list)
+    accesses: list[Access] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    pinned: frozenset[int] = frozenset()
+    busy: Callable[[int], bool] = _c2c_turn  # cycles at which the ports are another's
+    stride: int = 1  # cycles between the beats of an operand in memory
+    end: int = 0
+    _taken: set[tuple[object, ...]] = field(default_factory=set)
+    _queues: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def delay(self) -> dict[str, Delay]:
+        return delays(self.spec)
+
+    # -- times
+
+    @property
+    def sxm_hops(self) -> int:
+        """Hops between VXM and SXM."""
+        return hops(alu(0), sxm(EAST, 0), self.spec)
+
+    def _port_cycles(self, access: Access) -> list[tuple[str, int, int]]:
+        """Return the cycles at which an access takes the ports of both work slices."""
+        out: list[tuple[str, int, int]] = []
+        for beat in access.beats:
+            for side in (WEST, EAST):
+                out.append(("port", side, self.issue_cycle(access, side, beat)))
+        return out
+
+    def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
+        """Return an access at this block's distance between beats."""
+        return Access(write, ref, cycle, to, self.stride)
+
+    def issue_cycle(self, access: Access, side: int, beat: int) -> int:
+        """Return the cycle at which the work slice of one side issues one beat of an access."""
+        at = access.cycle + beat
+        if access.write:
+            return at + 1
+        unit = alu(0) if access.sxm is None else sxm(access.sxm, 0)
+        return at - self.delay["READ"].d_func - hops(mem(side, 0), unit, self.spec)
+
+    def _free(self, access: Access) -> bool:
+        ports = self._port_cycles(access)
+        if any(self.busy(cycle) for _, _, cycle in ports):
+            return False
+        if any(port in self._taken for port in ports):
+            return False
+        if not access.write and access.sxm is None:
+            return all(("in0", access.cycle + beat) not in self._taken for beat in access.beats)
+        return True
+
+    def _take(self, access: Access) -> None:
+        self._taken.update(self._port_cycles(access))
+        if not access.write and access.sxm is None:
+            for beat in access.beats:
+                self._taken.add(("in0", access.cycle + beat))
+        self.accesses.append(access)
+        if access.write:
+            commit = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
+            self.end = max(self.end, commit)
+
+    # -- VXM
+
+    def alu(
+        self,
+        op: AluOp,
+        *sources: NodeSource,
+        out: Ref | Group | None = None,
+        lanes: int = LANES,
+        after: int = 0,
+        at: int | None = None,
+        on: int | None = None,
+    ) -> Node:
+        """Place one ALU instruction as early as its operands, ports and `after` allow.
+
+        At most one operand may come from memory. `at` fixes the cycle (operands off the SXM).
+        """
+        assert len(sources) == ARITY[op], (op, len(sources))
+        cycle = max([after, *(s.done for s in sources if isinstance(s, Node))])
+        cycle = cycle if at is None else at
+        beats = [self.access(False, s.ref, 0).beats[-1] for s in sources if isinstance(s, Load)]
+        late = max(beats, default=0)
+        while True:
+            done = cycle + late + self.delay[op.value].d_func
+            loads = dict.fromkeys(s.ref for s in sources if isinstance(s, Load))
+            wanted = [self.access(False, ref, cycle) for ref in loads]
+            if isinstance(out, Ref):
+                wanted.append(self.access(True, out, done))
+            ports = [port for access in wanted for port in self._port_cycles(access)]
+            if all(map(self._free, wanted)) and len(ports) == len(set(ports)):
+                break
+            assert at is None, f"{op}: its ports are taken at {at}"
+            cycle += 1
+        for access in wanted:
+            self._take(access)
+        for source in sources:
+            if isinstance(source, Node):
+                source.last_use = max(source.last_use, cycle)
+        node = Node(cycle, op, sources, lanes, done, out, on, done)
+        self.nodes.append(node)
+        self.end = max(self.end, done)
+        return node
+
+    def twin(self, node: Node, number: int, out: Group) -> None:
+        """Issue the same instruction on another ALU too, so that its result leaves twice."""
+        self.nodes.append(
+            Node(node.cycle, node.op, node.sources, node.lanes, node.done, out, number, node.done)
+        )
+
+    def reserve_inward(self, cycle: int) -> None:
+        """Keep all inward streams free of other traffic that would arrive at a cycle."""
+        self._taken.update({("in0", cycle), ("join", cycle)})
+
+    def initiation(self) -> int:
+        """Return the fewest cycles after which the finished block may run again over itself."""
+        single = [key for key in self._taken if key[0] in ("port", "in0", "join", "out")]
+        period = 1
+        while not self._repeats(period, single):
+            period += 1
+        return period
+
+    def _repeats(self, period: int, single: list[tuple[object, ...]]) -> bool:
+        seen = {(*key[:-1], int(str(key[-1])) % period) for key in single}
+        if len(seen) < len(single):
+            return False
+        issued = {(node.alu, node.cycle % period) for node in self.nodes}
+        if len(issued) < len(self.nodes):
+            return False
+        held: set[tuple[int | None, int]] = set()
+        for node in self.nodes:
+            if node.last_use - node.done >= period:
+                return False
+            for cycle in range(node.done, node.last_use + 1):
+                key = (node.alu, cycle % period)
+                if key in held:
+                    return False
+                held.add(key)
+        passes = {(p.hemisphere, p.queue, p.cycle % period) for p in self.passes}
+        return len(passes) == len(self.passes)
+
+    def register(self, number: int) -> Held:
+        """Return what a pinned ALU's register holds."""
+        return Held(number)
+
+    # -- SXM
+
+    def through_sxm(
+        self, ref: Ref, spread: tuple[int | None, ...] | None, item: int, lanes: int, after: int = 0
+    ) -> tuple[int, In]:
+        """Read `lanes` values from memory through the eastern SXM: (arrival cycle, operand).
+
+        Result lane l is source lane spread[l], zero for None. One at a time may arrive.
+        """
+        back = self.delay["PERMUTE"].d_func + self.sxm_hops
+        at = max(after - back, self.sxm_hops + 8)
+        access = self.access(False, ref, at, EAST)
+        late = access.beats[-1]
+        while not self._free(access) or ("join", at + late + back) in self._taken:
+            at += 1
+            access = self.access(False, ref, at, EAST)
+        self._take(access)
+        arrive = at + late + back
+        self._taken.add(("join", arrive))
+        dst = group(Stream(False, JOINED), streams_of(LANES, item))
+        queue = self.queue(EAST, at)
+        self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))
+        return arrive, In(dst, {2: "f16", 4: "f32"}[item])
+
+    def queue(self, hemisphere: int, cycle: int) -> int:
+        """Take an SXM queue of a hemisphere for one cycle; -1 when all are busy."""
+        used = self._queues.get((hemisphere, cycle), 0)
+        if used >= 14:
+            return -1
+        self._queues[hemisphere, cycle] = used + 1
+        return used
+
+    def copies(
+        self, value: Node, maps: Sequence[tuple[int | None, ...]]
+    ) -> list[tuple[int, Source]]:
+        """Send a value to both SXMs; return each map's copy back at the VXM: (cycle, operand).
+
+        Half of the maps go west, half east, eight of each a cycle, in pairs: copy m and copy
+        m + len(maps) // 2 come in the same cycle.
+        """
+        half = -(-len(maps) // 2)
+        turns = -(-half // COPIES)
+        start = value.done
+        while not self._can_copy(start, turns):
+            start += 1
+        arrive = 0
+        out: list[tuple[int, Source]] = [(0, value)] * len(maps)
+        for turn in range(turns):
+            taps = {side: group(Stream(side == EAST, VXM_TO_SXM), 4) for side in (WEST, EAST)}
+            sent = [self.alu(AluOp.COPY, value, out=taps[s], at=start + turn) for s in (WEST, EAST)]
+            at_sxm = sent[0].done + self.sxm_hops
+            arrive = at_sxm + self.delay["PERMUTE"].d_func + self.sxm_hops
+            for place in range(turn * COPIES, min(half, (turn + 1) * COPIES)):
+                for side, number in ((WEST, place), (EAST, place + half)):
+                    if number >= len(maps):
+                        continue
+                    inward = group(Stream(side == WEST, 4 * (place % COPIES)), 4)
+                    queue = self.queue(side, at_sxm)
+                    self.passes.append(
+                        Pass(at_sxm, side, queue, maps[number], 4, LANES, taps[side], inward)
+                    )
+                    out[number] = (arrive, In(inward, "f32"))
+            self._taken.update({("in0", arrive), ("join", arrive), ("out", start + turn)})
+        return out
+
+    def _can_copy(self, start: int, turns: int) -> bool:
+        delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
+        for turn in range(turns):
+            back = start + turn + delay
+            if {("in0", back), ("join", back), ("out", start + turn)} & self._taken:
+                return False
+        return True
+
+    def tree(self, op: AluOp, value: Node, maps: Sequence[tuple[int | None, ...]]) -> list[Node]:
+        """Return op(copy m, copy m + half) for every m below half of the maps."""
+        half = len(maps) // 2
+        copies = self.copies(value, maps)
+        return [
+            self.alu(op, copies[m][1], copies[m + half][1], at=copies[m][0]) for m in range(half)
+        ]
+
+    def halves(self, op: AluOp, nodes: list[Node], down_to: int = 1) -> list[Node]:
+        """Combine the upper half of the nodes with the lower until `down_to` are left."""
+        while len(nodes) > down_to:
+            half = len(nodes) // 2
+            nodes = [self.alu(op, nodes[m], nodes[m + half]) for m in range(half)]
+        return nodes
+
+    def lane_sum(self, value: Node) -> Node:
+        """Sum the lanes in the fixed order of vmath.lane_sum; every lane gets the sum."""
+        wide = self.tree(AluOp.ADD, value, [_rotate(20 * m) for m in range(16)])
+        (twenty,) = self.halves(AluOp.ADD, wide)
+        five = self.halves(AluOp.ADD, self.tree(AluOp.ADD, twenty, _BROADCASTS), down_to=5)
+        low = self.alu(
+            AluOp.ADD,
+            self.alu(AluOp.ADD, five[0], five[1]),
+            self.alu(AluOp.ADD, five[2], five[3]),
+        )
+        return self.alu(AluOp.ADD, low, five[4])
+
+    def lane_max(self, value: Node, pitch: int = LANES) -> Node:
+        """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
+        short = pitch // 16
+        wide = self.tree(AluOp.MAX, value, [_turn(pitch, short * m) for m in range(16)])
+        (node,) = self.halves(AluOp.MAX, wide)
+        if short == 1:
+            return node
+        maps = [_turn(pitch, m) for m in range(short)]
+        if short % 2:  # a pair has no partner: it meets itself
+            maps.append(maps[-1])
+        nodes = self.tree(AluOp.MAX, node, maps)
+        while len(nodes) > 1:
+            nodes = [
+                self.alu(AluOp.MAX, nodes[m], nodes[min(m + 1, len(nodes) - 1)])
+                for m in range(0, len(nodes), 2)
+            ]
+        return nodes[0]
+
+    # -- the end
+
+    def finish(self) -> Block:
+        """Give every node its ALU. The issue order decides; a register keeps a value to its use."""
+        recent: dict[int, list[Node]] = {number: [] for number in range(self.spec.vxm_alus)}
+        for node in self.nodes:
+            if node.alu is not None:
+                recent[node.alu].append(node)
+        for node in sorted(self.nodes, key=lambda n: (n.cycle, n.done)):
+            if node.alu is None:
+                node.alu = self._alu_for(node, recent)
+                recent[node.alu].append(node)
+        return self
+
+    def _alu_for(self, node: Node, recent: dict[int, list[Node]]) -> int:
+        pool = [n for n in range(self.spec.vxm_alus) if n not in self.pinned]
+        large = [n for n in pool if n in LARGE_ALUS]
+        for number in (
+            large if node.op in LARGE_OPS else [n for n in pool if n not in large] + large
+        ):
+            recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
+            if not any(_clash(node, other) for other in recent[number]):
+                return number
+        raise OverflowError(f"no ALU is free for {node.op} at cycle {node.cycle}")
+
+
+def _clash(a: Node, b: Node) -> bool:
+    """Two instructions cannot share an ALU: same issue, or a result lost before its last use."""
+    return a.cycle == b.cycle or a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
+
+
+def _rotate(amount: int) -> tuple[int, ...]:
+    return tuple((lane + amount) % LANES for lane in range(LANES))
+
+
+def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
+    """Rotate inside segments of `pitch` lanes; lanes beyond the last whole segment are zero."""
+    whole = LANES // pitch * pitch
+    return tuple(lane // pitch * pitch + (lane + amount - lane // pitch * pitch) % pitch
+                 for lane in range(whole))  # fmt: skip
+
+
+_BROADCASTS = [(lane,) * LANES for lane in range(20)]
+
+
+__all__ = [
+    "ITEM_BYTES",
+    "LANES",
+    "Access",
+    "Block",
+    "Held",
+    "Immediate",
+    "In",
+    "Lane",
+    "Load",
+    "Node",
+    "Pass",
+    "Position",
+    "Ref",
+    "replace",
+    "streams_of",
+]  # fmt: skip

@@ -1,0 +1,372 @@
+"""MATMUL: weights stream through the four planes in address order, 64 vectors a cycle.
+
+Columns come in blocks of 320 (chip.quant.tile_weights). Vector v of a weight lies in the slices
+of plane `PLANE_OF_RUN[v // 16 % 4]` (chip/sram.py), so the four planes load a quarter of every
+64 columns each, and up to four blocks share the planes: a group. For each group all K tiles
+follow one another; while a tile multiplies, the next one loads into the weight buffer. An
+accumulator row leaves through the SXM, which puts each plane's columns in their lanes, and the
+VXM, which adds the planes' parts, scales and rounds. assumption: a column of a block whose width
+is not a multiple of 64 may be loaded on another plane in every tile; the VXM's sum makes up for it.
+
+Two paces: "full" loads on all 32 outward streams and leaves gaps for activations; "half" loads on
+16 of them while activations flow beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from chip.floorplan import Role, alu, hops, mem, mxm, sxm
+from chip.isa import ABC, ACC, IW, LW, AluOp, Permute, Read
+from chip.issue import Issue, delays
+from chip.operand import In, Stream, group
+from chip.operations import Args, row_bytes
+from chip.spec import VECTOR_BYTES, ChipSpec, vectors
+from chip.sram import bulk_place
+from chip.templates.builder import LANES, Block, Load, Node, Ref
+from chip.templates.template import Placed, Template, aligned
+
+PLANE_OF_RUN = (0, 2, 1, 3)  # runs of 16 vectors go west, east, west, east
+WINDOW = 64
+RUN = 16
+FEED = 28  # outward stream of activations
+FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
+ARRIVAL = 64  # cycle of a drain block at which the sums come to the VXM; even
+DRAIN = 4  # first inward stream of results: four for each plane of a hemisphere
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """One block: its first output column and width, and the vector its tiles start at."""
+
+    first: int
+    width: int
+    vector: int
+
+    @property
+    def even(self) -> bool:
+        """Whether every plane has the same columns in every tile."""
+        return self.width % WINDOW == 0
+
+    def windows(self, tile: int) -> range:
+        """64-vector windows that a tile lies in."""
+        start = self.vector + tile * self.width
+        return range(start // WINDOW, -(-(start + self.width) // WINDOW))
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnGroup:
+    """Blocks that are in the planes together: `start` is when tile 0 begins to arrive."""
+
+    blocks: tuple[Columns, ...]
+    load: int  # cycles that a tile's load takes
+    period: int  # from tile to tile
+    start: int
+    drain: int  # when row 0's sums leave the accumulators
+    parity: int  # which half of the accumulator rows it has
+    pace: int  # cycles between rows that leave
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a plane in use."""
+        only = self.blocks[0]
+        return only.width if len(self.blocks) == 1 else sum(b.width for b in self.blocks) // 4
+
+
+def blocks_of(n: int, tiles: int) -> list[Columns]:
+    """Cut n columns into blocks of 320."""
+    return [
+        Columns(first, min(LANES, n - first), first * tiles) for first in range(0, n, LANES)
+    ]
+
+
+def groups_of(blocks: list[Columns]) -> list[tuple[Columns, ...]]:
+    """Four full blocks to a group; what is left by itself, a narrow block alone."""
+    full = [block for block in blocks if block.width == LANES]
+    out = [tuple(full[at : at + 4]) for at in range(0, len(full), 4)]
+    return out + [(block,) for block in blocks if block.width < LANES]
+
+
+class Product:
+    """The timeline of one product: when tiles load, rows are fed, and sums leave."""
+
+    def __init__(self, a: Args, spec: ChipSpec) -> None:
+        self.a, self.spec, self.delay = a, spec, delays(spec)
+        self.rows, self.tiles = int(a["rows"]), vectors(a["k"])
+        self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
+        self.acc_rows = min(2 * self.rows, spec.mxm_accumulator_rows)
+        # from the Read of an activation to its arrival at the planes
+        self.feed_delay = self.delay["READ"].d_func + 1 + self.delay["COPY"].d_func + self.to_mxm
+        self.groups: list[ColumnGroup] = []
+        self.drains: list[Placed] = []
+        self._blocks: dict[object, tuple[Block, int]] = {}
+        self._lay_out()
+
+    # -- when things happen
+
+    def _pace(self, load: int) -> tuple[int, int]:
+        """Return (cycles of a load, period of a tile): full or half, whichever is shorter."""
+        if self.rows == 1:
+            return load, max(load + 1, 4)
+        load += load % 2
+        full, half = load + 2 * self.rows, max(2 * load, 2 * self.rows) + 2
+        return (load, full) if full <= half else (2 * load, half)
+
+    def fed(self, g: ColumnGroup, tile: int) -> int:
+        """Return when row 0 of a tile arrives at the planes; the other rows every 2 cycles."""
+        return g.start + tile * g.period + g.load
+
+    def multiplied(self, g: ColumnGroup, tile: int) -> int:
+        """Return when row 0's product of a tile is added up."""
+        return self.fed(g, tile) + (2 if self.rows == 1 else 3) + self.delay["ABC"].d_func
+
+    def _lay_out(self) -> None:
+        """Place the groups one after another, each as early as the ones before leave room."""
+        first = self.delay["READ"].d_func + self.to_mxm
+        at, drained = first + first % 2, [0, 0]
+        for number, blocks in enumerate(groups_of(blocks_of(self.a["n"], self.tiles))):
+            load = sum(max(len(b.windows(t)) for t in range(self.tiles)) for b in blocks)
+            load, period = self._pace(load)
+            block, pace = self._drain(blocks, None)
+            at = max(at, drained[0])  # its accumulator rows are those of the group before last
+            g = ColumnGroup(blocks, load, period, at, 0, number % 2, pace)
+            summed = self.multiplied(g, self.tiles - 1) + self.delay["ACC"].d_func
+            drain = max(summed + summed % 2, drained[1])
+            g = replace(g, drain=drain)
+            self.groups.append(g)
+            at += self.tiles * period
+            at += at % 2 if self.rows > 1 else 0
+            drained = [drained[1], drain + pace * (self.rows - 1) + aligned(block.end)]
+        self._place_drains()
+
+    def _place_drains(self) -> None:
+        feeds = {
+            self.fed(g, t) - self.feed_delay
+            for g in (self.groups if self.rows == 1 else ()) for t in range(self.tiles)
+        }  # fmt: skip
+        sums = {
+            self.multiplied(g, t)
+            for g in (self.groups if self.rows == 1 else ()) for t in range(self.tiles)
+        }  # fmt: skip
+        for number, g in enumerate(self.groups):
+            while self.rows == 1 and g.drain in sums:
+                g = replace(g, drain=g.drain + 1)
+            self.groups[number] = g
+            start = g.drain + self._drain_delay(g) - ARRIVAL
+            near = None
+            if self.rows == 1:
+                near = frozenset(c - start for c in feeds if -64 <= c - start < 400)
+            block, pace = self._drain(g.blocks, near)
+            column = g.blocks[0].first
+            item = 4 if self.a["out"] == "f32" else 2
+            shift = {"sw": column * 4 // VECTOR_BYTES, "y": column * item // VECTOR_BYTES}
+            self.drains.append(
+                Placed(block=block, start=start, n=self.rows, period=g.pace, shift=shift)
+            )
+
+    def _drain_delay(self, g: ColumnGroup) -> int:
+        """Cycles from a drain's issue to its arrival at the VXM."""
+        through = self.delay["PERMUTE"].d_func if len(g.blocks) > 1 else 0
+        return self.delay["ACC"].d_func + through + self.to_mxm
+
+    # -- the VXM's part
+
+    def _drain(
+        self, blocks: tuple[Columns, ...], near: frozenset[int] | None
+    ) -> tuple[Block, int]:
+        """Return the block that takes one row of a group's sums, and the pace of its rows.
+
+        `near`: cycles of the block at which the port is wanted by activations (one row); with
+        more rows those have the even cycles.
+        """
+        key = (tuple(block.width for block in blocks), near)
+        if key not in self._blocks:
+            busy = _even if self.rows > 1 else (near or frozenset()).__contains__
+            block = self._drain_block([b.width for b in blocks], busy).finish()
+            pace = block.initiation()
+            self._blocks[key] = block, pace + pace % 2
+        return self._blocks[key]
+
+    def _drain_block(self, widths: list[int], busy: Callable[[int], bool]) -> Block:
+        b = Block(
+            self.spec, pinned=frozenset(FEEDERS), busy=busy, stride=1 if self.rows == 1 else 2
+        )
+        scale: Node | None = None
+        if self.a["dtype"] == "int8":
+            ref = Ref("s", 0, vectors(self.rows * 4))
+            at, operand = b.through_sxm(ref, None, 4, self.rows)
+            scale = b.alu(AluOp.COPY, operand, at=at)
+            assert at < ARRIVAL
+        b.reserve_inward(ARRIVAL)
+        sums = []
+        for j, width in enumerate(widths):
+            parts = [
+                b.alu(AluOp.ADD, *(self._part(len(widths), 2 * h + q, j, width) for h in (0, 1)),
+                      at=ARRIVAL, lanes=width)
+                for q in (0, 1)
+            ]  # fmt: skip
+            sums.append(b.alu(AluOp.ADD, *parts, lanes=width))
+        for j, (total, width) in enumerate(zip(sums, widths, strict=True)):
+            y = b.alu(AluOp.CVT_F32, total, lanes=width)
+            assert scale is not None
+            y = b.alu(AluOp.MUL, y, scale, lanes=width)
+            sw = Load(Ref("sw", 4 * j, vectors(width * 4)), "f32")
+            item = 4 if self.a["out"] == "f32" else 2
+            out = Ref("y", item * j, vectors(width * item))
+            if item == 4:
+                b.alu(AluOp.MUL, y, sw, lanes=width, out=out)
+            else:
+                y = b.alu(AluOp.MUL, y, sw, lanes=width)
+                b.alu(AluOp.CVT_F16, y, lanes=width, out=out)
+        return b
+
+    @staticmethod
+    def _part(blocks: int, plane: int, j: int, width: int) -> In:
+        """Return where one plane's part of block j comes from."""
+        first = 16 * (plane % 2) + 4 * j if blocks > 1 else DRAIN + 4 * (plane % 2)
+        return In(group(Stream(plane < 2, first), vectors(width * 4)), "i32")
+
+    # -- the MXM's part
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Yield weight reads, loads, installs, activations, sums and their way out."""
+        for g in self.groups:
+            for tile in range(self.tiles):
+                yield from self._load(g, tile, base("w"))
+                yield from self._multiply(g, tile)
+            for row in range(self.rows):
+                yield from self._leave(g, row)
+
+    def _load(self, g: ColumnGroup, tile: int, base: int) -> Iterator[Issue]:
+        at = g.start + tile * g.period
+        half = g.load > sum(len(b.windows(tile)) for b in g.blocks) + 1
+        for j, block in enumerate(g.blocks):
+            start = block.vector + tile * block.width
+            for number, window in enumerate(block.windows(tile)):
+                for run in range(WINDOW // RUN):
+                    plane = PLANE_OF_RUN[run]
+                    first = max(start, window * WINDOW + run * RUN)
+                    stop = min(start + block.width, window * WINDOW + (run + 1) * RUN)
+                    if first >= stop:
+                        continue
+                    cycle = at + (2 * number + plane % 2 if half else number)
+                    lane = (0 if half else RUN * (plane % 2)) + first % RUN
+                    column = first - start
+                    if len(g.blocks) > 1:
+                        column = LANES // 4 * j + RUN * number
+                    yield from self._run(base + first, stop - first, plane, cycle, lane, column)
+            at += (2 if half else 1) * len(block.windows(tile))
+
+    def _run(
+        self, vector: int, count: int, plane: int, cycle: int, lane: int, column: int
+    ) -> Iterator[Issue]:
+        """Read `count` vectors of one plane and load them as columns."""
+        away = plane >= 2
+        load = mxm(plane, Role.LOAD)
+        for n in range(count):
+            side, index, word = bulk_place(self.spec, vector + n)
+            assert side == plane // 2
+            queue = mem(side, index)
+            issue = cycle - self.delay["READ"].d_func - hops(queue, load, self.spec)
+            yield Issue(queue, issue, Read(address=word, stream=Stream(away, lane + n)))
+        yield Issue(load, cycle, LW(stream=Stream(away, lane), count=count, column=column))
+
+    def _multiply(self, g: ColumnGroup, tile: int) -> Iterator[Issue]:
+        fed, late = self.fed(g, tile), 2 if self.rows == 1 else 3
+        out = self.multiplied(g, tile)
+        half = g.parity * self.rows
+        for plane in range(4):
+            feed, acc = mxm(plane, Role.FEED), mxm(plane, Role.DRAIN)
+            columns = self._columns(g, tile, plane)
+            yield Issue(feed, fed + 1, IW(columns=columns))
+            for row in range(self.rows):
+                at, slot = fed + 2 * row, row % 8
+                yield Issue(feed, at, ABC(stream=Stream(plane >= 2, FEED), slot=slot))
+                yield Issue(feed, at + late, ABC(slot=slot))
+                yield Issue(acc, out + 2 * row, ACC(slot=half + row, first=tile == 0))
+
+    @staticmethod
+    def _columns(g: ColumnGroup, tile: int, plane: int) -> int:
+        """Count the columns that one plane gets of a tile."""
+        run, total = PLANE_OF_RUN.index(plane), 0
+        for block in g.blocks:
+            start = block.vector + tile * block.width
+            for window in block.windows(tile):
+                first = max(start, window * WINDOW + run * RUN)
+                total += max(0, min(start + block.width, window * WINDOW + (run + 1) * RUN) - first)
+        return total
+
+    def _leave(self, g: ColumnGroup, row: int) -> Iterator[Issue]:
+        """One row's sums: out of the accumulators, into their lanes, to the VXM."""
+        at = g.drain + row * g.pace
+        for plane in range(4):
+            inward = Stream(plane < 2, DRAIN + 4 * (plane % 2))
+            out = group(inward, vectors(g.lanes * 4))
+            acc = ACC(
+                slot=g.parity * self.rows + row, first=False, lanes=g.lanes, out=out, product=False
+            )
+            yield Issue(mxm(plane, Role.DRAIN), at, acc)
+            for j, block in enumerate(g.blocks if len(g.blocks) > 1 else ()):
+                part = self._part(len(g.blocks), plane, j, block.width)
+                turn = Permute(
+                    src=out, dst=part.taps, item=4, lanes=g.lanes, out_lanes=block.width,
+                    map=_spread(PLANE_OF_RUN.index(plane), j),
+                )  # fmt: skip
+                queue = sxm(plane // 2, 4 * (plane % 2) + j)
+                yield Issue(queue, at + self.delay["ACC"].d_func + 1, turn)
+
+    def feeds(self) -> list[Placed]:
+        """Return the activations' way: work memory, VXM, both sides' planes."""
+        block = Block(self.spec, busy=_never)
+        x = Load(Ref("x", 0, 1), "i8")
+        at = self.delay["READ"].d_func + 1
+        for side, number in enumerate(FEEDERS):
+            b_out = group(Stream(side == 1, FEED), 1)
+            node = block.alu(AluOp.COPY, x, at=at, on=number, out=b_out) if not side else None
+            if node is None:
+                block.twin(block.nodes[0], number, b_out)
+        block.finish()
+        return [
+            Placed(block=block, start=self.fed(g, t) - self.feed_delay, n=self.rows, period=2,
+                   shift={"x": t})
+            for g in self.groups for t in range(self.tiles)
+        ]  # fmt: skip
+
+
+def _even(cycle: int) -> bool:
+    return cycle % 2 == 0
+
+
+def _never(cycle: int) -> bool:
+    return False
+
+
+@lru_cache(maxsize=16)
+def _spread(run: int, j: int) -> tuple[int | None, ...]:
+    """Lanes of block j's columns on a plane: window i of it is at 80 j + 16 i, for 64 i + 16 run."""
+    spread: list[int | None] = [None] * LANES
+    for lane in range(LANES // 4):
+        spread[lane // RUN * WINDOW + run * RUN + lane % RUN] = LANES // 4 * j + lane
+    return tuple(spread)
+
+
+def matmul(a: Args, spec: ChipSpec) -> Template:
+    """x . w, scaled, fp32 or fp16."""
+    product = Product(a, spec)
+    placed = (*product.feeds(), *product.drains)
+    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
+    first = min(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains[:1])
+    fed = placed[0].start
+    return Template(
+        placed=placed,
+        cycles=end,
+        row_vectors={
+            "x": row_bytes(a["k"], 1) // VECTOR_BYTES, "s": 0, "sw": 0,
+            "y": row_bytes(a["n"], 4 if a["out"] == "f32" else 2) // VECTOR_BYTES,
+        },
+        needed={"x": (fed, fed), "s": (fed, fed)},
+        stream_cycles=end - first,
+        streams=(product,),
+    )  # fmt: skip
