@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from chip.chip import Chip, ChipLink, Departure, Watch
 from chip.kernels import load as load_kernels
 from chip.program import Program
 from chip.quant import write_tiles
+from chip.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
 from compiler.graph import Kind
@@ -53,6 +55,7 @@ class ChipJob:
     host: int
     used_bytes: int  # of SRAM: weights, cache, buffers
     images: Images | None = None  # read the constants from here instead of the weights
+    executor: str = "fast"  # or "reference"
 
 
 def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
@@ -76,8 +79,9 @@ def programs_of(compiled: CompiledModel, node: int) -> tuple[Program, ...]:
 
 
 def chip_job(
-    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None
-) -> ChipJob:
+    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None,
+    executor: str = "fast",
+) -> ChipJob:  # fmt: skip
     """Cut one chip's part out of a compiled model."""
     memory = compiled.memories[index]
     weights_of: dict[str, Weight] = {}
@@ -108,7 +112,15 @@ def chip_job(
         host=compiled.layout.chips,
         used_bytes=memory.sram_bytes - memory.free_bytes,
         images=images,
+        executor=executor,
     )
+
+
+def ports_of(job: ChipJob) -> dict[int, int]:
+    """Number a chip's ports by its links, each direction from 0 on: link -> port."""
+    out = [sorted(link.id for link in job.links if link.src == job.index)]
+    out.append(sorted(link.id for link in job.links if link.dst == job.index))
+    return {link: port for links in out for port, link in enumerate(links)}
 
 
 def reserve_tensors(job: ChipJob, sram: Sram) -> None:
@@ -186,9 +198,17 @@ def build_chip(
         load_image(sram, job.images.path(job.index))
     else:
         load_weights(job, sram, job.weights.open())
-    chip = Chip(
-        job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send, watch
-    )
+    parts = (job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send)
+    if job.executor == "reference":
+        from compiler.lower import lower
+
+        ports = ports_of(job)
+        slots = {link.id: link.slot_cycles for link in job.links}
+        chip: Chip = ReferenceChip(
+            *parts, lower=partial(lower, spec=job.spec, ports=ports, slots=slots), ports=ports
+        )
+    else:
+        chip = Chip(*parts, watch)
     for program in job.programs:
         chip.load_program(program)
     return chip

@@ -81,6 +81,7 @@ class Collector:
         self.uses = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
         self.products = Runs(5)  # plane, cycle, step, place, burst
         self.drains = Runs(5)  # plane, cycle, step, place, burst
+        self.sums = Runs(7)  # plane, slot, slot step, cycle, step, whether it starts, burst
         self._checker = Checker(spec)
         self._queues: dict[object, int] = {}
 
@@ -248,6 +249,8 @@ class Collector:
             if mxm.product:  # its operand is the activation of the product that it takes
                 slot = self._slot(burst, 1)
                 self.drains.add(issue.n, plane, issue.cycle, issue.d, slot.offset, number)
+            starts = int(mxm.first and mxm.product)
+            self.sums.add(issue.n, plane, mxm.slot, mxm.step, issue.cycle, issue.d, starts, number)
             self._values(burst, 4 if mxm.out else 0)
             self._put(burst, mxm.out)
 

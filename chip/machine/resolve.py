@@ -261,6 +261,7 @@ class Resolver:
         """Return each installed tile's places of weights; match products with what takes them."""
         tiles, installed = self._tiles()
         self._activations()
+        self._sums()
         index, (plane, ready, step, place, burst) = self.table.products.expand()
         func = delays(self.spec)["ABC"].d_func
         ready = ready + step * index
@@ -320,6 +321,15 @@ class Resolver:
             raise MachineError(what, culprit(self.table.bursts[int(install[event])].issue))
         func = delays(self.spec)["IW"].d_func
         return tiles, ordered + func
+
+    def _sums(self) -> None:
+        """An accumulator row must have been started."""
+        index, (plane, slot, slot_step, cycle, step, starts, burst) = self.table.sums.expand()
+        key = keys(plane * 4096 + slot + slot_step * index, cycle + step * index)
+        found = latest(np.sort(key[starts == 1]), key, now=True)
+        if (found < 0).any():
+            what = "an accumulator row that was never started"
+            raise self._refuse(what, index, burst, int(np.argmax(found < 0)))
 
     def _activations(self) -> None:
         """A slot of the activation buffer holds a row until the next fill."""
