@@ -7,6 +7,7 @@ free costs nothing. Everything a chip holds is a view of this buffer.
 from __future__ import annotations
 
 import mmap
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +68,24 @@ def locate(spec: ChipSpec, address: int) -> Location:
     hemisphere, index, at = place(spec, address // VECTOR_BYTES)
     bank, word = divmod(at, spec.words_per_bank)
     return Location(hemisphere, index, bank, word)
+
+
+@lru_cache(maxsize=4)
+def places(spec: ChipSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Return each vector's slice and word: slice = hemisphere x slices of one + its number there.
+
+    As `locate`, for all vectors of the memory in address order.
+    """
+    per = spec.slices // spec.hemispheres
+    vectors = np.arange(spec.sram_bytes // VECTOR_BYTES)
+    first = work_start(spec) // VECTOR_BYTES
+    run, place = np.divmod(vectors, RUN)
+    turn, side = np.divmod(run, spec.hemispheres)
+    word, index = np.divmod(turn * RUN + place, per - 1)
+    work = np.arange(len(vectors) - first)
+    side[first:], index[first:] = work % spec.hemispheres, -1
+    word[first:] = work // spec.hemispheres
+    return (side * per + index + 1).astype(np.int16), word.astype(np.int16)
 
 
 class Sram:

@@ -170,19 +170,22 @@ class Block:
 
     def _free(self, access: Access) -> bool:
         ports = self._port_cycles(access)
-        if any(self.busy(cycle) for _, _, cycle in ports):
+        if any(cycle < 0 or self.busy(cycle) for _, _, cycle in ports):
             return False
         if any(port in self._taken for port in ports):
             return False
-        if not access.write and access.sxm is None:
-            return all(("in0", access.cycle + beat) not in self._taken for beat in access.beats)
-        return True
+        return not self._crossings(access) & self._taken
+
+    def _crossings(self, access: Access) -> set[tuple[str, int]]:
+        """Return when a read passes the VXM on the streams of an SXM's first copy."""
+        if access.write:
+            return set()
+        at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
+        return {("in0", at + beat) for beat in access.beats}
 
     def _take(self, access: Access) -> None:
         self._taken.update(self._port_cycles(access))
-        if not access.write and access.sxm is None:
-            for beat in access.beats:
-                self._taken.add(("in0", access.cycle + beat))
+        self._taken.update(self._crossings(access))
         self.accesses.append(access)
         if access.write:
             commit = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
