@@ -116,8 +116,8 @@ class Checker:
             if not 0 <= mxm.column <= columns - mxm.count:
                 return f"columns: wanted 0 to {columns - 1}, got {mxm.column} + {mxm.count}"
         elif isinstance(mxm, IW):
-            if not 1 <= mxm.columns <= columns:
-                return f"columns: wanted 1 to {columns}, got {mxm.columns}"
+            if not 0 <= mxm.columns <= columns:
+                return f"columns: wanted 0 to {columns}, got {mxm.columns}"
         elif isinstance(mxm, ABC):
             if mxm.stream is None and mxm.slot is None:
                 return "activations: wanted a stream or a slot"

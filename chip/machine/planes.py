@@ -83,9 +83,11 @@ class Planes:
 
     def _int8(self, burst: Burst, part: Part, acc: ACC, sums: Array, where: slice | I64) -> Run:
         before: list[Run] = []
+        first = acc.first
+        if self.tiles[self.tile(burst, part)].max() < 0:  # an empty array
+            return lambda: sums.__setitem__(where, 0) if first else None
         x, w, columns = self._operands(burst, part, before)
         x, w = x.view(np.int8), w.view(np.int8)
-        first = acc.first
         into = slice(0, len(columns)) if int(columns[-1]) < len(columns) else columns
         rows = where if isinstance(where, slice) or isinstance(into, slice) else where[:, None]
 

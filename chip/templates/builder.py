@@ -7,7 +7,7 @@ them for every access, so a block is free of conflicts wherever its operands lie
 
 Rules: an access takes a work slice's only port (reads and writes alike); every eighth cycle of
 the ports is left to the C2C; memory reaches the VXM on stream 0 of each direction and the SXM on
-streams 2 and 3, results leave for memory on stream 1, for the SXM on streams 4 to 7.
+streams 30 and 31, results leave for memory on stream 1, for the SXM on streams 4 to 7.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 
 LANES = VECTOR_BYTES
 C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
-TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 2, 4, 28  # first streams of each traffic
+TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
+ENDLESS = 1 << 20  # a block that long has no place for what it asks
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
 EAST, WEST = 1, 0
 
@@ -183,6 +184,16 @@ class Block:
         at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
         return {("in0", at + beat) for beat in access.beats}
 
+    def free(self, access: Access) -> bool:
+        """Tell whether an access finds its ports free."""
+        return self._free(access)
+
+    def reserve(self, access: Access) -> None:
+        """Keep an access's ports for instructions that are not the block's own."""
+        accesses = list(self.accesses)
+        self._take(access)
+        self.accesses = accesses
+
     def _take(self, access: Access) -> None:
         self._taken.update(self._port_cycles(access))
         self._taken.update(self._crossings(access))
@@ -223,6 +234,7 @@ class Block:
                 break
             assert at is None, f"{op}: its ports are taken at {at}"
             cycle += 1
+            assert cycle < ENDLESS, f"{op}: no cycle at which its ports are free"
         for access in wanted:
             self._take(access)
         for source in sources:

@@ -8,8 +8,8 @@ accumulator row leaves through the SXM, which puts each plane's columns in their
 VXM, which adds the planes' parts, scales and rounds. assumption: a column of a block whose width
 is not a multiple of 64 may be loaded on another plane in every tile; the VXM's sum makes up for it.
 
-Two paces: "full" loads on all 32 outward streams and leaves gaps for activations; "half" loads on
-16 of them while activations flow beside.
+Two paces: one row loads at full rate, on all 32 outward streams, and leaves a cycle's gap between
+tiles for its activation; more rows load on 16 streams while their activations flow beside.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from functools import lru_cache
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa import ABC, ACC, IW, LW, AluOp, Permute, Read
 from chip.issue import Issue, delays
-from chip.operand import In, Stream, group
+from chip.operand import Held, In, Stream, group
 from chip.operations import Args, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
-from chip.templates.builder import LANES, Block, Load, Node, Ref
+from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref
 from chip.templates.template import Placed, Template, aligned
 
 PLANE_OF_RUN = (0, 2, 1, 3)  # runs of 16 vectors go west, east, west, east
@@ -33,7 +33,9 @@ WINDOW = 64
 RUN = 16
 FEED = 28  # outward stream of activations
 FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
-ARRIVAL = 64  # cycle of a drain block at which the sums come to the VXM; even
+SCALE = 9  # ALU whose register keeps a single row's scale
+PINNED = frozenset({*FEEDERS, SCALE})
+ARRIVAL = 64  # cycle of a drain block (or the next) at which the sums come to the VXM
 DRAIN = 4  # first inward stream of results: four for each plane of a hemisphere
 
 
@@ -107,12 +109,11 @@ class Product:
     # -- when things happen
 
     def _pace(self, load: int) -> tuple[int, int]:
-        """Return (cycles of a load, period of a tile): full or half, whichever is shorter."""
+        """Return (cycles of a load, period of a tile)."""
         if self.rows == 1:
-            return load, max(load + 1, 4)
-        load += load % 2
-        full, half = load + 2 * self.rows, max(2 * load, 2 * self.rows) + 2
-        return (load, full) if full <= half else (2 * load, half)
+            load = max(load, 3)  # room for install, use and scale before the next activation
+            return load, load + 1
+        return 2 * load, max(2 * load, 2 * self.rows) + 2
 
     def fed(self, g: ColumnGroup, tile: int) -> int:
         """Return when row 0 of a tile arrives at the planes; the other rows every 2 cycles."""
@@ -131,6 +132,9 @@ class Product:
             load, period = self._pace(load)
             block, pace = self._drain(blocks, None)
             at = max(at, drained[0])  # its accumulator rows are those of the group before last
+            if self.groups and self.rows > 1:  # activations of the group before come first
+                last = self.groups[-1]
+                at = max(at, self.fed(last, self.tiles - 1) + 2 * self.rows + 2 - load)
             g = ColumnGroup(blocks, load, period, at, 0, number % 2, pace)
             summed = self.multiplied(g, self.tiles - 1) + self.delay["ACC"].d_func
             drain = max(summed + summed % 2, drained[1])
@@ -138,7 +142,7 @@ class Product:
             self.groups.append(g)
             at += self.tiles * period
             at += at % 2 if self.rows > 1 else 0
-            drained = [drained[1], drain + pace * (self.rows - 1) + aligned(block.end)]
+            drained = [drained[1], drain + pace * (self.rows - 1) + aligned(block.end) + 8]
         self._place_drains()
 
     def _place_drains(self) -> None:
@@ -154,7 +158,7 @@ class Product:
             while self.rows == 1 and g.drain in sums:
                 g = replace(g, drain=g.drain + 1)
             self.groups[number] = g
-            start = g.drain + self._drain_delay(g) - ARRIVAL
+            start = g.drain + self._drain_delay(len(g.blocks)) - self._arrival(len(g.blocks))
             near = None
             if self.rows == 1:
                 near = frozenset(c - start for c in feeds if -64 <= c - start < 400)
@@ -166,9 +170,13 @@ class Product:
                 Placed(block=block, start=start, n=self.rows, period=g.pace, shift=shift)
             )
 
-    def _drain_delay(self, g: ColumnGroup) -> int:
+    def _arrival(self, blocks: int) -> int:
+        """Return the sums' cycle in a drain block: blocks start on even cycles."""
+        return ARRIVAL + self._drain_delay(blocks) % 2
+
+    def _drain_delay(self, blocks: int) -> int:
         """Cycles from a drain's issue to its arrival at the VXM."""
-        through = self.delay["PERMUTE"].d_func if len(g.blocks) > 1 else 0
+        through = self.delay["PERMUTE"].d_func if blocks > 1 else 0
         return self.delay["ACC"].d_func + through + self.to_mxm
 
     # -- the VXM's part
@@ -191,35 +199,30 @@ class Product:
 
     def _drain_block(self, widths: list[int], busy: Callable[[int], bool]) -> Block:
         b = Block(
-            self.spec, pinned=frozenset(FEEDERS), busy=busy, stride=1 if self.rows == 1 else 2
+            self.spec, pinned=PINNED, busy=busy, stride=1 if self.rows == 1 else 2
         )
-        scale: Node | None = None
-        if self.a["dtype"] == "int8":
-            ref = Ref("s", 0, vectors(self.rows * 4))
-            at, operand = b.through_sxm(ref, None, 4, self.rows)
-            scale = b.alu(AluOp.COPY, operand, at=at)
-            assert at < ARRIVAL
-        b.reserve_inward(ARRIVAL)
+        scale: NodeSource = Held(SCALE)
+        if self.rows > 1:
+            scale = _row_scale(b, self.rows)
+            assert scale.done < ARRIVAL
+        arrival = self._arrival(len(widths))
+        b.reserve_inward(arrival)
         sums = []
         for j, width in enumerate(widths):
             parts = [
                 b.alu(AluOp.ADD, *(self._part(len(widths), 2 * h + q, j, width) for h in (0, 1)),
-                      at=ARRIVAL, lanes=width)
+                      at=arrival, lanes=width)
                 for q in (0, 1)
             ]  # fmt: skip
             sums.append(b.alu(AluOp.ADD, *parts, lanes=width))
         for j, (total, width) in enumerate(zip(sums, widths, strict=True)):
             y = b.alu(AluOp.CVT_F32, total, lanes=width)
-            assert scale is not None
             y = b.alu(AluOp.MUL, y, scale, lanes=width)
             sw = Load(Ref("sw", 4 * j, vectors(width * 4)), "f32")
             item = 4 if self.a["out"] == "f32" else 2
             out = Ref("y", item * j, vectors(width * item))
-            if item == 4:
-                b.alu(AluOp.MUL, y, sw, lanes=width, out=out)
-            else:
-                y = b.alu(AluOp.MUL, y, sw, lanes=width)
-                b.alu(AluOp.CVT_F16, y, lanes=width, out=out)
+            y = b.alu(AluOp.MUL, y, sw, lanes=width)
+            b.alu(AluOp.COPY if item == 4 else AluOp.CVT_F16, y, lanes=width, out=out)
         return b
 
     @staticmethod
@@ -241,7 +244,7 @@ class Product:
 
     def _load(self, g: ColumnGroup, tile: int, base: int) -> Iterator[Issue]:
         at = g.start + tile * g.period
-        half = g.load > sum(len(b.windows(tile)) for b in g.blocks) + 1
+        half = self.rows > 1
         for j, block in enumerate(g.blocks):
             start = block.vector + tile * block.width
             for number, window in enumerate(block.windows(tile)):
@@ -328,11 +331,26 @@ class Product:
             if node is None:
                 block.twin(block.nodes[0], number, b_out)
         block.finish()
+        fed = [(self.fed(g, t), t) for g in self.groups for t in range(self.tiles)]
         return [
-            Placed(block=block, start=self.fed(g, t) - self.feed_delay, n=self.rows, period=2,
-                   shift={"x": t})
-            for g in self.groups for t in range(self.tiles)
+            *self._scale(),
+            *(Placed(block=block, start=at - self.feed_delay, n=self.rows, period=2,
+                     shift={"x": tile}) for at, tile in fed),
         ]  # fmt: skip
+
+    def _scale(self) -> Iterator[Placed]:
+        """Fetch a single row's scale once, through the gap behind the first tile's load."""
+        if self.rows == 1:
+            block = Block(self.spec, pinned=PINNED, busy=_never)
+            _row_scale(block, 1, SCALE)
+            (step,) = block.finish().passes
+            yield Placed(block=block, start=self.fed(self.groups[0], 0) - 1 - step.cycle)
+
+
+def _row_scale(b: Block, rows: int, on: int | None = None) -> Node:
+    """Bring the block's row's scale to every lane."""
+    at, operand = b.through_sxm(Ref("s", 0, vectors(rows * 4)), None, 4, rows)
+    return b.alu(AluOp.COPY, operand, at=at, on=on)
 
 
 def _even(cycle: int) -> bool:
@@ -358,7 +376,7 @@ def matmul(a: Args, spec: ChipSpec) -> Template:
     placed = (*product.feeds(), *product.drains)
     end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
     first = min(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains[:1])
-    fed = placed[0].start
+    fed = min(p.start for p in product.feeds()[:2])
     return Template(
         placed=placed,
         cycles=end,
