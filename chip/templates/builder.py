@@ -188,6 +188,10 @@ class Block:
         """Tell whether an access finds its ports free."""
         return self._free(access)
 
+    def may_arrive(self, cycle: int) -> bool:
+        """Tell whether the inward streams are free at a cycle."""
+        return not {("in0", cycle), ("join", cycle)} & self._taken
+
     def reserve(self, access: Access) -> None:
         """Keep an access's ports for instructions that are not the block's own."""
         accesses = list(self.accesses)
@@ -255,12 +259,12 @@ class Block:
         """Keep all inward streams free of other traffic that would arrive at a cycle."""
         self._taken.update({("in0", cycle), ("join", cycle)})
 
-    def initiation(self) -> int:
-        """Return the fewest cycles after which the finished block may run again over itself."""
+    def initiation(self, multiple: int = 1) -> int:
+        """Return the fewest cycles, a multiple, after which the block may run over itself."""
         single = [key for key in self._taken if key[0] in ("port", "in0", "join", "out")]
-        period = 1
+        period = multiple
         while not self._repeats(period, single):
-            period += 1
+            period += multiple
         return period
 
     def _repeats(self, period: int, single: list[tuple[object, ...]]) -> bool:

@@ -193,8 +193,7 @@ class Product:
         if key not in self._blocks:
             busy = _even if self.rows > 1 else (near or frozenset()).__contains__
             block = self._drain_block([b.width for b in blocks], busy).finish()
-            pace = block.initiation()
-            self._blocks[key] = block, pace + pace % 2
+            self._blocks[key] = block, block.initiation(2)
         return self._blocks[key]
 
     def _drain_block(self, widths: list[int], busy: Callable[[int], bool]) -> Block:
