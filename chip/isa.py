@@ -67,7 +67,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read(Instruction):
-    """MEM: put word `address` (0 to 8191; bank = address // 4096) on a stream."""
+    """MEM: put word `address` (0 to 8191; bank = address // 4096) on a stream.
+
+    With `At`: zeros, where another slice holds the vector.
+    """
 
     address: int | At
     stream: Stream

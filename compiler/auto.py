@@ -49,7 +49,7 @@ class _Search:
         """Bytes that the fullest chip lacks; zero or less when the layout fits."""
         split = partition(build_graph(self.config), layout)
         needed = max(
-            bytes_needed(split, chip, self.memory) for chip in chip_classes(split, {}).values()
+            bytes_needed(split, chip, self.memory, self.target.chip) for chip in chip_classes(split, {}).values()
         )
         return needed - self.target.chip.sram_bytes
 
@@ -58,7 +58,7 @@ class _Search:
         layout = Layout(stages=1, group=1, head=head)
         split = partition(build_graph(replace(self.config, num_layers=1)), layout)
         chips = [chip for chip in chip_classes(split, {}).values() if chip in layout.head_chips]
-        needed = max(bytes_needed(split, chip, self.memory) for chip in chips)
+        needed = max(bytes_needed(split, chip, self.memory, self.target.chip) for chip in chips)
         return needed - self.target.chip.sram_bytes
 
     def fewest_stages(self, group: int, most: int) -> int | None:

@@ -12,7 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from chip.cost import cycles, needed, result_stream_cycles
+from chip.cost import (
+    cycles,
+    needed,
+    receive_cycles,
+    result_stream_cycles,
+    send_lead_cycles,
+)
 from chip.operations import DEFINITIONS, Opcode, Region, operands
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
@@ -149,7 +155,8 @@ class Scheduler:
         start = sender.free.get(unit, 0)
         if arrived is None:
             tail = (item.vectors - 1) * link.slot_cycles
-            start = max(start, sender.readable((src, size), 0, tail))
+            ready = sender.readable((src, size), 0, tail)
+            start = max(start, ready + (send_lead_cycles(self.spec) if ready else 0))
         else:  # vectors are passed on as they come; the last may not overtake its arrival
             behind = arrived.arrive - (item.vectors - 1) * link.slot_cycles
             start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
@@ -159,7 +166,8 @@ class Scheduler:
         first, arrive = start + flight, start + stream + link.latency_cycles
         sender.free[unit] = start + stream
         sender.did_read((src, size), start + stream)
-        receiver.did_write((dst, size), first, arrive)
+        landed = receive_cycles(self.spec)
+        receiver.did_write((dst, size), first + landed, arrive + landed)
         transfer = ScheduledTransfer(
             id=len(self.transfers), name=item.name, link=link.id, src=link.src, dst=link.dst,
             vectors=item.vectors, depart=start, first_arrive=first, arrive=arrive,

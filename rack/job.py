@@ -5,7 +5,7 @@ The weights are not in it: a chip opens the `WeightsRef` and reads its own colum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chip.chip import Chip, ChipLink, Departure, Watch
 from chip.kernels import load as load_kernels
+from chip.operations import Region
 from chip.program import Program
 from chip.quant import write_tiles
 from chip.reference import ReferenceChip
@@ -54,6 +55,7 @@ class ChipJob:
     weights: WeightsRef
     host: int
     used_bytes: int  # of SRAM: weights, cache, buffers
+    constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
     images: Images | None = None  # read the constants from here instead of the weights
     executor: str = "fast"  # or "reference"
 
@@ -111,6 +113,7 @@ def chip_job(
         weights=weights,
         host=compiled.layout.chips,
         used_bytes=memory.sram_bytes - memory.free_bytes,
+        constant_regions=memory.constant_regions,
         images=images,
         executor=executor,
     )
@@ -129,12 +132,13 @@ def reserve_tensors(job: ChipJob, sram: Sram) -> None:
         sram.reserve(tensor.name, tensor.address, tensor.size)
 
 
-def load_image(sram: Sram, path: Path) -> None:
-    """Read a chip's constants from its SRAM image, straight into the memory."""
+def load_image(sram: Sram, path: Path, regions: Sequence[Region]) -> None:
+    """Read a chip's constants from its SRAM image, straight into the memory, region by region."""
     with path.open("rb", buffering=0) as file:
-        view = sram.memory(0, path.stat().st_size)
-        while len(view) and (count := file.readinto(view)):
-            view = view[count:]
+        for region in regions:
+            view = sram.memory(*region)
+            while len(view) and (count := file.readinto(view)):
+                view = view[count:]
 
 
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
@@ -195,7 +199,7 @@ def build_chip(
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:
-        load_image(sram, job.images.path(job.index))
+        load_image(sram, job.images.path(job.index), job.constant_regions)
     else:
         load_weights(job, sram, job.weights.open())
     parts = (job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send)

@@ -186,7 +186,8 @@ class Machine:
     def _late_read(self, burst: Burst) -> Run:
         read, n = burst.issue.instruction, burst.issue.n
         assert isinstance(read, Read)
-        assert isinstance(read.address, int)
+        if isinstance(read.address, At):
+            return self._run_time_read(burst, read.address)
         queue, spec = burst.issue.queue, self.resolved.spec
         place = queue.hemisphere * (spec.slices // 2) + queue.number
         vectors = self.memory.vectors(place, read.address + read.step * np.arange(n))
@@ -194,9 +195,42 @@ class Machine:
         into, sram = self.pool[first : first + n], self.sram
         return lambda: np.take(sram, vectors, axis=0, out=into)  # type: ignore[return-value]
 
+    def _run_time_read(self, burst: Burst, at: At) -> Run:
+        """Bind a read whose address comes with the step; zeros where another slice holds it."""
+        queue, half = burst.issue.queue, self.resolved.spec.slices // 2
+        place, slice_of = queue.hemisphere * half + queue.number, self.memory.slice_of
+        first, n = int(self.row[burst.base]), burst.issue.n
+        self._stand(at, n)
+
+        def get() -> None:
+            for i in range(n):
+                vector = self._vector(at, i, burst)
+                here = vector is not None and int(slice_of[vector]) == place
+                self.pool[first + i] = self.sram[vector] if here else 0
+
+        return get
+
+    def _stand(self, at: At, n: int) -> None:
+        """Make room for the positions of the rows that an address takes."""
+        top = at.row + max(0, (n - 1) * at.step)
+        if top >= len(self.units.positions):
+            self.units.positions.resize(top + 1, refcheck=False)
+
+    def _vector(self, at: At, i: int, burst: Burst) -> int | None:
+        """Return the vector that issue i of a run-time address means, None without such a row."""
+        row = at.row + i * at.step
+        if row >= self.valid_rows:
+            return None
+        offset = int(self.units.positions[row]) * at.num // at.den
+        if not 0 <= offset < at.limit:
+            what = f"row {row}'s address: wanted a vector below {at.limit}, got {offset}"
+            raise MachineError(what, culprit(burst.issue, i))
+        return at.base + offset
+
     def _run_time_writes(self) -> dict[int, list[Burst]]:
         """Group the bursts that stand in many slices' queues for one write, by the first."""
         bursts = [self.resolved.bursts[number] for number in self.resolved.dynamic]
+        bursts = [burst for burst in bursts if isinstance(burst.issue.instruction, Write)]
 
         def same(burst: Burst) -> tuple[object, ...]:
             write = burst.issue.instruction
@@ -227,17 +261,14 @@ class Machine:
 
         def put() -> None:
             for i in range(first.n):
-                row = at.row + i * at.step
-                if row >= self.valid_rows:
+                vector = self._vector(at, i, group[0])
+                if vector is None:
                     continue
-                offset = int(self.units.positions[row]) * at.num // at.den
-                place = int(memory.slice_of[at.base + offset])
-                if offset >= at.limit or place not in rows_of:
-                    what = f"row {row}'s address: wanted a slice among {len(rows_of)}, got {place}"
+                place = int(memory.slice_of[vector])
+                if place not in rows_of:
+                    what = f"no queue of the slice that holds vector {vector} has this write"
                     raise MachineError(what, culprit(first, i))
-                sram[at.base + offset] = pool[rows_of[place][i]]
+                sram[vector] = pool[rows_of[place][i]]
 
-        top = at.row + max(0, (first.n - 1) * at.step)
-        if top >= len(self.units.positions):
-            self.units.positions.resize(top + 1, refcheck=False)
+        self._stand(at, first.n)
         return put

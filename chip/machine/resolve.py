@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import MachineError
-from chip.isa import TILES, Write
+from chip.isa import TILES, Read, Write
 from chip.issue import Issue, delays
 from chip.machine.check import culprit
 from chip.machine.collect import Burst, Collector
@@ -216,8 +216,15 @@ class Resolver:
         late: set[int] = set()
         for burst in self.table.dynamic:
             mem, issue = burst.issue.instruction, burst.issue
-            assert isinstance(mem, Write)
+            assert isinstance(mem, (Read, Write))
             assert isinstance(mem.address, At)
+            span = slice(mem.address.base, mem.address.base + mem.address.limit)
+            if not self.memory.valid[span].all():
+                what = "a run-time address among vectors that were never written"
+                raise MachineError(what, culprit(issue))
+            if isinstance(mem, Read):
+                late.add(burst.number)
+                continue
             func = delays(self.spec)["WRITE"].d_func
             first, last = issue.cycle + func, issue.last_cycle + func
             base = mem.address.base
@@ -229,6 +236,12 @@ class Resolver:
                 raise MachineError(
                     "a read among writes whose addresses are known at run time only",
                     culprit(self.table.bursts[int(reader[event])].issue), culprit(issue),
+                )  # fmt: skip
+            before = np.unique(reader[hit & (time <= first)])
+            if len(both := np.intersect1d(before, reader[among])):
+                raise MachineError(
+                    "reads before and after a write whose address is known at run time only",
+                    culprit(self.table.bursts[int(both[0])].issue), culprit(issue),
                 )  # fmt: skip
             late.update(np.unique(reader[among]).tolist())
         return late

@@ -36,6 +36,7 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 LANES = VECTOR_BYTES
 C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
 TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
+KEPT = 4  # cycles from which a result is worth a copy
 ENDLESS = 1 << 20  # a block that long has no place for what it asks
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
 EAST, WEST = 1, 0
@@ -323,26 +324,26 @@ class Block:
         return used
 
     def copies(
-        self, value: Node, maps: Sequence[tuple[int | None, ...]]
+        self, value: Node, maps: Sequence[tuple[int | None, ...]], pairs: int = COPIES, gap: int = 1
     ) -> list[tuple[int, Source]]:
         """Send a value to both SXMs; return each map's copy back at the VXM: (cycle, operand).
 
-        Half of the maps go west, half east, eight of each a cycle, in pairs: copy m and copy
+        Half of the maps go west, half east, `pairs` of them every `gap` cycles: copy m and copy
         m + len(maps) // 2 come in the same cycle.
         """
         half = -(-len(maps) // 2)
-        turns = -(-half // COPIES)
+        turns = range(0, -(-half // pairs) * gap, gap)
         start = value.done
         while not self._can_copy(start, turns):
             start += 1
         arrive = 0
         out: list[tuple[int, Source]] = [(0, value)] * len(maps)
-        for turn in range(turns):
+        for number_of_turn, turn in enumerate(turns):
             taps = {side: group(Stream(side == EAST, VXM_TO_SXM), 4) for side in (WEST, EAST)}
             sent = [self.alu(AluOp.COPY, value, out=taps[s], at=start + turn) for s in (WEST, EAST)]
             at_sxm = sent[0].done + self.sxm_hops
             arrive = at_sxm + self.delay["PERMUTE"].d_func + self.sxm_hops
-            for place in range(turn * COPIES, min(half, (turn + 1) * COPIES)):
+            for place in range(number_of_turn * pairs, min(half, (number_of_turn + 1) * pairs)):
                 for side, number in ((WEST, place), (EAST, place + half)):
                     if number >= len(maps):
                         continue
@@ -355,9 +356,9 @@ class Block:
             self._taken.update({("in0", arrive), ("join", arrive), ("out", start + turn)})
         return out
 
-    def _can_copy(self, start: int, turns: int) -> bool:
+    def _can_copy(self, start: int, turns: range) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
-        for turn in range(turns):
+        for turn in turns:
             back = start + turn + delay
             if {("in0", back), ("join", back), ("out", start + turn)} & self._taken:
                 return False
@@ -393,25 +394,35 @@ class Block:
     def lane_max(self, value: Node, pitch: int = LANES) -> Node:
         """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
         short = pitch // 16
-        wide = self.tree(AluOp.MAX, value, [_turn(pitch, short * m) for m in range(16)])
-        (node,) = self.halves(AluOp.MAX, wide)
-        if short == 1:
-            return node
-        maps = [_turn(pitch, m) for m in range(short)]
-        if short % 2:  # a pair has no partner: it meets itself
-            maps.append(maps[-1])
-        nodes = self.tree(AluOp.MAX, node, maps)
-        while len(nodes) > 1:
+        node = self._max_of(value, [_turn(pitch, short * m) for m in range(16)])
+        return node if short == 1 else self._max_of(node, [_turn(pitch, m) for m in range(short)])
+
+    def _max_of(self, value: Node, maps: list[tuple[int | None, ...]]) -> Node:
+        """Maximum of a value's copies, four pairs every other cycle: large ALUs are few."""
+        maps += maps[-1:] * (len(maps) % 2)  # a copy without a partner meets itself
+        half = len(maps) // 2
+        copies = self.copies(value, maps, pairs=4, gap=2)
+        best: Node | None = None
+        for first in range(0, half, 4):
             nodes = [
-                self.alu(AluOp.MAX, nodes[m], nodes[min(m + 1, len(nodes) - 1)])
-                for m in range(0, len(nodes), 2)
+                self.alu(AluOp.MAX, copies[m][1], copies[m + half][1], at=copies[m][0])
+                for m in range(first, min(first + 4, half))
             ]
-        return nodes[0]
+            nodes += [best] if best is not None else []
+            while len(nodes) > 1:
+                odd = nodes[len(nodes) // 2 * 2 :]
+                nodes = [
+                    self.alu(AluOp.MAX, nodes[m], nodes[m + 1]) for m in range(0, len(nodes) - 1, 2)
+                ] + odd
+            (best,) = nodes
+        assert best is not None
+        return best
 
     # -- the end
 
     def finish(self) -> Block:
         """Give every node its ALU. The issue order decides; a register keeps a value to its use."""
+        self._free_large()
         recent: dict[int, list[Node]] = {number: [] for number in range(self.spec.vxm_alus)}
         for node in self.nodes:
             if node.alu is not None:
@@ -421,6 +432,31 @@ class Block:
                 node.alu = self._alu_for(node, recent)
                 recent[node.alu].append(node)
         return self
+
+    def _free_large(self) -> None:
+        """Copy results of large ALUs that are kept for long to small ones: few can do maxima."""
+        users: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for source in node.sources:
+                if isinstance(source, Node):
+                    users.setdefault(id(source), []).append(node)
+        late = self.delay["COPY"].d_func
+        for node in list(self.nodes):
+            if node.op not in LARGE_OPS or node.alu is not None:
+                continue
+            if node.last_use - node.done < KEPT:
+                continue
+            copy = Node(
+                node.done, AluOp.COPY, (node,), node.lanes, node.done + late, None, None,
+                node.last_use,
+            )  # fmt: skip
+            self.nodes.append(copy)
+            node.last_use = node.done
+            for user in users.get(id(node), ()):
+                if user.cycle >= copy.done:
+                    user.sources = tuple(copy if s is node else s for s in user.sources)
+                else:
+                    node.last_use = max(node.last_use, user.cycle)
 
     def _alu_for(self, node: Node, recent: dict[int, list[Node]]) -> int:
         pool = [n for n in range(self.spec.vxm_alus) if n not in self.pinned]

@@ -14,7 +14,7 @@ tiles for its activation; more rows load on 16 streams while their activations f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -338,12 +338,16 @@ class Product:
         ]  # fmt: skip
 
     def _scale(self) -> Iterator[Placed]:
-        """Fetch a single row's scale once, through the gap behind the first tile's load."""
-        if self.rows == 1:
-            block = Block(self.spec, pinned=PINNED, busy=_never)
-            _row_scale(block, 1, SCALE)
-            (step,) = block.finish().passes
-            yield Placed(block=block, start=self.fed(self.groups[0], 0) - 1 - step.cycle)
+        """Fetch a single row's scale once: in a gap behind a load, not before the activation."""
+        if self.rows > 1:
+            return
+        block = Block(self.spec, pinned=PINNED, busy=_never)
+        _row_scale(block, 1, SCALE)
+        (step,) = block.finish().passes
+        fed = [self.fed(g, t) for g in self.groups for t in range(self.tiles)]
+        lead = self.feed_delay + 2
+        at = next((gap for gap in fed if gap - fed[0] >= lead), fed[-1] + lead) - 1
+        yield Placed(block=block, start=at - step.cycle)
 
 
 def _row_scale(b: Block, rows: int, on: int | None = None) -> Node:
@@ -372,18 +376,24 @@ def _spread(run: int, j: int) -> tuple[int | None, ...]:
 def matmul(a: Args, spec: ChipSpec) -> Template:
     """x . w, scaled, fp32 or fp16."""
     product = Product(a, spec)
-    placed = (*product.feeds(), *product.drains)
-    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
-    first = min(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains[:1])
-    fed = min(p.start for p in product.feeds()[:2])
+    feeds, drains = product.feeds(), product.drains
+    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in drains)
+    fed = product.fed(product.groups[0], 0) - product.feed_delay
+    row = row_bytes(a["n"], 4 if a["out"] == "f32" else 2) // VECTOR_BYTES
     return Template(
-        placed=placed,
+        placed=(*feeds, *drains),
         cycles=end,
-        row_vectors={
-            "x": row_bytes(a["k"], 1) // VECTOR_BYTES, "s": 0, "sw": 0,
-            "y": row_bytes(a["n"], 4 if a["out"] == "f32" else 2) // VECTOR_BYTES,
-        },
+        row_vectors={"x": row_bytes(a["k"], 1) // VECTOR_BYTES, "s": 0, "sw": 0, "y": row},
         needed={"x": (fed, fed), "s": (fed, fed)},
-        stream_cycles=end - first,
+        stream_cycles=_even_stream(drains, end, row) if a["rows"] == 1 else 0,
         streams=(product,),
-    )  # fmt: skip
+    )
+
+
+def _even_stream(drains: Sequence[Placed], end: int, vecs: int) -> int:
+    """Return the longest time over which even delivery is never ahead of the groups'."""
+    spans = [
+        (end - p.start - p.block.end) * (vecs - 1) // (vecs - 1 - p.shift["y"])
+        for p in drains if p.shift["y"] < vecs - 1
+    ]  # fmt: skip
+    return max(0, min(spans, default=0))

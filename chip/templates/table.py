@@ -8,7 +8,7 @@ from typing import Any
 
 from chip.operations import Args, Opcode
 from chip.spec import ChipSpec
-from chip.templates import matmul, vector
+from chip.templates import attend, matmul, rope, vector
 from chip.templates.template import Template
 
 BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
@@ -17,6 +17,8 @@ BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
     Opcode.MATMUL: matmul.matmul,
     Opcode.ADD: vector.add,
     Opcode.SILU: vector.silu,
+    Opcode.ROPE: rope.rope,
+    Opcode.ATTEND: attend.attend,
 }
 SHAPE = (
     "rows", "hidden", "eps", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim",
