@@ -33,7 +33,7 @@ from chip.templates.builder import (
     Row,
 )
 from chip.templates.table import template
-from chip.templates.template import Placed
+from chip.templates.template import Placed, Template
 
 _MOVES = (Opcode.SEND, Opcode.RECEIVE)
 
@@ -54,8 +54,16 @@ def lower(
 
 def lower_operation(operation: Operation, spec: ChipSpec) -> list[Issue]:
     """Return the instructions of one operation that computes."""
-    found = template(operation.opcode, operation.args, spec)
-    bases = base_vectors(operation.args)
+    issues = bind(template(operation.opcode, operation.args, spec), operation.args, spec)
+    return [
+        Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
+        for i in issues
+    ]
+
+
+def bind(found: Template, a: Args, spec: ChipSpec) -> list[Issue]:
+    """Return a template's instructions at the addresses in `a`, from cycle 0."""
+    bases = base_vectors(a)
     issues: list[Issue] = []
     for placed in found.placed:
         for n in range(placed.n):
@@ -63,10 +71,7 @@ def lower_operation(operation: Operation, spec: ChipSpec) -> list[Issue]:
             issues += binder.issues(placed.start + n * placed.period)
     for stream in found.streams:
         issues += stream.issues(bases.__getitem__)
-    return [
-        Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
-        for i in issues
-    ]
+    return issues
 
 
 def base_vectors(a: Args) -> dict[str, int]:

@@ -135,6 +135,7 @@ class Block:
     pinned: frozenset[int] = frozenset()
     busy: Callable[[int], bool] = _c2c_turn  # cycles at which the ports are another's
     stride: int = 1  # cycles between the beats of an operand in memory
+    period: int = 0  # cycles after which the block runs again over itself; 0: it does not
     end: int = 0
     _taken: set[tuple[object, ...]] = field(default_factory=set)
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -158,6 +159,11 @@ class Block:
                 out.append(("port", side, self.issue_cycle(access, side, beat)))
         return out
 
+    def _again(self, port: tuple[str, int, int]) -> tuple[str, int, int]:
+        """Return a port's cycle within the block's period."""
+        name, side, cycle = port
+        return name, side, cycle % self.period if self.period else cycle
+
     def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
         """Return an access at this block's distance between beats."""
         return Access(write, ref, cycle, to, self.stride)
@@ -174,7 +180,7 @@ class Block:
         ports = self._port_cycles(access)
         if any(cycle < 0 or self.busy(cycle) for _, _, cycle in ports):
             return False
-        if any(port in self._taken for port in ports):
+        if any(self._again(port) in self._taken for port in ports):
             return False
         return not self._crossings(access) & self._taken
 
@@ -200,7 +206,7 @@ class Block:
         self.accesses = accesses
 
     def _take(self, access: Access) -> None:
-        self._taken.update(self._port_cycles(access))
+        self._taken.update(map(self._again, self._port_cycles(access)))
         self._taken.update(self._crossings(access))
         self.accesses.append(access)
         if access.write:
@@ -235,7 +241,7 @@ class Block:
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
             ports = [port for access in wanted for port in self._port_cycles(access)]
-            if all(map(self._free, wanted)) and len(ports) == len(set(ports)):
+            if all(map(self._free, wanted)) and len(ports) == len(set(map(self._again, ports))):
                 break
             assert at is None, f"{op}: its ports are taken at {at}"
             cycle += 1
@@ -423,6 +429,7 @@ class Block:
     def finish(self) -> Block:
         """Give every node its ALU. The issue order decides; a register keeps a value to its use."""
         self._free_large()
+        self._pass_on()
         recent: dict[int, list[Node]] = {number: [] for number in range(self.spec.vxm_alus)}
         for node in self.nodes:
             if node.alu is not None:
@@ -432,6 +439,26 @@ class Block:
                 node.alu = self._alu_for(node, recent)
                 recent[node.alu].append(node)
         return self
+
+    def _pass_on(self) -> None:
+        """Copy what is kept for longer than a period: each register is written once in it."""
+        longest = self.period - 3
+        todo = list(self.nodes) if self.period else []
+        while todo:
+            node = todo.pop()
+            if node.last_use - node.done <= longest or node.alu is not None:
+                continue
+            at = node.done + longest
+            copy = Node(
+                at, AluOp.COPY, (node,), node.lanes, at + self.delay["COPY"].d_func, None, None,
+                node.last_use,
+            )  # fmt: skip
+            node.last_use = at
+            for user in self.nodes:
+                if user.cycle >= copy.done:
+                    user.sources = tuple(copy if s is node else s for s in user.sources)
+            self.nodes.append(copy)
+            todo.append(copy)
 
     def _free_large(self) -> None:
         """Copy results of large ALUs that are kept for long to small ones: few can do maxima."""
@@ -464,15 +491,20 @@ class Block:
         for number in (
             large if node.op in LARGE_OPS else [n for n in pool if n not in large] + large
         ):
-            recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
-            if not any(_clash(node, other) for other in recent[number]):
+            if not self.period:
+                recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
+            if not any(_clash(node, other, self.period) for other in recent[number]):
                 return number
         raise OverflowError(f"no ALU is free for {node.op} at cycle {node.cycle}")
 
 
-def _clash(a: Node, b: Node) -> bool:
+def _clash(a: Node, b: Node, period: int) -> bool:
     """Two instructions cannot share an ALU: same issue, or a result lost before its last use."""
-    return a.cycle == b.cycle or a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
+    if not period:
+        lost = a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
+        return a.cycle == b.cycle or lost
+    kept = [{c % period for c in range(n.done, n.last_use + 1)} for n in (a, b)]
+    return a.cycle % period == b.cycle % period or bool(kept[0] & kept[1])
 
 
 def _rotate(amount: int) -> tuple[int, ...]:

@@ -73,8 +73,7 @@ class ColumnGroup:
     @property
     def lanes(self) -> int:
         """Lanes of a plane in use."""
-        only = self.blocks[0]
-        return only.width if len(self.blocks) == 1 else sum(b.width for b in self.blocks) // 4
+        return self.blocks[0].width if len(self.blocks) == 1 else LANES
 
 
 def blocks_of(n: int, tiles: int) -> list[Columns]:
@@ -101,6 +100,7 @@ class Product:
         self.acc_rows = min(2 * self.rows, spec.mxm_accumulator_rows)
         # from the Read of an activation to its arrival at the planes
         self.feed_delay = self.delay["READ"].d_func + 1 + self.delay["COPY"].d_func + self.to_mxm
+        self.half_rate = self.rows > 1  # loads on 16 streams, activations beside them
         self.groups: list[ColumnGroup] = []
         self.drains: list[Placed] = []
         self._blocks: dict[object, tuple[Block, int]] = {}
@@ -243,7 +243,7 @@ class Product:
 
     def _load(self, g: ColumnGroup, tile: int, base: int) -> Iterator[Issue]:
         at = g.start + tile * g.period
-        half = self.rows > 1
+        half = self.half_rate
         for j, block in enumerate(g.blocks):
             start = block.vector + tile * block.width
             for number, window in enumerate(block.windows(tile)):
@@ -311,13 +311,18 @@ class Product:
             )
             yield Issue(mxm(plane, Role.DRAIN), at, acc)
             for j, block in enumerate(g.blocks if len(g.blocks) > 1 else ()):
-                part = self._part(len(g.blocks), plane, j, block.width)
+                width = self._width(block)
+                part = self._part(len(g.blocks), plane, j, width)
                 turn = Permute(
-                    src=out, dst=part.taps, item=4, lanes=g.lanes, out_lanes=block.width,
+                    src=out, dst=part.taps, item=4, lanes=g.lanes, out_lanes=width,
                     map=_spread(PLANE_OF_RUN.index(plane), j),
                 )  # fmt: skip
                 queue = sxm(plane // 2, 4 * (plane % 2) + j)
                 yield Issue(queue, at + self.delay["ACC"].d_func + 1, turn)
+
+    def _width(self, block: Columns) -> int:
+        """Lanes in which a block's sums reach the VXM."""
+        return block.width
 
     def feeds(self) -> list[Placed]:
         """Return the activations' way: work memory, VXM, both sides' planes."""

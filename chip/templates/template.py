@@ -55,7 +55,7 @@ def aligned(cycles: int) -> int:
 
 def paced(build: Callable[[int], Block]) -> Block:
     """Build a block at the fastest pace (cycles between groups) at which the ALUs suffice."""
-    for pace in range(0, 200, 2):
+    for pace in range(200):
         try:
             return build(pace).finish()
         except OverflowError:
