@@ -34,6 +34,7 @@ from chip.templates.builder import (
 )
 from chip.templates.table import template
 from chip.templates.template import Placed, Template
+from compiler.errors import LoweringError
 
 _MOVES = (Opcode.SEND, Opcode.RECEIVE)
 
@@ -53,8 +54,14 @@ def lower(
 
 
 def lower_operation(operation: Operation, spec: ChipSpec) -> list[Issue]:
-    """Return the instructions of one operation that computes."""
-    issues = bind(template(operation.opcode, operation.args, spec), operation.args, spec)
+    """Return the instructions of one operation that computes. Raises LoweringError."""
+    found = template(operation.opcode, operation.args, spec)
+    if not found.lowered:
+        raise LoweringError(
+            f"{operation.name}: {operation.opcode} has no instructions for "
+            f"{operation.args.get('dtype', 'its operands')} and this shape; its cost is an estimate"
+        )
+    issues = bind(found, operation.args, spec)
     return [
         Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
         for i in issues

@@ -46,6 +46,7 @@ class Template:
     needed: dict[str, tuple[int, int]] = field(default_factory=dict)
     stream_cycles: int = 0
     streams: tuple[Stream, ...] = ()
+    lowered: bool = True  # False: an estimate without instructions
 
 
 def aligned(cycles: int) -> int:
