@@ -48,7 +48,7 @@ def send_lead_cycles(spec: ChipSpec) -> int:
 def receive_cycles(spec: ChipSpec) -> int:
     """Cycles after its arrival at which a vector is in SRAM: transit, a free port, write."""
     table = delays(spec)
-    return table["RECEIVE"].d_func + _across(spec) + TURNS * C2C_TURN + table["WRITE"].d_func
+    return table["RECEIVE"].d_func + _across(spec) + TURNS * C2C_TURN + table["WRITE"].d_func + 1
 
 
 def _across(spec: ChipSpec) -> int:

@@ -35,6 +35,7 @@ from chip.templates.builder import (
 from chip.templates.table import template
 from chip.templates.template import Placed, Template
 from compiler.errors import LoweringError
+from compiler.lower_links import place_transfers
 
 _MOVES = (Opcode.SEND, Opcode.RECEIVE)
 
@@ -50,7 +51,7 @@ def lower(
     for operation in program.operations:
         if operation.opcode not in _MOVES:
             out += lower_operation(operation, spec)
-    return out
+    return out + place_transfers(program, spec, out, ports, slots)
 
 
 def lower_operation(operation: Operation, spec: ChipSpec) -> list[Issue]:

@@ -210,8 +210,8 @@ class Block:
         self._taken.update(self._crossings(access))
         self.accesses.append(access)
         if access.write:
-            commit = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
-            self.end = max(self.end, commit)
+            written = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
+            self.end = max(self.end, written + 1)  # from then on it can be read
 
     # -- VXM
 
