@@ -33,7 +33,7 @@ from chip.templates.vector import f32, scale_factor
 KEYS = 4 * LANES  # tokens whose keys the four planes hold
 TURNED = 29  # outward stream of activations behind the SXM
 SUMS = 4  # first inward stream of accumulators: four for each plane of a side
-VALUES_IN, VALUES_OUT = 0, 8  # outward streams of values before and behind the SXM
+VALUES_IN, VALUES_OUT = 12, 12  # outward streams of values before and behind the SXM
 BLOCK_QUEUE = 13  # SXM queue that turns values
 WEIGHED = 0  # accumulator row of weighted values; scores follow
 OUT = (3, 4)  # ALUs whose registers collect results
@@ -148,7 +148,8 @@ class Attention:
             now += -(-count // WINDOW)
             for plane, columns in planes.items():
                 piece.timed.append(Timed(now, IW(columns=columns), plane, Role.FEED))
-            now = self._queries(piece, part, number, sorted(planes), now + 2)
+            behind = now + self.delay["PERMUTE"].d_func + 2  # keys no longer pass the queries' way
+            now = self._queries(piece, part, number, sorted(planes), behind) + 2
         piece.block.finish()
         return piece
 
