@@ -1,12 +1,12 @@
 """ATTEND: scores, softmax and weighted values over the whole context bucket, int8.
 
-One row of queries, one packed vector of KV heads (chip/kv.py) at a time. Keys load into the planes as
-weights do, tokens as columns; every head's scores stay in an accumulator row. Values are turned by the
-SXMs, so that tokens lie along K: the tokens of a window's western runs go to the western planes, the
-others to the eastern, 320 tokens of the bucket to one plane of each side. Then each head has a
-block of VXM work, in four passes over its tokens: maximum; exponentials and their sum; weights and
-their maximum; quantised weights, which go to the planes. Between passes weights lie in scratch
-memory. Heads' results meet in ALU registers until a group of 320 is complete.
+One row of queries, one packed vector of KV heads (chip/kv.py) at a time. Keys load into the planes
+as weights do, tokens as columns; every head's scores stay in an accumulator row. Values are turned
+by the SXMs, so that tokens lie along K: the tokens of a window's western runs go to the western
+planes, the others to the eastern, 320 tokens of the bucket to one plane of each side. Then each
+head has a block of VXM work, in four passes over its tokens: maximum; exponentials and their sum;
+weights and their maximum; quantised weights, which go to the planes. Between passes weights lie in
+scratch memory. Heads' results meet in ALU registers until a group of 320 is complete.
 
 Numerics: chip/kernels/twin.py. The order of integer sums is free.
 """
@@ -57,7 +57,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class CacheRun:
-    """`count` cache vectors from `vector`, to neighbouring streams, at the SXM or MXM at `cycle`."""
+    """`count` cache vectors from `vector` on neighbouring streams, at SXM or MXM at `cycle`."""
 
     cycle: int
     vector: int
@@ -99,6 +99,7 @@ class Attention:
         self.tokens = [min(LANES, self.bucket - t) for t in range(0, self.bucket, LANES)]
         self.to_sxm = hops(alu(0), sxm(0, 0), spec)
         self.to_mxm = hops(alu(0), mxm(0, Role.FEED), spec)
+        self.pace = 4  # cycles between vectors of tokens
         self.once = len(self.tokens) <= 2  # values of all tokens are in the planes together
         per = self.layout.heads_per_group
         self.parts = [
@@ -222,6 +223,15 @@ class Attention:
     # -- one head
 
     def head(self, part: Part, head: int) -> Piece:
+        """Build one head's piece at the fastest pace at which the ALUs suffice."""
+        for self.pace in range(4, 200, 4):
+            try:
+                return self._head(part, head)
+            except OverflowError:
+                continue
+        raise AssertionError("no pace leaves enough ALUs")
+
+    def _head(self, part: Part, head: int) -> Piece:
         """Softmax of one head's scores, its weights times the values, its result."""
         piece = Piece(Block(self.spec, pinned=PINNED))
         b = piece.block
@@ -229,7 +239,7 @@ class Attention:
         top = b.lane_max(peak)
         total: Node | None = None
         for v in range(len(self.tokens)):
-            low = b.alu(AluOp.SUB, self.scratch(head, v), top, after=top.done + 4 * v)
+            low = b.alu(AluOp.SUB, self.scratch(head, v), top, after=top.done + self.pace * v)
             e = b.alu(AluOp.EXP, low, out=self.scratch(head, v).ref)
             total = e if total is None else b.alu(AluOp.ADD, total, e)
         assert total is not None
@@ -245,9 +255,9 @@ class Attention:
         """Where a head keeps a vector of weights between passes."""
         return Load(Ref("scratch", 4 * (head * len(self.tokens) + vector), 4), "f32")
 
-    def _seen(self, b: Block, vector: int) -> Node:
+    def _seen(self, b: Block, vector: int, after: int) -> Node:
         """Mask of the tokens that the row may see; made again where it is needed."""
-        return b.alu(AluOp.LE, Lane(vector * LANES), Position(0))
+        return b.alu(AluOp.LE, Lane(vector * LANES), Position(0), after=after)
 
     def _scales(self, head: int, vector: int, *, value: bool) -> Load:
         first = self.layout.scale_offset(self.kv_of[head], value=value) // VECTOR_BYTES
@@ -274,13 +284,13 @@ class Attention:
             for j, v in enumerate(vectors_here):
                 total = self.sum(b, self.planes(v), 4 * j, LANES, arrive)
                 n = self.tokens[v]
-                mask = self._seen(b, v)
+                mask = self._seen(b, v, arrive + j * self.pace)
                 keys = self._scales(head, v, value=False)
                 known = b.alu(AluOp.CHOOSE, mask, keys, f32(0.0), lanes=n)
                 factor = b.alu(AluOp.MUL, scale, known)
                 score = b.alu(AluOp.MUL, b.alu(AluOp.CVT_F32, total), factor)
                 out = self.scratch(head, v).ref
-                x = b.alu(AluOp.CHOOSE, self._seen(b, v), score, NEVER, out=out)
+                x = b.alu(AluOp.CHOOSE, self._seen(b, v, factor.cycle), score, NEVER, out=out)
                 peak = x if peak is None else b.alu(AluOp.MAX, peak, x)
         assert peak is not None
         return peak
@@ -289,9 +299,16 @@ class Attention:
         """Share out, times the values' scales, into scratch memory; return (scale, factor)."""
         peak: Node | None = None
         for v, n in enumerate(self.tokens):
-            p = b.alu(AluOp.MUL, self.scratch(head, v), share, after=share.done + 4 * v)
+            p = b.alu(AluOp.MUL, self.scratch(head, v), share, after=share.done + self.pace * v)
             scales = self._scales(head, v, value=True)
-            known = b.alu(AluOp.CHOOSE, self._seen(b, v), scales, f32(0.0), lanes=n, after=p.cycle)
+            known = b.alu(
+                AluOp.CHOOSE,
+                self._seen(b, v, p.cycle - 4),
+                scales,
+                f32(0.0),
+                lanes=n,
+                after=p.cycle,
+            )
             w = b.alu(AluOp.MUL, p, known, out=self.scratch(head, v).ref)
             size = b.alu(AluOp.ABS, w)
             peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
@@ -307,7 +324,7 @@ class Attention:
                 start = max(COMMITTED + self.to_mxm, summed - 8)
                 ready = self.values(piece, part, range(v, min(v + 2, len(self.tokens))), start)
             turns = {side: self._order(v, side) for side, _ in self.value_planes(v)}
-            after = max(factor.done + 4 * v, ready - self.to_mxm)
+            after = max(factor.done + self.pace * v, ready - self.to_mxm)
             weight = b.alu(AluOp.MUL, self.scratch(head, v), factor, after=after)
             at = self.feed(piece, AluOp.CVT_I8, weight, turns, weight.done)
             for side, plane in self.value_planes(v):
