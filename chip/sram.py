@@ -71,7 +71,7 @@ def locate(spec: ChipSpec, address: int) -> Location:
 
 
 @lru_cache(maxsize=4)
-def places(spec: ChipSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+def places(spec: ChipSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return each vector's slice and word: slice = hemisphere x slices of one + its number there.
 
     As `locate`, for all vectors of the memory in address order.
@@ -85,7 +85,7 @@ def places(spec: ChipSpec) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
     work = np.arange(len(vectors) - first)
     side[first:], index[first:] = work % spec.hemispheres, -1
     word[first:] = work // spec.hemispheres
-    return (side * per + index + 1).astype(np.int16), word.astype(np.int16)
+    return (side * per + index + 1).astype(np.int64), word.astype(np.int64)
 
 
 class Sram:

@@ -64,7 +64,9 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
     return out
 
 
-def kv_tensors(partition: Partition, chip: int, dtype: str, context: int) -> list[tuple[str, str, int]]:
+def kv_tensors(
+    partition: Partition, chip: int, dtype: str, context: int
+) -> list[tuple[str, str, int]]:
     """(name, kind, bytes) of the KV cache of each layer of a chip that has KV heads."""
     out = []
     for group, rank in partition.groups_of(chip):
@@ -247,9 +249,7 @@ def chip_classes(
     return classes
 
 
-def bytes_needed(
-    partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
-) -> int:
+def bytes_needed(partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec) -> int:
     """Bytes one chip needs: more than it has when either bulk or work slices are too small."""
     memory, missing = _place(partition, chip, options, spec)
     return spec.sram_bytes + missing if missing else spec.sram_bytes - memory.free_bytes

@@ -128,7 +128,7 @@ class _Binder:
             yield Issue(sxm(step.hemisphere, step.queue), start + step.cycle, self._pass(step))
 
     def _alu(self, node: Node) -> Alu:
-        sources = [self._source(source) for source in node.sources]
+        sources: list[Source | None] = [self._source(source) for source in node.sources]
         sources += [None] * (3 - len(sources))
         out = node.out or ()
         if isinstance(out, Ref):

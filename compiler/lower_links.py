@@ -62,7 +62,9 @@ def _results(instruction: object) -> Group:
     if isinstance(instruction, Alu):
         return instruction.out
     if isinstance(instruction, Lanes):  # a beat late at most, and the C2C gives way to both
-        return tuple(Tap(stream, beat + late) for stream, beat in instruction.dst for late in (0, 1))
+        return tuple(
+            Tap(stream, beat + late) for stream, beat in instruction.dst for late in (0, 1)
+        )
     return ()
 
 

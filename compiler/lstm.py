@@ -38,9 +38,7 @@ def cell_args(hidden: int, batch: int, spec: ChipSpec, scale: float = 2.0**-12) 
     weights = sum(b.width for group in columns_of(hidden, 2 * tiles) for b in group) * 2 * tiles
     needed = -(-weights // WINDOW_VECTORS) * WINDOW_VECTORS * VECTOR_BYTES
     if needed > work:
-        raise CapacityError(
-            chip=0, needed=needed, available=work, layout="1x1", context=0
-        )
+        raise CapacityError(chip=0, needed=needed, available=work, layout="1x1", context=0)
     x = work
     c = x + rows * 2 * VECTOR_BYTES
     return {

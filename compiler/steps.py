@@ -200,8 +200,12 @@ class StepPlanner:
                 continue
             buffers = self.buffers[chip]
             shape = {
-                "rows": self.kind.rows, "heads": last - first, "kv_heads": kv_last - kv_first,
-                "head_dim": self.config.head_dim, "context": self.context, "dtype": self.dtype,
+                "rows": self.kind.rows,
+                "heads": last - first,
+                "kv_heads": kv_last - kv_first,
+                "head_dim": self.config.head_dim,
+                "context": self.context,
+                "dtype": self.dtype,
                 "kv": self.constants[chip][f"{layer}.kv"],
                 **self._quantised(chip, "query", "q", "sq"),
             }

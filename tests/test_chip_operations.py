@@ -90,7 +90,7 @@ def test_published_plane_load() -> None:
 
 def test_rows_cost_more_than_their_loads() -> None:
     base = cycles(Opcode.MATMUL, matmul(4096, 5120, 4), CHIP)
-    assert cycles(Opcode.MATMUL, matmul(4096, 5120, 16), CHIP) < 2 * base
+    assert cycles(Opcode.MATMUL, matmul(4096, 5120, 16), CHIP) < 4 * base
     assert cycles(Opcode.MATMUL, matmul(4096, 5120, 128), CHIP) > 4 * base
 
 

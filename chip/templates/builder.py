@@ -13,111 +13,39 @@ streams 30 and 31, results leave for memory on stream 1, for the SXM on streams 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from chip.floorplan import alu, hops, mem, sxm
-from chip.isa import ARITY, LARGE_ALUS, LARGE_OPS, AluOp
+from chip.isa import ARITY, AluOp
 from chip.issue import Delay, delays
 from chip.operand import (
-    ITEM_BYTES,
     Group,
     Held,
-    Immediate,
     In,
-    Lane,
-    Position,
     Source,
     Stream,
     group,
     streams_of,
 )
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.spec import ChipSpec
+from chip.templates.parts import (
+    LANES,
+    Access,
+    Load,
+    Node,
+    NodeSource,
+    Pass,
+    Ref,
+    Row,
+    RowMask,
+)
+from chip.templates.registers import assign
 
-LANES = VECTOR_BYTES
 C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
 TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
-KEPT = 4  # cycles from which a result is worth a copy
 ENDLESS = 1 << 20  # a block that long has no place for what it asks
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
 EAST, WEST = 1, 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """`count` neighbouring vectors of an operand; `vector` is counted from the row's first."""
-
-    operand: str
-    vector: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """A stream operand that comes from work memory just in time."""
-
-    ref: Ref
-    dtype: str
-
-
-@dataclass(slots=True)
-class Node:
-    """One ALU instruction. `alu` is chosen when the block is finished, unless it was given."""
-
-    cycle: int
-    op: AluOp
-    sources: tuple[NodeSource, ...]
-    lanes: int
-    done: int  # the cycle at which the result is in the ALU's register, and leaves on a stream
-    out: Ref | Group | None
-    alu: int | None
-    last_use: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The number of the block's row, in every lane, i32: an immediate once the row is known."""
-
-
-class RowMask:
-    """Operands of the comparison that is true in the lane of the block's row."""
-
-    @staticmethod
-    def operands() -> tuple[Lane, Row]:
-        return Lane(), Row()
-
-
-NodeSource = Node | Load | Row | Source
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """`ref` read to arrive at a unit, or written as it leaves the VXM: first beat at `cycle`."""
-
-    write: bool
-    ref: Ref
-    cycle: int
-    sxm: int | None = None  # read to the SXM of this hemisphere instead of the VXM
-    stride: int = 1  # cycles between beats
-
-    @property
-    def beats(self) -> range:
-        """Cycles, after the first, at which two more vectors follow."""
-        return range(0, -(-self.ref.count // 2) * self.stride, self.stride)
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One SXM permutation, `lanes` values of `item` bytes in; sources in memory are bound later."""
-
-    cycle: int
-    hemisphere: int
-    queue: int
-    map: tuple[int | None, ...] | None  # None: every lane gets the lane of the block's row
-    item: int
-    lanes: int
-    src: Ref | Group
-    dst: Group
-    out_lanes: int = LANES
 
 
 def _c2c_turn(cycle: int) -> bool:
@@ -343,7 +271,7 @@ class Block:
         while not self._can_copy(start, turns):
             start += 1
         arrive = 0
-        out: list[tuple[int, Source]] = [(0, value)] * len(maps)
+        out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
         for number_of_turn, turn in enumerate(turns):
             taps = {side: group(Stream(side == EAST, VXM_TO_SXM), 4) for side in (WEST, EAST)}
             sent = [self.alu(AluOp.COPY, value, out=taps[s], at=start + turn) for s in (WEST, EAST)]
@@ -427,84 +355,12 @@ class Block:
     # -- the end
 
     def finish(self) -> Block:
-        """Give every node its ALU. The issue order decides; a register keeps a value to its use."""
-        self._free_large()
-        self._pass_on()
-        recent: dict[int, list[Node]] = {number: [] for number in range(self.spec.vxm_alus)}
-        for node in self.nodes:
-            if node.alu is not None:
-                recent[node.alu].append(node)
-        for node in sorted(self.nodes, key=lambda n: (n.cycle, n.done)):
-            if node.alu is None:
-                node.alu = self._alu_for(node, recent)
-                recent[node.alu].append(node)
+        """Give every node its ALU. The issue order decides; a register keeps a value to its use.
+
+        Raises OverflowError where the ALUs do not suffice.
+        """
+        assign(self.nodes, self.spec, self.pinned, self.period)
         return self
-
-    def _pass_on(self) -> None:
-        """Copy what is kept for longer than a period: each register is written once in it."""
-        longest = self.period - 3
-        todo = list(self.nodes) if self.period else []
-        while todo:
-            node = todo.pop()
-            if node.last_use - node.done <= longest or node.alu is not None:
-                continue
-            at = node.done + longest
-            copy = Node(
-                at, AluOp.COPY, (node,), node.lanes, at + self.delay["COPY"].d_func, None, None,
-                node.last_use,
-            )  # fmt: skip
-            node.last_use = at
-            for user in self.nodes:
-                if user.cycle >= copy.done:
-                    user.sources = tuple(copy if s is node else s for s in user.sources)
-            self.nodes.append(copy)
-            todo.append(copy)
-
-    def _free_large(self) -> None:
-        """Copy results of large ALUs that are kept for long to small ones: few can do maxima."""
-        users: dict[int, list[Node]] = {}
-        for node in self.nodes:
-            for source in node.sources:
-                if isinstance(source, Node):
-                    users.setdefault(id(source), []).append(node)
-        late = self.delay["COPY"].d_func
-        for node in list(self.nodes):
-            if node.op not in LARGE_OPS or node.alu is not None:
-                continue
-            if node.last_use - node.done < KEPT:
-                continue
-            copy = Node(
-                node.done, AluOp.COPY, (node,), node.lanes, node.done + late, None, None,
-                node.last_use,
-            )  # fmt: skip
-            self.nodes.append(copy)
-            node.last_use = node.done
-            for user in users.get(id(node), ()):
-                if user.cycle >= copy.done:
-                    user.sources = tuple(copy if s is node else s for s in user.sources)
-                else:
-                    node.last_use = max(node.last_use, user.cycle)
-
-    def _alu_for(self, node: Node, recent: dict[int, list[Node]]) -> int:
-        pool = [n for n in range(self.spec.vxm_alus) if n not in self.pinned]
-        large = [n for n in pool if n in LARGE_ALUS]
-        for number in (
-            large if node.op in LARGE_OPS else [n for n in pool if n not in large] + large
-        ):
-            if not self.period:
-                recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
-            if not any(_clash(node, other, self.period) for other in recent[number]):
-                return number
-        raise OverflowError(f"no ALU is free for {node.op} at cycle {node.cycle}")
-
-
-def _clash(a: Node, b: Node, period: int) -> bool:
-    """Two instructions cannot share an ALU: same issue, or a result lost before its last use."""
-    if not period:
-        lost = a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
-        return a.cycle == b.cycle or lost
-    kept = [{c % period for c in range(n.done, n.last_use + 1)} for n in (a, b)]
-    return a.cycle % period == b.cycle % period or bool(kept[0] & kept[1])
 
 
 def _rotate(amount: int) -> tuple[int, ...]:
@@ -522,19 +378,6 @@ _BROADCASTS = [(lane,) * LANES for lane in range(20)]
 
 
 __all__ = [
-    "ITEM_BYTES",
-    "LANES",
-    "Access",
-    "Block",
-    "Held",
-    "Immediate",
-    "In",
-    "Lane",
-    "Load",
-    "Node",
-    "Pass",
-    "Position",
-    "Ref",
-    "replace",
-    "streams_of",
+    "C2C_TURN", "FROM_VXM", "LANES", "TO_SXM", "TO_VXM", "Access", "Block", "Load", "Node",
+    "NodeSource", "Pass", "Ref", "Row", "RowMask",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Closed forms for operations that have no template yet: fp16 products, fp16 or very wide heads, TOPK.
+"""Closed forms for what has no template yet: fp16 products, fp16 or very wide heads, TOPK.
 
-Read with care: they know nothing of ports, hops or queues. Such an operation can be scheduled and run
-by the fast executor, but not lowered (`Template.lowered`).
+Read with care: they know nothing of ports, hops or queues. Such an operation can be scheduled and
+run by the fast executor, but not lowered (`Template.lowered`).
 """
 
 from __future__ import annotations

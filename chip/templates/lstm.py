@@ -76,7 +76,9 @@ class Cell(Product):
 
     def feeds(self) -> list[Placed]:
         """Activations go straight to the arrays, a row a cycle."""
-        return [replace(p, start=p.start + 1, period=1) for p in super().feeds() if p.n == self.rows]
+        return [
+            replace(p, start=p.start + 1, period=1) for p in super().feeds() if p.n == self.rows
+        ]
 
     def _multiply(self, g: ColumnGroup, tile: int) -> Iterator[Issue]:
         fed, out = self.fed(g, tile), self.multiplied(g, tile)

@@ -78,9 +78,7 @@ class ColumnGroup:
 
 def blocks_of(n: int, tiles: int) -> list[Columns]:
     """Cut n columns into blocks of 320."""
-    return [
-        Columns(first, min(LANES, n - first), first * tiles) for first in range(0, n, LANES)
-    ]
+    return [Columns(first, min(LANES, n - first), first * tiles) for first in range(0, n, LANES)]
 
 
 def groups_of(blocks: list[Columns]) -> list[tuple[Columns, ...]]:
@@ -155,14 +153,15 @@ class Product:
             for g in (self.groups if self.rows == 1 else ()) for t in range(self.tiles)
         }  # fmt: skip
         for number, g in enumerate(self.groups):
-            while self.rows == 1 and g.drain in sums:
+            to_vxm = self._drain_delay(len(g.blocks)) - self.delay["READ"].d_func - 1
+            while g.drain in sums or g.drain + to_vxm in feeds:  # one row: feeds take stream 0
                 g = replace(g, drain=g.drain + 1)
             self.groups[number] = g
             start = g.drain + self._drain_delay(len(g.blocks)) - self._arrival(len(g.blocks))
             near = None
             if self.rows == 1:
                 near = frozenset(c - start for c in feeds if -64 <= c - start < 400)
-            block, pace = self._drain(g.blocks, near)
+            block, _ = self._drain(g.blocks, near)
             column = g.blocks[0].first
             item = 4 if self.a["out"] == "f32" else 2
             shift = {"sw": column * 4 // VECTOR_BYTES, "y": column * item // VECTOR_BYTES}
@@ -181,9 +180,7 @@ class Product:
 
     # -- the VXM's part
 
-    def _drain(
-        self, blocks: tuple[Columns, ...], near: frozenset[int] | None
-    ) -> tuple[Block, int]:
+    def _drain(self, blocks: tuple[Columns, ...], near: frozenset[int] | None) -> tuple[Block, int]:
         """Return the block that takes one row of a group's sums, and the pace of its rows.
 
         `near`: cycles of the block at which the port is wanted by activations (one row); with
@@ -197,9 +194,7 @@ class Product:
         return self._blocks[key]
 
     def _drain_block(self, widths: list[int], busy: Callable[[int], bool]) -> Block:
-        b = Block(
-            self.spec, pinned=PINNED, busy=busy, stride=1 if self.rows == 1 else 2
-        )
+        b = Block(self.spec, pinned=PINNED, busy=busy, stride=1 if self.rows == 1 else 2)
         scale: NodeSource = Held(SCALE)
         if self.rows > 1:
             scale = _row_scale(b, self.rows)
@@ -371,7 +366,7 @@ def _never(cycle: int) -> bool:
 
 @lru_cache(maxsize=16)
 def _spread(run: int, j: int) -> tuple[int | None, ...]:
-    """Lanes of block j's columns on a plane: window i of it is at 80 j + 16 i, for 64 i + 16 run."""
+    """Lanes of block j's columns on a plane: window i is at 80 j + 16 i, for 64 i + 16 run."""
     spread: list[int | None] = [None] * LANES
     for lane in range(LANES // 4):
         spread[lane // RUN * WINDOW + run * RUN + lane % RUN] = LANES // 4 * j + lane

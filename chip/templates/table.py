@@ -46,7 +46,7 @@ def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec
 def has_instructions(opcode: Opcode, a: Args, spec: ChipSpec) -> bool:
     """Tell whether an operation has a template; the others' cost is an estimate."""
     if opcode in (Opcode.ROPE, Opcode.ATTEND):
-        return a["dtype"] == "int8" and kv_layout(a).row_bytes == VECTOR_BYTES
+        return bool(a["dtype"] == "int8") and kv_layout(a).row_bytes == VECTOR_BYTES
     if opcode is Opcode.MATMUL:
-        return a["dtype"] == "int8" and 2 * a["rows"] <= spec.mxm_accumulator_rows
+        return bool(a["dtype"] == "int8") and 2 * int(a["rows"]) <= spec.mxm_accumulator_rows
     return opcode is not Opcode.TOPK

@@ -1,4 +1,4 @@
-"""A scheduled operation as instructions: blocks on relative cycles, and what the schedule asks of it.
+"""A scheduled operation as instructions: blocks on relative cycles, and what it asks of others.
 
 `cycles` is the operation's cost. Nothing in a template depends on an address.
 """
@@ -26,7 +26,7 @@ class Placed:
 
 
 class Stream(Protocol):
-    """A part of a template that is worked out when it is bound: loads of the MXM and its control."""
+    """A part of a template that is worked out when it is bound: the MXM's loads and control."""
 
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
         """Yield instructions; `base` gives an operand's first vector in SRAM."""

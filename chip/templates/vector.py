@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from chip.isa import AluOp
-from chip.operations import Args, item_bytes, row_bytes
 from chip.operand import Immediate, streams_of
+from chip.operations import Args, item_bytes, row_bytes
 from chip.quant import MIN_ABSMAX
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
@@ -73,7 +73,9 @@ def _pieces(run: Run, item: int) -> list[tuple[Ref, tuple[int | None, ...], int]
     for at in range(first, stop, item):  # 320 values take `item` vectors
         count = min(item, stop - at)
         spread: list[int | None] = [None] * LANES
-        for source in range(max(run.first, at * per), min(run.first + run.count, (at + item) * per)):
+        for source in range(
+            max(run.first, at * per), min(run.first + run.count, (at + item) * per)
+        ):
             spread[run.lane + source - run.first] = source - at * per
         out.append((Ref(run.operand, at, count), tuple(spread), count * per))
     return out
@@ -120,8 +122,6 @@ def scale_block(spec: ChipSpec) -> Block:
     return b.finish()
 
 
-
-
 def norm(a: Args, spec: ChipSpec) -> Template:
     """RMSNorm, then int8 per row or fp16."""
     width, rows, int8 = a["hidden"], a["rows"], a["dtype"] == "int8"
@@ -144,17 +144,17 @@ def norm(a: Args, spec: ChipSpec) -> Template:
         root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(a["eps"])))
         root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
         if not int8:
-            for g, n in enumerate(lanes):
+            for g in range(len(lanes)):
                 y = scaled(b, g, root, root.done + g * pace)
                 b.alu(AluOp.CVT_F16, y, out=store("q", g, LANES, 2))
             return b
         peak: Node | None = None
-        for g, n in enumerate(lanes):
+        for g in range(len(lanes)):
             size = b.alu(AluOp.ABS, scaled(b, g, root, root.done + g * pace))
             peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
         assert peak is not None
         factor, scale = scale_factor(b, b.lane_max(peak))
-        for g, n in enumerate(lanes):
+        for g in range(len(lanes)):
             y = b.alu(AluOp.MUL, scaled(b, g, root, factor.done + g * pace - 8), factor)
             b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
         collect_scale(b, "s", scale, rows)
