@@ -21,6 +21,7 @@ from chip.issue import Delay, delays
 from chip.operand import (
     Group,
     Held,
+    Immediate,
     In,
     Source,
     Stream,
