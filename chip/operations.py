@@ -177,7 +177,9 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     # (assumption: 4 of 16), so a product does not hold the VXM.
     Opcode.MATMUL: _define(MXM, _matmul_regions, "x s w sw", "y", "weights"),
     Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv kvs", "vector"),
-    Opcode.ATTEND: _define((*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch", "attention"),
+    Opcode.ATTEND: _define(
+        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch", "attention"
+    ),
     Opcode.ADD: _define(("VXM",), _add_regions, "x src", "x", "vector"),
     Opcode.SILU: _define(("VXM",), _silu_regions, "x", "y", "vector"),
     Opcode.TOPK: _define(("VXM",), _topk_regions, "x", "y", "vector"),

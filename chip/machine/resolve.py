@@ -56,6 +56,7 @@ class Resolved:
     dynamic: list[int] = field(default_factory=list)  # bursts whose addresses come with the step
     late_reads: set[int] = field(default_factory=set)  # bursts that read what those may have hit
     cycles: int = 0  # the last event of the program + 1
+    busy_cycles: int = 0  # in which something was issued, or a value was on its way to its reader
 
 
 class Resolver:
@@ -88,8 +89,21 @@ class Resolver:
             initial=initial, commits=(commits[0], alias[commits[1]]),
             tiles=np.where(tiles >= 0, self.source[tiles], -1), tile_of=self.tile_of,
             dynamic=[burst.number for burst in table.dynamic], late_reads=late,
-            cycles=last + 1 + TILES,
+            cycles=last + 1 + TILES, busy_cycles=self._busy(),
         )  # fmt: skip
+
+    def _busy(self) -> int:
+        """Count the cycles in which something happens; the others a stepping machine may skip."""
+        index, (_, cycle, step, _) = self.table.queue_slots.expand()
+        issued = cycle + step * index
+        spans = [*self.flights, (issued, issued + 1)]
+        low = min((int(first.min()) for first, _ in spans if len(first)), default=0)
+        high = max((int(last.max()) for _, last in spans if len(last)), default=0)
+        change = np.zeros(high - low + 2, np.int64)
+        for first, last in spans:
+            np.add.at(change, first - low, 1)
+            np.add.at(change, last - low, -1)
+        return int(np.count_nonzero(np.cumsum(change)))
 
     # -- naming
 
@@ -137,6 +151,8 @@ class Resolver:
             what = f"nothing on stream {'EW'[stream // 32]}{stream % 32}"
             raise self._refuse(what, read_index, reader, event)
         writer = order[found]
+        left = (diagonal + step * read_index) + (key[writer] & ((1 << _FLOW_BITS) - 1))
+        self.flights = [(left, diagonal + step * read_index + flow + 1)]
         self.source[place + place_step * read_index] = (value + value_step * index)[writer]
 
     # -- memory
