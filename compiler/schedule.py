@@ -173,28 +173,26 @@ class Scheduler:
             vectors=item.vectors, depart=start, first_arrive=first, arrive=arrive,
         )  # fmt: skip
         self.transfers.append(transfer)
-        common = {"link": link.id, "transfer": transfer.id, "vectors": item.vectors}
         forward = {"forward": arrived.id} if arrived is not None else {}
-        sender.operations.append(
-            Operation(
-                opcode=Opcode.SEND,
-                name=item.name,
-                args={"src": src, **common, **forward},
-                start=start,
-                end=start + stream,
-                nop=nop,
-            )
-        )
-        receiver.operations.append(
-            Operation(
-                opcode=Opcode.RECEIVE,
-                name=item.name,
-                args={"dst": dst, **common},
-                start=first,
-                end=arrive,
-            )
-        )
+        self._both_ends(transfer, {"src": src, **forward}, {"dst": dst}, nop)
         return transfer
+
+    def _both_ends(
+        self, transfer: ScheduledTransfer, sent: dict[str, int], received: dict[str, int], nop: int
+    ) -> None:
+        """Put a transfer's SEND and RECEIVE in their programs."""
+        link = self.network.links[transfer.link]
+        common = {"link": link.id, "transfer": transfer.id, "vectors": transfer.vectors}
+        end = transfer.depart + transfer.vectors * link.slot_cycles
+        for node, opcode, args, start, stop, held in (
+            (link.src, Opcode.SEND, sent, transfer.depart, end, nop),
+            (link.dst, Opcode.RECEIVE, received, transfer.first_arrive, transfer.arrive, 0),
+        ):
+            operation = Operation(
+                opcode=opcode, name=transfer.name, args={**args, **common}, start=start, end=stop,
+                nop=held,
+            )  # fmt: skip
+            self.nodes[node].operations.append(operation)
 
     def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
         programs = tuple(

@@ -20,7 +20,7 @@ from chip.operations import (
     row_bytes,
     segment_offsets,
 )
-from chip.templates.matmul import Product
+from chip.templates.product import Product
 from chip.templates.table import template
 
 CHIP = machine("lesson").chip

@@ -90,7 +90,7 @@ def test_a_slower_chip_or_link_would_not_keep_the_schedule() -> None:
     model = compiled("2x2+1")
     program = model.steps["decode/32"].programs[2]
     for name in ("READ", "ABC", "PERMUTE", "MUL", "EXP"):
-        delays = tuple((n, func + (n == name), skew) for n, func, skew in model.chip.delays)
+        delays = tuple((n, func + 8 * (n == name), skew) for n, func, skew in model.chip.delays)
         slower = replace(model.chip, delays=delays)
         with pytest.raises(ScheduleViolation):
             UnitClocks(program, slower, slots(model)).check()

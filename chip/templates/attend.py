@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
 
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa import ABC, ACC, IW, LW, AluOp, Instruction, Read, Transpose
@@ -25,7 +28,8 @@ from chip.operations import Args, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import RUN, bulk_place
 from chip.templates.builder import LANES, Block, Load, Node, Pass, Ref
-from chip.templates.matmul import PLANE_OF_RUN, WINDOW, _spread
+from chip.templates.columns import PLANE_OF_RUN, WINDOW, spread_of
+from chip.templates.reductions import lane_max, lane_sum
 from chip.templates.rope import TO_CACHE as FEED
 from chip.templates.template import Placed, Template, aligned
 from chip.templates.vector import f32, scale_factor
@@ -35,11 +39,12 @@ TURNED = 29  # outward stream of activations behind the SXM
 SUMS = 4  # first inward stream of accumulators: four for each plane of a side
 VALUES_IN, VALUES_OUT = 12, 12  # outward streams of values before and behind the SXM
 BLOCK_QUEUE = 13  # SXM queue that turns values
-WEIGHED = 0  # accumulator row of weighted values; scores follow
+WEIGHED = 16  # first accumulator rows, of weighted values: heads take turns; scores follow
 OUT = (3, 4)  # ALUs whose registers collect results
 TWIN = 12  # ALU that sends a query the other way
 PINNED = frozenset({*OUT, TWIN})
 NEVER = f32(float("-inf"))
+TURN = 8  # cycles of a turn of the work ports
 COMMITTED = 16  # cycles after a result's last ALU at which memory has it
 Map = tuple[int | None, ...]
 
@@ -73,6 +78,21 @@ class Piece:
     block: Block
     timed: list[Timed] = field(default_factory=list)
     runs: list[CacheRun] = field(default_factory=list)
+
+    def uses(self) -> set[tuple[tuple[object, ...], int]]:
+        """Return what the piece takes for itself: (resource, cycle)."""
+        out = self.block.uses()
+        for timed in self.timed:
+            for i in range(timed.n):
+                out.add((("queue", timed.plane, timed.role), timed.cycle + i))
+                if isinstance(timed.instruction, ABC):
+                    out.add((("feed",), timed.cycle + i))
+        return out
+
+    def collected(self) -> tuple[int, int]:
+        """Return when the registers of results are first read or written, and last written."""
+        nodes = [node for node in self.block.nodes if node.alu in OUT]
+        return min(node.cycle for node in nodes), max(node.done for node in nodes)
 
     @property
     def end(self) -> int:
@@ -122,7 +142,7 @@ class Attention:
 
     def place(self, head: int) -> int:
         """First lane of a query head's KV head in the packed vector."""
-        return self.kv_of[head] % self.layout.heads_per_group * self.layout.pitch
+        return int(self.kv_of[head]) % self.layout.heads_per_group * self.layout.pitch
 
     # -- keys
 
@@ -166,7 +186,7 @@ class Attention:
             back = self.to_mxm + self.delay["PERMUTE"].d_func + self.delay["COPY"].d_func
             query = Load(Ref("q", head // per, 1), "i8")
             at = self.feed(piece, AluOp.COPY, query, dict.fromkeys((0, 1), tuple(turn)), now - back)
-            slot = WEIGHED + 1 + i * many + number
+            slot = WEIGHED + i * many + number
             for plane in planes:
                 out = Stream(plane >= 2, TURNED)
                 piece.timed.append(Timed(at, ABC(stream=out), plane, Role.FEED))
@@ -236,14 +256,14 @@ class Attention:
         piece = Piece(Block(self.spec, pinned=PINNED))
         b = piece.block
         peak = self._masked(piece, part, head)
-        top = b.lane_max(peak)
+        top = lane_max(b, peak)
         total: Node | None = None
         for v in range(len(self.tokens)):
             low = b.alu(AluOp.SUB, self.scratch(head, v), top, after=top.done + self.pace * v)
             e = b.alu(AluOp.EXP, low, out=self.scratch(head, v).ref)
             total = e if total is None else b.alu(AluOp.ADD, total, e)
         assert total is not None
-        root = b.alu(AluOp.RSQRT, b.lane_sum(total))
+        root = b.alu(AluOp.RSQRT, lane_sum(b, total))
         share = b.alu(AluOp.MUL, root, root)
         scale, factor = self._weigh(b, head, share)
         fed = self._weights(piece, part, head, factor)
@@ -271,14 +291,14 @@ class Attention:
         lane = head % self.layout.heads_per_group * self.layout.pitch
         at, operand = b.through_sxm(scale_ref, (lane,) * LANES, 4, LANES)
         scale = b.alu(AluOp.COPY, operand, at=at)
-        slot = WEIGHED + 1 + part.heads.index(head) * many
+        slot = WEIGHED + part.heads.index(head) * many
         peak: Node | None = None
         for number in range(many):
             vectors_here = range(4 * number, min(4 * number + 4, len(self.tokens)))
             planes = sorted({p for v in vectors_here for p in self.planes(v)})
             first = min(LANES, 80 * len(vectors_here))
             arrive = self.drain(piece, planes, slot + number, first, scale.done + 8, [
-                (4 * j, {p: _spread(PLANE_OF_RUN.index(p), j) for p in self.planes(v)}, LANES)
+                (4 * j, {p: spread_of(PLANE_OF_RUN.index(p), j) for p in self.planes(v)}, LANES)
                 for j, v in enumerate(vectors_here)
             ])  # fmt: skip
             for j, v in enumerate(vectors_here):
@@ -313,7 +333,7 @@ class Attention:
             size = b.alu(AluOp.ABS, w)
             peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
         assert peak is not None
-        factor, scale = scale_factor(b, b.lane_max(peak))
+        factor, scale = scale_factor(b, lane_max(b, peak))
         return scale, factor
 
     def _weights(self, piece: Piece, part: Part, head: int, factor: Node) -> int:
@@ -330,7 +350,7 @@ class Attention:
             for side, plane in self.value_planes(v):
                 stream = Stream(side == 1, TURNED)
                 piece.timed.append(Timed(at, ABC(stream=stream), plane, Role.FEED))
-                acc = ACC(slot=WEIGHED, first=v < 2)
+                acc = ACC(slot=head % WEIGHED, first=v < 2)
                 piece.timed.append(Timed(at + self.delay["ABC"].d_func, acc, plane, Role.DRAIN))
             summed = at + self.delay["ABC"].d_func
         return summed + 1
@@ -358,7 +378,7 @@ class Attention:
                 if (first + d) // LANES == number:
                     turn[(first + d) % LANES] = place + d
             spreads.append((4 * j, dict.fromkeys(planes, tuple(turn)), LANES))
-        arrive = self.drain(piece, planes, WEIGHED, lanes, after, spreads)
+        arrive = self.drain(piece, planes, head % WEIGHED, lanes, after, spreads)
         for j, number in enumerate(outs):
             total = self.sum(b, planes, 4 * j, LANES, arrive)
             y = b.alu(AluOp.MUL, b.alu(AluOp.CVT_F32, total), scale)
@@ -452,6 +472,34 @@ class Beside:
                     yield Issue(queue, cycle, Read(address=word, stream=stream))
 
 
+def one_by_one(pieces: list[Piece]) -> list[int]:
+    """Return the pieces' starts when each waits for the one before."""
+    ends = accumulate(aligned(piece.end) for piece in pieces)
+    return [0, *ends][: len(pieces)]
+
+
+def side_by_side(pieces: list[Piece]) -> list[int]:
+    """Return the pieces' earliest starts, in turns of the work ports, so that none is in another's way.
+
+    Results are collected in registers, so they keep the pieces' order.
+    """
+    numbers: dict[tuple[object, ...], int] = {}
+    taken = np.empty(0, np.int64)
+    starts: list[int] = []
+    collected = start = 0
+    for piece in pieces:
+        uses = piece.uses()
+        own = np.array([(numbers.setdefault(what, len(numbers)) << 24) + at for what, at in uses])
+        first, last = piece.collected()
+        while start + first < collected or np.isin(own + start, taken).any():
+            start += TURN
+        taken = np.union1d(taken, own + start)
+        starts.append(start)
+        collected = start + last
+        start += TURN
+    return starts
+
+
 def attend(a: Args, spec: ChipSpec) -> Template:
     """Attention over the bucket, one head after another; int8."""
     layout = kv_layout(a)
@@ -467,10 +515,10 @@ def attend(a: Args, spec: ChipSpec) -> Template:
             attention.values(piece, part, range(len(attention.tokens)), piece.end)
         pieces.append((now, piece))
         now += aligned(piece.end)
-        for head in part.heads:
-            piece = attention.head(part, head)
-            pieces.append((now, piece))
-            now += aligned(piece.end)
+        heads = [attention.head(part, head) for head in part.heads]
+        starts = side_by_side(heads) if attention.once else one_by_one(heads)
+        pieces += [(now + at, piece) for at, piece in zip(starts, heads, strict=True)]
+        now += max(at + aligned(p.end) for at, p in zip(starts, heads, strict=True))
     rows = a["rows"]
     steps = {
         "q": layout.query_bytes(a["heads"]) // VECTOR_BYTES,

@@ -203,6 +203,15 @@ class Block:
             period += multiple
         return period
 
+    def uses(self) -> set[tuple[tuple[object, ...], int]]:
+        """Return what the finished block takes for itself: (resource, cycle)."""
+        out = {(key[:-1], int(str(key[-1]))) for key in self._taken}
+        out |= {(("pass", p.hemisphere, p.queue), p.cycle) for p in self.passes}
+        for node in self.nodes:
+            out.add((("issue", node.alu), node.cycle))
+            out |= {(("held", node.alu), t) for t in range(node.done, node.last_use + 1)}
+        return out
+
     def _repeats(self, period: int, single: list[tuple[object, ...]]) -> bool:
         seen = {(*key[:-1], int(str(key[-1])) % period) for key in single}
         if len(seen) < len(single):
@@ -299,60 +308,6 @@ class Block:
                 return False
         return True
 
-    def tree(self, op: AluOp, value: Node, maps: Sequence[tuple[int | None, ...]]) -> list[Node]:
-        """Return op(copy m, copy m + half) for every m below half of the maps."""
-        half = len(maps) // 2
-        copies = self.copies(value, maps)
-        return [
-            self.alu(op, copies[m][1], copies[m + half][1], at=copies[m][0]) for m in range(half)
-        ]
-
-    def halves(self, op: AluOp, nodes: list[Node], down_to: int = 1) -> list[Node]:
-        """Combine the upper half of the nodes with the lower until `down_to` are left."""
-        while len(nodes) > down_to:
-            half = len(nodes) // 2
-            nodes = [self.alu(op, nodes[m], nodes[m + half]) for m in range(half)]
-        return nodes
-
-    def lane_sum(self, value: Node) -> Node:
-        """Sum the lanes in the fixed order of vmath.lane_sum; every lane gets the sum."""
-        wide = self.tree(AluOp.ADD, value, [_rotate(20 * m) for m in range(16)])
-        (twenty,) = self.halves(AluOp.ADD, wide)
-        five = self.halves(AluOp.ADD, self.tree(AluOp.ADD, twenty, _BROADCASTS), down_to=5)
-        low = self.alu(
-            AluOp.ADD,
-            self.alu(AluOp.ADD, five[0], five[1]),
-            self.alu(AluOp.ADD, five[2], five[3]),
-        )
-        return self.alu(AluOp.ADD, low, five[4])
-
-    def lane_max(self, value: Node, pitch: int = LANES) -> Node:
-        """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
-        short = pitch // 16
-        node = self._max_of(value, [_turn(pitch, short * m) for m in range(16)])
-        return node if short == 1 else self._max_of(node, [_turn(pitch, m) for m in range(short)])
-
-    def _max_of(self, value: Node, maps: list[tuple[int | None, ...]]) -> Node:
-        """Maximum of a value's copies, four pairs every other cycle: large ALUs are few."""
-        maps += maps[-1:] * (len(maps) % 2)  # a copy without a partner meets itself
-        half = len(maps) // 2
-        copies = self.copies(value, maps, pairs=4, gap=2)
-        best: Node | None = None
-        for first in range(0, half, 4):
-            nodes = [
-                self.alu(AluOp.MAX, copies[m][1], copies[m + half][1], at=copies[m][0])
-                for m in range(first, min(first + 4, half))
-            ]
-            nodes += [best] if best is not None else []
-            while len(nodes) > 1:
-                odd = nodes[len(nodes) // 2 * 2 :]
-                nodes = [
-                    self.alu(AluOp.MAX, nodes[m], nodes[m + 1]) for m in range(0, len(nodes) - 1, 2)
-                ] + odd
-            (best,) = nodes
-        assert best is not None
-        return best
-
     # -- the end
 
     def finish(self) -> Block:
@@ -362,20 +317,6 @@ class Block:
         """
         assign(self.nodes, self.spec, self.pinned, self.period)
         return self
-
-
-def _rotate(amount: int) -> tuple[int, ...]:
-    return tuple((lane + amount) % LANES for lane in range(LANES))
-
-
-def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
-    """Rotate inside segments of `pitch` lanes; lanes beyond the last whole segment are zero."""
-    whole = LANES // pitch * pitch
-    return tuple(lane // pitch * pitch + (lane + amount - lane // pitch * pitch) % pitch
-                 for lane in range(whole))  # fmt: skip
-
-
-_BROADCASTS = [(lane,) * LANES for lane in range(20)]
 
 
 __all__ = [

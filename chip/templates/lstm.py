@@ -18,7 +18,8 @@ from chip.operand import Stream
 from chip.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, Ref
-from chip.templates.matmul import FEED, WINDOW, ColumnGroup, Columns, Product
+from chip.templates.columns import WINDOW, ColumnGroup, Columns
+from chip.templates.product import FEED, Product
 from chip.templates.template import Placed, Template, paced
 from chip.templates.vector import f32
 

@@ -20,6 +20,7 @@ from chip.operations import Args, kv_layout, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from chip.templates.builder import FROM_VXM, LANES, TO_VXM, Block, Load, Node, NodeSource, Ref
+from chip.templates.reductions import lane_max
 from chip.templates.template import Template, by_rows, paced
 from chip.templates.vector import f32, scale_factor
 
@@ -121,7 +122,7 @@ class _Row:
             turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
             other = spread(b, "qkv", turned, after)
             y = b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
-        peak = b.lane_max(b.alu(AluOp.ABS, y), self.layout.pitch)
+        peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
         factor, scale = scale_factor(b, peak)
         scaled = b.alu(AluOp.MUL, y, factor)
         if part.kind == "q":

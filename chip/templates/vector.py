@@ -13,6 +13,7 @@ from chip.operations import Args, item_bytes, row_bytes
 from chip.quant import MIN_ABSMAX
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
+from chip.templates.reductions import lane_max, lane_sum
 from chip.templates.template import Template, by_rows, paced
 
 SCALES = 14  # ALU whose register collects the rows' scales, one a lane
@@ -140,7 +141,7 @@ def norm(a: Args, spec: ChipSpec) -> Template:
             square = b.alu(AluOp.MUL, x, x, lanes=n, after=g * pace)
             total = square if total is None else b.alu(AluOp.ADD, total, square)
         assert total is not None
-        mean = b.alu(AluOp.MUL, b.lane_sum(total), f32(1.0 / width))
+        mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
         root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(a["eps"])))
         root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
         if not int8:
@@ -153,7 +154,7 @@ def norm(a: Args, spec: ChipSpec) -> Template:
             size = b.alu(AluOp.ABS, scaled(b, g, root, root.done + g * pace))
             peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
         assert peak is not None
-        factor, scale = scale_factor(b, b.lane_max(peak))
+        factor, scale = scale_factor(b, lane_max(b, peak))
         for g in range(len(lanes)):
             y = b.alu(AluOp.MUL, scaled(b, g, root, factor.done + g * pace - 8), factor)
             b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
@@ -189,7 +190,7 @@ def gather(a: Args, spec: ChipSpec) -> Template:
             size = b.alu(AluOp.ABS, value(g, g * pace))
             peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
         assert peak is not None
-        factor, scale = scale_factor(b, b.lane_max(peak))
+        factor, scale = scale_factor(b, lane_max(b, peak))
         for g in range(len(lanes)):
             y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 4), factor)
             b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
