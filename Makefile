@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= llama-8b
 ARGS ?=
-BUILD := pyproject.toml $(wildcard setup.py) $(wildcard chip/kernels/native/*)
+BUILD := pyproject.toml $(wildcard setup.py) $(wildcard chip/kernels/native/*) $(wildcard interconnect/native/*)
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
 .PHONY: serve test lint clean

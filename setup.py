@@ -28,6 +28,13 @@ setup(
             extra_compile_args=[*FLAGS, *WARNINGS, *extra],
             extra_link_args=extra,
             optional=True,
-        )
+        ),
+        Extension(
+            "interconnect._rings",
+            sources=["interconnect/native/rings.c"],
+            extra_compile_args=[*FLAGS, *WARNINGS, *extra],
+            extra_link_args=extra,
+            optional=True,
+        ),
     ]
 )

@@ -19,10 +19,10 @@ from chip.errors import ProgramError, ScheduleViolation
 from chip.executor import Binder, Bound, StepState
 from chip.kernels.interface import Kernels
 from chip.operations import Opcode
-from chip.program import Operation, Program
+from chip.program import Operation, Program, working_order
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
-from chip.timing import UnitClocks
+from chip.timing import UnitClocks, unit_spans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,8 @@ class Loaded:
 
     program: Program
     actions: list[Callable[[], bool]]
-    operations: Sequence[Operation | None]
+    operations: Sequence[Operation | None]  # in working order
+    spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
 
 
 class Chip:
@@ -102,6 +103,7 @@ class Chip:
         self._message: StepMessage | None = None
         self._actions: Sequence[Callable[[], bool]] = ()
         self._next = 0
+        self._free: dict[str, int] = {}  # unit -> when the steps begun so far leave it
 
     # -- load
 
@@ -116,11 +118,12 @@ class Chip:
 
     def _bind(self, program: Program) -> Loaded:
         """Return the program as actions on this chip's memory."""
-        actions = [self._action(operation) for operation in program.operations]
+        operations = working_order(program.operations)
+        actions = [self._action(operation) for operation in operations]
         if self._watch is not None:
-            pairs = zip(program.operations, actions, strict=True)
+            pairs = zip(operations, actions, strict=True)
             actions = [self._watch(operation.opcode, action) for operation, action in pairs]
-        return Loaded(program, actions, program.operations)
+        return Loaded(program, actions, operations, unit_spans(program))
 
     def _action(self, operation: Operation) -> Callable[[], bool]:
         if operation.opcode is Opcode.SEND:
@@ -235,12 +238,26 @@ class Chip:
                 )  # fmt: skip
 
     def _start(self, message: StepMessage) -> None:
+        self._hold_units(message)
         self._message = message
         self.state.rows = len(message.positions)
         self.state.positions = np.asarray(message.positions, dtype=np.int64)
         self.state.hash_share = 0
         self.checks = 0
         self._actions = self._programs[message.step].actions
+
+    def _hold_units(self, message: StepMessage) -> None:
+        """Steps may overlap in time, but not on a unit: raise ScheduleViolation where they do."""
+        base = message.base_cycle
+        for unit, (first, last) in self._programs[message.step].spans.items():
+            free = self._free.get(unit, 0)
+            if base + first < free:
+                raise ScheduleViolation(
+                    f"{unit} is still held by the step before", chip=self.index, cycle=first,
+                    link=None, operation="the first on it", step=message.step,
+                    wanted=f"cycle {free} or later", got=base + first,
+                )  # fmt: skip
+            self._free[unit] = base + last
 
     def waiting_for(self) -> Operation | None:
         """Return the RECEIVE whose vectors are missing, or None when the chip is idle."""
@@ -277,6 +294,7 @@ class Chip:
         for inbox in self._inbox.values():
             inbox.clear()
         self._queue.clear()
+        self._free.clear()
         self._actions, self._next, self._message = (), 0, None
 
     def _check_arrival(self, operation: Operation, arrival: Arrival, size: int) -> None:

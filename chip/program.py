@@ -6,6 +6,7 @@ program holds an operation back beyond what its operands and units ask for (a `N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +52,43 @@ class Operation:
         return f"{self.start:>9} {self.end:>9} {self.opcode:<8} {self.name:<32} {args}"
 
 
+def working_order(operations: Sequence[Operation]) -> list[Operation]:
+    """Return the order in which a chip does its operations in wall time.
+
+    As listed, but a SEND goes before RECEIVEs whose vectors it does not pass on: no chip of an
+    all-gather keeps the others waiting for a segment that it has. Cycles do not depend on it.
+    """
+    order: list[Operation] = []
+    for operation in operations:
+        place = len(order)
+        while operation.opcode is Opcode.SEND and place and _passes(operation, order[place - 1]):
+            place -= 1
+        order.insert(place, operation)
+    return order
+
+
+def _passes(send: Operation, before: Operation) -> bool:
+    if before.opcode is not Opcode.RECEIVE:
+        return False
+    ((source, size),), _ = send.regions()
+    _, ((target, room),) = before.regions()
+    return source + size <= target or target + room <= source
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What one chip does in one step. `rows` is the step's row capacity."""
+    """What one chip does in one step. `rows` is the step's row capacity.
+
+    A step begins with all chips' SACs equal (DESKEW in the first, RUNTIME_DESKEW in those after).
+    `realign` has the spans (from, to) in which the chip does nothing, because a RUNTIME_DESKEW of
+    that length sets its SAC to the HAC again.
+    """
 
     chip: int
     step: str  # "decode/512", "prefill16/512"
     rows: int
     operations: tuple[Operation, ...]
+    realign: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
         head = f"chip {self.chip} step {self.step} rows {self.rows}"

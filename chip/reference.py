@@ -21,6 +21,7 @@ from chip.operations import Opcode
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES
 from chip.sram import places
+from chip.timing import unit_spans
 
 Lower = Callable[[Program], Sequence[Issue]]
 
@@ -38,7 +39,7 @@ class ReferenceChip(Chip):
         self.machines: dict[str, Machine] = {}
 
     def _bind(self, program: Program) -> Loaded:
-        return Loaded(program, [], [])
+        return Loaded(program, [], [], unit_spans(program))
 
     def _start(self, message: StepMessage) -> None:
         loaded = self._programs[message.step]

@@ -22,6 +22,17 @@ from chip.program import Operation, Program
 from chip.spec import ChipSpec
 
 
+def unit_spans(program: Program) -> dict[str, tuple[int, int]]:
+    """Return the first and last cycle at which a program holds each unit and each link's end."""
+    spans: dict[str, tuple[int, int]] = {}
+    for operation in program.operations:
+        receives = operation.opcode is Opcode.RECEIVE
+        for unit in (f"arrivals of {operation.args['link']}",) if receives else operation.units:
+            first, last = spans.get(unit, (operation.start, operation.end))
+            spans[unit] = min(first, operation.start), max(last, operation.end)
+    return spans
+
+
 class UnitClocks:
     """Replays one program against one chip's spec; `check` raises where the schedule differs."""
 

@@ -37,6 +37,7 @@ from compiler.model_config import ModelConfig
 from compiler.network import Network
 from compiler.partition import partition
 from compiler.pipeline import FORMAT_VERSION, CompiledModel, schedule_digest
+from interconnect.clock import ClockSpec, SyncHop
 
 MANIFEST, SCHEDULES = "manifest.json", "schedules.msgpack"
 READ_BYTES = 1 << 24
@@ -146,6 +147,10 @@ def read_artifact(folder: Path) -> tuple[CompiledModel, dict[str, Any]]:
         routes={(src, dst): tuple(route) for src, dst, route in data["routes"]},
         binding=tuple(manifest["binding"]),
         ports_in_use=data["ports_in_use"],
+        clock=ClockSpec(**data["clock"]),
+        sync=tuple(
+            tuple(SyncHop(slot, latency) for slot, latency in path) for path in data["sync"]
+        ),
     )
     steps = [_step(item) for item in data["steps"]]
     compiled = CompiledModel(
@@ -179,6 +184,8 @@ def _schedules(compiled: CompiledModel) -> dict[str, Any]:
         "links": [link.to_list() for link in network.links],
         "routes": [[src, dst, list(route)] for (src, dst), route in network.routes.items()],
         "ports_in_use": network.ports_in_use,
+        "clock": asdict(network.clock),
+        "sync": [[[hop.slot, hop.latency_cycles] for hop in path] for path in network.sync],
         "memories": [
             {**asdict(memory), "tensors": [asdict(tensor) for tensor in memory.tensors]}
             for memory in compiled.memories
@@ -193,6 +200,7 @@ def _schedules(compiled: CompiledModel) -> dict[str, Any]:
                     [operation.to_list() for operation in program.operations]
                     for program in step.programs
                 ],
+                "realign": [program.realign for program in step.programs],
             }
             for step in compiled.steps.values()
         ],
@@ -212,8 +220,11 @@ def _step(data: dict[str, Any]) -> StepSchedule:
             step=kind.name,
             rows=kind.rows,
             operations=tuple(Operation.from_list(item) for item in operations),
+            realign=tuple((begin, end) for begin, end in realign),
         )
-        for chip, operations in enumerate(data["programs"])
+        for chip, (operations, realign) in enumerate(
+            zip(data["programs"], data["realign"], strict=True)
+        )
     )
     return StepSchedule(
         kind=kind,

@@ -17,7 +17,11 @@ INSTRUCTION_BYTES = 0  # assumption: until lowering measures what the programs t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkUse:
-    """A directed link that the schedule uses, between logical nodes; the host is node n_chips."""
+    """A directed link that the schedule uses, between logical nodes; the host is node n_chips.
+
+    A vector is received in the last cycle of its window; without drift and jitter it comes in the
+    middle of it.
+    """
 
     id: int
     name: str
@@ -27,6 +31,11 @@ class LinkUse:
     latency_cycles: int
     rx_window_cycles: int
     is_host: bool
+
+    @property
+    def slack_cycles(self) -> int:
+        """Cycles by which a vector may come before or after its nominal time."""
+        return self.rx_window_cycles // 2
 
     def to_list(self) -> list[Any]:
         """Return the plain form that is hashed and stored."""

@@ -14,8 +14,9 @@ from compiler.errors import LayoutError
 from compiler.ir import LinkUse
 from compiler.partition import Partition
 from compiler.target import Target
+from interconnect.clock import EXACT, ClockSpec, SyncHop, SyncPath, slack_cycles, stall_cycles
 from interconnect.errors import PortsExhaustedError, UnreachableError
-from interconnect.topology import Topology, shortest_path
+from interconnect.topology import Link, Topology, paths_from, shortest_path
 
 Pair = tuple[int, int]
 
@@ -28,6 +29,13 @@ class Network:
     routes: dict[Pair, tuple[int, ...]]
     binding: tuple[int, ...]  # logical chip -> physical slot
     ports_in_use: int
+    clock: ClockSpec = EXACT
+    sync: tuple[SyncPath, ...] = ()  # logical chip -> its way down the HAC's tree; () when exact
+
+    @property
+    def stall_cycles(self) -> int:
+        """Idle cycles that a realignment takes; 0 where clocks are exact."""
+        return stall_cycles(self.clock, self.sync)
 
     def forwarders(self) -> dict[int, list[Pair]]:
         """Chips that pass other chips' vectors on, with the pairs they serve."""
@@ -66,9 +74,7 @@ def build_network(
         )
     pairs = stage_pairs(partition) + group_pairs(partition)
     topology = _cable(partition, target, slots)
-    spec = target.link_spec(max(1, topology.max_ports_used))
-    slot_cycles = spec.slot_cycles(target.chip.clock_hz)
-    logical = {slot: chip for chip, slot in enumerate(slots)}
+    cabling = _Cabling(target, topology, slots)
     used: dict[int, int] = {}
     links: list[LinkUse] = []
     routes: dict[Pair, tuple[int, ...]] = {}
@@ -80,24 +86,47 @@ def build_network(
         for link in path:
             if link.id not in used:
                 used[link.id] = len(links)
-                a, b = logical[link.src], logical[link.dst]
-                links.append(
-                    LinkUse(
-                        id=len(links),
-                        name=f"C2C {a}.{link.src_port}->{b}.{link.dst_port}",
-                        src=a,
-                        dst=b,
-                        slot_cycles=slot_cycles,
-                        latency_cycles=spec.latency_cycles,
-                        rx_window_cycles=spec.rx_window_cycles,
-                        is_host=False,
-                    )
-                )
+                links.append(cabling.use(link, len(links)))
         routes[src, dst] = tuple(used[link.id] for link in path)
-    _add_host_links(partition, target, links, routes)
+    _add_host_links(partition, target, links, routes, cabling.sync)
     return Network(
-        links=tuple(links), routes=routes, binding=slots, ports_in_use=topology.max_ports_used
-    )
+        links=tuple(links), routes=routes, binding=slots, ports_in_use=topology.max_ports_used,
+        clock=target.clock, sync=cabling.sync,
+    )  # fmt: skip
+
+
+class _Cabling:
+    """A layout's cables, trained: latencies, and how far the clocks at their ends may be apart."""
+
+    def __init__(self, target: Target, topology: Topology, slots: tuple[int, ...]) -> None:
+        self.clock = target.clock
+        self.spec = target.link_spec(max(1, topology.max_ports_used))
+        self.slot_cycles = self.spec.slot_cycles(target.chip.clock_hz)
+        self.logical = {slot: chip for chip, slot in enumerate(slots)}
+        self.sync = self._paths(topology, slots) if self.clock.strays else ()
+
+    def _paths(self, topology: Topology, slots: tuple[int, ...]) -> tuple[SyncPath, ...]:
+        """Each chip's way from the root, the first logical chip, over any cable there is."""
+        ways = {slots[0]: (), **paths_from(topology, slots[0])}
+        return tuple(
+            tuple(SyncHop(link.dst, self.latency(link)) for link in ways[slot]) for slot in slots
+        )
+
+    def latency(self, link: Link) -> int:
+        cable = f"{link.src}.{link.src_port}->{link.dst}.{link.dst_port}"
+        return self.clock.trained_cycles(self.spec.latency_cycles, cable)
+
+    def use(self, link: Link, number: int) -> LinkUse:
+        """Return a cable's direction as the schedule's link of this number."""
+        a, b, latency = self.logical[link.src], self.logical[link.dst], self.latency(link)
+        slack = 0
+        if self.sync:
+            slack = slack_cycles(self.clock, self.sync[a], self.sync[b], self.slot_cycles, latency)
+        return LinkUse(
+            id=number, name=f"C2C {a}.{link.src_port}->{b}.{link.dst_port}", src=a, dst=b,
+            slot_cycles=self.slot_cycles, latency_cycles=latency, rx_window_cycles=2 * slack,
+            is_host=False,
+        )  # fmt: skip
 
 
 def _cable(partition: Partition, target: Target, slots: tuple[int, ...]) -> Topology:
@@ -128,24 +157,32 @@ def _group_cables(partition: Partition, distances: int | None) -> set[Pair]:
 
 
 def _add_host_links(
-    partition: Partition, target: Target, links: list[LinkUse], routes: dict[Pair, tuple[int, ...]]
-) -> None:
-    """One host port per chip of the first group (in) and of the last groups (out)."""
+    partition: Partition, target: Target, links: list[LinkUse], routes: dict[Pair, tuple[int, ...]],
+    sync: tuple[SyncPath, ...],
+) -> None:  # fmt: skip
+    """One host port per chip of the first group (in) and of the last groups (out).
+
+    The host's port is paced by the root chip's clock (assumption: its DMA engine is that chip's).
+    """
     host, spec = partition.layout.chips, target.host_link
     out = sorted({*partition.groups[-1].chips, partition.last_layers.chips[0]})
     ends = [(host, chip) for chip in partition.groups[0].chips] + [(chip, host) for chip in out]
     for src, dst in ends:
         name = f"host->{dst}" if src == host else f"{src}->host"
         routes[src, dst] = (len(links),)
+        slot_cycles, slack = spec.slot_cycles(target.chip.clock_hz), 0
+        if sync:
+            one, two = (() if node == host else sync[node] for node in (src, dst))
+            slack = slack_cycles(target.clock, one, two, slot_cycles, spec.latency_cycles)
         links.append(
             LinkUse(
                 id=len(links),
                 name=f"PCIe {name}",
                 src=src,
                 dst=dst,
-                slot_cycles=spec.slot_cycles(target.chip.clock_hz),
+                slot_cycles=slot_cycles,
                 latency_cycles=spec.latency_cycles,
-                rx_window_cycles=spec.rx_window_cycles,
+                rx_window_cycles=2 * slack,
                 is_host=True,
             )
         )

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from chip.operations import row_bytes
-from chip.spec import ChipSpec
+from chip.spec import ChipSpec, vectors
 from compiler.allocate import (
     FORWARD_SLOTS,
     MemoryOptions,
@@ -24,6 +24,7 @@ from compiler.allocate import (
 )
 from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.graph import Split, build_graph
+from compiler.interval import initiation_cycles
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
@@ -34,7 +35,7 @@ from compiler.steps import StepPlanner
 from compiler.target import Target
 from compiler.verify import verify
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise
 MIN_CHUNK = 16  # the chunk that the default context leaves room for
 FIRST_BUCKET = 256
@@ -93,6 +94,17 @@ class CompiledModel:
             raise CompilerError(f"context: wanted at most {self.max_model_len}, got {context}")
         size = 1 if decode else next(s for s in sorted(self.prefill_sizes) if s >= rows)
         return self.steps[StepKind(rows=size, bucket=bucket, decode=decode).name]
+
+    def cycles_until(self, name: str, following: str | None) -> int:
+        """Cycles from the base of step `name` to that of the next: of `following` where it may
+        begin before this one has ended, else of whatever comes. Raises KeyError for no step.
+
+        Clocks that stray are set at the start of a step, so there steps do not overlap.
+        """
+        step = self.steps[name]
+        if following is None or self.network.clock.strays:
+            return step.cycles
+        return initiation_cycles(step, self.steps[following])
 
     @property
     def prefill_sizes(self) -> tuple[int, ...]:
@@ -167,9 +179,19 @@ def fit_options(
     context = asked or _largest(lambda n: enough(n, min(chunk, n)), limit)
     chunk = min(chunk, context)
     if options.prefill_chunk is None:
-        while chunk * 2 <= min(MAX_CHUNK, context) and enough(context, chunk * 2):
+        most = min(MAX_CHUNK, context, _rows_at_once(split, network))
+        while chunk * 2 <= most and enough(context, chunk * 2):
             chunk *= 2
     return _memory_options(options, context, chunk, forward)
+
+
+def _rows_at_once(split: Partition, network: Network) -> int:
+    """Rows whose residual passes a link within the time that a chip may count on its own."""
+    if not network.sync:
+        return MAX_CHUNK
+    slot = max(link.slot_cycles for link in network.links)
+    row = vectors(row_bytes(split.config.hidden_size, 4)) * slot
+    return network.clock.realign_cycles // row
 
 
 def _memory_options(
@@ -243,7 +265,9 @@ def compile_model(
     }
     if kinds != "estimate":
         for step in steps.values():
-            verify([(step, 0)], target.chip, network.links, memories)
+            verify(
+                [(step, 0)], target.chip, network.links, memories, network.clock, network.sync
+            )  # fmt: skip
     compiled = CompiledModel(
         config=config, target_name=target.name, chip=target.chip, layout=layout,
         dtype=options.dtype, max_model_len=memory.context, prefill_chunk=memory.rows[-1],
@@ -283,6 +307,8 @@ def schedule_digest(compiled: CompiledModel) -> str:
         for program in schedule.programs:
             operations = [operation.to_list() for operation in program.operations]
             digest.update(msgpack.packb(operations))
+            if program.realign:
+                digest.update(msgpack.packb(program.realign))
     return digest.hexdigest()
 
 

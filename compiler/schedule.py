@@ -4,8 +4,9 @@ As soon as possible, in issue order per unit: an operation starts when its units
 operands will be there when it needs them. A result has a first and a last vector, and what comes
 in between comes evenly: so a finished column leaves while the next is computed, and the first
 arrived vector of an all-gather is used before the last has come. A transfer that would reach a
-buffer still in use is held back by a NOP in its sender's program. Times are relative to the
-step's base. Non-goals: reordering, splitting.
+buffer still in use is held back by a NOP in its sender's program. Where clocks stray, vectors are
+received as late as the slack of their link allows, and chips stop to realign their counters
+(compiler/realign.py). Times are relative to the step's base. Non-goals: reordering, splitting.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
 from compiler.network import Network
+from compiler.realign import Counter, meet
 from compiler.steps import Planned, Transfer
 
 _Cost = tuple[int, int, dict[str, tuple[int, int]]]
@@ -36,9 +38,10 @@ class _Node:
     `written` has the cycles of a region's first and last vector.
     """
 
-    __slots__ = ("free", "near", "operations", "read_end", "written")
+    __slots__ = ("counter", "free", "near", "operations", "read_end", "written")
 
-    def __init__(self) -> None:
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
         self.free: dict[str, int] = {}
         self.written: dict[Region, tuple[int, int]] = {}
         self.read_end: dict[Region, int] = {}
@@ -85,7 +88,7 @@ class Scheduler:
     ) -> None:
         self.spec, self.network = spec, network
         self.n_chips = len(network.binding)
-        self.nodes = [_Node() for _ in range(self.n_chips + 1)]
+        self.nodes = [_Node(Counter(network, chip)) for chip in range(self.n_chips + 1)]
         self.transfers: list[ScheduledTransfer] = []
         # chip -> (addresses of its forward slots, how many were used)
         self.forward = {chip: (slots, 0) for chip, (slots, _) in forward.items()}
@@ -118,7 +121,9 @@ class Scheduler:
             start = max(start, node.readable(region, *needs[name]))
         for _, region in writes:
             start = max(start, node.writable(region))
+        ready, start = start, node.counter.room(start, duration)
         end = start + duration
+        node.counter.take(start, end)
         for unit in units:
             node.free[unit] = end
         for _, region in reads:
@@ -126,8 +131,11 @@ class Scheduler:
         for _, region in writes:
             node.did_write(region, end - stream, end)
         node.operations.append(
-            Operation(opcode=item.opcode, name=item.name, args=item.args, start=start, end=end)
-        )
+            Operation(
+                opcode=item.opcode, name=item.name, args=item.args, start=start, end=end,
+                nop=start - ready,
+            )
+        )  # fmt: skip
 
     def _place_transfer(self, item: Transfer) -> None:
         route = self.network.routes[item.src, item.dst]
@@ -160,10 +168,11 @@ class Scheduler:
         else:  # vectors are passed on as they come; the last may not overtake its arrival
             behind = arrived.arrive - (item.vectors - 1) * link.slot_cycles
             start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
-        flight = link.slot_cycles + link.latency_cycles
-        nop = max(0, receiver.writable((dst, size)) - (start + flight))
-        start += nop
-        first, arrive = start + flight, start + stream + link.latency_cycles
+        flight = link.slot_cycles + link.latency_cycles + link.slack_cycles
+        ready, start = start, max(start, receiver.writable((dst, size)) - flight)
+        start = meet(sender.counter, receiver.counter, start, stream, flight, link.slot_cycles)
+        nop, first, arrive = start - ready, start + flight, start + flight + stream
+        arrive -= link.slot_cycles
         sender.free[unit] = start + stream
         sender.did_read((src, size), start + stream)
         landed = receive_cycles(self.spec)
@@ -196,10 +205,14 @@ class Scheduler:
 
     def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
         programs = tuple(
-            Program(chip=index, step=kind.name, rows=kind.rows, operations=tuple(node.operations))
+            Program(
+                chip=index, step=kind.name, rows=kind.rows, operations=tuple(node.operations),
+                realign=tuple(node.counter.spans),
+            )
             for index, node in enumerate(self.nodes)
-        )
+        )  # fmt: skip
         last = max(operation.end for p in programs for operation in p.operations)
+        last = max(last, *(node.counter.settled - turnaround_cycles for node in self.nodes))
         return StepSchedule(
             kind=kind, programs=programs, transfers=tuple(self.transfers), host=host,
             cycles=last + turnaround_cycles,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chip.spec import ChipSpec
+from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
 from interconnect.topology import Topology
 
@@ -24,6 +25,8 @@ class Target(Protocol):
     def host_link(self) -> LinkSpec: ...
     @property
     def host_turnaround_cycles(self) -> int: ...
+    @property
+    def clock(self) -> ClockSpec: ...
     @property
     def chips_per_rack(self) -> int: ...
     @property

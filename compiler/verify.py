@@ -1,7 +1,8 @@
 """Check a schedule from the schedule alone; shares no code with the passes that made it.
 
 It recomputes every duration from the chip's spec, every arrival from the link's numbers, and
-(compiler/verify_memory.py) for every byte that is read which operation wrote it last. Refused, by
+(compiler/verify_memory.py) for every byte that is read which operation wrote it last, and
+(compiler/verify_clock.py) whether receives leave room for clocks that stray. Refused, by
 name: two operations on a unit at once, a link over capacity, a receive without a send (or the
 reverse), vectors forwarded before they came, a read of bytes not yet written or written by
 another operation (live tensors that overlap), a write under a read, an address outside the
@@ -20,7 +21,9 @@ from chip.program import Operation
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, ScheduledTransfer, StepSchedule
+from compiler.verify_clock import check_clocks
 from compiler.verify_memory import check_memory
+from interconnect.clock import EXACT, ClockSpec, SyncPath
 
 _MOVES = (Opcode.SEND, Opcode.RECEIVE)
 
@@ -30,8 +33,13 @@ def verify(
     spec: ChipSpec,
     links: Sequence[LinkUse],
     memories: Sequence[Memory],
+    clock: ClockSpec = EXACT,
+    sync: Sequence[SyncPath] = (),
 ) -> None:
-    """Check `steps`, each with its base cycle. Raises ScheduleError naming what is wrong."""
+    """Check `steps`, each with its base cycle. Raises ScheduleError naming what is wrong.
+
+    `sync` has each chip's way down the tree that aligns clocks, where they stray.
+    """
     for schedule, base in steps:
         _check_shape(schedule, base, len(memories))
         _check_transfers(schedule, links)
@@ -44,6 +52,7 @@ def verify(
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
     check_memory(steps, spec, links, memories)
+    check_clocks(steps, links, clock, sync)
 
 
 def _label(node: int, chips: int) -> str:
@@ -186,7 +195,7 @@ def _check_links(steps: Sequence[tuple[StepSchedule, int]], links: Sequence[Link
 
 
 def _check_arrivals(transfer: ScheduledTransfer, link: LinkUse) -> None:
-    flight = link.slot_cycles + link.latency_cycles
+    flight = link.slot_cycles + link.latency_cycles + link.rx_window_cycles // 2
     last_packet = transfer.depart + link.slot_cycles * (transfer.vectors - 1)
     for what, wanted, got in (
         ("first vector", transfer.depart + flight, transfer.first_arrive),

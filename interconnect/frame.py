@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import msgpack
@@ -50,8 +51,9 @@ class Frame:
             *(self.version, self.flags, self.epoch, self.link, self.step),
             *(self.transfer, self.vectors, self.depart_cycle, self.check),
         )
-        for name, value in zip(_FIELDS, values, strict=True):
+        for place, value in enumerate(values):
             if type(value) is not int or not 0 <= value <= _MOST:
+                name = _FIELDS[place]
                 raise FrameError(what=name, wanted="an integer in 0..2^64-1", got=repr(value))
         if self.version != FRAME_VERSION:
             raise FrameError(what="version", wanted=str(FRAME_VERSION), got=self.version)
@@ -69,9 +71,12 @@ class Control:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+_numbers = attrgetter(*_FIELDS)
+
+
 def encode(frame: Frame) -> tuple[bytes, Payload]:
     """Return a frame's header, and its payload as it is: not copied."""
-    return msgpack.packb([getattr(frame, name) for name in _FIELDS]), frame.payload
+    return msgpack.packb(_numbers(frame)), frame.payload
 
 
 def decode(header: Payload, payload: Payload) -> Frame:
@@ -79,7 +84,11 @@ def decode(header: Payload, payload: Payload) -> Frame:
     numbers = _unpack("header", header)
     if not isinstance(numbers, list) or len(numbers) != len(_FIELDS):
         raise FrameError(what="header", wanted=f"{len(_FIELDS)} numbers", got=repr(numbers))
-    return Frame(**dict(zip(_FIELDS, numbers, strict=True)), payload=payload)
+    version, flags, epoch, link, step, transfer, vectors, depart, check = numbers
+    return Frame(
+        version=version, flags=flags, epoch=epoch, link=link, step=step, transfer=transfer,
+        vectors=vectors, depart_cycle=depart, check=check, payload=payload,
+    )  # fmt: skip
 
 
 def encode_control(control: Control) -> bytes:
@@ -105,6 +114,6 @@ def decode_control(body: Payload) -> Control:
 def _unpack(what: str, data: Payload) -> Any:
     try:
         return msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (TypeError, ValueError, msgpack.UnpackException) as error:
         got = f"{bytes(data)[:32]!r} ({error})"
         raise FrameError(what=what, wanted="whole msgpack", got=got) from error

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from interconnect.errors import SpecError
 
-_MINIMUM = {"overhead_bytes": 0, "rx_window_cycles": 0}  # everything else is at least 1
+_MINIMUM = {"overhead_bytes": 0}  # everything else is at least 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,6 @@ class LinkSpec:
     vector_bytes: int = 320
     overhead_bytes: int = 8  # per vector
     latency_cycles: int  # end of the slot to arrival
-    rx_window_cycles: int = 0  # how early a vector may arrive; > 0 only with drift or jitter
 
     def __post_init__(self) -> None:
         for field in self.__slots__:
@@ -54,7 +53,6 @@ class LinkSpec:
         latency_cycles: int,
         overhead_bytes: int = 8,
         vector_bytes: int = 320,
-        rx_window_cycles: int = 0,
     ) -> LinkSpec:
         """Describe a link known only by its payload rate, in bits per second, kept exactly."""
         rate = Fraction(payload_bps)
@@ -69,7 +67,6 @@ class LinkSpec:
             vector_bytes=vector_bytes,
             overhead_bytes=overhead_bytes,
             latency_cycles=latency_cycles,
-            rx_window_cycles=rx_window_cycles,
         )
 
     @property

@@ -1,9 +1,13 @@
 """The transport between processes and hosts: ZeroMQ over `ipc://` or `tcp://`.
 
 A node binds one PULL socket and connects one PUSH socket to each peer when it first sends there,
-so messages between two nodes stay in order. On the wire a message is one part (b"C" + control) or
-two (b"F" + header, payload). Endpoints are learnt at start: bind, tell the others `endpoint`,
-`connect` theirs.
+so messages between two nodes stay in order. On the wire a message is one part, b"C" + control or
+b"F" + header length (one byte) + header + payload: a second part would cost more than copying the
+payload. Endpoints are learnt at start: bind, tell the others `endpoint`, `connect` theirs.
+
+Between processes of one host (`ipc://`, both sides named as senders) frames go through shared rings
+(interconnect/rings.py) where the native part is built; what does not fit leaves a mark there and
+comes as b"S" + sender (four bytes) + message.
 
 Rules. `tcp://` is always encrypted with the run's CURVE key: who has the key is a member of the
 run, nobody else gets a message in. `ipc://` is plain, in a private directory. A transport has a
@@ -13,11 +17,14 @@ sockets do not survive one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +37,15 @@ from interconnect.errors import (
     TransportError,
     UnknownPeerError,
 )
-from interconnect.frame import Frame, Payload, decode, decode_control, encode, encode_control
+from interconnect.frame import Frame, decode, decode_control, encode, encode_control
+from interconnect.rings import Inbox, Outbox, Part, RingsAddress, available
 from interconnect.transport import Message
 
 _IPC_PATH_BYTES = 107  # sockaddr_un.sun_path is 108 with its terminator
 _LINGER_MS = 2000  # how long close waits for messages still leaving
 _ZERO_COPY_BYTES = 64 * 1024  # below, copying is cheaper than tracking who owns the memory
 _WAKE = "inproc://wake"
+_FULL_SECONDS = 60.0  # how long a peer may take nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +66,13 @@ class ZmqTransport:
 
     `bind` is "ipc://*" (a private directory, removed at close), "ipc://PATH" or "tcp://HOST:PORT",
     with * for any free port and a HOST that the others can reach; `key` is needed for tcp. Raises
-    TransportError when it cannot bind.
+    TransportError when it cannot bind. `senders` are the nodes whose frames may come through rings.
     """
 
-    def __init__(self, node: int, bind: str = "ipc://*", key: RunKey | None = None) -> None:
+    def __init__(
+        self, node: int, bind: str = "ipc://*", key: RunKey | None = None,
+        senders: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.node = node
         self._key = _needed_key(node, bind, key)
         self._peers: dict[int, str] = {}
@@ -68,6 +80,11 @@ class ZmqTransport:
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._closed = False
+        self._timeout_ms = -1  # what the socket has now
+        self._inbox: Inbox | None = None
+        self._outboxes: dict[int, Outbox] = {}
+        self._early: deque[Message] = deque()  # came while another one had to be waited for
+        self._spilled: dict[int, deque[Message]] = defaultdict(deque)  # sender -> by the socket
         self._folder = _private_folder() if bind == "ipc://*" else None
         if self._folder is not None:
             bind = f"ipc://{self._folder}/{node}"
@@ -83,11 +100,24 @@ class ZmqTransport:
                 raise
             raise TransportError(node=node, what=f"cannot bind {bind}: {error}") from error
         self.endpoint: str = self._pull.get_string(zmq.LAST_ENDPOINT)
+        if senders and available() and self.endpoint.startswith("ipc:"):
+            self._inbox = Inbox(senders)
+            self._poller = zmq.Poller()
+            self._poller.register(self._pull, zmq.POLLIN)
+            self._poller.register(self._inbox.pipe_fd, zmq.POLLIN)
 
-    def connect(self, endpoints: Mapping[int, str]) -> None:
+    @property
+    def rings(self) -> RingsAddress | None:
+        """Where this node's rings are, to be told to its senders; None where it has none."""
+        return None if self._inbox is None else self._inbox.address
+
+    def connect(
+        self, endpoints: Mapping[int, str], rings: Mapping[int, RingsAddress] | None = None
+    ) -> None:
         """Learn where other nodes are. Connections are made when they are first needed.
 
-        Raises TransportError for a second, different endpoint of a node, or one without a key.
+        Rings that this process cannot open are left: frames then go through sockets. Raises
+        TransportError for a second, different endpoint of a node, or one without a key.
         """
         for node, endpoint in endpoints.items():
             known = self._peers.get(node, endpoint)
@@ -96,36 +126,98 @@ class ZmqTransport:
                 raise TransportError(node=self.node, what=what)
             _needed_key(self.node, endpoint, self._key)
         self._peers.update(endpoints)
+        for node, address in (rings or {}).items():
+            if self.node in address.senders and self.endpoint.startswith("ipc:"):
+                with contextlib.suppress(OSError, ValueError):
+                    self._outboxes[node] = Outbox(self.node, address)
 
     def send(self, dst: int, message: Message) -> None:
-        """See `Transport.send`."""
+        """See `Transport.send`. Raises TransportError when a peer takes nothing for a minute."""
+        parts: list[Part]
         if isinstance(message, Frame):
             header, payload = encode(message)
-            parts: list[Payload] = [b"F" + header, payload]
+            parts = [b"F", len(header).to_bytes(), header, payload]
         else:
-            parts = [b"C" + encode_control(message)]
+            parts = [b"C", encode_control(message)]
         with self._send_lock:
             if self._closed:
                 raise TransportClosedError(node=self.node, action="send")
+            outbox = self._outboxes.get(dst)
+            if outbox is not None:
+                if outbox.put(parts):
+                    return
+                self._mark(dst, outbox)
+                parts = [b"S", self.node.to_bytes(4), *parts]
+            data = b"".join(parts)
             push = self._pushes.get(dst) or self._open(dst)
-            for part in parts[:-1]:
-                push.send(part, zmq.SNDMORE)
-            # Only `bytes` cannot change under ZeroMQ's hands; anything else it copies now.
-            keep = isinstance(parts[-1], bytes) and len(parts[-1]) >= _ZERO_COPY_BYTES
-            push.send(parts[-1], 0, copy=not keep)
+            push.send(data, 0, copy=len(data) < _ZERO_COPY_BYTES)
+
+    def _mark(self, dst: int, outbox: Outbox) -> None:
+        """Leave a mark for a message that goes by the socket: order is kept."""
+        until = time.monotonic() + _FULL_SECONDS
+        while not outbox.put(None):
+            if time.monotonic() > until:
+                what = f"node {dst} has taken nothing from a full ring for {_FULL_SECONDS} s"
+                raise TransportError(node=self.node, what=what)
+            time.sleep(0.001)
 
     def receive(self, timeout_s: float | None) -> Message | None:
-        """See `Transport.receive`; a large payload is a view of ZeroMQ's own memory."""
+        """See `Transport.receive`; a payload is a view of the message as it came."""
         with self._receive_lock:
+            if self._early:
+                return self._early.popleft()
+            if self._inbox is None:
+                return self._from_socket(timeout_s)
+            return self._from_either(self._inbox, timeout_s)
+
+    def _from_either(self, inbox: Inbox, timeout_s: float | None) -> Message | None:
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
             if self._closed:
                 raise TransportClosedError(node=self.node, action="receive")
-            timeout_ms = None if timeout_s is None else math.ceil(timeout_s * 1000)
-            if not self._pull.poll(timeout_ms):
+            if (got := inbox.take()) is not None:
+                sender, data = got
+                return _message(data) if data is not None else self._by_socket(sender)
+            if timeout_s != 0 and inbox.listen():
+                continue
+            if (message := self._from_socket(0)) is not None:
+                return message
+            left = until - time.monotonic()
+            if left <= 0:
                 return None
-            parts = self._pull.recv_multipart(copy=False)
-            if self._closed:
-                raise TransportClosedError(node=self.node, action="receive")
-        return _message(parts)
+            if inbox.may_sleep():
+                self._poller.poll(None if timeout_s is None else math.ceil(left * 1000))
+                inbox.awake()
+
+    def _from_socket(self, timeout_s: float | None) -> Message | None:
+        if self._closed:
+            raise TransportClosedError(node=self.node, action="receive")
+        timeout_ms = -1 if timeout_s is None else math.ceil(timeout_s * 1000)
+        if timeout_ms != self._timeout_ms:
+            self._pull.rcvtimeo = self._timeout_ms = timeout_ms
+        try:
+            data = self._pull.recv()
+        except zmq.Again:
+            return None
+        if self._closed:
+            raise TransportClosedError(node=self.node, action="receive")
+        if data[:1] != b"S":
+            return _message(data)
+        # Its mark has not been seen yet, or is being waited for.
+        self._spilled[int.from_bytes(data[1:5])].append(_message(data[5:]))
+        return self._from_socket(0) if timeout_s == 0 else None
+
+    def _by_socket(self, sender: int) -> Message:
+        """Wait for the message that a mark of `sender` stands for; keep what else comes."""
+        until = time.monotonic() + _FULL_SECONDS
+        while not self._spilled[sender]:
+            message = self._from_socket(1.0)
+            if message is not None:
+                self._early.append(message)
+            elif time.monotonic() > until:
+                what = f"a message of node {sender} has not come {_FULL_SECONDS} s after its mark"
+                raise TransportError(node=self.node, what=what)
+        return self._spilled[sender].popleft()
 
     def close(self) -> None:
         """See `Transport.close`; waits at most 2 s for messages that are still leaving."""
@@ -138,6 +230,10 @@ class ZmqTransport:
             wake.send(b"")
             with self._receive_lock:
                 self._pull.close()
+                if self._inbox is not None:
+                    self._inbox.close()
+        for outbox in self._outboxes.values():
+            outbox.close()
         self._release()
 
     def _release(self) -> None:
@@ -205,11 +301,10 @@ def _bindable(node: int, bind: str) -> str:
     return bind
 
 
-def _message(parts: list[zmq.Frame]) -> Message:
-    first = parts[0].bytes
-    if len(parts) == 2 and first[:1] == b"F":
-        return decode(first[1:], parts[1].buffer)
-    if len(parts) == 1 and first[:1] == b"C":
-        return decode_control(first[1:])
-    got = f"{len(parts)} parts, the first {first[:32]!r}"
-    raise FrameError(what="message", wanted="a frame or a control message", got=got)
+def _message(data: bytes) -> Message:
+    if data[:1] == b"F" and len(data) > 1:
+        view, end = memoryview(data), 2 + data[1]
+        return decode(view[2:end], view[end:])
+    if data[:1] == b"C":
+        return decode_control(memoryview(data)[1:])
+    raise FrameError(what="message", wanted="a frame or a control message", got=repr(data[:32]))

@@ -27,6 +27,8 @@ PLAIN_TEMPLATE = (
 )
 """What a model without a chat template gets: one line a message."""
 
+NO_TEMPLATE = "no chat template: chats are given to the model as plain `role: content` lines"
+
 # The date that Meta's own templates fall back to where they are given no clock.
 _TEMPLATE_DATE = datetime(2024, 7, 26)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,37 @@ def join_ray(chips: int) -> None:
         raise RackError(f"Ray at {where}: {str(error).strip().splitlines()[0]}") from error
 
 
+class _Membership:
+    """This process in a cluster: joined for its first rack, left after its last.
+
+    A Ray that was there before is left alone. Several racks may start at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._racks = 0
+        self._ours = False
+
+    def join(self, chips: int) -> None:
+        """Take part for one more rack. Raises RackError."""
+        with self._lock:
+            if not self._racks:
+                self._ours = not ray.is_initialized()
+                if self._ours:
+                    join_ray(chips)
+            self._racks += 1
+
+    def leave(self) -> None:
+        """Take part for one rack less."""
+        with self._lock:
+            self._racks -= 1
+            if not self._racks and self._ours and ray.is_initialized():
+                ray.shutdown()
+
+
+_MEMBERSHIP = _Membership()
+
+
 class RayLauncher:
     """Implements `rack.remote.Launcher`."""
 
@@ -77,10 +109,9 @@ class RayLauncher:
         self._groups: list[Any] = []
         self._actors: dict[int, Any] = {}
         self._loops: dict[int, Any] = {}
-        self._started_ray = not ray.is_initialized()
         one_blas_thread()
-        if self._started_ray:
-            join_ray(chips)
+        _MEMBERSHIP.join(chips)
+        self._joined = True
         self._machines = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._one_machine = len(self._machines) == 1
 
@@ -160,5 +191,6 @@ class RayLauncher:
         self._actors.clear()
         self._loops.clear()
         self._groups.clear()
-        if self._started_ray and ray.is_initialized():
-            ray.shutdown()
+        if self._joined:
+            self._joined = False
+            _MEMBERSHIP.leave()

@@ -69,7 +69,7 @@ class RunConfig:
 _HELP = {
     "weights": "folder with config.json and safetensors; a preset without it runs on synthetic",
     "dtype": "int8 or fp16",
-    "hardware": "lesson, groqrack, or the path of a .toml profile",
+    "hardware": "lesson, groqrack, groqrack-drift (clocks stray) or the path of a .toml profile",
     "layout": "auto, or PxT or PxT+H: stages x chips a stage + chips of the head group",
     "executor": f"{' or '.join(EXECUTORS)}; timing has no data and draws tokens at random",
     "transport": "ray (an actor a chip), process (ZeroMQ without Ray) or local (one process)",

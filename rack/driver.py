@@ -35,7 +35,7 @@ F32 = NDArray[np.float32]
 class StepResult:
     """What a step gave: logits of every vocabulary column, or (ids, values) of the largest."""
 
-    cycles: int
+    cycles: int  # from this step's base to the next one's
     logits: F32 | None = None  # [vocab]
     top: tuple[NDArray[np.int64], F32] | None = None
     hash_share: int = 0  # sum over the vocabulary, modulo 2^64
@@ -111,15 +111,16 @@ class Driver:
         self.node.chip.begin(message)
         self.node.chip.advance()
 
-    def finish_step(self, schedule: StepSchedule) -> StepResult:
+    def finish_step(self, schedule: StepSchedule, following: str | None) -> StepResult:
         """Collect the results that have come. Call when the host's program is done."""
-        self.base_cycle += schedule.cycles
+        cycles = self.compiled.cycles_until(schedule.name, following)
+        self.base_cycle += cycles
         if not schedule.kind.decode:
-            return StepResult(cycles=schedule.cycles)
+            return StepResult(cycles=cycles)
         share = self.node.chip.checks % (1 << 64)
         if self.compiled.top_k:
-            return StepResult(cycles=schedule.cycles, top=self._top(schedule), hash_share=share)
-        return StepResult(cycles=schedule.cycles, logits=self._logits(schedule), hash_share=share)
+            return StepResult(cycles=cycles, top=self._top(schedule), hash_share=share)
+        return StepResult(cycles=cycles, logits=self._logits(schedule), hash_share=share)
 
     def _results(self, schedule: StepSchedule) -> list[tuple[int, tuple[int, int]]]:
         """(offset in the host's memory, vocabulary span) of every head chip's result."""
@@ -143,10 +144,13 @@ class Driver:
 
     def run_step(
         self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
-        wait: Callable[[], None],
+        wait: Callable[[], None], following: str | None = None,
     ) -> StepResult:  # fmt: skip
-        """Run one step; `wait` moves messages and returns when the host's program may go on."""
+        """Run one step; `wait` moves messages and returns when the host's program may go on.
+
+        The base of the next step then lies where `following` may begin (`cycles_until`).
+        """
         self.start_step(schedule, positions, tokens)
         while not self.node.chip.advance():
             wait()
-        return self.finish_step(schedule)
+        return self.finish_step(schedule, following)

@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from compiler.pipeline import CompiledModel
+from rack import constrain
+from rack.constrain import Constraint
 from rack.driver import StepResult
 from rack.errors import RackError, RequestError
 from rack.sampler import SamplingParams, sample, uniform
@@ -32,8 +34,9 @@ class Rack(Protocol):
 
     def reset(self) -> None: ...
     def run_step(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int]
-    ) -> StepResult: ...
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult: ...  # fmt: skip
     def saturated(self) -> int: ...
     def times(self) -> dict[str, float]: ...
     def close(self) -> None: ...
@@ -101,6 +104,7 @@ class Completion:
         self._digest = hashlib.sha256()
         self._has_data = False
         self._engine = engine
+        self._constraint: Constraint | None = None
         self._events = self._run()
 
     def __iter__(self) -> Iterator[TokenEvent]:
@@ -137,6 +141,8 @@ class Completion:
     def _run(self) -> Iterator[TokenEvent]:
         engine, params = self._engine, self.params
         engine.running = self
+        if params.json_schema is not None:
+            self._constraint = Constraint(engine.tokenizer, params.json_schema)
         engine.rack.reset()
         self._prefill()
         limit = engine.max_tokens(len(self.prompt_token_ids), params)
@@ -157,20 +163,20 @@ class Completion:
     def _finished(self, token: int, stopped: bool, limit: int) -> str | None:
         count, params = len(self.token_ids), self.params
         ended = self._engine.tokenizer.is_eos(token) and not params.ignore_eos
-        if stopped or (ended and count >= params.min_tokens):
+        complete = self._constraint is not None and self._constraint.done
+        if stopped or complete or (ended and count >= params.min_tokens):
             return "stop"
         return "length" if count >= limit else None
 
     def _prefill(self) -> None:
         engine, started = self._engine, time.perf_counter()
-        tokens, position = self.prompt_token_ids[:-1], 0
-        while position < len(tokens):
-            rows = min(engine.compiled.prefill_chunk, len(tokens) - position)
-            step = engine.compiled.step(rows, position + rows, decode=False)
-            chunk = tokens[position : position + rows]
-            result = engine.rack.run_step(step.name, range(position, position + rows), chunk)
+        tokens, chunk = self.prompt_token_ids[:-1], engine.compiled.prefill_chunk
+        ends = [*range(chunk, len(tokens), chunk), len(tokens)] if tokens else []
+        spans = list(zip([0, *ends], ends, strict=False))
+        names = [engine.compiled.step(b - a, b, decode=False).name for a, b in spans]
+        for (first, end), name, following in zip(spans, names, [*names[1:], None], strict=False):
+            result = engine.rack.run_step(name, range(first, end), tokens[first:end], following)
             self.prompt_cycles += result.cycles
-            position += rows
         self.wall_prefill_seconds = time.perf_counter() - started
 
     def _decode(self, token: int) -> int:
@@ -181,13 +187,67 @@ class Completion:
         step = engine.compiled.step(1, position + 1, decode=True)
         result = engine.rack.run_step(step.name, [position], [token])
         self.decode_cycles.append(result.cycles)
-        picked = engine.pick(result, self.params, position, len(self.token_ids))
+        constraint = self._constraint
+        picked = engine.pick(result, self.params, position, len(self.token_ids), constraint)
+        if constraint is not None:
+            constraint.accept(picked)
         if result.logits is not None or result.top is not None:
             self._has_data = True
             self._digest.update(struct.pack("<Q", result.hash_share))
         self.token_ids.append(picked)
         self.wall_decode_seconds.append(time.perf_counter() - started)
         return picked
+
+
+def check_request(
+    compiled: CompiledModel, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams,
+    *, executor: str,
+) -> None:  # fmt: skip
+    """Refuse what the rack cannot do, before anything runs. Raises RequestError."""
+    vocab, limit = compiled.config.vocab_size, compiled.max_model_len
+    if not prompt:
+        raise RequestError(param="prompt", wanted="at least one token", got="none")
+    if len(prompt) >= limit:
+        raise RequestError(
+            param="prompt",
+            wanted=f"fewer tokens than the context of {limit}",
+            got=f"{len(prompt)} tokens",
+        )
+    bad = [token for token in prompt if not 0 <= token < vocab]
+    if bad:
+        raise RequestError(param="prompt", wanted=f"token ids below {vocab}", got=str(bad[0]))
+    if compiled.top_k:
+        _check_top_k(compiled.top_k, tokenizer, params)
+    if params.json_schema is not None:
+        _check_json(compiled, params.json_schema, executor)
+
+
+def _check_top_k(top: int, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    """Refuse what needs more logits than the `top` largest that this rack returns."""
+    drawn = params.temperature > 0
+    if drawn and not 0 < params.top_k <= top:
+        raise RequestError(
+            param="top_k", wanted=f"1 to {top}: this rack returns the {top} largest logits",
+            got=str(params.top_k),
+        )  # fmt: skip
+    banned = len(tokenizer.eos_ids) if params.min_tokens and not params.ignore_eos else 0
+    if (params.top_k if drawn else 1) + banned > top:
+        raise RequestError(
+            param="min_tokens",
+            wanted=f"0: of the {top} largest logits that this rack returns too few are left "
+            f"without {banned} ends of sequence",
+            got=str(params.min_tokens),
+        )
+
+
+def _check_json(compiled: CompiledModel, schema: str, executor: str) -> None:
+    """Refuse JSON from a rack that has no logits to choose by, or only some of them."""
+    if executor == "timing" or compiled.top_k:
+        why = "draws tokens at random" if executor == "timing" else "returns only some logits"
+        raise RequestError(
+            param=constrain.PARAM, wanted='{"type": "text"}: this rack ' + why, got="JSON"
+        )
+    constrain.grammar_of(schema)
 
 
 class Engine:
@@ -201,57 +261,33 @@ class Engine:
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Completion:
         """Check a request and return it ready to run. Raises RequestError."""
-        vocab, limit = self.compiled.config.vocab_size, self.compiled.max_model_len
-        if not prompt:
-            raise RequestError(param="prompt", wanted="at least one token", got="none")
-        if len(prompt) >= limit:
-            raise RequestError(
-                param="prompt",
-                wanted=f"fewer tokens than the context of {limit}",
-                got=f"{len(prompt)} tokens",
-            )
-        bad = [token for token in prompt if not 0 <= token < vocab]
-        if bad:
-            raise RequestError(param="prompt", wanted=f"token ids below {vocab}", got=str(bad[0]))
-        if self.compiled.top_k:
-            self._check_top_k(self.compiled.top_k, params)
+        check_request(self.compiled, self.tokenizer, prompt, params, executor=self.rack.executor)
         return Completion(self, prompt, params)
-
-    def _check_top_k(self, top: int, params: SamplingParams) -> None:
-        """Refuse what needs more logits than the `top` largest that this rack returns."""
-        drawn = params.temperature > 0
-        if drawn and not 0 < params.top_k <= top:
-            raise RequestError(
-                param="top_k", wanted=f"1 to {top}: this rack returns the {top} largest logits",
-                got=str(params.top_k),
-            )  # fmt: skip
-        banned = len(self.tokenizer.eos_ids) if params.min_tokens and not params.ignore_eos else 0
-        if (params.top_k if drawn else 1) + banned > top:
-            raise RequestError(
-                param="min_tokens",
-                wanted=f"0: of the {top} largest logits that this rack returns too few are left "
-                f"without {banned} ends of sequence",
-                got=str(params.min_tokens),
-            )
 
     def max_tokens(self, prompt_tokens: int, params: SamplingParams) -> int:
         """Return how many tokens a completion may have: what was asked, or what fits."""
         room = self.compiled.max_model_len - prompt_tokens
         return room if params.max_tokens is None else min(room, params.max_tokens)
 
-    def pick(self, result: StepResult, params: SamplingParams, position: int, count: int) -> int:
+    def pick(
+        self, result: StepResult, params: SamplingParams, position: int, count: int,
+        constraint: Constraint | None = None,
+    ) -> int:  # fmt: skip
         """Sample from a result; without data, draw any token that does not end the sequence."""
         if result.top is not None:
             ids, logits = result.top
         elif result.logits is not None:
             logits = result.logits
             ids = np.arange(len(logits))
-            if params.temperature == 0.0 and count >= params.min_tokens:
+            if params.temperature == 0.0 and count >= params.min_tokens and constraint is None:
                 return int(logits.argmax())  # ties to the lowest id, as `sample` has it
         else:
             return self._any_token(params.seed, position)
         if count < params.min_tokens and not params.ignore_eos:
             allowed = np.array([not self.tokenizer.is_eos(int(token)) for token in ids])
+            ids, logits = ids[allowed], logits[allowed]
+        if constraint is not None:
+            allowed = constraint.allowed()
             ids, logits = ids[allowed], logits[allowed]
         return sample(ids, logits, params, position)
 

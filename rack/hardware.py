@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from chip.spec import ChipSpec
+from interconnect.clock import ClockSpec
 from interconnect.dragonfly import Dragonfly, multi_rack
 from interconnect.spec import LinkSpec
 from interconnect.topology import Topology, free_cabling
@@ -30,11 +31,15 @@ class Cabling(StrEnum):
 
 
 class Sourced(NamedTuple):
-    """A value of a profile and where it comes from; `grade` is "assumption" for one of ours."""
+    """A value of a profile and where it comes from; `grade` is "assumption" for one of ours.
+
+    `fitted` names the published figure that the value was chosen to meet; "" when there is none.
+    """
 
     value: int | str | list[int]
     grade: str
     source: str
+    fitted: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +49,6 @@ class SharedEgress:
     egress_bps: Fraction
     overhead_bytes: int
     latency_cycles: int
-    rx_window_cycles: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,7 @@ class Hardware:
     global_ports: int  # all ports with free cabling
     chip_link: LinkSpec | SharedEgress
     host_link: LinkSpec
+    clock: ClockSpec
     host_turnaround_cycles: int  # result at the host to next step message
     sources: dict[str, Sourced] = field(hash=False, compare=False, repr=False)
 
@@ -107,7 +112,6 @@ class Hardware:
             link.egress_bps / ports_in_use,
             overhead_bytes=link.overhead_bytes,
             latency_cycles=link.latency_cycles,
-            rx_window_cycles=link.rx_window_cycles,
         )
 
     def topology(self, n_chips: int, pairs: Sequence[tuple[int, int]] = ()) -> Topology:
@@ -157,6 +161,7 @@ class Hardware:
             "global_ports": self.global_ports,
             "chip_link": {"kind": type(self.chip_link).__name__, **link},
             "host_link": asdict(self.host_link),
+            "clock": asdict(self.clock),
             "host_turnaround_cycles": self.host_turnaround_cycles,
         }
 

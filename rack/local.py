@@ -57,9 +57,13 @@ class LocalRack:
         """Start a request."""
         self.driver.reset()
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         """Run one step. Raises ScheduleViolation where the run departs from the schedule."""
-        return self.driver.run_step(self.compiled.steps[name], positions, tokens, self._pump)
+        schedule = self.compiled.steps[name]
+        return self.driver.run_step(schedule, positions, tokens, self._pump, following)
 
     def _pump(self) -> None:
         progress = False

@@ -100,7 +100,7 @@ def executor_asked_for(args: argparse.Namespace, environ: Mapping[str, str] = os
 
 def fit_to_memory(
     prepared: Prepared, *, asked_for: bool, free: Callable[[], int | None] | None = None,
-    environ: Mapping[str, str] = os.environ,
+    environ: Mapping[str, str] = os.environ, racks: int = 1,
 ) -> tuple[Prepared, str | None]:  # fmt: skip
     """Return what will run here, and the notice that goes with it. Raises ConfigError."""
     config, memories = prepared.config, prepared.compiled.memories
@@ -109,7 +109,7 @@ def fit_to_memory(
     used = sum(memory.sram_bytes - memory.free_bytes for memory in memories)
     decision = decide_executor(
         config.executor, asked_for=asked_for, free_bytes=(free or free_bytes)(),
-        needed_bytes=needed_bytes(used, len(memories), config.transport),
+        needed_bytes=needed_bytes(used * racks, len(memories) * racks, config.transport),
     )  # fmt: skip
     if decision.executor != config.executor:
         prepared = replace(prepared, config=replace(config, executor=decision.executor))

@@ -50,7 +50,7 @@ class ChipNode:
         """Hand vectors to a link (`chip.chip.Departure`)."""
         frame = Frame(
             epoch=self.epoch, link=link, step=sequence, transfer=transfer,
-            vectors=len(payload) // 320, depart_cycle=cycle, check=check, payload=bytes(payload),
+            vectors=payload.nbytes // 320, depart_cycle=cycle, check=check, payload=payload,
         )  # fmt: skip
         self.transport.send(self._targets[link], frame)
 

@@ -6,12 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from compiler.analyse import PARTS, Analysis, analyse
+from compiler.ir import StepSchedule
+from compiler.pipeline import Options, compile_model
 from rack.config import RunConfig, add_flags, parse
 from rack.errors import ConfigError
 from rack.progress import say
@@ -54,6 +57,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     schedule = prepared.compiled.step(1, context, decode=True)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
+    report["synchronisation"] = synchronisation(prepared, schedule)
     if args.json:
         print(json.dumps(report))
     else:
@@ -95,6 +99,35 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
         "config": prepared.config.to_dict(),
         "notices": prepared.notices,
         "code": code_version(),
+    }
+
+
+def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
+    """Return what clocks that stray cost a step, against the same machine with exact ones."""
+    compiled, hardware = prepared.compiled, prepared.hardware
+    network, cost = compiled.network, 0
+    if network.clock.strays:
+        exact = replace(hardware.clock, drift_ppm=0, jitter_mcycles=0)
+        options = Options(
+            dtype=compiled.dtype, max_model_len=compiled.max_model_len, top_k=compiled.top_k,
+            prefill_chunk=compiled.prefill_chunk, buckets=compiled.buckets,
+            binding=network.binding,
+        )  # fmt: skip
+        ideal = compile_model(
+            compiled.config, replace(hardware, clock=exact), compiled.layout, options,
+            kinds="decode", contexts=(schedule.kind.bucket,),
+        )  # fmt: skip
+        cost = schedule.cycles - ideal.steps[schedule.name].cycles
+    slack = [link.slack_cycles for link in network.links]
+    return {
+        "drift_ppm": network.clock.drift_ppm,
+        "jitter_cycles": network.clock.jitter_mcycles / 1000,
+        "realign_cycles": network.clock.realign_cycles,
+        "slack_cycles_per_hop": {"min": min(slack), "max": max(slack)},
+        "stall_cycles": network.stall_cycles,
+        "stops": sum(len(program.realign) for program in schedule.programs),
+        "cost_cycles": cost,
+        "cost_fraction": cost / schedule.cycles,
     }
 
 
@@ -149,6 +182,15 @@ def _print(report: dict[str, Any]) -> None:
         item = decode.get(f"bottleneck_{kind}")
         text = f"{item['name']}, busy {item['busy_fraction']:.1%} of the step" if item else "none"
         console.print(f"bottleneck {kind}: {text}", highlight=False)
+    clocks = report["synchronisation"]
+    if clocks["drift_ppm"] or clocks["jitter_cycles"]:
+        slack = clocks["slack_cycles_per_hop"]
+        console.print(
+            f"synchronisation: {clocks['cost_cycles']:,} cycles, {clocks['cost_fraction']:.2%} of "
+            f"the step, for +-{clocks['drift_ppm']} ppm: {slack['min']}-{slack['max']} cycles of "
+            f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more",
+            highlight=False,
+        )
     console.print(
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
         f"{decode['roofline_ratio']:.2f} times that; {decode['tokens_per_second']:.1f} tokens/s",

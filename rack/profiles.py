@@ -1,11 +1,12 @@
 """Read a machine from TOML: `load_hardware("lesson")`, `load_hardware("my.toml")`.
 
 A file has `name`, optionally `inherits` (a shipped profile's name, or a path beside the file), and
-the tables chip, delays (each instruction's [d_func, d_skew]), system, link and host. Every value in
-them is an inline table that says where it comes from: `{ value = 4, grade = "A", source = "..." }`
-or `{ value = 4, source = "assumption: ..." }`; a value without is refused. So are an unknown key,
-and a key of the file's own that the chosen `system.cabling` or `link.rate` does not use (an
-inherited one is passed over).
+the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock and host. Every
+value in them is an inline table that says where it comes from:
+`{ value = 4, grade = "A", source = "..." }` or `{ value = 4, source = "assumption: ..." }`; a value
+without is refused. So are an unknown key, and a key of the file's own that the chosen
+`system.cabling` or `link.rate` does not use (an inherited one is passed over).
+`fitted = "..."` names the published figure that a value was chosen to meet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 from chip.isa import MNEMONICS
 from chip.spec import ChipSpec
+from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
 from rack.errors import ProfileError
 from rack.hardware import Cabling, Hardware, SharedEgress, Sourced
@@ -26,6 +28,7 @@ from rack.hardware import Cabling, Hardware, SharedEgress, Sourced
 _T = TypeVar("_T")
 _FOLDER = Path(__file__).parent / "profiles"
 GRADES = ("A", "B", "C", "D", "M")
+_TABLES = ("chip", "delays", "system", "link", "clock", "host")
 _TEXT = {"system.cabling": ("free", "dragonfly"), "link.rate": ("per_link", "shared_egress")}
 
 _CHIP = tuple(field.name for field in fields(ChipSpec) if field.name != "delays")
@@ -34,8 +37,9 @@ _COMMON = (
     *(f"delays.{name}" for name in MNEMONICS),
     *("system.cabling", "system.chips_per_card", "system.cards_per_rack", "system.chips_per_node"),
     *("system.ports_per_chip", "link.rate"),
-    *("link.overhead_bytes", "link.latency_cycles", "link.rx_window_cycles"),
-    *("host.payload_bps", "host.overhead_bytes", "host.latency_cycles", "host.rx_window_cycles"),
+    *("link.overhead_bytes", "link.latency_cycles"),
+    *(f"clock.{field.name}" for field in fields(ClockSpec)),
+    *("host.payload_bps", "host.overhead_bytes", "host.latency_cycles"),
     "host.turnaround_cycles",
 )
 _ONLY = {  # keys that one choice of a text key needs
@@ -47,8 +51,7 @@ _ONLY = {  # keys that one choice of a text key needs
     "shared_egress": ("link.rack_bps", "link.rack_bps_directions"),
 }
 _KNOWN = frozenset(_COMMON).union(*_ONLY.values())
-_TABLES = ("chip", "delays", "system", "link", "host")
-_MAY_BE_ZERO = ("overhead_bytes", "rx_window_cycles", "turnaround_cycles")
+_MAY_BE_ZERO = ("overhead_bytes", "turnaround_cycles", "_ppm", "_mcycles", "seed")
 
 
 def profile_names() -> tuple[str, ...]:
@@ -118,7 +121,7 @@ def _tables(path: Path, document: dict[str, Any]) -> dict[str, Sourced]:
         if table in ("name", "inherits"):
             continue
         if not isinstance(entries, dict) or table not in _TABLES:
-            wanted = "name, inherits, [chip], [delays], [system], [link] or [host]"
+            wanted = f"one of name, inherits, {', '.join(f'[{name}]' for name in _TABLES)}"
             raise ProfileError(file=str(path), key=table, wanted=wanted, got="an unknown key")
         for entry, content in entries.items():
             key = f"{table}.{entry}"
@@ -136,12 +139,16 @@ def _entry(file: str, key: str, content: object) -> Sourced:
     shape = '{ value, grade, source } or { value, source = "assumption: ..." }'
     if not isinstance(content, dict) or not {"value", "source"} <= set(content):
         raise ProfileError(file=file, key=key, wanted=shape, got=repr(content))
-    if extra := sorted(set(content) - {"value", "grade", "source"}):
+    if extra := sorted(set(content) - {"value", "grade", "source", "fitted"}):
         raise ProfileError(file=file, key=key, wanted=shape, got=f"also {', '.join(extra)}")
     value, source, grade = content["value"], content["source"], content.get("grade")
     _check_value(file, key, value)
     if not isinstance(source, str) or not source.removeprefix("assumption:").strip():
         raise ProfileError(file=file, key=key, wanted="a source in words", got=repr(source))
+    fitted = content.get("fitted", "")
+    if not isinstance(fitted, str) or ("fitted" in content and not fitted.strip()):
+        wanted = "the figure it was fitted to, in words"
+        raise ProfileError(file=file, key=key, wanted=wanted, got=repr(fitted))
     assumed = source.startswith("assumption:")
     if assumed and grade is not None:
         raise ProfileError(file=file, key=key, wanted="no grade on an assumption", got=repr(grade))
@@ -149,7 +156,7 @@ def _entry(file: str, key: str, content: object) -> Sourced:
         wanted = f"a grade ({', '.join(GRADES)}) or a source that starts with 'assumption:'"
         got = "neither" if grade is None else repr(grade)
         raise ProfileError(file=file, key=key, wanted=wanted, got=got)
-    return Sourced(value, grade or "assumption", source)
+    return Sourced(value, grade or "assumption", source, fitted)
 
 
 def _check_value(file: str, key: str, value: object) -> None:
@@ -209,6 +216,7 @@ class _Profile:
     def build(self, name: str) -> Hardware:
         """Make the Hardware; ProfileError when the numbers contradict each other."""
         chip_table = self._table("chip", *_CHIP)
+        clock = self._table("clock", *(field.name for field in fields(ClockSpec)))
         system = self._table(
             "system", "chips_per_card", "cards_per_rack", "chips_per_node", "ports_per_chip"
         )
@@ -224,6 +232,7 @@ class _Profile:
             cabling=cabling,
             chip_link=self._built("link", lambda: self._link(system)),
             host_link=self._built("host", self._host),
+            clock=self._built("clock", lambda: ClockSpec(**clock)),
             host_turnaround_cycles=self._int("host.turnaround_cycles"),
             sources=self.used,
             **system,
@@ -245,7 +254,7 @@ class _Profile:
             raise ProfileError(file=self._file, key="system.ports_per_chip", wanted=wanted, got=got)
 
     def _link(self, system: dict[str, int]) -> LinkSpec | SharedEgress:
-        common = self._table("link", "overhead_bytes", "latency_cycles", "rx_window_cycles")
+        common = self._table("link", "overhead_bytes", "latency_cycles")
         if self.used["link.rate"].value == "per_link":
             serdes = ("lanes", "line_rate_bps", "encoding_payload", "encoding_total")
             return LinkSpec(**self._table("link", *serdes), **common)
@@ -254,5 +263,5 @@ class _Profile:
         return SharedEgress(egress_bps=Fraction(self._int("link.rack_bps"), shares), **common)
 
     def _host(self) -> LinkSpec:
-        common = self._table("host", "overhead_bytes", "latency_cycles", "rx_window_cycles")
+        common = self._table("host", "overhead_bytes", "latency_cycles")
         return LinkSpec.from_payload_rate(self._int("host.payload_bps"), **common)

@@ -58,7 +58,7 @@ class RemoteRack:
         step_timeout_s: float, start_timeout_s: float = START_TIMEOUT_S,
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
-        images: Images | None = None, executor: str = "fast",
+        images: Images | None = None, executor: str = "fast", rings: bool = True,
     ) -> None:  # fmt: skip
         self.executor = executor
         self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
@@ -85,6 +85,7 @@ class RemoteRack:
                             host_endpoint=self._socket.endpoint,
                             key=key,
                             slots=dict(slots or {}),
+                            rings=rings,
                             faults=[f for f in faults if links[f.link].src == chip],
                         ),
                     )
@@ -99,6 +100,7 @@ class RemoteRack:
     def _meet(self) -> None:
         """Wait for every chip's hello and ready, and tell all where the others are."""
         endpoints = {self._chips: self._socket.endpoint}
+        rings: list[list[Any]] = []
         ready: set[int] = set()
         self._progress("chips started", 0, self._chips)
         while len(ready) < self._chips:
@@ -109,12 +111,15 @@ class RemoteRack:
             chip = message.values["chip"]
             if message.kind == "hello":
                 endpoints[chip] = message.values["endpoint"]
+                if message.values["rings"] is not None:
+                    rings.append([chip, message.values["rings"]])
                 self._progress("chips started", len(endpoints) - 1, self._chips)
             elif message.kind == "ready":
                 ready.add(chip)
                 self._progress("chips loaded", len(ready), self._chips)
         self._socket.connect(endpoints)
-        peers = Control("peers", {"endpoints": [list(item) for item in endpoints.items()]})
+        where = {"endpoints": [list(item) for item in endpoints.items()], "rings": rings}
+        peers = Control("peers", where)
         for chip in range(self._chips):
             self._socket.send(chip, peers)
 
@@ -125,7 +130,10 @@ class RemoteRack:
         self._check_usable()
         self.driver.reset()
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         """Run one step within its deadline.
 
         Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
@@ -135,7 +143,8 @@ class RemoteRack:
         self._step = f"step {name}"
         self._deadline = time.monotonic() + self.step_timeout_s
         try:
-            return self.driver.run_step(self.compiled.steps[name], positions, tokens, self._wait)
+            schedule = self.compiled.steps[name]
+            return self.driver.run_step(schedule, positions, tokens, self._wait, following)
         except BaseException as error:
             self._failed = str(error) or type(error).__name__
             raise

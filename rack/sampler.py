@@ -32,6 +32,7 @@ class SamplingParams:
     min_tokens: int = 0  # no end-of-sequence before this many
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    json_schema: str | None = None  # as JSON text: the completion is JSON that it describes
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, wanted: str) -> None:
@@ -44,6 +45,9 @@ class SamplingParams:
         check("seed", 0 <= self.seed < 1 << 64, "an integer in 0..2^64-1")
         check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
         check("min_tokens", self.min_tokens >= 0, "0 or more")
+        free = self.json_schema is None or not (self.min_tokens or self.ignore_eos)
+        name = "min_tokens" if self.min_tokens else "ignore_eos"
+        check(name, free, "none with a response_format, which says itself where it ends")
         check("stop", len(self.stop) <= 4 and all(self.stop), "up to 4 strings, none empty")
 
 

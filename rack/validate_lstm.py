@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Sequence
 
 from compiler.lstm import cell_cycles
+from rack.accuracy import Row
 from rack.errors import ConfigError
+from rack.hardware import Hardware
 from rack.profiles import load_hardware
 
+PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # batch -> cycles
 
-def add_parser(commands: Any) -> None:
-    """Add the subcommand to `rack.validate`'s parser."""
-    parser = commands.add_parser("lstm", help="cycles of an LSTM cell of any size on one chip")
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.validate lstm`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.validate lstm",
+        description="Cycles of an LSTM cell of any size on one chip.",
+    )
     parser.add_argument("--hidden", type=int, required=True, help="units of the hidden state")
     parser.add_argument("--batch", required=True, metavar="B[,B...]", help="sequences at once")
     parser.add_argument("--hardware", default="groqrack", help="a profile (default groqrack)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    return parser
 
 
 def batches(text: str) -> list[int]:
@@ -29,8 +36,9 @@ def batches(text: str) -> list[int]:
         raise ConfigError(f"batch: wanted whole numbers with commas, got {text!r}") from error
 
 
-def run(args: argparse.Namespace) -> int:
+def lstm(argv: Sequence[str]) -> int:
     """Print the cycles for every batch size."""
+    args = build_parser().parse_args(argv)
     spec = load_hardware(args.hardware).chip
     sizes = batches(args.batch)
     cycles = [cell_cycles(args.hidden, batch, spec) for batch in sizes]
@@ -40,3 +48,15 @@ def run(args: argparse.Namespace) -> int:
         for batch, count in zip(sizes, cycles, strict=True):
             print(f"LSTM-{args.hidden}, batch {batch}: {count} cycles ({args.hardware})")
     return 0
+
+
+def lstm_rows(hardware: Hardware) -> list[Row]:
+    """Cycles of the LSTM-512 cell at the published batch sizes."""
+    return [
+        Row(
+            part="chip", figure=f"LSTM cell, hidden 512, batch {batch}", unit="cycles",
+            published=wanted, grade="A", source="HARDWARE.md, single-chip results",
+            ours=cell_cycles(512, batch, hardware.chip), constants=("delays.*",),
+        )
+        for batch, wanted in PUBLISHED.items()
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 from chip.errors import ScheduleViolation
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.frame import Control
+from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.job import ChipJob, build_chip
@@ -37,6 +38,7 @@ class Seat:
     host_endpoint: str
     key: RunKey | None
     slots: Mapping[int, int] = field(default_factory=dict)
+    rings: bool = True  # frames between chips of a host through shared memory
     faults: Sequence[Fault] = ()
 
 
@@ -68,7 +70,9 @@ class ChipWorker:
 
     def __init__(self, job: ChipJob, seat: Seat, alive: Callable[[], bool]) -> None:
         self.job, self.alive = job, alive
-        self.socket = ZmqTransport(job.index, seat.bind, seat.key)
+        own_core(job.index)  # before the socket: its threads stay on the core too
+        senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
+        self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
         self.socket.connect({job.host: seat.host_endpoint})
         transport: Transport = self.socket
         if seat.faults:
@@ -80,8 +84,8 @@ class ChipWorker:
     def run(self) -> None:
         """Join, load, and serve until told to stop."""
         try:
-            endpoint = {"chip": self.job.index, "endpoint": self.socket.endpoint}
-            self._tell("hello", {**endpoint, "pid": os.getpid()})
+            where = {"endpoint": self.socket.endpoint, "rings": self.socket.rings}
+            self._tell("hello", {"chip": self.job.index, "pid": os.getpid(), **where})
             watch = self._watch.watch
             self.node.attach(lambda node: build_chip(self.job, node.send, watch=watch))
             self._tell("ready", {"chip": self.job.index})
@@ -101,12 +105,10 @@ class ChipWorker:
         self._watch.waited(time.perf_counter() - started)
         if message is None:
             return self.alive()
-        while message is not None:
-            if isinstance(message, Control) and not self._control(message):
-                return False
-            if not isinstance(message, Control):
-                self.node.handle(message)
-            message = self.socket.receive(0)
+        if not isinstance(message, Control):
+            self.node.handle(message)
+        elif not self._control(message):
+            return False
         self.node.chip.advance()
         return True
 
@@ -115,7 +117,8 @@ class ChipWorker:
             return False
         if message.kind == "peers":
             peers = {int(node): at for node, at in message.values["endpoints"]}
-            self.socket.connect(peers)
+            rings = {int(node): rings_address(at) for node, at in message.values["rings"]}
+            self.socket.connect(peers, rings)
         elif message.kind == "report":
             self._report()
         else:
@@ -135,6 +138,16 @@ class ChipWorker:
             values |= error_values(self.job.index, self._step, missing)
             values["order"] = self.node.chip.wait_order()
         self._tell("report", values)
+
+
+def own_core(chip: int) -> None:
+    """Keep this thread, and those it starts, on one core: the chips of a group on different ones.
+
+    A message then wakes no core but its receiver's. Harmless where the system cannot do it.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[chip % len(cores)]})
 
 
 def one_blas_thread() -> None:

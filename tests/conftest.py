@@ -10,6 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the long fuzzing runs be asked for."""
+    parser.addoption(
+        "--fuzz-examples", type=int, default=400, metavar="N",
+        help="fuzzed request bodies (default %(default)s; 10000 takes about a minute)",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
     """Give the trained test model's folder; it is not part of the project (DESIGN.md, 11)."""

@@ -44,7 +44,10 @@ class ScriptRack:
     def reset(self) -> None:
         self.resets, self._said = self.resets + 1, 0
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         self.steps.append((name, list(positions), list(tokens)))
         schedule = self.compiled.steps[name]
         if not schedule.kind.decode:

@@ -25,9 +25,15 @@ WEIGHTS = WeightsRef.synthetic(PRESETS["tiny"], 7)
 
 @lru_cache(maxsize=8)
 def machine(name: str) -> Hardware:
-    """A shipped profile; or the lesson's with only two ports, so that five chips must forward."""
+    """A shipped profile; "two-ports": the lesson's with two ports, so that five chips must forward.
+
+    "stops": groqrack's with clocks that drift so much that chips stop in mid-step to realign them.
+    """
     if name == "two-ports":
         return replace(load_hardware("lesson"), ports_per_chip=2, global_ports=2)
+    if name == "stops":
+        drift = load_hardware("groqrack-drift")
+        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=4096))
     return load_hardware(name)
 
 

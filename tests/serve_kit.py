@@ -12,12 +12,15 @@ from functools import cache
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from rack.config import RunConfig
 from rack.driver import StepResult
 from rack.serve.app import build_app
+from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import identify
+from rack.serve.limits import Limiter
+from rack.serve.metrics import Metrics
 from rack.serve.runner import Runner
 from rack.serve.service import Service
 from rack.session import Prepared, Progress, Session, prepare
@@ -56,7 +59,9 @@ class Steps:
         assert await asyncio.to_thread(wait), "deadline passed"
 
     def around(self, run_step: Callable[..., StepResult]) -> Callable[..., StepResult]:
-        def run(name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+        def run(
+            name: str, positions: Sequence[int], tokens: Sequence[int], following: str | None = None
+        ) -> StepResult:
             if self._permits is not None and not self._permits.acquire(blocking=False):
                 self.waiting.set()
                 assert self._permits.acquire(timeout=DEADLINE_SECONDS), "no permit came"
@@ -64,7 +69,7 @@ class Steps:
             error, self.fail_next = self.fail_next, None
             if error is not None:
                 raise error
-            result = run_step(name, positions, tokens)
+            result = run_step(name, positions, tokens, following)
             with self._changed:
                 self.done += 1
                 self._changed.notify_all()
@@ -77,7 +82,7 @@ class Steps:
 class Served:
     """A server in this process."""
 
-    app: FastAPI
+    app: ASGIApp
     runner: Runner
     client: httpx.AsyncClient
     opened: list[Session]
@@ -98,7 +103,7 @@ async def until(event: threading.Event) -> None:
 async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
-    names: Sequence[str] = (), **options: Any,
+    names: Sequence[str] = (), limiter: Limiter | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -115,7 +120,12 @@ async def serving(
         return session
 
     runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
-    app = build_app(Service(identity=identify(prepared, names), runner=runner), **options)
+    identity, racks = identify(prepared, names), Dispatcher([runner])
+    service = Service(
+        identity=identity, racks=racks, metrics=Metrics(identity, racks),
+        limiter=limiter or Limiter(lambda key, model: {}),
+    )  # fmt: skip
+    app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
         served = Served(app, runner, client, opened, fatal, ready)
@@ -142,3 +152,33 @@ def events(body: str) -> list[Any]:
         assert prefix == "data: "
         out.append(data if data == "[DONE]" else json.loads(data))
     return out
+
+
+async def asgi(
+    app: ASGIApp, method: str, path: str, body: bytes = b"", *, sent: list[Any] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Make a request without any client in between; return status, headers and body.
+
+    `sent` is filled with the raw messages, also where the application raises.
+    """
+    sent = [] if sent is None else sent
+    scope = {
+        "type": "http", "method": method, "path": path, "raw_path": path.encode(),
+        "headers": [], "query_string": b"", "root_path": "", "scheme": "http",
+        "http_version": "1.1", "server": ("rack", 80), "client": ("me", 1),
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+    }  # fmt: skip
+    messages: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+    never = asyncio.Event()
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        return await never.wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    got = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], got, b"".join(message["body"] for message in sent[1:])

@@ -88,11 +88,23 @@ def test_all_that_comes_early_waits_its_turn() -> None:
 def test_a_step_replayed_gives_the_same() -> None:
     chip, sent = chip_and_sent()
     run(chip, sequence=1)
-    run(chip, sequence=2)
+    run(chip, 1_000_000, sequence=2)
     half = len(sent) // 2
-    again = [(link, transfer, *rest[1:3]) for link, transfer, *rest in sent[half:]]
-    assert [(link, transfer, *rest[1:3]) for link, transfer, *rest in sent[:half]] == again
+    later = [(link, transfer, cycle + 1_000_000) for link, transfer, _, cycle, *_ in sent[:half]]
+    assert [(link, transfer, cycle) for link, transfer, _, cycle, *_ in sent[half:]] == later
     assert sent[half - 1][5] == sent[-1][5]  # the logits (lanes that pad a vector may differ)
+
+
+def test_a_step_that_begins_before_the_one_before_has_ended() -> None:
+    chip, _ = chip_and_sent()
+    run(chip)
+    chip.begin(message(sequence=2, base=5))
+    error = fails(chip, chip.advance)
+    assert error.what.endswith("is still held by the step before")
+    assert (error.fields()["chip"], error.fields()["step"]) == (0, STEP)
+    chip.reset()  # a new request begins at cycle 0 again
+    chip.begin(message(sequence=3))
+    assert not chip.advance()
 
 
 def test_a_step_that_is_not_loaded() -> None:

@@ -7,7 +7,7 @@ import pytest
 from schedules import compiled
 
 from chip.operations import MXM, Opcode
-from chip.program import Operation
+from chip.program import Operation, working_order
 
 PROGRAM = compiled("1x3+2").steps["decode/32"].programs[0]
 
@@ -38,3 +38,22 @@ def test_a_program_prints_one_line_an_operation() -> None:
     assert len(lines) == 1 + len(PROGRAM.operations)
     first = PROGRAM.operations[0]
     assert lines[1].split()[:4] == [str(first.start), str(first.end), first.opcode, first.name]
+
+
+def move(opcode: Opcode, link: int, address: int, vectors: int) -> Operation:
+    end = "src" if opcode is Opcode.SEND else "dst"
+    args = {end: address, "link": link, "transfer": link, "vectors": vectors}
+    return Operation(opcode=opcode, name="x", args=args, start=0, end=1)
+
+
+def test_a_send_goes_before_receives_it_does_not_pass_on() -> None:
+    add = Operation(
+        opcode=Opcode.ADD, name="add", args={"x": 0, "src": 0, "shares": (4,), "rows": 1},
+        start=0, end=1,
+    )  # fmt: skip
+    own = move(Opcode.SEND, 1, 3200, 2)
+    other = move(Opcode.SEND, 2, 3200, 2)
+    first, second = move(Opcode.RECEIVE, 3, 0, 4), move(Opcode.RECEIVE, 4, 6400, 1)
+    passed_on = move(Opcode.SEND, 5, 320, 1)  # of what `first` brings
+    listed = [add, first, own, second, other, passed_on]
+    assert working_order(listed) == [add, own, other, first, passed_on, second]

@@ -29,7 +29,6 @@ def test_published_link() -> None:
     assert spec.payload_bps == 100_000_000_000  # 12.5 GB/s each way
     assert spec.packet_bytes == 328
     assert spec.slot_cycles(CLOCK_HZ) == 24  # 23.6, rounded up
-    assert spec.rx_window_cycles == 0
 
 
 def test_published_host_port() -> None:
@@ -66,7 +65,7 @@ def test_spec_is_plain_integers() -> None:
         ({"lanes": 0}, "link.lanes: wanted an integer >= 1, got 0"),
         ({"line_rate_bps": 1.5}, "link.line_rate_bps: wanted an integer >= 1, got 1.5"),
         ({"overhead_bytes": -1}, "link.overhead_bytes: wanted an integer >= 0, got -1"),
-        ({"rx_window_cycles": True}, "link.rx_window_cycles: wanted an integer >= 0, got True"),
+        ({"overhead_bytes": True}, "link.overhead_bytes: wanted an integer >= 0, got True"),
         (
             {"encoding_payload": 67},
             "link.encoding_payload: wanted at most encoding_total (66), got 67",

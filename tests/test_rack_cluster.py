@@ -165,3 +165,36 @@ def test_the_host_binds_here_and_chips_where_they_are() -> None:
     launcher._one_machine = False
     seats = [Seat(bind=launcher.bind(chip, ""), host_endpoint="", key=None) for chip in range(4)]
     assert {seat.bind for seat in seats} == {"tcp://{node_ip}:*"}
+
+
+def test_several_racks_share_one_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rack of a process starts Ray, the last one ends it; another's Ray is left alone."""
+    calls: list[str] = []
+    up = False
+
+    def init(**options: Any) -> None:
+        nonlocal up
+        calls.append("init")
+        up = True
+
+    def shutdown() -> None:
+        nonlocal up
+        calls.append("shutdown")
+        up = False
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", shutdown)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: up)
+    member = cluster._Membership()
+    for _ in range(2):
+        member.join(3)
+        member.join(3)
+        member.leave()
+        assert up
+        member.leave()
+    assert calls == ["init", "shutdown"] * 2
+    up = True
+    member.join(3)
+    member.leave()
+    assert calls == ["init", "shutdown"] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from schedules import WEIGHTS, compiled
@@ -10,6 +12,7 @@ from chip.errors import ProgramError
 from chip.kernels.vmath import inv_frequencies, rope_tables
 from compiler.pipeline import CompiledModel
 from compiler.presets import PRESETS
+from compiler.verify import verify
 from compiler.weights import EMBEDDING
 from interconnect.frame import Control, Frame
 from interconnect.transport import LocalHub, LocalTransport, Message
@@ -75,6 +78,34 @@ def test_steps_are_numbered_and_follow_each_other_in_time() -> None:
     rack.reset()
     assert (host.sequence, host.node.epoch, host.base_cycle) == (2, 2, 0)
     rack.close()
+
+
+@pytest.mark.parametrize("layout", ["1x1", "2x3+1", "3x1+1"])
+def test_chunks_follow_each_other_through_the_stages(layout: str) -> None:
+    """As soon as no chip has two at once; later chunks find what earlier ones left in the cache."""
+    model = compiled(layout)
+    names = ["prefill8/32", "prefill8/32", "prefill2/32"]
+    gaps = [model.cycles_until(a, b) for a, b in itertools.pairwise([*names, None])]
+    bases = [0, *itertools.accumulate(gaps)]
+    steps = [(model.steps[name], base) for name, base in zip(names, bases, strict=False)]
+    verify(steps, model.chip, model.network.links, model.memories)
+    apart = [model.steps[name].cycles for name in names]
+    assert gaps[2] == apart[2]
+    assert all(gap <= whole for gap, whole in zip(gaps, apart, strict=True))
+    if model.layout.stages > 1:
+        assert sum(gaps) < sum(apart)
+    hashes = []
+    for follow in (True, False):
+        rack = LocalRack(model, WEIGHTS)
+        rack.reset()
+        for place, name in enumerate(names):
+            following = names[place + 1] if follow and place < 2 else None
+            first, size = 8 * place, 8 if place < 2 else 2
+            step = rack.run_step(name, range(first, first + size), range(size), following)
+            assert step.cycles == (gaps if follow else apart)[place]
+        hashes.append(rack.run_step("decode/32", [18], [3]).hash_share)
+        rack.close()
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize("layout", ["1x1", "1x3+2", "2x2"])

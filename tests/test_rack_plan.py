@@ -15,7 +15,7 @@ from rack.plan import main
 KEYS = {
     "model", "weights", "dtype", "hardware", "hardware_digest", "layout", "chips", "racks",
     "max_model_len", "prefill_chunk", "buckets", "sram_bytes_per_chip", "decode",
-    "config", "notices", "code",
+    "config", "notices", "code", "synchronisation",
 }  # fmt: skip
 DECODE = {
     "step", "cycles", "microseconds", "tokens_per_second", "parts", "roofline_cycles",
@@ -103,6 +103,23 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     ):  # fmt: skip
         assert text in out
     assert "SYNTHETIC" in err
+
+
+def test_what_synchronisation_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    exact = plan(capsys, *TINY, "--hardware", "groqrack")["synchronisation"]
+    assert (exact["drift_ppm"], exact["cost_cycles"], exact["stops"]) == (0, 0, 0)
+    assert exact["slack_cycles_per_hop"] == {"min": 0, "max": 0}
+    argv = [*TINY, "--hardware", "groqrack-drift"]
+    report = plan(capsys, *argv)
+    clocks = report["synchronisation"]
+    # Every hop waits its slack; at least the way in, four stages' worth of exchanges, and out.
+    assert clocks["cost_cycles"] >= 10 * clocks["slack_cycles_per_hop"]["min"] > 0
+    assert clocks["cost_fraction"] == clocks["cost_cycles"] / report["decode"]["cycles"] < 0.05
+    assert (clocks["drift_ppm"], clocks["jitter_cycles"]) == (50, 0.25)
+    assert main(argv) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"synchronisation: {clocks['cost_cycles']:,} cycles, " in text
+    assert "for +-50 ppm: " in text
 
 
 def test_dry_run_places_every_chip(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def test_places() -> None:
 
 def test_every_number_has_its_source() -> None:
     for hardware in (GROQ, LESSON):
-        for key, (value, grade, source) in hardware.sources.items():
+        for key, (value, grade, source, _) in hardware.sources.items():
             assert value is not None, key
             assert source, key
             assert (grade == "assumption") == source.startswith("assumption:"), key
@@ -111,6 +111,7 @@ def test_every_number_has_its_source() -> None:
         key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
     }
     assert GROQ.sources["link.latency_cycles"].grade == "B"
+    assert GROQ.sources["chip.forward_cycles"].fitted == "722 ns a hop"
     assert "link.lanes" not in LESSON.sources  # inherited, but not used
     assert "link.rack_bps" not in GROQ.sources
 
@@ -148,7 +149,7 @@ def test_a_user_adds_a_machine(tmp_path: Path) -> None:
 HEAD = 'name = "mine"\ninherits = "groqrack"\n'
 SOURCED = 'source = "assumption: a try"'
 SHAPE = '{ value, grade, source } or { value, source = "assumption: ..." }'
-TABLES = "name, inherits, [chip], [delays], [system], [link] or [host]"
+TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host]"
 GRADED = "a grade (A, B, C, D, M) or a source that starts with 'assumption:'"
 FIT = "numbers that fit together"
 
@@ -166,8 +167,7 @@ FIT = "numbers that fit together"
         (
             f"{HEAD}[host]\nlanes = 3",
             "host.lanes",
-            "one of latency_cycles, overhead_bytes, payload_bps, rx_window_cycles, "
-            "turnaround_cycles",
+            "one of latency_cycles, overhead_bytes, payload_bps, turnaround_cycles",
             "an unknown key",
         ),
         (f"{HEAD}[chip]\nlanes = 320", "chip.lanes", SHAPE, "320"),
@@ -182,6 +182,12 @@ FIT = "numbers that fit together"
             "chip.lanes",
             SHAPE,
             "also note",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, {SOURCED}, fitted = " " }}',
+            "chip.lanes",
+            "the figure it was fitted to, in words",
+            "' '",
         ),
         (
             f'{HEAD}[chip]\nlanes = {{ value = 320, source = "a page" }}',

@@ -8,7 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-from serve_kit import Served, chat, events, serving, tiny
+from serve_kit import Served, Steps, asgi, chat, events, serving, tiny
+
+from rack.errors import RequestError
+from rack.serve.app import Bounds
+from rack.serve.keys import Keys
 
 CHAT, TEXT = "/openai/v1/chat/completions", "/v1/completions"
 
@@ -209,12 +213,12 @@ def test_api_key() -> None:
         health = await served.client.get("/health/ready")
         return [a.status_code for a in (*answers, posted, health)]
 
-    assert ask(scenario, api_key="key") == [401, 401, 401, 200, 401, 200]
+    assert ask(scenario, keys=Keys([("me", "key")])) == [401, 401, 401, 200, 401, 200]
     assert post(CHAT, chat()).status_code == 200  # any or no key without one
 
 
 def test_body_too_large() -> None:
-    response = post(CHAT, chat("x" * 200), max_body_bytes=100)
+    response = post(CHAT, chat("x" * 200), bounds=Bounds(body_bytes=100))
     assert response.status_code == 413
     assert response.json()["error"]["message"] == "the body is larger than 100 bytes"
 
@@ -225,3 +229,114 @@ def test_unknown_path_and_method() -> None:
     assert missing.json()["error"]["message"] == "Not Found: GET /nope"
     assert method.json()["error"]["message"] == f"Method Not Allowed: GET {CHAT}"
     assert method.headers["allow"] == "POST"
+
+
+def test_tokenize_and_back() -> None:
+    async def scenario(served: Served) -> None:
+        client = served.client
+        got = (await client.post("/tokenize", json={"prompt": "hé"})).json()
+        assert got == {
+            "count": 4, "max_model_len": 256, "tokens": [256, *"hé".encode()], "token_strs": None,
+        }  # fmt: skip
+        back = await client.post("/detokenize", json={"model": "tiny", "tokens": got["tokens"]})
+        assert back.json() == {"prompt": "hé"}
+        asked = await client.post(CHAT, json=chat())
+        chatted = {"messages": chat()["messages"], "add_generation_prompt": True}
+        count = (await client.post("/tokenize", json=chatted)).json()["count"]
+        assert count == asked.json()["usage"]["prompt_tokens"]
+
+    ask(scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "message"),
+    [
+        ("/tokenize", {}, 400, None, "the body: wanted one of prompt and messages"),
+        ("/tokenize", {"prompt": "a", "messages": []}, 400, None, "the body: wanted one of"),
+        ("/tokenize", {"prompt": "\ud800"}, 400, "prompt", "text: wanted whole Unicode"),
+        ("/tokenize", {"prompt": "a", "model": "gpt"}, 404, "model", "The model `gpt` does not"),
+        (
+            "/tokenize",
+            {"prompt": "a", "add_special_tokens": False},
+            400,
+            "add_special_tokens",
+            "`add_special_tokens` is not supported by this server but for true",
+        ),
+        ("/detokenize", {"tokens": [320]}, 400, "tokens", "token id 320: wanted 0 to 319"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens", "token id -1: wanted 0 to 319"),
+        ("/detokenize", {"tokens": ["a"]}, 400, "tokens.0", "tokens.0: Input should be a valid"),
+        ("/detokenize", {"tokens": [], "model": "gpt"}, 404, "model", "The model `gpt` does not"),
+    ],
+)
+def test_tokenize_refuses(
+    path: str, body: Any, status: int, param: str | None, message: str
+) -> None:
+    response = ask(lambda s: s.client.post(path, content=json.dumps(body)))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert error["message"].startswith(message)
+
+
+def test_counts_so_far_in_every_chunk() -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = post(CHAT, chat(stream=True, stream_options=options))
+    *chunks, usage, done = events(response.text)
+    assert done == "[DONE]"
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, 1, 2, 3, 4, 4]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {
+        usage["usage"]["prompt_tokens"]
+    }
+    assert chunks[-1]["usage"]["total_tokens"] == usage["usage"]["total_tokens"]
+
+
+def test_an_answer_can_be_sent_back_as_the_sdks_have_it() -> None:
+    own = {"role": "assistant", "content": "a", "tool_calls": None, "refusal": None}
+    messages = [*chat()["messages"], {**own, "annotations": []}, *chat()["messages"]]
+    assert post(CHAT, chat() | {"messages": messages}).status_code == 200
+
+
+def test_json_where_no_model_chooses_is_refused() -> None:
+    body = chat(response_format={"type": "json_object"})
+    response = post(CHAT, body, prepared=tiny("timing"))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "response_format"
+
+
+def test_random_tokens_show_in_the_fingerprint_and_the_marks() -> None:
+    timing = post(CHAT, chat(), prepared=tiny("timing")).json()
+    assert timing["system_fingerprint"].startswith("fp_00000")
+    assert timing["x_rack"]["tokens"] == "random"
+    fast = post(CHAT, chat()).json()
+    assert not fast["system_fingerprint"].startswith("fp_00000")
+    assert (fast["x_rack"]["tokens"], fast["x_rack"]["pace"]) == ("model", "none")
+    assert fast["x_rack"]["replicas"] == 1
+
+
+def test_a_bug_is_a_500_in_our_shape() -> None:
+    async def scenario(served: Served) -> tuple[int, bytes]:
+        def broken() -> None:
+            raise ZeroDivisionError("oh")
+
+        served.runner.check_ready = broken  # type: ignore[method-assign]
+        served.runner.stage = "broken"
+        sent: list[Any] = []
+        with pytest.raises(ZeroDivisionError):  # for the server's log
+            await asgi(served.app, "GET", "/health/ready", sent=sent)
+        return sent[0]["status"], sent[1]["body"]
+
+    status, body = ask(scenario)
+    assert status == 500
+    assert json.loads(body)["error"]["message"] == "ZeroDivisionError: oh"
+
+
+def test_what_shows_only_while_it_runs_is_a_400() -> None:
+    async def scenario(served: Served) -> None:
+        steps.fail_next = RequestError(param="stop", wanted="another", got="this")
+        refused = await served.client.post(CHAT, json=chat())
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "stop"
+        assert (await served.client.post(CHAT, json=chat())).status_code == 200
+        assert len(served.opened) == 1  # the rack was not at fault
+
+    steps = Steps()
+    ask(scenario, steps=steps)

@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+import queue
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import httpx
-from serve_kit import Served, Steps, chat, events, serving, until
+from serve_kit import DEADLINE_SECONDS, Served, Steps, chat, events, serving, tiny, until
 
 from chip.errors import ChipError
-from rack.errors import ConfigError
-from rack.session import Progress
+from rack.engine import TokenEvent
+from rack.errors import ConfigError, RequestError
+from rack.sampler import SamplingParams
+from rack.serve.runner import Event, Failed, Finished, Job, Runner
+from rack.session import Progress, Session
 
 CHAT = "/v1/chat/completions"
 
@@ -189,6 +193,32 @@ def test_failure_in_mid_stream_is_an_event() -> None:
             assert "[DONE]" not in response.text
 
     run(scenario)
+
+
+def test_a_request_that_cannot_be_done_after_all_leaves_the_rack_running() -> None:
+    opened: list[Session] = []
+    prepared, ready = tiny(), threading.Event()
+    got: queue.Queue[Event] = queue.Queue()
+
+    def open_session(report: Progress) -> Session:
+        opened.append(Session(prepared, report))
+        return opened[-1]
+
+    runner = Runner(open_session, max_queue=2, on_ready=ready.set)
+    runner.start()
+    try:
+        assert ready.wait(DEADLINE_SECONDS)
+        for schema in ('{"type":"bogus"}', None):  # the service would have refused the first
+            params = SamplingParams(json_schema=schema, max_tokens=1)
+            runner.submit(Job([1], params, got.put))
+        first, second, third = (got.get(timeout=DEADLINE_SECONDS) for _ in range(3))
+    finally:
+        assert runner.stop(DEADLINE_SECONDS)
+    assert isinstance(first, Failed)
+    assert isinstance(first.error, RequestError)
+    assert isinstance(second, TokenEvent)
+    assert isinstance(third, Finished)
+    assert len(opened) == 1
 
 
 class RawClient:

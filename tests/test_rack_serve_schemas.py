@@ -7,7 +7,10 @@ import pytest
 
 from rack.sampler import SamplingParams
 from rack.serve.errors import ApiError
-from rack.serve.schemas import _NEUTRAL_CHAT, _NEUTRAL_TEXT, Parsed, parse_chat, parse_text
+from rack.serve.neutral import CHAT as NEUTRAL_CHAT
+from rack.serve.neutral import MESSAGE
+from rack.serve.neutral import TEXT as NEUTRAL_TEXT
+from rack.serve.schemas import Parsed, parse_chat, parse_text
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi"}
@@ -61,18 +64,18 @@ def test_content_parts_are_joined() -> None:
     assert messages == ({"role": "system", "content": "ab"},)
 
 
-@pytest.mark.parametrize("name", sorted(_NEUTRAL_CHAT))
+@pytest.mark.parametrize("name", sorted(NEUTRAL_CHAT))
 def test_chat_neutral_values_only(name: str) -> None:
-    for value in (None, *_NEUTRAL_CHAT[name]):
+    for value in (None, *NEUTRAL_CHAT[name]):
         assert parsed_chat(**{name: value}) == parsed_chat()
     error = refusal(CHAT | {name: "something"})
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert error.message.startswith(f"`{name}` is not supported by this server")
 
 
-@pytest.mark.parametrize("name", sorted(_NEUTRAL_TEXT))
+@pytest.mark.parametrize("name", sorted(NEUTRAL_TEXT))
 def test_text_neutral_values_only(name: str) -> None:
-    for value in (None, *_NEUTRAL_TEXT[name]):
+    for value in (None, *NEUTRAL_TEXT[name]):
         assert parse_text(json.dumps(TEXT | {name: value}).encode(), 7).prompt == "hi"
     assert refusal(TEXT | {name: "something"}, parse_text).param == name
 
@@ -95,7 +98,7 @@ def test_true_is_not_one() -> None:
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens",
          "max_tokens: 1 differs from max_completion_tokens 2; give one of them"),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "messages.0.name",
-         "messages.0.name: not supported by this server; leave it out"),
+         "`messages.0.name` is not supported by this server; leave it out"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages.0.content", "messages.0.content: wanted a string or a list of {"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role",
@@ -106,6 +109,46 @@ def test_refused_by_name(extra: dict[str, Any], param: str, message: str) -> Non
     error = refusal(CHAT | extra)
     assert error.param == param
     assert error.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, '{"type": "object"}'),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "strict": True}},
+            '{"type": "object"}',
+        ),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}, "{}"),
+    ],
+)
+def test_response_format(given: Any, schema: str | None) -> None:
+    assert parsed_chat(response_format=given).params.json_schema == schema
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"type": "xml"}, "response_format.type"),
+        ({"type": "json_schema"}, "response_format"),
+        ({"type": "text", "json_schema": {"name": "x"}}, "response_format"),
+        ({"type": "json_schema", "json_schema": {}}, "response_format.json_schema.name"),
+        ("json", "response_format"),
+    ],
+)
+def test_response_format_refused(given: Any, param: str) -> None:
+    assert refusal(CHAT | {"response_format": given}).param == param
+
+
+@pytest.mark.parametrize("name", sorted(MESSAGE))
+def test_neutral_values_in_messages(name: str) -> None:
+    plain = {"role": "user", "content": "hi"}
+    for value in (None, *MESSAGE[name]):
+        assert parsed_chat(messages=[plain | {name: value}]) == parsed_chat()
+    error = refusal(CHAT | {"messages": [plain | {name: "something"}]})
+    assert (error.param, error.code) == (f"messages.0.{name}", "unsupported_parameter")
 
 
 def test_two_prompts_are_refused() -> None:

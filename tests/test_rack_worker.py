@@ -19,7 +19,7 @@ from interconnect.faults import Drop, FaultyTransport
 from interconnect.frame import Control
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.job import ChipJob, chip_job
-from rack.worker import ChipWorker, Seat, error_values, one_blas_thread, rebuild_violation
+from rack.worker import ChipWorker, Seat, error_values, one_blas_thread, own_core, rebuild_violation
 
 MODEL = compiled("1x2")
 
@@ -80,7 +80,7 @@ def test_a_worker_joins_works_and_stops(host: Host) -> None:
     assert (hello.kind, hello.values["chip"], hello.values["pid"]) == ("hello", 0, os.getpid())
     assert running.next() == Control("ready", {"chip": 0})
     host.connect({0: hello.values["endpoint"]})
-    running.tell("peers", endpoints=[[0, hello.values["endpoint"]], [2, host.endpoint]])
+    running.tell("peers", rings=[], endpoints=[[0, hello.values["endpoint"]], [2, host.endpoint]])
     running.tell("epoch", epoch=4)
     running.tell("report")
     report = running.next()
@@ -170,3 +170,12 @@ def test_chips_use_one_blas_thread_unless_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     one_blas_thread()
     assert os.environ["OPENBLAS_NUM_THREADS"] == "2"
+
+
+def test_chips_take_turns_on_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 4})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: placed.append(cores))
+    for chip in range(4):
+        own_core(chip)
+    assert placed == [{3}, {4}, {5}, {3}]

@@ -204,13 +204,9 @@ class Block:
         return period
 
     def uses(self) -> set[tuple[tuple[object, ...], int]]:
-        """Return what the finished block takes for itself: (resource, cycle)."""
+        """Return what the block takes for itself, ALUs apart: (resource, cycle)."""
         out = {(key[:-1], int(str(key[-1]))) for key in self._taken}
-        out |= {(("pass", p.hemisphere, p.queue), p.cycle) for p in self.passes}
-        for node in self.nodes:
-            out.add((("issue", node.alu), node.cycle))
-            out |= {(("held", node.alu), t) for t in range(node.done, node.last_use + 1)}
-        return out
+        return out | {(("pass", p.hemisphere, p.queue), p.cycle) for p in self.passes}
 
     def _repeats(self, period: int, single: list[tuple[object, ...]]) -> bool:
         seen = {(*key[:-1], int(str(key[-1])) % period) for key in single}

@@ -6,16 +6,25 @@ import argparse
 import os
 import socket
 import sys
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from rack.config import RunConfig, add_flags, parse
 from rack.memory import executor_asked_for, fit_to_memory
 from rack.progress import StartProgress, say, start_progress
-from rack.serve.app import Server, build_app, listen
+from rack.serve.app import build_app
+from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import Identity, identify
+from rack.serve.keys import Keys, load_keys
+from rack.serve.limits import Limiter, load_limits
+from rack.serve.logs import request_log
+from rack.serve.metrics import Metrics
+from rack.serve.pacing import Pacer
 from rack.serve.runner import Runner
+from rack.serve.server import Server, listen
 from rack.serve.service import Service
-from rack.session import KNOWN_ERRORS, Prepared, Progress, Session, prepare
+from rack.session import KNOWN_ERRORS, Progress, Session, prepare
 
 CLOSE_SECONDS = 30.0  # what closing chips may take, beyond the step that is under way
 
@@ -34,9 +43,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--api-key", default=None, help="refuse requests without this key")
     parser.add_argument(
+        "--api-keys", type=Path, metavar="FILE", help="refuse requests without a key of this file"
+    )
+    parser.add_argument(
+        "--limits", type=Path, metavar="FILE.toml", help="rate limits per key and model"
+    )
+    parser.add_argument(
         "--max-queue", type=int, default=64,
-        help="requests that may wait; more are answered 503 (%(default)s)",
+        help="requests that may wait for a rack; more are answered 503 (%(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--replicas", type=int, default=1, help="racks; a request goes to the shortest queue"
+    )
+    parser.add_argument(
+        "--pace", choices=("none", "emulated"), default="none",
+        help="emulated: a token comes no earlier than its emulated time says (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log", choices=("json", "none"), default="json", help="a line per request (%(default)s)"
+    )
     parser.add_argument(
         "--served-model-name", action="append", default=[], metavar="NAME",
         help="answer to this model name too; may be repeated",
@@ -51,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, config = parse(parser, argv)
     if args.max_queue < 0:
         parser.error(f"--max-queue: wanted 0 or more, got {args.max_queue}")
+    if args.replicas < 1:
+        parser.error(f"--replicas: wanted 1 or more, got {args.replicas}")
     try:
         return _run(args, config)
     except KNOWN_ERRORS as error:
@@ -68,50 +95,101 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
 
         print(placement(prepared))
         return 0
-    prepared, notice = fit_to_memory(prepared, asked_for=executor_asked_for(args, os.environ))
-    identity = identify(prepared, args.served_model_name, [notice] if notice else [])
+    prepared, notice = fit_to_memory(
+        prepared, asked_for=executor_asked_for(args, os.environ), racks=args.replicas
+    )
+    identity = identify(
+        prepared, args.served_model_name, [notice] if notice else [],
+        pace=args.pace, replicas=args.replicas,
+    )  # fmt: skip
+    keys, limiter = _guards(args, identity)
     for text in identity.notices:
         say(f"NOTE: {text}")
     with listen(args.host, args.port) as sock, start_progress() as progress:
-        return _serve(args, identity, sock, progress)
+        return _Serving(args, identity, sock, progress).run(keys, limiter)
 
 
-def _serve(
-    args: argparse.Namespace, identity: Identity, sock: socket.socket, progress: StartProgress
-) -> int:
-    errors: list[Exception] = []
-
-    def on_ready() -> None:
-        progress.stop()
-        say(usage(identity, args.host, sock.getsockname()[1]))
-
-    def on_fatal(error: Exception) -> None:
-        errors.append(error)
-        server.finish()
-
-    runner = Runner(
-        lambda report: _open(identity.prepared, progress, report),
-        max_queue=args.max_queue, on_ready=on_ready, on_fatal=on_fatal,
-    )  # fmt: skip
-    app = build_app(Service(identity=identity, runner=runner), api_key=args.api_key)
-    server = Server(app, after_startup=runner.start, before_shutdown=runner.request_stop)
-    try:
-        server.run(sockets=[sock])
-    finally:
-        ended = runner.stop(identity.prepared.config.step_timeout_s + CLOSE_SECONDS)
-    if errors:
-        raise errors[0]
-    if not ended:
-        say("error: the rack did not close in time; processes of it may be left")
-    return 0 if ended else 1
+def _guards(args: argparse.Namespace, identity: Identity) -> tuple[Keys, Limiter]:
+    """Read the files of keys and limits. Raises ConfigError."""
+    named = [] if args.api_key is None else [("api-key", args.api_key)]
+    keys = Keys(named + (load_keys(args.api_keys) if args.api_keys else []))
+    if args.limits is None:
+        return keys, Limiter(lambda key, model: {})
+    return keys, Limiter(load_limits(args.limits, keys.names, identity.names))
 
 
-def _open(prepared: Prepared, display: StartProgress, report: Progress) -> Session:
-    def both(stage: str, done: int, total: int) -> None:
-        report(stage, done, total)
-        display.report(stage, done, total)
+class _Serving:
+    """The racks and the server in front of them, from start to end."""
 
-    return Session(prepared, both)
+    def __init__(
+        self, args: argparse.Namespace, identity: Identity, sock: socket.socket,
+        progress: StartProgress,
+    ) -> None:  # fmt: skip
+        self._args, self._identity, self._sock = args, identity, sock
+        self._progress, self._errors = progress, list[Exception]()
+        self._lock, self._ready = threading.Lock(), set[int]()
+        self._racks = Dispatcher([self._runner(number) for number in range(args.replicas)])
+
+    def run(self, keys: Keys, limiter: Limiter) -> int:
+        """Serve until a signal or until a rack cannot be started."""
+        metrics = Metrics(self._identity, self._racks)
+        service = Service(
+            identity=self._identity, racks=self._racks, limiter=limiter, metrics=metrics
+        )
+        log = request_log(self._args.log)
+        app = build_app(service, keys=keys, log=log)
+        self._server = Server(
+            app, after_startup=self._racks.start, before_shutdown=self._racks.request_stop
+        )
+        try:
+            self._server.run(sockets=[self._sock])
+        finally:
+            log.flush()
+            config = self._identity.prepared.config
+            ended = self._racks.stop(config.step_timeout_s + CLOSE_SECONDS)
+        if self._errors:
+            raise self._errors[0]
+        if not ended:
+            say("error: a rack did not close in time; processes of it may be left")
+        return 0 if ended else 1
+
+    def _runner(self, number: int) -> Runner:
+        clock_hz = self._identity.prepared.compiled.chip.clock_hz
+        return Runner(
+            lambda report: self._open(number, report),
+            max_queue=self._args.max_queue,
+            pacer=Pacer(clock_hz) if self._args.pace == "emulated" else None,
+            on_ready=lambda: self._on_ready(number),
+            on_fatal=self._on_fatal,
+        )
+
+    def _open(self, number: int, report: Progress) -> Session:
+        name = f"rack {number}: " if self._args.replicas > 1 else ""
+
+        def both(stage: str, done: int, total: int) -> None:
+            report(stage, done, total)
+            self._progress.report(name + stage, done, total)
+
+        return Session(self._identity.prepared, both)
+
+    def _on_ready(self, number: int) -> None:
+        """Say so once all racks have started, and each time that one has started again."""
+        with self._lock:
+            again = number in self._ready
+            self._ready.add(number)
+            if len(self._ready) < self._args.replicas:
+                return
+            self._progress.stop()
+            if self._identity.prepared.config.transport == "ray":
+                self._server.catch_again()
+            if again:
+                say(f"rack {number} is ready again")
+            else:
+                say(usage(self._identity, self._args.host, self._sock.getsockname()[1]))
+
+    def _on_fatal(self, error: Exception) -> None:
+        self._errors.append(error)
+        self._server.finish()
 
 
 def usage(identity: Identity, host: str, port: int) -> str:

@@ -1,181 +1,233 @@
-"""The routes and the HTTP server: the only module that knows the web framework."""
+"""The routes. Handlers read bytes and write bytes; checking and answering is done elsewhere.
+
+Starlette alone: bodies are validated by `schemas` (a 400 names the parameter, as the API has it)
+and the document at /openapi.json is made from the same models by `openapi`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hmac
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-from fastapi import APIRouter, FastAPI, Request
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rack.serve.errors import ApiError, BusyError, ListenError, busy
-from rack.serve.responses import Answer, dumps, request_id
+from rack.serve import metrics, tokens
+from rack.serve.envelope import Envelope
+from rack.serve.errors import ApiError, BusyError, GoneError, busy
+from rack.serve.keys import Keys
+from rack.serve.logs import Call, RequestLog
+from rack.serve.openapi import document
+from rack.serve.responses import Answer, dumps
 from rack.serve.schemas import Parsed, parse_chat, parse_text
 from rack.serve.service import Service, Ticket, collect, stream
 
 MAX_BODY_BYTES = 4 << 20
+BODY_SECONDS = 30.0
 CLIENT_GONE = 499
-_PREFIXES = ("/openai/v1", "/v1")
+PREFIXES = ("/openai/v1", "/v1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a client may take."""
+
+    body_bytes: int = MAX_BODY_BYTES
+    body_seconds: float = BODY_SECONDS
 
 
 def build_app(
-    service: Service, *, api_key: str | None = None, max_body_bytes: int = MAX_BODY_BYTES
-) -> FastAPI:
+    service: Service, *, keys: Keys | None = None, log: RequestLog | None = None,
+    bounds: Bounds | None = None,
+) -> ASGIApp:  # fmt: skip
     """Return the application."""
-    app = FastAPI(title="lpu-rack", docs_url=None, redoc_url=None, openapi_url=None)
-    for prefix in _PREFIXES:
-        app.include_router(_api(service, api_key, max_body_bytes), prefix=prefix)
-    app.include_router(_health(service))
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
-    return app
+    surface = _Surface(service, keys or Keys(), bounds or Bounds())
+    app = Starlette(
+        routes=surface.routes(),
+        exception_handlers={
+            ApiError: _api_error, HTTPException: _http_error, GoneError: _gone,
+            ClientDisconnect: _gone, Exception: _bug,
+        },
+    )  # fmt: skip
+    return Envelope(app, service=service, log=log or RequestLog())
 
 
-def _api(service: Service, api_key: str | None, max_body_bytes: int) -> APIRouter:
-    router = APIRouter()
-    seed = service.identity.prepared.config.seed
+class _Surface:
+    """The handlers."""
 
-    @router.post("/chat/completions")
-    async def chat(request: Request) -> Response:
-        _authorize(request, api_key)
-        return await _complete(
-            service, request, parse_chat(await _body(request, max_body_bytes), seed)
-        )
+    def __init__(self, service: Service, keys: Keys, bounds: Bounds) -> None:
+        self._service, self._keys, self._bounds = service, keys, bounds
+        self._seed = service.identity.prepared.config.seed
+        self._document = dumps(document(service.identity, prefixes=PREFIXES, keyed=keys.wanted))
 
-    @router.post("/completions")
-    async def text(request: Request) -> Response:
-        _authorize(request, api_key)
-        return await _complete(
-            service, request, parse_text(await _body(request, max_body_bytes), seed)
-        )
+    def routes(self) -> list[Route]:
+        """Return all routes."""
+        out = []
+        for prefix in PREFIXES:
+            out += [
+                Route(f"{prefix}/chat/completions", self._chat, methods=["POST"]),
+                Route(f"{prefix}/completions", self._text, methods=["POST"]),
+                Route(f"{prefix}/models", self._models, methods=["GET"]),
+                Route(f"{prefix}/models/{{name:path}}", self._model, methods=["GET"]),
+            ]
+        return [
+            *out,
+            Route("/tokenize", self._tokenize, methods=["POST"]),
+            Route("/detokenize", self._detokenize, methods=["POST"]),
+            Route("/health", self._health, methods=["GET"]),
+            Route("/health/ready", self._ready, methods=["GET"]),
+            Route("/version", self._version, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
+        ]
 
-    @router.get("/models")
-    async def models(request: Request) -> Response:
-        _authorize(request, api_key)
-        return _json(service.identity.models())
+    async def _chat(self, request: Request) -> Response:
+        self._authorize(request)
+        return await self._complete(request, parse_chat(await self._body(request), self._seed))
 
-    @router.get("/models/{name:path}")
-    async def model(request: Request, name: str) -> Response:
-        _authorize(request, api_key)
-        return _json(service.identity.model(name))
+    async def _text(self, request: Request) -> Response:
+        self._authorize(request)
+        return await self._complete(request, parse_text(await self._body(request), self._seed))
 
-    return router
+    async def _models(self, request: Request) -> Response:
+        self._authorize(request)
+        return _json(self._service.identity.models())
 
+    async def _model(self, request: Request) -> Response:
+        self._authorize(request)
+        return _json(self._service.identity.model(request.path_params["name"]))
 
-def _health(service: Service) -> APIRouter:
-    router = APIRouter()
+    async def _tokenize(self, request: Request) -> Response:
+        self._authorize(request)
+        return _json(tokens.tokenize(await self._body(request), self._service.identity))
 
-    @router.get("/health")
-    async def health() -> Response:
+    async def _detokenize(self, request: Request) -> Response:
+        self._authorize(request)
+        return _json(tokens.detokenize(await self._body(request), self._service.identity))
+
+    async def _health(self, request: Request) -> Response:
         return _json({"status": "ok"})
 
-    @router.get("/health/ready")
-    async def ready() -> Response:
+    async def _ready(self, request: Request) -> Response:
         try:
-            service.runner.check_ready()
+            self._service.racks.check_ready()
         except BusyError as error:
             raise busy(error) from None
         return _json({"status": "ready"})
 
-    @router.get("/version")
-    async def version() -> Response:
-        return _json(service.identity.version())
+    async def _version(self, request: Request) -> Response:
+        return _json(self._service.identity.version())
 
-    return router
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self._service.metrics.expose(), media_type=metrics.CONTENT_TYPE)
+
+    async def _openapi(self, request: Request) -> Response:
+        return Response(self._document, media_type="application/json")
+
+    def _authorize(self, request: Request) -> None:
+        _call(request).key = self._keys.check(request.headers.get("authorization"))
+
+    async def _body(self, request: Request) -> bytes:
+        """Read a body within the bounds; of what is larger no more is kept. Raises ApiError."""
+        limit, parts, size = self._bounds.body_bytes, [], 0
+        try:
+            async with asyncio.timeout(self._bounds.body_seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise ApiError(
+                            413, f"the body is larger than {limit} bytes", code="request_too_large"
+                        )
+                    parts.append(part)
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body did not arrive within {self._bounds.body_seconds:g} seconds",
+                code="request_timeout",
+            ) from None  # fmt: skip
+        _call(request).arrived_seconds = time.perf_counter()
+        return b"".join(parts)
+
+    async def _complete(self, request: Request, parsed: Parsed) -> Response:
+        """Answer a checked request: whole, or as a stream once its first token is there."""
+        call = _call(request)
+        self._service.identity.check_model(parsed.model)
+        call.model = parsed.model
+        assert call.key is not None
+        ticket = self._service.admit(parsed, call.key, call.arrived_seconds)
+        answer = Answer(
+            parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
+            prompt_tokens=ticket.meter.prompt_tokens,
+        )  # fmt: skip
+        watch = asyncio.ensure_future(_watch(request.receive, ticket))
+
+        def close() -> None:
+            watch.cancel()
+            call.details |= ticket.close()
+
+        streaming = False
+        try:
+            if parsed.stream:
+                first = await ticket.events()
+                streaming = True
+                return _EventStream(stream(first, ticket, answer), close)
+            text, totals = await collect(ticket)
+            return _json(answer.whole(text, totals))
+        finally:
+            if not streaming:
+                close()
 
 
-async def _complete(service: Service, request: Request, parsed: Parsed) -> Response:
-    """Answer a checked request: whole, or as a stream once its first token is there."""
-    answer = Answer(parsed=parsed, identity=service.identity, request_id=request_id())
-    headers = {"x-request-id": answer.request_id}
-    ticket = service.admit(parsed)
-    streaming = False
-    try:
-        if parsed.stream:
-            first = await _while_connected(request, ticket.next())
-            streaming = True
-            return _EventStream(stream(first, ticket, answer), headers, ticket)
-        text, totals = await _while_connected(request, collect(ticket))
-        return _json(answer.whole(text, totals), headers=headers)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE)
-    finally:
-        if not streaming:
-            ticket.cancel()
+async def _watch(receive: Receive, ticket: Ticket) -> None:
+    """Tell the ticket when its client goes."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    ticket.leave()
 
 
-class _EventStream(StreamingResponse):
-    """A stream that frees the rack however it ends; a generator's own `finally` may never run."""
+class _EventStream(Response):
+    """Server-sent events; `close` is called however the stream ends."""
 
-    def __init__(
-        self, content: AsyncIterator[bytes], headers: dict[str, str], ticket: Ticket
-    ) -> None:
-        headers = {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(content, headers=headers, media_type="text/event-stream")
-        self._ticket = ticket
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        self.body = b""
+        self.status_code, self.background = 200, None
+        self._events, self._close = events, close
+        self.raw_headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for data in self._events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except GoneError:
+            pass  # nobody reads what would be sent
         finally:
-            self._ticket.cancel()
+            self._close()
 
 
-async def _while_connected(request: Request, work: Any) -> Any:
-    """Await `work`, giving it up when the client goes. Raises ClientDisconnect."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise ClientDisconnect
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _call(request: Request) -> Call:
+    call: Call = request.scope["call"]
+    return call
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """Read a body up to the limit; what is longer is not read to its end."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _authorize(request: Request, api_key: str | None) -> None:
-    if api_key is None:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    same = hmac.compare_digest(given.strip().encode(), api_key.encode())  # in constant time
-    if scheme.lower() != "bearer" or not same:
-        raise ApiError(401, "Invalid API Key", code="invalid_api_key")
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(dumps(body), status, headers, media_type="application/json")
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    _call(request).details["error"] = error.code or error.kind
     return _json(error.body(), error.status, error.headers)
 
 
@@ -188,62 +240,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _json(refused.body(), error.status_code, dict(error.headers or {}))
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    """Note that the client left; nobody reads this answer."""
+    return Response(status_code=CLIENT_GONE)
+
+
 async def _bug(request: Request, error: Exception) -> Response:
     """Answer for a bug of ours; the framework raises it again, so that it is logged."""
     bug = ApiError(500, f"{type(error).__name__}: {error}", kind="internal_server_error")
     return _json(bug.body(), 500)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address, so that nobody else can while the chips start. Raises ListenError."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise ListenError(host=host, port=port, why=why) from None
-
-
-class Server(uvicorn.Server):
-    """Serves until a signal or `finish`.
-
-    `after_startup` runs once signals are caught, so that nothing is started that a signal could
-    leave behind; `before_shutdown` ends open streams, which the server waits for.
-    """
-
-    def __init__(
-        self,
-        app: FastAPI,
-        *,
-        after_startup: Callable[[], None],
-        before_shutdown: Callable[[], None],
-    ) -> None:
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off",
-            timeout_graceful_shutdown=10, server_header=False,
-        )  # fmt: skip
-        super().__init__(config)
-        self._after_startup, self._before_shutdown = after_startup, before_shutdown
-
-    def finish(self) -> None:
-        """Stop serving; callable from any thread."""
-        self.should_exit = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Turn signals into a clean end; uvicorn's own would kill the process with them after."""
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {one: signal.signal(one, self.handle_exit) for one in signals}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._after_startup()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._before_shutdown()
-        await super().shutdown(sockets)

@@ -4,6 +4,7 @@ RackError
 ├── ApiError      a request is refused: the status and the four fields of the body
 ├── ListenError   the address to serve on cannot be had
 ├── BusyError     a request the rack cannot take: starting, stopping, or the queue is full
+├── GoneError     a request's client left before the end
 └── StoppedError  the rack was asked to stop while it started
 """
 
@@ -50,6 +51,10 @@ class BusyError(RackError):
     def __init__(self, *, what: str, retry_seconds: int) -> None:
         self.what, self.retry_seconds = what, retry_seconds
         super().__init__(what)
+
+
+class GoneError(RackError):
+    """A request's client left before the end."""
 
 
 class StoppedError(RackError):

@@ -19,6 +19,9 @@ GROQ_NAMES: dict[str, tuple[str, ...]] = {
 }
 """GroqCloud's ids for the presets, so that clients need not be changed."""
 
+RANDOM_TOKENS = "00000"
+"""How the digits of a fingerprint start where no model chooses the tokens (timing executor)."""
+
 _SAMPLE_BYTES = 1 << 16
 
 
@@ -30,6 +33,8 @@ class Identity:
     names: tuple[str, ...]
     notices: tuple[str, ...]
     fingerprint: str
+    pace: str = "none"
+    replicas: int = 1
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str) -> None:
@@ -59,13 +64,21 @@ class Identity:
         """Return the answer of GET /version."""
         return {"version": _version(), "system_fingerprint": self.fingerprint, **self.marks()}
 
+    @property
+    def random_tokens(self) -> bool:
+        """Whether tokens are drawn at random, because the executor has no data."""
+        return self.prepared.config.executor == "timing"
+
     def marks(self) -> dict[str, Any]:
         """Return what every answer carries: whose numbers these are, and whether text is noise."""
         config, compiled = self.prepared.config, self.prepared.compiled
         synthetic = self.prepared.model.weights_ref.kind is WeightsKind.SYNTHETIC
         return {
             "executor": config.executor,
-            "transport": "none" if config.executor == "timing" else config.transport,
+            "transport": "none" if self.random_tokens else config.transport,
+            "pace": self.pace,
+            "replicas": self.replicas,
+            "tokens": "random" if self.random_tokens else "model",
             "weights": "synthetic" if synthetic else "real",
             "dtype": compiled.dtype,
             "hardware": compiled.target_name,
@@ -76,8 +89,9 @@ class Identity:
 
 
 def identify(
-    prepared: Prepared, names: Sequence[str] = (), notices: Sequence[str] = ()
-) -> Identity:
+    prepared: Prepared, names: Sequence[str] = (), notices: Sequence[str] = (), *,
+    pace: str = "none", replicas: int = 1,
+) -> Identity:  # fmt: skip
     """Return the identity of a prepared model; `names` and `notices` come on top of its own."""
     own = prepared.compiled.config.name
     return Identity(
@@ -85,6 +99,8 @@ def identify(
         names=tuple(dict.fromkeys((own, *names, *GROQ_NAMES.get(own, ())))),
         notices=(*notices, *prepared.notices),
         fingerprint=_fingerprint(prepared),
+        pace=pace,
+        replicas=replicas,
     )
 
 
@@ -95,7 +111,8 @@ def _fingerprint(prepared: Prepared) -> str:
     for part in (compiled.schedule_hash, compiled.dtype, prepared.config.executor):
         digest.update(part.encode() + b"\0")
     _update_with_weights(digest, prepared.model.weights_ref)
-    return f"fp_{digest.hexdigest()[:10]}"
+    start = RANDOM_TOKENS if prepared.config.executor == "timing" else ""
+    return f"fp_{(start + digest.hexdigest())[:10]}"
 
 
 def _update_with_weights(digest: hashlib._Hash, weights: WeightsRef) -> None:

@@ -6,10 +6,11 @@ Times in `usage` are emulated seconds. Wall times, cycles and marks are under `x
 from __future__ import annotations
 
 import json
-import secrets
+import random
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rack.serve.identity import Identity
@@ -18,6 +19,14 @@ from rack.serve.schemas import Parsed
 
 DONE = b"data: [DONE]\n\n"
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, as GroqCloud's ids
+
+
+# Ids must differ and need not be secret; a system call for each would be dear.
+_RANDOM = random.Random()
+
+
+def _uuid4() -> uuid.UUID:
+    return uuid.UUID(int=_RANDOM.getrandbits(128), version=4)
 
 
 def dumps(body: Any) -> bytes:
@@ -32,19 +41,29 @@ def event(body: Any) -> bytes:
 
 def request_id() -> str:
     """Return `req_` and a ULID: 48 bits of milliseconds, 80 random bits."""
-    value = int(time.time() * 1000) << 80 | secrets.randbits(80)
+    value = int(time.time() * 1000) << 80 | _RANDOM.getrandbits(80)
     return "req_" + "".join(_BASE32[value >> shift & 31] for shift in range(125, -1, -5))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def emulated_cycles(totals: Finished) -> dict[str, int]:
+    """Return the cycles of a request by part."""
+    return {
+        "queue": totals.queue_cycles,
+        "prompt": totals.prompt_cycles,
+        "completion": totals.completion_cycles,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """The bodies of one answer: whole, or chunk by chunk."""
 
     parsed: Parsed
     identity: Identity
     request_id: str
+    prompt_tokens: int
     created: int = field(default_factory=lambda: int(time.time()))
-    unique: str = field(default_factory=lambda: str(uuid.uuid4()))
+    unique: str = field(default_factory=lambda: str(_uuid4()))
 
     @property
     def chat(self) -> bool:
@@ -70,15 +89,29 @@ class Answer:
         """Return the chunk that opens a chat's stream; a text completion has none."""
         if not self.chat:
             return None
-        return self._chunk({"role": "assistant", "content": ""}, None) | {"x_groq": self._x_groq()}
+        chunk = self._chunk({"role": "assistant", "content": ""}, None, made=0)
+        return chunk | {"x_groq": self._x_groq()}
 
-    def text_chunk(self, text: str) -> dict[str, Any]:
-        """Return a chunk with text."""
-        return self._chunk({"content": text} if self.chat else text, None)
+    def text_event(self, text: str, made: int) -> bytes:
+        """Return the server-sent event of a chunk with text, the `made`-th token's."""
+        if self.parsed.continuous_usage:
+            return event(self._text_chunk(text, made))
+        before, after = self._around_text  # only the text is written anew
+        return before + dumps(text) + after
+
+    def _text_chunk(self, text: str, made: int) -> dict[str, Any]:
+        return self._chunk({"content": text} if self.chat else text, None, made=made)
+
+    @cached_property
+    def _around_text(self) -> tuple[bytes, bytes]:
+        mark = str(_uuid4())
+        before, after = event(self._text_chunk(mark, 0)).split(dumps(mark))
+        return before, after
 
     def last_chunk(self, totals: Finished) -> dict[str, Any]:
         """Return the chunk with the finish reason, the usage and the marks."""
-        return self._chunk({} if self.chat else "", totals.finish_reason) | {
+        made = totals.completion_tokens
+        return self._chunk({} if self.chat else "", totals.finish_reason, made=made) | {
             "service_tier": "on_demand",
             "x_groq": self._x_groq() | {"usage": self.usage(totals)},
             "x_rack": self.x_rack(totals),
@@ -109,11 +142,7 @@ class Answer:
         return {
             **self.identity.marks(),
             "data_hash": totals.data_hash,
-            "emulated_cycles": {
-                "queue": totals.queue_cycles,
-                "prompt": totals.prompt_cycles,
-                "completion": totals.completion_cycles,
-            },
+            "emulated_cycles": emulated_cycles(totals),
             "wall_seconds": {
                 "queue": round(totals.wall_queue_seconds, 6),
                 "prompt": round(totals.wall_prompt_seconds, 6),
@@ -130,11 +159,21 @@ class Answer:
             "system_fingerprint": self.identity.fingerprint,
         }
 
-    def _chunk(self, piece: dict[str, Any] | str, finish_reason: str | None) -> dict[str, Any]:
+    def _chunk(
+        self, piece: dict[str, Any] | str, finish_reason: str | None, *, made: int
+    ) -> dict[str, Any]:
         content = {"delta": piece} if self.chat else {"text": piece}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        extra = {"usage": None} if self.parsed.include_usage else {}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **extra}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        if self.parsed.continuous_usage:
+            chunk["usage"] = {
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": made,
+                "total_tokens": self.prompt_tokens + made,
+            }
+        elif self.parsed.include_usage:
+            chunk["usage"] = None
+        return chunk
 
     def _x_groq(self) -> dict[str, Any]:
         return {"id": self.request_id, "seed": self.parsed.params.seed}

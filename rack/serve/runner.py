@@ -4,7 +4,9 @@ Rules: requests run in the order they came; a cancelled one stops before its nex
 fails closes the session and a fresh one is opened before the next request. Events reach whoever
 asked through `Job.emit`, which is called in this thread and must not block. Queue time is counted
 in emulated cycles: those the rack ran between a request's arrival and its start. (When a request
-arrives is the client's doing; what the rack runs before it is not measured in wall time.)
+arrives is the client's doing; what the rack runs before it is not measured in wall time.) With a
+pacer no step begins, and no token is given out, before the step ahead of it has ended in emulated
+time.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from dataclasses import dataclass
 
 from rack.driver import StepResult
 from rack.engine import Completion, Engine, Rack, TokenEvent
+from rack.errors import RequestError
 from rack.sampler import SamplingParams
 from rack.serve.errors import BusyError, StoppedError
+from rack.serve.pacing import Unpaced
 from rack.session import Progress, Session
 
 RETRY_STARTING_SECONDS = 5
@@ -43,7 +47,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The end of a request whose step failed, or that a stop cut off."""
+    """The end of a request whose step failed, or that a stop cut off.
+
+    With a RequestError, of one that cannot be done after all: the client's to change.
+    """
 
     error: Exception
 
@@ -55,15 +62,16 @@ _STOPPING = BusyError(what="the server is stopping", retry_seconds=RETRY_STARTIN
 
 
 class Job:
-    """One request: what to run and where its events go."""
+    """One request: what to run, where its events go, when it arrived (default: now)."""
 
     def __init__(
-        self, prompt: Sequence[int], params: SamplingParams, emit: Callable[[Event], None]
-    ) -> None:
+        self, prompt: Sequence[int], params: SamplingParams, emit: Callable[[Event], None],
+        arrived_seconds: float | None = None,
+    ) -> None:  # fmt: skip
         self.prompt, self.params, self.emit = prompt, params, emit
+        self.arrived_seconds = time.perf_counter() if arrived_seconds is None else arrived_seconds
         self.cancelled = False
         self.cycles_at_submit = 0
-        self.wall_at_submit = 0.0
 
 
 class _Cancelled(Exception):
@@ -79,14 +87,21 @@ class _Meter:
         )  # fmt: skip
         self.reset, self.saturated, self.close = inner.reset, inner.saturated, inner.close
         self.times = inner.times
-        self._inner, self._runner = inner, runner
+        self._inner, self._runner, self._pacer = inner, runner, runner.pacer
 
-    def run_step(self, name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepResult:
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
         job = self._runner.running
         if job is not None and job.cancelled:
             raise _Cancelled
-        result = self._inner.run_step(name, positions, tokens)
+        result = self._inner.run_step(name, positions, tokens, following)
+        self._runner.kv_tokens = positions[-1] + 1
         self._runner.cycles += result.cycles
+        self._pacer.advance(result.cycles)
+        if not self.compiled.steps[name].kind.decode:
+            self._pacer.wait()  # a decode step's wait comes after sampling, before its token
         return result
 
 
@@ -95,10 +110,12 @@ class Runner:
 
     def __init__(
         self, open_session: Callable[[Progress], Session], *, max_queue: int,
+        pacer: Unpaced | None = None,
         on_ready: Callable[[], None] = lambda: None,
         on_fatal: Callable[[Exception], None] = lambda error: None,
     ) -> None:  # fmt: skip
         self._open, self.max_queue = open_session, max_queue
+        self.pacer = pacer or Unpaced()
         self._on_ready, self._on_fatal = on_ready, on_fatal
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[Job] = deque()
@@ -107,6 +124,7 @@ class Runner:
         self.running: Job | None = None
         self.stage: str | None = "starting"  # None once ready
         self.cycles = 0  # emulated, by all requests since the start
+        self.kv_tokens = 0  # tokens in the running sequence's cache
 
     def start(self) -> None:
         """Start opening the rack."""
@@ -119,6 +137,11 @@ class Runner:
                 what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS
             )
 
+    @property
+    def load(self) -> int:
+        """Requests running and waiting."""
+        return len(self._waiting) + (self.running is not None)
+
     def submit(self, job: Job) -> None:
         """Queue a request. Raises BusyError when it cannot be taken now."""
         with self._changed:
@@ -129,7 +152,7 @@ class Runner:
                     f"{self.max_queue}",
                     retry_seconds=RETRY_QUEUE_SECONDS,
                 )
-            job.cycles_at_submit, job.wall_at_submit = self.cycles, time.perf_counter()
+            job.cycles_at_submit = self.cycles
             self._waiting.append(job)
             if self.running is None:
                 # Claimed here, so that a burst is counted before the thread has woken up.
@@ -197,6 +220,7 @@ class Runner:
             healthy = self._run(engine, job)
             with self._changed:
                 self.running = self._waiting.popleft() if self._waiting else None
+                self.kv_tokens = 0
                 if not healthy and not self._stopping:
                     self.stage = "restarting after a failure"
 
@@ -208,14 +232,18 @@ class Runner:
     def _run(self, engine: Engine, job: Job) -> bool:
         """Run one request; False if the rack can no longer be trusted."""
         queue_cycles = self.cycles - job.cycles_at_submit
-        queue_seconds = time.perf_counter() - job.wall_at_submit
+        queue_seconds = time.perf_counter() - job.arrived_seconds
+        self.pacer.begin(job.arrived_seconds)
         try:
             completion = engine.generate(job.prompt, job.params)
             for event in completion:
+                self.pacer.wait()
                 self._emit(job, event)
             self._emit(job, _finished(completion, queue_cycles, queue_seconds))
         except _Cancelled:
             return True
+        except RequestError as error:  # found out only when it ran; the rack is as good as before
+            self._emit(job, Failed(error=error))
         except Exception as error:
             with self._changed:  # the failed rack is out of service before the client hears of it
                 if not self._stopping:

@@ -17,6 +17,7 @@ INLINE void FN(row4)(const int8_t *x, const int8_t *w, ptrdiff_t apart, int32_t 
     for (int i = 0; i < STEPS; i++) {
         const __m256i lanes = FN(load)(x + 32 * i);
         for (int c = 0; c < 4; c++) {
+            _mm_prefetch((const char *)(w + c * apart * LANES + 32 * i + 640), _MM_HINT_NTA);
             const __m256i v = FN(load)(w + c * apart * LANES + 32 * i);
             sum[c] = _mm256_add_epi32(sum[c], FN(products)(_mm256_abs_epi8(v), v, lanes));
         }

@@ -1,0 +1,162 @@
+"""The bodies of answers as the OpenAPI document shows them; `responses` makes the real ones.
+
+Tests check every answer against these, so that document and server cannot part.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Usage(_Answer):
+    """Tokens, and emulated seconds; total_time leaves the queue out."""
+
+    queue_time: float
+    prompt_tokens: int
+    prompt_time: float
+    completion_tokens: int
+    completion_time: float
+    total_tokens: int
+    total_time: float
+
+
+class XGroq(_Answer):
+    """GroqCloud's own part."""
+
+    id: str
+    seed: int
+
+
+class XRack(BaseModel):
+    """What made the answer: executor, weights, exact cycles, wall seconds."""
+
+    executor: str
+    pace: str
+    tokens: Literal["model", "random"]
+    weights: Literal["real", "synthetic"]
+    schedule_hash: str
+    data_hash: str | None
+    emulated_cycles: dict[str, int]
+    wall_seconds: dict[str, float]
+
+
+class AssistantMessage(_Answer):
+    """The answer of a chat."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(_Answer):
+    """The only choice of a chat."""
+
+    index: Literal[0]
+    message: AssistantMessage
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextChoice(_Answer):
+    """The only choice of a text completion."""
+
+    index: Literal[0]
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class _Completion(_Answer):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    usage: Usage
+    service_tier: Literal["on_demand"]
+    x_groq: XGroq
+    x_rack: XRack
+
+
+class ChatCompletion(_Completion):
+    """Answer of POST /chat/completions; with `stream`, its chunks are `chat.completion.chunk`."""
+
+    object: Literal["chat.completion"]
+    choices: tuple[ChatChoice]
+
+
+class TextCompletion(_Completion):
+    """Answer of POST /completions."""
+
+    object: Literal["text_completion"]
+    choices: tuple[TextChoice]
+
+
+class Model(_Answer):
+    """A name that the server answers to."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    active: bool
+    context_window: int
+    max_completion_tokens: int
+    public_apps: None
+
+
+class Models(_Answer):
+    """All names."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokens(_Answer):
+    """Answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: None
+
+
+class Text(_Answer):
+    """Answer of POST /detokenize."""
+
+    prompt: str
+
+
+class Status(_Answer):
+    """Answer of the health checks."""
+
+    status: Literal["ok", "ready"]
+
+
+class Version(BaseModel):
+    """Answer of GET /version: the marks that answers carry under x_rack."""
+
+    version: str
+    system_fingerprint: str
+    executor: str
+    schedule_hash: str
+    notices: list[str]
+
+
+class Error(_Answer):
+    """What was wrong, and with which parameter."""
+
+    message: str
+    type: str
+    code: str | None
+    param: str | None
+
+
+class ErrorBody(_Answer):
+    """Any refusal or failure."""
+
+    error: Error

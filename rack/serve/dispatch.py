@@ -1,0 +1,66 @@
+"""Several racks behind one server: each request goes to the one with the shortest queue.
+
+A rack runs one sequence at a time, so more racks are how a server answers more at once. Racks that
+are starting again after a failure are passed over; a tie goes to the rack of the lowest number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rack.serve.runner import Job, Runner
+
+
+class Dispatcher:
+    """Equal racks, each with a thread and a queue of its own."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        assert runners
+        self.runners = tuple(runners)
+
+    def start(self) -> None:
+        """Start opening the racks, all at the same time."""
+        for runner in self.runners:
+            runner.start()
+
+    @property
+    def ready(self) -> list[Runner]:
+        """The racks that take requests now."""
+        return [runner for runner in self.runners if runner.stage is None]
+
+    def check_ready(self) -> None:
+        """Raise BusyError while no rack can take a request, naming the first one's stage."""
+        if not self.ready:
+            self.runners[0].check_ready()
+
+    def submit(self, job: Job) -> Runner:
+        """Queue a request; return the rack that took it.
+
+        Raises BusyError when no rack is ready, or all queues are full.
+        """
+        runner = min(self.ready or self.runners, key=lambda one: one.load)
+        runner.submit(job)
+        return runner
+
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        return sum(runner.running is not None for runner in self.runners)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return max(0, sum(runner.load for runner in self.runners) - self.running)
+
+    def request_stop(self) -> None:
+        """Fail what runs and waits; does not wait for the racks to close."""
+        for runner in self.runners:
+            runner.request_stop()
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Stop all racks and wait for them to close; False if one did not in time."""
+        self.request_stop()
+        deadline = time.monotonic() + timeout_seconds
+        ended = [runner.stop(max(0.0, deadline - time.monotonic())) for runner in self.runners]
+        return all(ended)

@@ -1,0 +1,73 @@
+"""Time that feels real: a rack's steps end no earlier by the wall clock than by the emulated one.
+
+Due times are absolute, a request's start plus all of its cycles so far, so that errors of single
+waits do not add up. They are kept by sleeping, never by spinning: a spinning thread would hold the
+interpreter's lock against the event loop that sends the tokens. This is the one place where
+emulated time turns into wall time; no emulated figure depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+SLIP_SECONDS = 0.05
+"""A step later than this moves the schedule: the executor is slower than the rack it emulates.
+What is less late is caught up, as jitter."""
+
+
+class Unpaced:
+    """As fast as the executor goes: the interface of a pacer that never waits."""
+
+    def begin(self, arrived_seconds: float) -> None:
+        """Start a request that arrived then, by `time.perf_counter`."""
+
+    def advance(self, cycles: int) -> None:
+        """Account a step that takes so many emulated cycles."""
+
+    def wait(self) -> None:
+        """Return when the steps accounted so far have ended in emulated time."""
+
+
+class Pacer(Unpaced):
+    """The wall clock of one rack whose chips run at `clock_hz`; not for several threads.
+
+    `late` is told, at the end of each wait, by how many seconds it ended after it was due.
+    """
+
+    def __init__(
+        self, clock_hz: float, *, late: Callable[[float], None] = lambda seconds: None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
+        self.clock_hz = clock_hz
+        self.slipped_seconds = 0.0
+        self._late, self._clock, self._sleep = late, clock, sleep
+        self._start_seconds = clock()
+        self._cycles = 0
+        self._waited = True
+
+    @property
+    def due_seconds(self) -> float:
+        """When the steps accounted so far end, by the wall clock."""
+        return self._start_seconds + self._cycles / self.clock_hz
+
+    def begin(self, arrived_seconds: float) -> None:
+        """Start a request when it arrived, or when the rack is free if that is later."""
+        self._start_seconds, self._cycles = max(arrived_seconds, self.due_seconds), 0
+
+    def advance(self, cycles: int) -> None:
+        self._cycles += cycles
+        self._waited = False
+
+    def wait(self) -> None:
+        if self._waited:
+            return
+        due = self.due_seconds
+        while (remaining := due - self._clock()) > 0:
+            self._sleep(remaining)
+        if -remaining > SLIP_SECONDS:
+            self._start_seconds -= remaining
+            self.slipped_seconds -= remaining
+        self._waited = True
+        self._late(-remaining)

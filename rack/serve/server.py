@@ -1,0 +1,154 @@
+"""The HTTP server: uvicorn, with bounds on how long a client may take, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from rack.serve.errors import ListenError
+
+MESSAGE_SECONDS = 60.0
+"""What a request may take to arrive, from the connection's start or its own first byte."""
+STALL_SECONDS = 60.0
+"""How long a client may leave an answer unread."""
+HEAD_BYTES = 64 << 10
+IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that they close first
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Cuts off clients that send or read too slowly, or send a head without end."""
+
+    message_seconds, stall_seconds = MESSAGE_SECONDS, STALL_SECONDS
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._has_head, self._head_bytes = False, 0
+        self._stalled: asyncio.TimerHandle | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expected()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._has_head and self._head_bytes > HEAD_BYTES:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect()
+
+    def on_headers_complete(self) -> None:
+        self._has_head = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._has_head, self._head_bytes = False, 0
+        self._expected()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        super().resume_writing()
+
+    def _expect(self) -> None:
+        if self._late is None:
+            self._late = self.loop.call_later(self.message_seconds, self.transport.abort)
+
+    def _expected(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address, so that nobody else can while the chips start. Raises ListenError."""
+    if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
+        raise ListenError(host=host, port=port, why="wanted a port from 0 to 65535")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise ListenError(host=host, port=port, why=error.strerror or str(error)) from None
+
+
+class Server(uvicorn.Server):
+    """Serves until a signal or `finish`.
+
+    `after_startup` runs once signals are caught, so that nothing is started that a signal could
+    leave behind; `before_shutdown` ends open streams, which the server waits for.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        after_startup: Callable[[], None],
+        before_shutdown: Callable[[], None],
+        protocol: type[BoundedProtocol] = BoundedProtocol,
+    ) -> None:
+        options: dict[str, Any] = {"http": protocol, "ws": "none"}
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", date_header=False,
+            timeout_graceful_shutdown=10, timeout_keep_alive=IDLE_SECONDS, server_header=False,
+            **options,
+        )  # fmt: skip
+        super().__init__(config)
+        self._after_startup, self._before_shutdown = after_startup, before_shutdown
+
+    def finish(self) -> None:
+        """Stop serving; callable from any thread."""
+        self.should_exit = True
+
+    def catch_again(self) -> None:
+        """Take the signals back from a library that has taken them; callable from any thread.
+
+        Ray puts a handler of its own in C in place of ours, which prints a trace and can corrupt
+        the heap when the signal comes in the middle of an allocation.
+        """
+
+        def catch() -> None:
+            for one in _SIGNALS:
+                signal.signal(one, self.handle_exit)
+
+        self._loop.call_soon_threadsafe(catch)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Turn signals into a clean end; uvicorn's own would kill the process with them after."""
+        before = {one: signal.signal(one, self.handle_exit) for one in _SIGNALS}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        self._after_startup()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._before_shutdown()
+        await super().shutdown(sockets)

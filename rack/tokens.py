@@ -1,0 +1,91 @@
+"""What every tokenizer is: text to token ids and back, whole or as a stream of pieces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rack.chat_template import ChatTemplate, Message, PromptError
+
+
+class StreamDecoder(Protocol):
+    """Turns ids into text as they come; pieces only ever hold whole characters."""
+
+    def feed(self, token_id: int) -> str:
+        """Give the text that this id completes, perhaps none."""
+
+    def flush(self) -> str:
+        """Give what was held back; bytes that make no character come out as U+FFFD."""
+
+
+class Tokenizer(ABC):
+    """One model's tokens. `kind` is "tokenizer.json" or "bytes"; `notice` is for the user.
+
+    `bos_id` is None where the model has none. Raises PromptError for input that cannot be turned
+    into tokens of this model, or back.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        bos_id: int | None,
+        eos_ids: Iterable[int],
+        template: ChatTemplate,
+        notice: str | None,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.bos_id = bos_id
+        self.eos_ids = frozenset(eos_ids)
+        self.template = template
+        self.notice = notice
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Give the ids of a prompt, BOS first where the model wants one."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Give the text of ids; special tokens have none."""
+
+    @abstractmethod
+    def stream(self, context: Sequence[int] = ()) -> StreamDecoder:
+        """Start decoding one id at a time.
+
+        Without `context` the pieces add up to `decode(ids)`; with it (the prompt's ids), they are
+        what `ids` add to `decode(context)`, so that a first word keeps its leading space.
+        """
+
+    @abstractmethod
+    def vocabulary(self) -> str | list[bytes]:
+        """Give the contents of tokenizer.json, or each id's bytes, none for those without text."""
+
+    @abstractmethod
+    def _encode_rendered(self, text: str) -> list[int]:
+        """Give the ids of a rendered chat, in which the template has written its own BOS."""
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
+    ) -> list[int]:
+        """Give the ids of a chat, up to where the assistant's answer starts."""
+        text = self.template.render(messages, tools)
+        return self.encode(text) if self.template.is_plain else self._encode_rendered(text)
+
+    def is_eos(self, token_id: int) -> bool:
+        """Say whether this id ends an answer."""
+        return token_id in self.eos_ids
+
+    def _check_text(self, text: str) -> None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            got = f"{text[error.start]!r} at {error.start}"
+            raise PromptError(f"text: wanted whole Unicode characters, got {got}") from None
+
+    def _check_ids(self, ids: Iterable[int]) -> None:
+        for token_id in ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise PromptError(f"token id {token_id}: wanted 0 to {self.vocab_size - 1}")

@@ -1,0 +1,55 @@
+"""Start `python -m rack.serve` as a process, for tests of the real thing."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+DEADLINE_SECONDS = 60.0
+TINY = ("tiny", "--transport", "local", "--layout", "1x1")
+
+
+@dataclass
+class ServerProcess:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def end(self, how: signal.Signals) -> int:
+        """Send a signal; return the exit code. Nothing of the server may be left."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(how)
+        code = self.process.wait(DEADLINE_SECONDS)
+        assert not psutil.wait_procs(children, DEADLINE_SECONDS)[1]
+        return code
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[ServerProcess]:
+    command = [sys.executable, "-m", "rack.serve", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        lines: queue.Queue[str] = queue.Queue()
+        assert process.stderr is not None
+        reader = threading.Thread(target=lambda: [*map(lines.put, process.stderr), lines.put("")])
+        reader.start()
+        try:
+            seen = []
+            while not (line := lines.get(timeout=DEADLINE_SECONDS)).startswith("ready:"):
+                seen.append(line)
+                assert line, f"the server ended: {seen}"
+            yield ServerProcess(process, line.split()[-1])
+        finally:
+            if process.poll() is None:
+                process.kill()
+            reader.join(DEADLINE_SECONDS)

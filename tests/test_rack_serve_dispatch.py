@@ -1,0 +1,128 @@
+"""Several racks behind one server: the shortest queue first, and racks that fail."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from serve_kit import DEADLINE_SECONDS, Steps, chat, tiny, until
+
+from chip.errors import ChipError
+from rack.sampler import SamplingParams
+from rack.serve.dispatch import Dispatcher
+from rack.serve.errors import BusyError
+from rack.serve.runner import Failed, Finished, Job, Runner
+from rack.session import Progress, Session
+
+
+class Fleet:
+    """Racks whose steps wait to be told."""
+
+    def __init__(self, count: int, *, permits: int | None = 0, max_queue: int = 8) -> None:
+        self.steps = [Steps(permits) for _ in range(count)]
+        self._ready = [threading.Event() for _ in range(count)]
+        self.racks = Dispatcher(
+            [
+                Runner(self._opener(steps), max_queue=max_queue, on_ready=ready.set)
+                for steps, ready in zip(self.steps, self._ready, strict=True)
+            ]
+        )
+
+    def _opener(self, steps: Steps) -> Callable[[Progress], Session]:
+        def open_session(report: Progress) -> Session:
+            session = Session(tiny(), report)
+            session.rack.run_step = steps.around(session.rack.run_step)  # type: ignore[method-assign]
+            return session
+
+        return open_session
+
+    async def __aenter__(self) -> "Fleet":
+        self.racks.start()
+        await self.until_ready()
+        return self
+
+    async def until_ready(self) -> None:
+        for ready in self._ready:
+            await until(ready)
+
+    async def __aexit__(self, *_: object) -> None:
+        assert await asyncio.to_thread(self.racks.stop, DEADLINE_SECONDS)
+
+    def job(self) -> tuple[Job, "asyncio.Future[Any]"]:
+        """Return a request and what it will end with."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Any] = loop.create_future()
+
+        def emit(event: Any) -> None:
+            if isinstance(event, Finished | Failed):
+                loop.call_soon_threadsafe(ended.set_result, event)
+
+        messages = tiny().tokenizer.apply_chat_template(chat()["messages"])
+        return Job(messages, SamplingParams(max_tokens=3), emit), ended
+
+
+def test_the_shortest_queue_takes_the_request() -> None:
+    async def scenario() -> None:
+        async with Fleet(3) as fleet:
+            racks, jobs = fleet.racks, [fleet.job() for _ in range(7)]
+            taken = [racks.runners.index(racks.submit(job)) for job, _ in jobs]
+            assert taken == [0, 1, 2, 0, 1, 2, 0]
+            assert (racks.running, racks.waiting) == (3, 4)
+            racks.runners[1].cancel(jobs[4][0])  # rack 1's queue is the shortest now
+            extra, ended = fleet.job()
+            assert racks.submit(extra) is racks.runners[1]
+            for steps in fleet.steps:
+                steps.release(100)
+            results = await asyncio.gather(
+                ended, *(future for job, future in jobs if job is not jobs[4][0])
+            )
+            assert len({result.data_hash for result in results}) == 1  # whichever rack ran it
+            assert (racks.running, racks.waiting) <= (3, 0)
+
+    asyncio.run(scenario())
+
+
+def test_refused_only_when_all_queues_are_full() -> None:
+    async def scenario() -> None:
+        async with Fleet(2, max_queue=1) as fleet:
+            for _ in range(4):
+                fleet.racks.submit(fleet.job()[0])
+            with pytest.raises(BusyError, match="1 requests are waiting, --max-queue is 1"):
+                fleet.racks.submit(fleet.job()[0])
+            fleet.racks.request_stop()
+            for steps in fleet.steps:
+                steps.release(100)
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_rack_is_passed_over_until_it_is_back() -> None:
+    async def scenario() -> None:
+        async with Fleet(2, permits=None) as fleet:
+            racks, broken = fleet.racks, fleet.racks.runners[0]
+            for ready in fleet._ready:
+                ready.clear()
+            fleet.steps[0].fail_next = ChipError("boom")
+            job, ended = fleet.job()
+            assert racks.submit(job) is broken
+            assert isinstance(await ended, Failed)
+            if broken.stage is not None:  # not back yet
+                job, ended = fleet.job()
+                assert racks.submit(job) is racks.runners[1]
+                assert isinstance(await ended, Finished)
+            await until(fleet._ready[0])
+            assert racks.ready == list(racks.runners)
+
+    asyncio.run(scenario())
+
+
+def test_not_ready_names_a_stage() -> None:
+    racks = Fleet(2).racks
+    with pytest.raises(BusyError, match=r"the rack is not ready \(starting\)"):
+        racks.check_ready()
+    with pytest.raises(BusyError, match=r"the rack is not ready \(starting\)"):
+        racks.submit(Job([1], SamplingParams(), lambda event: None))
+    assert racks.stop(1.0)
+    with pytest.raises(BusyError, match=r"the rack is not ready \(stopping\)"):
+        racks.check_ready()

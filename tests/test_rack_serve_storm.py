@@ -1,0 +1,55 @@
+"""Many clients at once, some leaving in mid-stream: one answer each, and nothing left behind."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from server_process import DEADLINE_SECONDS, server
+
+from benchmarks.serve import Storm
+
+pytestmark = pytest.mark.slow
+REQUESTS = 240
+
+
+def ended(url: str) -> dict[str, float]:
+    """Return how many requests ended in which way."""
+    text = httpx.get(f"{url}/metrics").text
+    families = {one.name: one for one in text_string_to_metric_families(text)}
+    samples = families["vllm:request_success"].samples
+    return {s.labels["finished_reason"]: s.value for s in samples if s.name.endswith("_total")}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Ask again and again until a condition holds."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "deadline passed"
+
+
+def test_a_storm(stories260k: Path) -> None:
+    arguments = ("--transport", "local", "--layout", "1x1", "--max-queue", "20", "--replicas", "2")
+    with server(str(stories260k), *arguments) as running:
+        process = psutil.Process(running.process.pid)
+        threads = process.num_threads()
+        storm = Storm(running.url, "stories260K")
+        asyncio.run(storm.run(clients=60, requests=REQUESTS))
+        got = storm.outcomes
+        assert sum(got.values()) == REQUESTS
+        assert set(got) == {"whole", "streamed", "left", "refused"}  # queues are shorter than 60
+        assert len(storm.texts) > 1
+        # The server hears of the last clients' leaving a little later.
+        until(lambda: sum(ended(running.url).values()) == REQUESTS - got["refused"])
+        by_reason = ended(running.url)
+        assert by_reason["error"] == 0
+        assert by_reason["length"] >= got["whole"] + got["streamed"]
+        until(lambda: all(c.status == psutil.CONN_LISTEN for c in process.net_connections()))
+        assert process.num_threads() == threads
+        assert not process.children()
+        assert running.end(signal.SIGTERM) == 0
