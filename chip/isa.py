@@ -67,10 +67,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Read(Instruction):
-    """MEM: put word `address` (0 to 8191; bank = address // 4096) on a stream.
-
-    With `At`: zeros, where another slice holds the vector.
-    """
+    """MEM: put word `address` (0 to 8191) on a stream; zeros if `At` is in another slice."""
 
     address: int | At
     stream: Stream
@@ -236,9 +233,8 @@ class Transpose(Instruction):
     """SXM: turn a block of bytes: n <= 20 issues of 16 streams in, `groups` times 16 streams out.
 
     Input vector t (issue t // 16, stream t mod 16) lane l becomes output vector l (cycle l // 16,
-    stream l mod 16) lane t; lanes beyond 16 n are zero. The first 16 vectors leave d_func >= 20
-    after the first issue, one group a cycle; the issues are a Repeat, one cycle apart. assumption:
-    16 x 16 transposes inside superlanes, skewed between them by the SXM's own registers.
+    stream l mod 16) lane t. The first 16 leave d_func >= 20 after the first issue. assumption: 16 x
+    16 transposes inside superlanes, skewed between them by the SXM's own registers.
     """
 
     src: Stream

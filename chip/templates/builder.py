@@ -105,7 +105,8 @@ class Block:
         unit = alu(0) if access.sxm is None else sxm(access.sxm, 0)
         return at - self.delay["READ"].d_func - hops(mem(side, 0), unit, self.spec)
 
-    def _free(self, access: Access) -> bool:
+    def free(self, access: Access) -> bool:
+        """Tell whether an access finds its ports and streams free."""
         ports = self._port_cycles(access)
         if any(cycle < 0 or self.busy(cycle) for _, _, cycle in ports):
             return False
@@ -119,10 +120,6 @@ class Block:
             return set()
         at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
         return {("in0", at + beat) for beat in access.beats}
-
-    def free(self, access: Access) -> bool:
-        """Tell whether an access finds its ports free."""
-        return self._free(access)
 
     def may_arrive(self, cycle: int) -> bool:
         """Tell whether the inward streams are free at a cycle."""
@@ -170,7 +167,7 @@ class Block:
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
             ports = [port for access in wanted for port in self._port_cycles(access)]
-            if all(map(self._free, wanted)) and len(ports) == len(set(map(self._again, ports))):
+            if all(map(self.free, wanted)) and len(ports) == len(set(map(self._again, ports))):
                 break
             assert at is None, f"{op}: its ports are taken at {at}"
             cycle += 1
@@ -244,7 +241,7 @@ class Block:
         at = max(after - back, self.sxm_hops + 8)
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
-        while not self._free(access) or ("join", at + late + back) in self._taken:
+        while not self.free(access) or ("join", at + late + back) in self._taken:
             at += 1
             access = self.access(False, ref, at, EAST)
         self._take(access)
