@@ -71,14 +71,11 @@ Watch = Callable[[Opcode, Callable[[], bool]], Callable[[], bool]]
 
 @dataclass(slots=True)
 class Loaded:
-    """A program, and what it does: an action per entry, which is False while it waits for vectors.
-
-    `operations` has the operation of each action, None where it is not one operation's.
-    """
+    """A program, and what it does, in working order."""
 
     program: Program
-    actions: list[Callable[[], bool]]
-    operations: Sequence[Operation | None]  # in working order
+    actions: list[Callable[[], bool]]  # False: waiting for vectors
+    operations: Sequence[Operation | None]  # of each action; None: not one operation's
     spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
 
 
