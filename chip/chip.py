@@ -159,8 +159,7 @@ class Chip:
         target = self.sram.memory(args["dst"], size)
 
         def action() -> bool:
-            arrival = self._take(operation, size)
-            if arrival is not None:
+            if (arrival := self._take(operation, size)) is not None:
                 target[:] = arrival.payload
             return arrival is not None
 
