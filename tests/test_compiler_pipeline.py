@@ -77,7 +77,7 @@ def test_every_chunk_of_any_prompt_finds_a_step() -> None:
 
 
 def test_the_largest_context_and_chunk_that_fit_are_taken() -> None:
-    small = replace(machine("lesson").chip, sram_bytes=88 * 2 * 320 * 18)
+    small = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 200)
     target = replace(machine("lesson"), chip=small)
     config = replace(TINY, max_position_embeddings=1024)
     chosen = compile_model(config, target, ONE, kinds="decode")
