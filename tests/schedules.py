@@ -33,7 +33,7 @@ def machine(name: str) -> Hardware:
         return replace(load_hardware("lesson"), ports_per_chip=2, global_ports=2)
     if name == "stops":
         drift = load_hardware("groqrack-drift")
-        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=4096))
+        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=16_384))
     return load_hardware(name)
 
 

@@ -8,8 +8,8 @@ accumulator row leaves through the SXM, which puts each plane's columns in their
 VXM, which adds the planes' parts, scales and rounds. assumption: a column of a block whose width
 is not a multiple of 64 may be loaded on another plane in every tile; the VXM's sum makes up for it.
 
-Two paces: one row loads at full rate, on all 32 outward streams, and leaves a cycle's gap between
-tiles for its activation; more rows load on 16 streams while their activations flow beside.
+One row loads on all 32 outward streams, with a cycle's gap between tiles for its activation; more
+rows load on 16 while their activations flow beside.
 """
 
 from __future__ import annotations
