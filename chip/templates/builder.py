@@ -67,6 +67,7 @@ class Block:
     period: int = 0  # cycles after which the block runs again over itself; 0: it does not
     end: int = 0
     _taken: set[tuple[object, ...]] = field(default_factory=set)
+    _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
@@ -82,11 +83,8 @@ class Block:
 
     def _port_cycles(self, access: Access) -> list[tuple[str, int, int]]:
         """Return the cycles at which an access takes the ports of both work slices."""
-        out: list[tuple[str, int, int]] = []
-        for beat in access.beats:
-            for side in (WEST, EAST):
-                out.append(("port", side, self.issue_cycle(access, side, beat)))
-        return out
+        sides = (WEST, EAST)
+        return [("port", s, self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
 
     def _again(self, port: tuple[str, int, int]) -> tuple[str, int, int]:
         """Return a port's cycle within the block's period."""
@@ -102,8 +100,12 @@ class Block:
         at = access.cycle + beat
         if access.write:
             return at + 1
-        unit = alu(0) if access.sxm is None else sxm(access.sxm, 0)
-        return at - self.delay["READ"].d_func - hops(mem(side, 0), unit, self.spec)
+        lead = self._leads.get((side, access.sxm))
+        if lead is None:
+            unit = alu(0) if access.sxm is None else sxm(access.sxm, 0)
+            lead = self.delay["READ"].d_func + hops(mem(side, 0), unit, self.spec)
+            self._leads[side, access.sxm] = lead
+        return at - lead
 
     def free(self, access: Access) -> bool:
         """Tell whether an access finds its ports and streams free."""

@@ -7,16 +7,19 @@ order of sums).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from chip.isa import AluOp
 from chip.templates.builder import Block
 from chip.templates.parts import LANES, Node
 
 
+@cache
 def _rotate(amount: int) -> tuple[int, ...]:
     return tuple((lane + amount) % LANES for lane in range(LANES))
 
 
+@cache
 def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
     """Rotate inside segments of `pitch` lanes; lanes beyond the last whole segment are zero."""
     whole = LANES // pitch * pitch
