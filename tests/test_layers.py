@@ -17,9 +17,7 @@ MAX_FUNCTION_LINES = 50
 
 COMPILER_MAY_IMPORT = {
     *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv"),
-    *("chip.quant", "chip.synthetic", "chip.isa", "chip.issue", "chip.operand", "chip.floorplan"),
-    *("chip.sram", "chip.templates.builder", "chip.templates.table", "chip.templates.template"),
-    "chip.templates.lstm",
+    *("chip.quant", "chip.synthetic"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
     "interconnect.clock",
 }
