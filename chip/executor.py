@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from chip.errors import ProgramError
 from chip.kernels.interface import Kernels
@@ -31,6 +31,21 @@ class StepState:
 
 
 Bound = Callable[[StepState], None]
+
+
+class _Packed(NamedTuple):
+    """Heads as the kernels want them, and as they are packed in memory: (heads, view) by group."""
+
+    heads: NDArray[Any]  # [rows, heads, width]
+    parts: list[tuple[slice, NDArray[Any]]]
+
+    def store(self, rows: int) -> None:
+        for heads, view in self.parts:
+            view[:rows] = self.heads[:rows, heads]
+
+    def load(self, rows: int) -> None:
+        for heads, view in self.parts:
+            self.heads[:rows, heads] = view[:rows]
 
 
 class Binder:
@@ -78,12 +93,25 @@ class Binder:
             for offset, share in zip(offsets, a["shares"], strict=False)
         ]
 
-    def _query(self, a: Any) -> NDArray[Any]:
-        item = item_bytes(a["dtype"])
-        stride = row_bytes(a["heads"] * a["head_dim"], item)
-        shape = (a["rows"], a["heads"], a["head_dim"])
-        dtype = np.int8 if item == 1 else np.float16
-        return self.sram.view(a["q"], dtype, shape, (stride, a["head_dim"] * item, item))
+    def _queries(self, a: Any) -> _Packed:
+        layout = kv_layout(a)
+        dtype = np.int8 if layout.item_bytes == 1 else np.float16
+        return self._packed(a, a["q"], dtype, layout.query_bytes(a["heads"]), a["head_dim"])
+
+    def _query_scales(self, a: Any) -> _Packed:
+        row = kv_layout(a).query_scale_bytes(a["heads"])
+        return self._packed(a, a["sq"], np.float32, row, 1)
+
+    def _packed(self, a: Any, address: int, dtype: DTypeLike, row: int, width: int) -> _Packed:
+        """Views of packed heads, `width` values of each, over rows of `row` bytes."""
+        layout, heads, item = kv_layout(a), a["heads"], np.dtype(dtype).itemsize
+        per, group = layout.heads_per_group, row // layout.query_groups(heads)
+        parts = []
+        for first in range(0, heads, per):
+            n, at = min(per, heads - first), address + first // per * group
+            shape, strides = (a["rows"], n, width), (row, layout.pitch * item, item)
+            parts.append((slice(first, first + n), self.sram.view(at, dtype, shape, strides)))
+        return _Packed(np.zeros((a["rows"], heads, width), dtype), parts)
 
     def _cache(self, a: Any, tokens: int, *, value: bool) -> tuple[list[Any], list[Any]]:
         """Views of each KV head's keys or values [tokens, head_dim], and its scales [tokens]."""
@@ -94,7 +122,7 @@ class Binder:
             at = a["kv"] + layout.head_offset(head, value=value)
             heads.append(self.sram.rows(at, dtype, tokens, a["head_dim"], layout.row_bytes))
             if a["dtype"] == "int8":
-                scale_at = a["kv"] + layout.scale_offset(head, value=value)
+                scale_at = a["kvs"] + layout.scale_offset(head, value=value)
                 scales.append(self.sram.view(scale_at, np.float32, (tokens,), (4,)))
         return heads, scales
 
@@ -170,17 +198,21 @@ class Binder:
         stride = row_bytes(dim, 4)
         shape, strides = (a["rows"], 2, dim // 2), (stride, dim * 2, 4)
         rope = self.sram.view(a["rope"], np.float32, shape, strides)
-        q = self._query(a)
+        packed = self._queries(a)
+        q = packed.heads
         k, ks = self._cache(a, a["context"], value=False)
         v, vs = self._cache(a, a["context"], value=True)
         if a["dtype"] == "int8":
-            sq = self._f32(a["sq"], a["rows"], a["heads"])
+            packed_scales = self._query_scales(a)
+            sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
                 n = state.rows
                 kernels.rope_cache_i8(
                     qkv[:n], rope[:n], state.positions, q[:n], sq[:n], k, ks, v, vs
                 )
+                packed.store(n)
+                packed_scales.store(n)
 
             return run
 
@@ -189,19 +221,24 @@ class Binder:
             state.saturated += kernels.rope_cache_f16(
                 qkv[:n], rope[:n], state.positions, q[:n], k, v
             )
+            packed.store(n)
 
         return run_f16
 
     def _attend(self, a: Any) -> Bound:
-        kernels, kv_of, q = self.kernels, a["kv_of"], self._query(a)
+        kernels, kv_of, packed = self.kernels, a["kv_of"], self._queries(a)
+        q = packed.heads
         out = self._f16(a["y"], a["rows"], a["heads"] * a["head_dim"])
         k, ks = self._cache(a, a["bucket"], value=False)
         v, vs = self._cache(a, a["bucket"], value=True)
         if a["dtype"] == "int8":
-            sq = self._f32(a["sq"], a["rows"], a["heads"])
+            packed_scales = self._query_scales(a)
+            sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
                 n = state.rows
+                packed.load(n)
+                packed_scales.load(n)
                 state.saturated += kernels.attention_i8(
                     q[:n], sq[:n], k, ks, v, vs, kv_of, state.positions, out[:n]
                 )
@@ -211,6 +248,7 @@ class Binder:
 
         def run_f16(state: StepState) -> None:
             n = state.rows
+            packed.load(n)
             state.saturated += kernels.attention_f16(
                 q[:n], k, v, kv_of, state.positions, scale, out[:n]
             )

@@ -77,9 +77,15 @@ def kv_layout(a: Args) -> KvLayout:
 
 
 def _query(a: Args) -> list[Region]:
-    size = a["rows"] * row_bytes(a["heads"] * a["head_dim"], item_bytes(a["dtype"]))
-    scales = [(a["sq"], a["rows"] * row_bytes(a["heads"], 4))] if a["dtype"] == "int8" else []
-    return [(a["q"], size), *scales]
+    layout, rows = kv_layout(a), a["rows"]
+    scales = [(a["sq"], rows * layout.query_scale_bytes(a["heads"]))] if "sq" in a else []
+    return [(a["q"], rows * layout.query_bytes(a["heads"])), *scales]
+
+
+def _cache(a: Args) -> list[Region]:
+    layout = kv_layout(a)
+    scales = [(a["kvs"], layout.scales_bytes)] if "kvs" in a else []
+    return [(a["kv"], layout.total_bytes), *scales]
 
 
 def _norm_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -103,12 +109,13 @@ def _rope_regions(a: Args) -> tuple[list[Region], list[Region]]:
     n = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
     qkv = (a["qkv"], a["rows"] * row_bytes(n, 4))
     rope = (a["rope"], a["rows"] * row_bytes(a["head_dim"], 4))
-    return [qkv, rope], [*_query(a), (a["kv"], kv_layout(a).total_bytes)]
+    return [qkv, rope], [*_query(a), *_cache(a)]
 
 
 def _attend_regions(a: Args) -> tuple[list[Region], list[Region]]:
     out = (a["y"], a["rows"] * row_bytes(a["heads"] * a["head_dim"], 2))
-    return [*_query(a), (a["kv"], kv_layout(a).total_bytes)], [out]
+    scratch = (a["scratch"], kv_layout(a).scratch_bytes(a["heads"], a["bucket"]))
+    return [*_query(a), *_cache(a)], [out, scratch]
 
 
 def _add_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -169,8 +176,10 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     # ALUs of the MXM's result chain are set apart from those of vector programs
     # (assumption: 4 of 16), so a product does not hold the VXM.
     Opcode.MATMUL: _define(MXM, _matmul_regions, "x s w sw", "y", "weights"),
-    Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv", "vector"),
-    Opcode.ATTEND: _define((*MXM, "VXM", "SXM"), _attend_regions, "q sq kv", "y", "attention"),
+    Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv kvs", "vector"),
+    Opcode.ATTEND: _define(
+        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch", "attention"
+    ),
     Opcode.ADD: _define(("VXM",), _add_regions, "x src", "x", "vector"),
     Opcode.SILU: _define(("VXM",), _silu_regions, "x", "y", "vector"),
     Opcode.TOPK: _define(("VXM",), _topk_regions, "x", "y", "vector"),

@@ -2,7 +2,7 @@
 
     manifest.json        versions, hashes, resolved configuration, where the weights came from
     schedules.msgpack    links, memories, every step
-    chip_0000.bin …      the constants of each chip's SRAM, from address 0
+    chip_0000.bin …      the constants of each chip's SRAM: weights, then scales and norms
 
 Written once into a temporary name and moved into place; read back with every file's SHA-256
 checked (images when a chip loads them). What does not match is refused by file name.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def file_digest(path: Path) -> str:
 def write_artifact(
     folder: Path,
     compiled: CompiledModel,
-    images: Iterable[tuple[int, memoryview]],
+    images: Iterable[tuple[int, Sequence[memoryview]]],
     extra: Mapping[str, Any],
 ) -> None:
-    """Write everything; `images` gives (chip, constant bytes) one after another.
+    """Write everything; `images` gives (chip, its regions of constants) one after another.
 
     `extra` is kept in the manifest as it is. Raises ArtifactError where the folder is in use.
     """
@@ -78,8 +78,12 @@ def write_artifact(
     digests: dict[str, str] = {}
     for chip, image in images:
         path = folder / image_name(chip)
-        path.write_bytes(image)
-        digests[path.name] = hashlib.sha256(image).hexdigest()
+        digest = hashlib.sha256()
+        with path.open("wb") as file:
+            for region in image:
+                file.write(region)
+                digest.update(region)
+        digests[path.name] = digest.hexdigest()
     (folder / SCHEDULES).write_bytes(msgpack.packb(_schedules(compiled)))
     digests[SCHEDULES] = file_digest(folder / SCHEDULES)
     manifest = {

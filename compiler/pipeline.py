@@ -160,7 +160,7 @@ def _forward_rows(split: Partition, network: Network) -> dict[int, int]:
 
 
 def fit_options(
-    split: Partition, network: Network, sram_bytes: int, options: Options
+    split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> MemoryOptions:
     """Choose context and prefill chunk: the largest context that fits, then the largest chunk.
 
@@ -174,16 +174,16 @@ def fit_options(
     forward = _forward_rows(split, network)
     chips = chip_classes(split, forward).values()
 
-    def fits(context: int, chunk: int) -> bool:
+    def enough(context: int, chunk: int) -> bool:
         memory = _memory_options(options, context, chunk, forward)
-        return all(bytes_needed(split, chip, memory) <= sram_bytes for chip in chips)
+        return all(bytes_needed(split, c, memory, spec) <= spec.sram_bytes for c in chips)
 
     chunk = options.prefill_chunk or min(MIN_CHUNK, asked or limit)
-    context = asked or _largest(lambda n: fits(n, min(chunk, n)), limit)
+    context = asked or _largest(lambda n: enough(n, min(chunk, n)), limit)
     chunk = min(chunk, context)
     if options.prefill_chunk is None:
         most = min(MAX_CHUNK, context, _rows_at_once(split, network))
-        while chunk * 2 <= most and fits(context, chunk * 2):
+        while chunk * 2 <= most and enough(context, chunk * 2):
             chunk *= 2
     return _memory_options(options, context, chunk, forward)
 
@@ -258,9 +258,9 @@ def compile_model(
     options = options or Options()
     split = partition(build_graph(config), layout)
     network = build_network(split, target, options.binding)
-    memory = fit_options(split, network, target.chip.sram_bytes, options)
+    memory = fit_options(split, network, target.chip, options)
     memories = tuple(
-        allocate_chip(split, chip, memory, target.chip.sram_bytes) for chip in range(layout.chips)
+        allocate_chip(split, chip, memory, target.chip) for chip in range(layout.chips)
     )
     buckets = context_buckets(options, memory.context)
     wanted = _wanted(kinds, memory.rows[-1], _holding(contexts, buckets))

@@ -13,7 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from chip.cost import cycles, needed, result_stream_cycles
+from chip.cost import (
+    cycles,
+    needed,
+    receive_cycles,
+    result_stream_cycles,
+    send_lead_cycles,
+)
 from chip.operations import DEFINITIONS, Opcode, Region, operands
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
@@ -157,7 +163,8 @@ class Scheduler:
         start = sender.free.get(unit, 0)
         if arrived is None:
             tail = (item.vectors - 1) * link.slot_cycles
-            start = max(start, sender.readable((src, size), 0, tail))
+            ready = sender.readable((src, size), 0, tail)
+            start = max(start, ready + (send_lead_cycles(self.spec) if ready else 0))
         else:  # vectors are passed on as they come; the last may not overtake its arrival
             behind = arrived.arrive - (item.vectors - 1) * link.slot_cycles
             start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
@@ -168,34 +175,33 @@ class Scheduler:
         arrive -= link.slot_cycles
         sender.free[unit] = start + stream
         sender.did_read((src, size), start + stream)
-        receiver.did_write((dst, size), first, arrive)
+        landed = receive_cycles(self.spec)
+        receiver.did_write((dst, size), first + landed, arrive + landed)
         transfer = ScheduledTransfer(
             id=len(self.transfers), name=item.name, link=link.id, src=link.src, dst=link.dst,
             vectors=item.vectors, depart=start, first_arrive=first, arrive=arrive,
         )  # fmt: skip
         self.transfers.append(transfer)
-        common = {"link": link.id, "transfer": transfer.id, "vectors": item.vectors}
         forward = {"forward": arrived.id} if arrived is not None else {}
-        sender.operations.append(
-            Operation(
-                opcode=Opcode.SEND,
-                name=item.name,
-                args={"src": src, **common, **forward},
-                start=start,
-                end=start + stream,
-                nop=nop,
-            )
-        )
-        receiver.operations.append(
-            Operation(
-                opcode=Opcode.RECEIVE,
-                name=item.name,
-                args={"dst": dst, **common},
-                start=first,
-                end=arrive,
-            )
-        )
+        self._both_ends(transfer, {"src": src, **forward}, {"dst": dst}, nop)
         return transfer
+
+    def _both_ends(
+        self, transfer: ScheduledTransfer, sent: dict[str, int], received: dict[str, int], nop: int
+    ) -> None:
+        """Put a transfer's SEND and RECEIVE in their programs."""
+        link = self.network.links[transfer.link]
+        common = {"link": link.id, "transfer": transfer.id, "vectors": transfer.vectors}
+        end = transfer.depart + transfer.vectors * link.slot_cycles
+        for node, opcode, args, start, stop, held in (
+            (link.src, Opcode.SEND, sent, transfer.depart, end, nop),
+            (link.dst, Opcode.RECEIVE, received, transfer.first_arrive, transfer.arrive, 0),
+        ):
+            operation = Operation(
+                opcode=opcode, name=transfer.name, args={**args, **common}, start=start, end=stop,
+                nop=held,
+            )  # fmt: skip
+            self.nodes[node].operations.append(operation)
 
     def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
         programs = tuple(

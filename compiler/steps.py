@@ -200,17 +200,23 @@ class StepPlanner:
                 continue
             buffers = self.buffers[chip]
             shape = {
-                "rows": self.kind.rows, "heads": last - first, "kv_heads": kv_last - kv_first,
-                "head_dim": self.config.head_dim, "context": self.context, "dtype": self.dtype,
+                "rows": self.kind.rows,
+                "heads": last - first,
+                "kv_heads": kv_last - kv_first,
+                "head_dim": self.config.head_dim,
+                "context": self.context,
+                "dtype": self.dtype,
                 "kv": self.constants[chip][f"{layer}.kv"],
                 **self._quantised(chip, "query", "q", "sq"),
-            }  # fmt: skip
+            }
+            if self.dtype == "int8":
+                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]  # fmt: skip
             qkv, rows = buffers["qkv"], buffers["rope"]
             self._op(chip, Opcode.ROPE, rope.name, qkv=qkv, rope=rows, **shape)
             kv_of = tuple(head // per_kv - kv_first for head in range(first, last))
             self._op(
                 chip, Opcode.ATTEND, attend.name, y=buffers["attn.out"] + offsets[rank],
-                bucket=self.kind.bucket, kv_of=kv_of, **shape,
+                bucket=self.kind.bucket, kv_of=kv_of, scratch=buffers["scores"], **shape,
             )  # fmt: skip
 
     def _add(self, group: Group, op: GraphOp, source: str) -> None:

@@ -17,7 +17,9 @@ from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
 from compiler.verify_accesses import Access, Node, collect
-from compiler.verify_sources import CONSTANTS, is_known, may_read, place_of
+from compiler.verify_sources import CACHES, CONSTANTS, is_known, may_read, place_of
+
+IN_PLACE = (("x", "x"), ("kvs", "kvs"))  # operands that an operation changes as it goes
 
 
 def check_memory(
@@ -67,7 +69,7 @@ def _check_node(node: Node, nodes: Sequence[Node], links: Sequence[LinkUse]) -> 
     near = _near(node)
     _check_writers(node, near, tensors)
     for region, access in node.reads:
-        if access.operand in CONSTANTS or access.operand == "kv":
+        if access.operand in CONSTANTS or access.operand in CACHES:
             _check_own(node, region, access, tensors)
         if access.operand in CONSTANTS or node.memory is None or not region[1]:
             continue  # the host's memory is the driver's to write
@@ -109,8 +111,8 @@ def _check_tensors(node: Node, tensors: list[Tensor]) -> None:
 def _check_own(node: Node, region: Region, access: Access, tensors: dict[str, Tensor]) -> None:
     """A constant or a cache is where this operation's own tensor lies."""
     name = access.operation.name + CONSTANTS.get(access.operand, "")
-    if access.operand == "kv":
-        name = f"layers.{place_of(access.operation.name)[0]}.kv"
+    if access.operand in CACHES:
+        name = f"layers.{place_of(access.operation.name)[0]}{CACHES[access.operand]}"
     own = tensors.get(name)
     if own is None or (own.address, own.size) != region:
         raise ScheduleError(
@@ -126,9 +128,9 @@ def _check_writers(
     apart = sorted(tensors.values(), key=lambda tensor: tensor.address)
     ends = [tensor.address + tensor.size for tensor in apart]
     for region, accesses in node.writes.items():
-        others = [access for access in accesses if access.operand != "kv"]
+        others = [access for access in accesses if access.operand not in CACHES]
         for access in accesses:
-            if access.operand == "kv":
+            if access.operand in CACHES:
                 _check_own(node, region, access, tensors)
         if others and (place := bisect_right(ends, region[0])) < len(ends):
             tensor = apart[place]
@@ -171,7 +173,7 @@ def _written(
         for write in writes[done:]:
             if write.start >= access.end:
                 break
-            if write.operation is reader and (access.operand, write.operand) != ("x", "x"):
+            if write.operation is reader and (access.operand, write.operand) not in IN_PLACE:
                 raise ScheduleError(
                     f"{node.label}, cycle {access.start}: {reader.name} ({reader.opcode}) writes "
                     f"{write.operand} over live SRAM that it reads as {access.operand}"

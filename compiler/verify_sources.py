@@ -11,6 +11,7 @@ from functools import lru_cache
 from chip.program import Operation
 
 CONSTANTS = {"w": "", "sw": ".scale", "gamma": ""}  # operand -> suffix of its tensor's name
+CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
 
 # "opcode place" of a reader -> operand -> "opcode place operand" of those who may have written it.
 # `place` is the name without its layer; all are of the reader's layer, but a residual that enters
@@ -23,7 +24,7 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "rope self_attn.rope": {"qkv": ("matmul self_attn.qkv_proj y",), "rope": ("receive rope dst",)},
     "attend self_attn.attend": {
-        name: (f"rope self_attn.rope {name}",) for name in ("q", "sq", "kv")
+        name: (f"rope self_attn.rope {name}",) for name in ("q", "sq", "kv", "kvs")
     },
     "send self_attn.attend": {"src": ("attend self_attn.attend y",)},
     "gather self_attn.o_proj": {

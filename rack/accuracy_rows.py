@@ -25,6 +25,7 @@ from rack.accuracy import Row
 from rack.errors import MachineError
 from rack.exchange import all_to_all, exchange_cycles
 from rack.hardware import Cabling, Hardware
+from rack.validate_lstm import lstm_rows
 
 LARGE_VECTORS = 4096  # a tensor of 1.3 MB a chip: large enough that latency does not count
 CONTEXT = 512  # of the token rates
@@ -199,7 +200,9 @@ def rate_rows(hardware: Hardware) -> list[Row]:
 
 
 RowSource = Callable[[Hardware], list[Row]]
-ROW_SOURCES: tuple[RowSource, ...] = (chip_rows, link_rows, capacity_rows, rate_rows)
+ROW_SOURCES: tuple[RowSource, ...] = (
+    chip_rows, lstm_rows, link_rows, capacity_rows, rate_rows,
+)  # fmt: skip
 
 
 def all_rows(hardware: Hardware) -> list[Row]:

@@ -50,11 +50,11 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> 
     size = vectors * VECTOR_BYTES
     forward = {chip: ([size * chips], size) for chip in range(chips)}
     scheduler = Scheduler(hardware.chip, network, forward)
-    for path in paths:
+    for number, path in enumerate(paths):  # each to a place of its own
         scheduler.place(
             Transfer(
                 name="exchange", src=path[0], src_address=path[0] * size, dst=path[-1],
-                dst_address=path[0] * size, vectors=vectors,
+                dst_address=(chips + 1 + number) * size, vectors=vectors,
             )
         )  # fmt: skip
     host = HostMemory(embedding=0, rope=0, results={}, size=0)

@@ -53,16 +53,14 @@ class Launcher(Protocol):
 class RemoteRack:
     """Chips in other processes."""
 
-    executor = "fast"
-
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, launcher: Launcher, *,
         step_timeout_s: float, start_timeout_s: float = START_TIMEOUT_S,
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
-        images: Images | None = None,
-        rings: bool = True,
+        images: Images | None = None, executor: str = "fast", rings: bool = True,
     ) -> None:  # fmt: skip
+        self.executor = executor
         self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
         self.step_timeout_s = step_timeout_s
         self._progress = progress or (lambda stage, done, total: None)
@@ -81,7 +79,7 @@ class RemoteRack:
             launcher.start(
                 [
                     (
-                        chip_job(compiled, chip, weights, images),
+                        chip_job(compiled, chip, weights, images, executor),
                         Seat(
                             bind=launcher.bind(chip, self._folder),
                             host_endpoint=self._socket.endpoint,

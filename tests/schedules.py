@@ -33,7 +33,7 @@ def machine(name: str) -> Hardware:
         return replace(load_hardware("lesson"), ports_per_chip=2, global_ports=2)
     if name == "stops":
         drift = load_hardware("groqrack-drift")
-        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=4096))
+        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=16_384))
     return load_hardware(name)
 
 
@@ -124,6 +124,7 @@ BUFFERS = {  # the allocator's buffers, and who has them as which operand (any l
     "qkv": "matmul self_attn.qkv_proj y, rope self_attn.rope qkv",
     "query": "rope self_attn.rope q, attend self_attn.attend q",
     "query.scale": "rope self_attn.rope sq, attend self_attn.attend sq",
+    "scores": "attend self_attn.attend scratch",
     "attn.out": "attend self_attn.attend y, send self_attn.attend src, "
     "receive self_attn.attend dst, gather self_attn.o_proj src",
     "o.in": "gather self_attn.o_proj q, matmul self_attn.o_proj x",

@@ -14,7 +14,7 @@ from compiler.pipeline import Options, compile_model
 from compiler.presets import PRESETS
 
 TINY = PRESETS["tiny"]
-SMALL = replace(machine("lesson").chip, sram_bytes=88 * 2 * 320 * 2)  # 112,640 bytes
+SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 24)  # 245,760 bytes
 LITTLE = replace(machine("lesson"), chip=SMALL)
 OPTIONS = Options(max_model_len=32, prefill_chunk=4, buckets=(32,))
 
@@ -81,7 +81,7 @@ def test_the_head_group_is_sized_by_its_fullest_chip() -> None:
     """20 superlanes of vocabulary over 3 chips are 6, 7 and 7: the first one holds least."""
     search = auto._Search(TINY, LITTLE, OPTIONS)
     needs = {head: search.head_excess(head) for head in range(1, 21)}
-    assert needs[3] - needs[4] >= 2 * 16 * 320  # 7 superlanes against 5 of 16 int8 columns
+    assert needs[1] > needs[2] > needs[20]  # in whole windows of 64 columns
     assert all(needs[head] >= needs[head + 1] for head in range(1, 20))
     for head in (2, 3, 5, 6, 7):
         room = needs[head] + SMALL.sram_bytes

@@ -195,7 +195,8 @@ def test_the_chunk_is_what_passes_a_link_in_one_go() -> None:
     for realign in (4096, 65_536):
         hardware = with_clock(machine(DRIFTING), realign_cycles=realign)
         config = replace(PRESETS["tiny"], hidden_size=1024)
-        model = compile_model(config, hardware, parse_layout("1x2"), Options(max_model_len=128))
+        options = Options(max_model_len=128)
+        model = compile_model(config, hardware, parse_layout("1x2"), options, kinds="decode")
         chunks.append(model.prefill_chunk)
     assert chunks == [16, 128]
 

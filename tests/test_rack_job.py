@@ -109,12 +109,13 @@ def test_overlapping_tensors_are_refused() -> None:
 def test_an_image_is_what_loading_gives(tmp_path: Path) -> None:
     model = compiled("1x2")
     job = chip_job(model, 1, WEIGHTS)
-    sram, size = loaded(job), model.memories[1].constant_bytes
+    sram, regions = loaded(job), model.memories[1].constant_regions
     image = tmp_path / "chip.bin"
-    image.write_bytes(sram.memory(0, size))
+    image.write_bytes(b"".join(sram.memory(*region) for region in regions))
     again = Sram(job.spec.sram_bytes)
-    load_image(again, image)
-    assert bytes(again.memory(0, size + 320)) == bytes(sram.memory(0, size)) + bytes(320)
+    load_image(again, image, regions)
+    for at, size in regions:
+        assert bytes(again.memory(at, size + 320)) == bytes(sram.memory(at, size)) + bytes(320)
     for memory in (sram, again):
         memory.close()
 

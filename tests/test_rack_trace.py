@@ -14,6 +14,7 @@ import pytest
 from rack_kit import refused
 from schedules import compiled
 
+from chip.cost import receive_cycles
 from chip.operations import DEFINITIONS, Opcode
 from compiler.pipeline import CompiledModel
 from rack.config import RunConfig
@@ -193,9 +194,10 @@ def test_live_bytes_of_a_norm_and_its_product() -> None:
     arrived = program.operations[:2]  # RoPE and residual rows come from the host
     assert [op.opcode for op in arrived] == [Opcode.RECEIVE, Opcode.RECEIVE]
     assert changes[arrived[0].start] == 320  # one row of 16 sines and cosines
-    # 64 fp32; the norm starts with them, so its result and scale are taken too
-    assert changes[arrived[1].start] == 3 * 320
-    assert program.operations[2].start == arrived[1].start
+    assert changes[arrived[1].start] == 320  # 64 fp32
+    norm = program.operations[2]
+    assert norm.start == arrived[1].end + receive_cycles(model.chip)
+    assert changes[norm.start] == 2 * 320  # its result and its scale
     assert sum(changes.values()) == 0
 
 

@@ -1,0 +1,188 @@
+"""A program as the queues hold it: instructions, NOP and Repeat in order; and its issue cycles.
+
+A queue issues one item a cycle. `NOP n` takes n cycles; `Repeat n, d` issues the instruction before
+it n more times, d cycles apart, its address counters stepping. Every queue starts parked on a Sync
+and is released by one Notify, so that all start in the same cycle, `origin` of the program.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from chip.errors import MachineError
+from chip.floorplan import Queue
+from chip.isa import ABC, ACC, LW, Alu, Instruction, Notify, Read, Sync, Write
+from chip.issue import Issue, delays
+from chip.operand import At, Lane, Position, Source
+from chip.spec import ChipSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Nop:
+    """Wait n cycles."""
+
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Issue the instruction before n more times, d cycles apart."""
+
+    n: int
+    d: int
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An instruction with its provenance."""
+
+    instruction: Instruction
+    name: str = ""
+
+
+Item = Nop | Repeat | Named
+
+
+@dataclass(frozen=True, slots=True)
+class QueueProgram:
+    """What every queue issues; `origin` is the cycle after release, relative to the step's base."""
+
+    origin: int
+    queues: Mapping[Queue, tuple[Item, ...]]
+
+
+def advanced(instruction: Instruction, count: int) -> Instruction:
+    """Return the instruction as a Repeat issues it the `count`th time after the first."""
+    if not count:
+        return instruction
+    if isinstance(instruction, (Read, Write)):
+        address = instruction.address
+        if isinstance(address, At):
+            return replace(
+                instruction, address=replace(address, row=address.row + count * address.step)
+            )
+        return replace(instruction, address=address + count * instruction.step)
+    if isinstance(instruction, LW):
+        return replace(instruction, column=instruction.column + count * instruction.step)
+    if isinstance(instruction, ACC) or (
+        isinstance(instruction, ABC) and instruction.slot is not None
+    ):
+        assert instruction.slot is not None
+        return replace(instruction, slot=instruction.slot + count * instruction.step)
+    if isinstance(instruction, Alu):
+        a, b, c = (_stepped(s, count) for s in (instruction.a, instruction.b, instruction.c))
+        assert a is not None
+        return replace(instruction, a=a, b=b, c=c)
+    return instruction
+
+
+def _stepped(source: Source | None, count: int) -> Source | None:
+    if isinstance(source, Lane):
+        return replace(source, offset=source.offset + count * source.step)
+    if isinstance(source, Position):
+        return replace(source, row=source.row + count * source.step)
+    return source
+
+
+def _apart(issues: list[Issue]) -> list[Issue]:
+    """Return a queue's issues in order of cycle, cut where two Repeats interleave."""
+    issues = sorted(issues, key=lambda issue: issue.cycle)
+    out: list[Issue] = []
+    while issues:
+        issue = issues.pop(0)
+        if issues and issue.n > 1 and issues[0].cycle <= issue.last_cycle:
+            k = max(1, -(-(issues[0].cycle - issue.cycle) // issue.d))
+            rest = replace(
+                issue, cycle=issue.cycle + k * issue.d, n=issue.n - k,
+                instruction=advanced(issue.instruction, k),
+            )  # fmt: skip
+            issue = replace(issue, n=k)
+            place = next(
+                (i for i, other in enumerate(issues) if other.cycle > rest.cycle), len(issues)
+            )
+            issues.insert(place, rest)
+        out.append(issue)
+    return out
+
+
+def to_queues(issues: Iterable[Issue]) -> QueueProgram:
+    """Put issues into their queues with NOPs between; every queue starts together.
+
+    Raises MachineError where two want one queue and cycle.
+    """
+    by_queue: defaultdict[Queue, list[Issue]] = defaultdict(list)
+    for issue in issues:
+        by_queue[issue.queue].append(issue)
+    origin = min((issue.cycle for own in by_queue.values() for issue in own), default=0)
+    queues: dict[Queue, tuple[Item, ...]] = {}
+    for queue in sorted(by_queue):
+        items: list[Item] = [] if queues else [Named(Notify())]
+        items.append(Named(Sync()))
+        now = origin
+        for issue in _apart(by_queue[queue]):
+            if issue.cycle < now:
+                raise MachineError(
+                    f"two instructions in {queue} at {issue.cycle}", issue.name or "the program"
+                )
+            if issue.cycle > now:
+                items.append(Nop(issue.cycle - now))
+            items.append(Named(issue.instruction, issue.name))
+            if issue.n > 1:
+                items.append(Repeat(issue.n - 1, issue.d))
+            now = issue.last_cycle + 1
+        queues[queue] = tuple(items)
+    return QueueProgram(origin, queues)
+
+
+def to_issues(program: QueueProgram, spec: ChipSpec) -> list[Issue]:
+    """Return the issues of a program, on the cycles at which its queues come to them.
+
+    Raises MachineError for a Sync that no Notify releases, or a Repeat that follows nothing.
+    """
+    release = _release(program.queues, delays(spec)["NOTIFY"].d_func)
+    out: list[Issue] = []
+    for queue, items in program.queues.items():
+        now, last = 0, -1  # before the Sync, cycles count from the queue's own start
+        for item in items:
+            if isinstance(item, Nop):
+                now, last = now + item.n, -1
+            elif isinstance(item, Repeat):
+                if last < 0:
+                    raise MachineError("a Repeat that follows no instruction", str(queue))
+                out[last] = replace(out[last], n=item.n + 1, d=item.d)
+                now, last = out[last].last_cycle + 1, -1
+            elif isinstance(item.instruction, Sync):
+                now, last = program.origin, -1
+            elif isinstance(item.instruction, Notify):
+                now, last = now + 1, -1
+            else:
+                last = len(out)
+                out.append(Issue(queue, now, item.instruction, name=item.name))
+                now += 1
+    assert release >= 0
+    return out
+
+
+def _release(queues: Mapping[Queue, Sequence[Item]], delay: int) -> int:
+    """Return the cycle, after power-up, at which the Notify releases all parked queues."""
+    notified, parked = [], {}
+    for queue, items in queues.items():
+        now = 0
+        for item in items:
+            if isinstance(item, Named) and isinstance(item.instruction, Notify):
+                notified.append(now + delay)
+            if isinstance(item, Named) and isinstance(item.instruction, Sync):
+                parked[queue] = now
+                break
+            now += item.n if isinstance(item, Nop) else 1
+    for queue in queues:
+        if queue not in parked:
+            raise MachineError("a queue that does not start with a Sync", str(queue))
+    if queues and len(notified) != 1:
+        raise MachineError(f"Notify: wanted one before the first Sync, got {len(notified)}", "all")
+    late = [str(queue) for queue, at in parked.items() if at >= notified[0]]
+    if late:
+        raise MachineError("a Sync that no Notify releases", *late)
+    return notified[0] if notified else 0

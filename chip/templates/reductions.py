@@ -1,0 +1,87 @@
+"""Reductions over the lanes of a vector: copies turned by the SXMs, combined by the VXM.
+
+Two trips each: sixteen copies, then one for each lane that is left (chip/kernels/vmath.py has the
+order of sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from chip.isa import AluOp
+from chip.templates.builder import Block
+from chip.templates.parts import LANES, Node
+
+
+@cache
+def _rotate(amount: int) -> tuple[int, ...]:
+    return tuple((lane + amount) % LANES for lane in range(LANES))
+
+
+@cache
+def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
+    """Rotate inside segments of `pitch` lanes; lanes beyond the last whole segment are zero."""
+    whole = LANES // pitch * pitch
+    return tuple(lane // pitch * pitch + (lane + amount - lane // pitch * pitch) % pitch
+                 for lane in range(whole))  # fmt: skip
+
+
+_BROADCASTS = [(lane,) * LANES for lane in range(20)]
+
+
+def tree(b: Block, op: AluOp, value: Node, maps: Sequence[tuple[int | None, ...]]) -> list[Node]:
+    """Return op(copy m, copy m + half) for every m below half of the maps."""
+    half = len(maps) // 2
+    copies = b.copies(value, maps)
+    return [b.alu(op, copies[m][1], copies[m + half][1], at=copies[m][0]) for m in range(half)]
+
+
+def halves(b: Block, op: AluOp, nodes: list[Node], down_to: int = 1) -> list[Node]:
+    """Combine the upper half of the nodes with the lower until `down_to` are left."""
+    while len(nodes) > down_to:
+        half = len(nodes) // 2
+        nodes = [b.alu(op, nodes[m], nodes[m + half]) for m in range(half)]
+    return nodes
+
+
+def lane_sum(b: Block, value: Node) -> Node:
+    """Sum the lanes in the fixed order of vmath.lane_sum; every lane gets the sum."""
+    wide = tree(b, AluOp.ADD, value, [_rotate(20 * m) for m in range(16)])
+    (twenty,) = halves(b, AluOp.ADD, wide)
+    five = halves(b, AluOp.ADD, tree(b, AluOp.ADD, twenty, _BROADCASTS), down_to=5)
+    low = b.alu(
+        AluOp.ADD,
+        b.alu(AluOp.ADD, five[0], five[1]),
+        b.alu(AluOp.ADD, five[2], five[3]),
+    )
+    return b.alu(AluOp.ADD, low, five[4])
+
+
+def lane_max(b: Block, value: Node, pitch: int = LANES) -> Node:
+    """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
+    short = pitch // 16
+    node = _max_of(b, value, [_turn(pitch, short * m) for m in range(16)])
+    return node if short == 1 else _max_of(b, node, [_turn(pitch, m) for m in range(short)])
+
+
+def _max_of(b: Block, value: Node, maps: list[tuple[int | None, ...]]) -> Node:
+    """Maximum of a value's copies, four pairs every other cycle: large ALUs are few."""
+    maps += maps[-1:] * (len(maps) % 2)  # a copy without a partner meets itself
+    half = len(maps) // 2
+    copies = b.copies(value, maps, pairs=4, gap=2)
+    best: Node | None = None
+    for first in range(0, half, 4):
+        nodes = [
+            b.alu(AluOp.MAX, copies[m][1], copies[m + half][1], at=copies[m][0])
+            for m in range(first, min(first + 4, half))
+        ]
+        nodes += [best] if best is not None else []
+        while len(nodes) > 1:
+            odd = nodes[len(nodes) // 2 * 2 :]
+            nodes = [
+                b.alu(AluOp.MAX, nodes[m], nodes[m + 1]) for m in range(0, len(nodes) - 1, 2)
+            ] + odd
+        (best,) = nodes
+    assert best is not None
+    return best

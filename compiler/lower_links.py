@@ -1,0 +1,145 @@
+"""Place a step's transfers around its computations: C2C instructions and work-slice accesses.
+
+Departures and arrivals are on the cycle that the schedule says. The vector's way between port and
+work slice is free to move by two turns of the slice's port (chip/cost.py allows for them): it
+waits at the port (`wait`) until slice, stream and queue are free. assumption: ports with even
+numbers are west.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from chip.cost import TURNS
+from chip.floorplan import Queue, hops, mem, position, sxm
+from chip.isa import Alu, Lanes, Read, Receive, Send, Write
+from chip.issue import Issue, delays
+from chip.operand import Group, Stream, Tap
+from chip.operations import Opcode
+from chip.program import Operation, Program
+from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.sram import work_place
+from chip.templates.builder import C2C_TURN
+from compiler.errors import LoweringError
+
+FIRST_QUEUE, QUEUES = 8, 6  # of the SXM's, for C2C: its own instructions use those below
+FIRST_STREAM, STREAMS = 16, 12  # a stream for each port
+Slot = tuple[bool, int, int]
+"""A place in the stream registers: eastward, number, diagonal (all of a value's way)."""
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What is in use: (queue, cycle), and stream slots of the C2C's streams."""
+
+    spec: ChipSpec
+    queues: set[tuple[Queue, int]] = field(default_factory=set)
+    slots: set[Slot] = field(default_factory=set)
+
+    def slot(self, queue: Queue, stream: Stream, cycle: int) -> Slot:
+        """Return the slot of a value that a unit puts on a stream at a cycle."""
+        at = position(queue, self.spec)
+        return stream.eastward, stream.number, cycle - at if stream.eastward else cycle + at
+
+    def note(self, issues: Iterable[Issue]) -> None:
+        """Note the computations' instructions."""
+        table = delays(self.spec)
+        for issue in issues:
+            instruction = issue.instruction
+            func = table[instruction.name].d_func
+            for n in range(issue.n):
+                cycle = issue.cycle + n * issue.d
+                self.queues.add((issue.queue, cycle))
+                for stream, beat in _results(instruction):
+                    if stream.number >= FIRST_STREAM:
+                        self.slots.add(self.slot(issue.queue, stream, cycle + func + beat))
+
+
+def _results(instruction: object) -> Group:
+    if isinstance(instruction, Read):
+        return (Tap(instruction.stream),)
+    if isinstance(instruction, Alu):
+        return instruction.out
+    if isinstance(instruction, Lanes):  # a beat late at most, and the C2C gives way to both
+        return tuple(
+            Tap(stream, beat + late) for stream, beat in instruction.dst for late in (0, 1)
+        )
+    return ()
+
+
+def place_transfers(
+    program: Program, spec: ChipSpec, issues: list[Issue], ports: Mapping[int, int],
+    slots: Mapping[int, int],
+) -> list[Issue]:  # fmt: skip
+    """Return the instructions of a program's SENDs and RECEIVEs.
+
+    Raises LoweringError where a vector finds no way in time.
+    """
+    taken = _Taken(spec)
+    taken.note(issues)
+    out: list[Issue] = []
+    for operation in program.operations:
+        if operation.opcode not in (Opcode.SEND, Opcode.RECEIVE):
+            continue
+        link, last = operation.args["link"], -(1 << 30)
+        for n in range(operation.args["vectors"]):
+            cycle = operation.start + n * slots[link]
+            found = _place(operation, n, cycle, ports[link], taken, last)
+            last = found[0].cycle
+            out += found
+    return out
+
+
+def _place(
+    operation: Operation, n: int, cycle: int, port: int, taken: _Taken, after: int
+) -> tuple[Issue, Issue]:
+    """Return the C2C instruction and the slice's access for vector n, which meets the link then."""
+    way = _Way(operation, n, port, taken.spec)
+    for wait in range(TURNS * C2C_TURN + 1):
+        c2c, access, slot = way.issues(cycle, wait, taken)
+        wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
+        if wanted & taken.queues or slot in taken.slots or c2c.cycle <= after:
+            continue
+        taken.queues |= wanted
+        taken.slots.add(slot)
+        return c2c, access
+    raise LoweringError(
+        f"{operation.name} ({operation.opcode}), vector {n}, cycle {cycle}: no free way between "
+        f"port {port} and its work slice within {TURNS * C2C_TURN} cycles"
+    )
+
+
+class _Way:
+    """One vector's way between a port and a work slice."""
+
+    def __init__(self, operation: Operation, n: int, port: int, spec: ChipSpec) -> None:
+        self.spec, self.port, self.name = spec, port, operation.name
+        self.send = operation.opcode is Opcode.SEND
+        address = operation.args["src" if self.send else "dst"]
+        side, index, self.word = work_place(spec, address // VECTOR_BYTES + n)
+        self.hemisphere = port % 2
+        self.c2c = sxm(self.hemisphere, FIRST_QUEUE + port // 2 % QUEUES)
+        self.slice = mem(side, index)
+        eastward = (self.hemisphere == 1) == self.send
+        self.stream = Stream(eastward, FIRST_STREAM + port % STREAMS)
+        self.hops = hops(self.slice, self.c2c, spec)
+
+    def issues(self, cycle: int, wait: int, taken: _Taken) -> tuple[Issue, Issue, Slot]:
+        """Return C2C instruction, access and stream slot when the vector waits so long."""
+        table = delays(self.spec)
+        if self.send:
+            at = cycle - wait
+            read = at - self.hops - table["READ"].d_func
+            c2c = Issue(self.c2c, at, Send(port=self.port, stream=self.stream, wait=wait))
+            access = Issue(self.slice, read, Read(address=self.word, stream=self.stream))
+            slot = taken.slot(self.slice, self.stream, read + table["READ"].d_func)
+        else:
+            at = cycle + wait
+            leaves = at + table["RECEIVE"].d_func
+            c2c = Issue(self.c2c, at, Receive(port=self.port, stream=self.stream, wait=wait))
+            write = Write(address=self.word, stream=self.stream)
+            access = Issue(self.slice, leaves + self.hops, write)
+            slot = taken.slot(self.c2c, self.stream, leaves)
+        named = (Issue(i.queue, i.cycle, i.instruction, name=self.name) for i in (c2c, access))
+        return (*named, slot)  # type: ignore[return-value]
