@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from schedules import WEIGHTS, compiled
 
+from chip.cost import cycles, key, learn_costs
 from chip.errors import SramError
+from chip.operations import MOVES
 from chip.quant import tile_weights
 from chip.sram import Sram
+from chip.templates.table import template
 from rack.job import (
     ChipJob,
     build_chip,
@@ -129,3 +132,26 @@ def test_a_chip_is_built_with_all_its_programs() -> None:
     with pytest.raises(ValueError, match="unknown implementation 'abacus'"):
         build_chip(job, nothing, "abacus")
     chip.sram.close()
+
+
+def test_a_chip_is_told_what_its_operations_cost() -> None:
+    model = compiled("1x2+1")
+    job = chip_job(model, 0, WEIGHTS)
+    wanted = {
+        key(operation.opcode, operation.args): template(
+            operation.opcode, operation.args, job.spec
+        ).cycles
+        for program in job.programs
+        for operation in program.operations
+        if operation.opcode not in MOVES
+    }
+    assert {about: cost.cycles for about, cost in job.costs.items()} == wanted
+
+
+def test_costs_told_to_a_chip_are_for_its_spec_only() -> None:
+    job = chip_job(compiled("1x1"), 0, WEIGHTS)
+    slower = replace(job.spec, mxm_columns=job.spec.mxm_columns - 16)
+    about, cost = next(iter(job.costs.items()))
+    learn_costs({about: cost._replace(cycles=1)}, slower)
+    assert cycles(about[0], dict(about[1]), slower) == 1
+    assert cycles(about[0], dict(about[1]), job.spec) == cost.cycles
