@@ -40,6 +40,13 @@ class Cost(NamedTuple):
     needed: dict[str, tuple[int, int]]
 
 
+class Costs(NamedTuple):
+    """Costs and the spec that they were worked out for: another chip works out its own."""
+
+    spec: ChipSpec
+    known: dict[Key, Cost]
+
+
 _costs: dict[ChipSpec, dict[Key, Cost]] = {}
 
 
@@ -60,14 +67,14 @@ def cost(opcode: Opcode, a: Args, spec: ChipSpec) -> Cost:
     return found
 
 
-def known_costs(operations: Iterable[tuple[Opcode, Args]], spec: ChipSpec) -> dict[Key, Cost]:
-    """Return the costs of operations that compute, to be handed to a chip of this spec."""
-    return {key(opcode, a): cost(opcode, a, spec) for opcode, a in operations}
+def known_costs(operations: Iterable[tuple[Opcode, Args]], spec: ChipSpec) -> Costs:
+    """Return the costs of operations that compute, to be handed to chips of this spec."""
+    return Costs(spec, {key(opcode, a): cost(opcode, a, spec) for opcode, a in operations})
 
 
-def learn_costs(costs: dict[Key, Cost], spec: ChipSpec) -> None:
-    """Take costs worked out elsewhere for the same spec."""
-    _costs.setdefault(spec, {}).update(costs)
+def learn_costs(costs: Costs) -> None:
+    """Take costs worked out elsewhere."""
+    _costs.setdefault(costs.spec, {}).update(costs.known)
 
 
 def cycles(opcode: Opcode, a: Args, spec: ChipSpec) -> int:
