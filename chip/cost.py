@@ -10,6 +10,7 @@ out is handed to them (`known_costs`, `learn_costs`), for the spec it was worked
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from chip.floorplan import hops, mem, sxm
@@ -92,11 +93,13 @@ def result_stream_cycles(opcode: Opcode, a: Args, spec: ChipSpec) -> int:
     return cost(opcode, a, spec).stream
 
 
+@lru_cache(maxsize=8)
 def send_lead_cycles(spec: ChipSpec) -> int:
     """Cycles before its departure at which a vector must be in SRAM: read, transit, a free port."""
     return delays(spec)["READ"].d_func + _across(spec) + TURNS * C2C_TURN
 
 
+@lru_cache(maxsize=8)
 def receive_cycles(spec: ChipSpec) -> int:
     """Cycles after its arrival at which a vector is in SRAM: transit, a free port, write."""
     table = delays(spec)
