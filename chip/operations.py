@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from chip.kv import KvLayout
+from chip.scratch import Scratch
 from chip.spec import pad_vector
 
 Args = Mapping[str, Any]
@@ -117,8 +118,11 @@ def _rope_regions(a: Args) -> tuple[list[Region], list[Region]]:
 
 def _attend_regions(a: Args) -> tuple[list[Region], list[Region]]:
     out = (a["y"], a["rows"] * row_bytes(a["heads"] * a["head_dim"], 2))
-    scratch = (a["scratch"], kv_layout(a).scratch_bytes(a["heads"], a["bucket"]))
-    return [*_query(a), *_cache(a)], [out, scratch]
+    if a["dtype"] != "int8":
+        return [*_query(a), *_cache(a)], [out]
+    kept = Scratch(kv_layout(a), a["kv_of"], a["rows"], a["bucket"])
+    scratch, stats = (a["scratch"], kept.bytes), (a["stats"], kept.known_bytes)
+    return [*_query(a), *_cache(a)], [out, scratch, stats]
 
 
 def _add_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -181,7 +185,7 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     Opcode.MATMUL: _define(MXM, _matmul_regions, "x s w sw", "y", "weights"),
     Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv kvs", "vector"),
     Opcode.ATTEND: _define(
-        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch", "attention"
+        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch stats", "attention"
     ),
     Opcode.ADD: _define(("VXM",), _add_regions, "x src", "x", "vector"),
     Opcode.SILU: _define(("VXM",), _silu_regions, "x", "y", "vector"),
