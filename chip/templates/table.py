@@ -9,7 +9,7 @@ from typing import Any
 from chip.cost import key
 from chip.operations import Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.templates import attend, matmul, rope, vector
+from chip.templates import attend, matmul, product16, rope, vector
 from chip.templates.estimate import estimate
 from chip.templates.template import Template
 
@@ -36,13 +36,17 @@ def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec
     a = dict(shape)
     if not has_instructions(opcode, a, spec):
         return estimate(opcode, a, spec)
+    if opcode is Opcode.MATMUL and a["dtype"] == "fp16":
+        return product16.matmul16(a, spec)
     return BUILDERS[opcode](a, spec)
 
 
 def has_instructions(opcode: Opcode, a: Args, spec: ChipSpec) -> bool:
     """Tell whether an operation has a template; the others' cost is an estimate."""
-    if opcode in (Opcode.ROPE, Opcode.ATTEND):
+    if opcode is Opcode.ROPE:
+        return kv_layout(a).row_bytes == VECTOR_BYTES
+    if opcode is Opcode.ATTEND:
         return bool(a["dtype"] == "int8") and kv_layout(a).row_bytes == VECTOR_BYTES
     if opcode is Opcode.MATMUL:
-        return bool(a["dtype"] == "int8") and 2 * int(a["rows"]) <= spec.mxm_accumulator_rows
+        return 2 * int(a["rows"]) <= spec.mxm_accumulator_rows
     return opcode is not Opcode.TOPK
