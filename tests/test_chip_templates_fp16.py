@@ -46,6 +46,23 @@ def test_product(rows: int, k: int, n: int, out: str, first: int) -> None:
     assert bool(saturated) == (out == "f16")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_product_of_more_rows_than_the_accumulators_hold(dtype: str) -> None:
+    rows, k, n, int8 = 200, 64, 48, dtype == "int8"
+    shape = {"rows": rows, "k": k, "n": n, "out": "f32", "dtype": dtype}
+    names = dict.fromkeys(("x", "s", "w", "sw", "y") if int8 else ("x", "w", "y"), True)
+    a = placed(Opcode.MATMUL, {**shape, **names})
+    rng = np.random.default_rng(n)
+    kind = np.int8 if int8 else np.float16
+    x = np.zeros((rows, 320), kind)
+    x[:, :k] = (9 * rng.normal(size=(rows, k))).astype(kind)
+    w = tile_weights((9 * rng.normal(size=(n, k))).astype(kind))
+    scales = {"s": rng.random(rows, np.float32), "sw": rng.random(n, np.float32)}
+    data = {"x": x, "w": w, **{name: scales[name] for name in scales if int8}}
+    (y,), _ = both(Opcode.MATMUL, a, data, tuple(range(rows)))
+    assert any(y[-320:])
+
+
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "positions"),
     [(4, 2, 16, (5,)), (8, 3, 12, (0, 1)), (3, 1, 128, (9, 10, 4)), (2, 2, 160, (63,))],
