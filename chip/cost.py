@@ -10,6 +10,7 @@ out is handed to them (`known_costs`, `learn_costs`), for the spec it was worked
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from chip.floorplan import hops, mem, sxm
@@ -40,6 +41,13 @@ class Cost(NamedTuple):
     needed: dict[str, tuple[int, int]]
 
 
+class Costs(NamedTuple):
+    """Costs and the spec that they were worked out for: another chip works out its own."""
+
+    spec: ChipSpec
+    known: dict[Key, Cost]
+
+
 _costs: dict[ChipSpec, dict[Key, Cost]] = {}
 
 
@@ -60,14 +68,14 @@ def cost(opcode: Opcode, a: Args, spec: ChipSpec) -> Cost:
     return found
 
 
-def known_costs(operations: Iterable[tuple[Opcode, Args]], spec: ChipSpec) -> dict[Key, Cost]:
-    """Return the costs of operations that compute, to be handed to a chip of this spec."""
-    return {key(opcode, a): cost(opcode, a, spec) for opcode, a in operations}
+def known_costs(operations: Iterable[tuple[Opcode, Args]], spec: ChipSpec) -> Costs:
+    """Return the costs of operations that compute, to be handed to chips of this spec."""
+    return Costs(spec, {key(opcode, a): cost(opcode, a, spec) for opcode, a in operations})
 
 
-def learn_costs(costs: dict[Key, Cost], spec: ChipSpec) -> None:
-    """Take costs worked out elsewhere for the same spec."""
-    _costs.setdefault(spec, {}).update(costs)
+def learn_costs(costs: Costs) -> None:
+    """Take costs worked out elsewhere."""
+    _costs.setdefault(costs.spec, {}).update(costs.known)
 
 
 def cycles(opcode: Opcode, a: Args, spec: ChipSpec) -> int:
@@ -85,11 +93,13 @@ def result_stream_cycles(opcode: Opcode, a: Args, spec: ChipSpec) -> int:
     return cost(opcode, a, spec).stream
 
 
+@lru_cache(maxsize=8)
 def send_lead_cycles(spec: ChipSpec) -> int:
     """Cycles before its departure at which a vector must be in SRAM: read, transit, a free port."""
     return delays(spec)["READ"].d_func + _across(spec) + TURNS * C2C_TURN
 
 
+@lru_cache(maxsize=8)
 def receive_cycles(spec: ChipSpec) -> int:
     """Cycles after its arrival at which a vector is in SRAM: transit, a free port, write."""
     table = delays(spec)

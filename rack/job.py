@@ -6,7 +6,7 @@ The weights are not in it: a chip opens the `WeightsRef` and reads its own colum
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.chip import Chip, ChipLink, Departure, Watch
-from chip.cost import Cost, Key, known_costs, learn_costs
+from chip.cost import Costs, known_costs, learn_costs
 from chip.kernels import load as load_kernels
 from chip.operations import MOVES, Region
 from chip.program import Program
@@ -57,9 +57,9 @@ class ChipJob:
     host: int
     used_bytes: int  # of SRAM: weights, cache, buffers
     constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
+    costs: Costs  # of the programs' operations, on the spec they were compiled for
     images: Images | None = None  # read the constants from here instead of the weights
     executor: str = "fast"  # or "reference"
-    costs: dict[Key, Cost] = field(default_factory=dict)  # of the programs' operations
 
 
 def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
@@ -202,7 +202,7 @@ def build_chip(
     job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
 ) -> Chip:
     """Make the chip: memory, weights, programs. Raises what loading or checking raises."""
-    learn_costs(job.costs, job.spec)
+    learn_costs(job.costs)
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:
