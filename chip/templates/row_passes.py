@@ -42,7 +42,7 @@ def in_passes(build: Callable[[Args, ChipSpec], Template], a: Args, spec: ChipSp
         return build(a, spec)
     placed: list[Placed] = []
     streams: list[Stream] = []
-    at, needed = 0, {}
+    at, needed = 0, dict[str, tuple[int, int]]()
     for first in range(0, rows, most):
         part = build({**a, "rows": min(most, rows - first)}, spec)
         moved = {name: first * step for name, step in part.row_vectors.items()}

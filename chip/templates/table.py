@@ -10,7 +10,7 @@ from typing import Any
 from chip.cost import key
 from chip.operations import MOVES, Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.templates import attend, matmul, product16, rope, vector
+from chip.templates import attend, matmul, product16, rope, topk, vector
 from chip.templates.builder import LANES
 from chip.templates.estimate import ESTIMATES, estimate
 from chip.templates.row_passes import SCALES, in_passes, rows_at_once
@@ -23,6 +23,7 @@ BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
     Opcode.SILU: vector.silu,
     Opcode.ROPE: rope.rope,
     Opcode.ATTEND: attend.attend,
+    Opcode.TOPK: topk.topk,
 }
 
 
@@ -57,4 +58,4 @@ def has_instructions(opcode: Opcode, a: Args, spec: ChipSpec) -> bool:
         return int(a["rows"]) <= most or most % SCALES == 0
     if opcode in (Opcode.NORM, Opcode.GATHER):
         return a["dtype"] != "int8" or int(a["rows"]) <= LANES  # scales: one a lane
-    return opcode is not Opcode.TOPK
+    return opcode is not Opcode.TOPK or 2 * int(a["k"]) <= LANES

@@ -1,4 +1,4 @@
-"""fp16 operations as instructions: the machine's results are the fast executor's, bit for bit."""
+"""Single operations as instructions: results are the fast executor's, bit for bit."""
 
 from __future__ import annotations
 
@@ -84,3 +84,15 @@ def test_rope(heads: int, kv_heads: int, dim: int, positions: tuple[int, ...]) -
     assert any(q)
     assert any(kv)
     assert saturated == rows
+
+
+@pytest.mark.parametrize(("n", "k", "first"), [(320, 3, 1), (16, 16, 0), (512, 5, 1), (5000, 4, 0)])
+def test_top_k(n: int, k: int, first: int) -> None:
+    """Many equal logits, zeros of both signs among them."""
+    a = placed(Opcode.TOPK, {"n": n, "k": k, "x": True, "y": True}, first)
+    rng = np.random.default_rng(n)
+    logits = np.round(2 * rng.normal(size=n)).astype(np.float32)
+    logits[rng.integers(0, n, n // 8)] = -0.0
+    ((y,), _) = both(Opcode.TOPK, {**a, "first_column": 70_000}, {"x": logits}, (0,))
+    columns = np.frombuffer(y, np.uint32)[:k] - 70_000
+    assert columns.tolist() == np.argsort(-logits, kind="stable")[:k].tolist()
