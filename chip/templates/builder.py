@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from chip.cost import C2C_TURN
 from chip.floorplan import alu, hops, mem, sxm
 from chip.isa import ARITY, AluOp
 from chip.issue import Delay, delays
@@ -42,7 +43,6 @@ from chip.templates.parts import (
 )
 from chip.templates.registers import assign
 
-C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
 TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
 ENDLESS = 1 << 20  # a block that long has no place for what it asks
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
