@@ -74,6 +74,7 @@ class StepPlanner:
     ) -> None:  # fmt: skip
         self.partition, self.memories, self.kind = partition, memories, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
+        self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
         self.items: list[Planned | Transfer] = []
@@ -166,13 +167,24 @@ class StepPlanner:
                 rows=self.kind.rows, dtype=self.dtype, **self._quantised(chip, buffer, "q", "s"),
             )  # fmt: skip
 
+    def _epilogue(self, group: Group, op: GraphOp) -> str | None:
+        """Name what follows a product as a part of it: for one row, where nothing is exchanged."""
+        if not self.fuses:
+            return None
+        if op.split is Split.HIDDEN and len(group.chips) == 1:
+            return "add"
+        return "silu" if op.split is Split.INTER else None
+
     def _linear(self, group: Group, op: GraphOp, source: str, target: str, **extra: int) -> None:
         """Every rank's columns of a product; fp16 results go to the rank's own segment."""
-        exchanged = op.dtype == "f16"
+        epilogue = self._epilogue(group, op)
+        half = op.dtype == "f16" or epilogue is not None
         offsets = [0] * len(group.chips)
-        if exchanged:
+        if half:
             shares = group.shares(op.split, self.config.head_dim)
             offsets = segment_offsets(shares, self.kind.rows)
+        if epilogue is not None:
+            target = {"add": "residual", "silu": "mlp.mid"}[epilogue]
         for rank, chip in enumerate(group.chips):
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
@@ -182,10 +194,12 @@ class StepPlanner:
                 args["sw"] = self.constants[chip][f"{op.name}.scale"]
             if op.split is Split.VOCAB:
                 args["first_column"] = group.vocab[rank][0]
+            if epilogue is not None:
+                args["epilogue"] = epilogue
+            args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],
-                y=self.buffers[chip][target] + offsets[rank], rows=self.kind.rows,
-                k=op.in_features, n=weight.n, out="f16" if exchanged else "f32",
+                rows=self.kind.rows, k=op.in_features, n=weight.n, out="f16" if half else "f32",
                 dtype=self.dtype, **args, **extra,
             )  # fmt: skip
 
@@ -220,6 +234,8 @@ class StepPlanner:
             )  # fmt: skip
 
     def _add(self, group: Group, op: GraphOp, source: str) -> None:
+        if self.fuses and len(group.chips) == 1:
+            return  # a part of the product
         shares = group.shares(Split.HIDDEN, self.config.head_dim)
         for chip in group.chips:
             buffers = self.buffers[chip]
@@ -229,6 +245,8 @@ class StepPlanner:
             )  # fmt: skip
 
     def _silu(self, group: Group, op: GraphOp) -> None:
+        if self.fuses:
+            return  # a part of the product
         shares = group.shares(Split.INTER, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
         for rank, chip in enumerate(group.chips):

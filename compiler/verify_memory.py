@@ -19,7 +19,7 @@ from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
 from compiler.verify_accesses import Access, Node, collect
 from compiler.verify_sources import CACHES, CONSTANTS, is_known, may_read, place_of
 
-IN_PLACE = (("x", "x"), ("kvs", "kvs"))  # operands that an operation changes as it goes
+IN_PLACE = (("x", "x"), ("r", "r"), ("kvs", "kvs"))  # operands that an operation changes as it goes
 
 
 def check_memory(

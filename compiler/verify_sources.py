@@ -16,7 +16,10 @@ CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor'
 # "opcode place" of a reader -> operand -> "opcode place operand" of those who may have written it.
 # `place` is the name without its layer; all are of the reader's layer, but a residual that enters
 # a layer may be of the layer before.
-_ENTERS = ("add mlp.add x", "receive residual dst")
+_LEAVES = ("add mlp.add x", "matmul+add mlp.down_proj r")
+_ENTERS = (*_LEAVES, "receive residual dst")
+_BETWEEN = ("add self_attn.add x", "matmul+add self_attn.o_proj r")  # attention and MLP
+_GATED = ("silu mlp.silu y", "matmul+silu mlp.gate_up_proj y")
 _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "norm input_layernorm": {"x": _ENTERS},
     "matmul self_attn.qkv_proj": {
@@ -31,20 +34,22 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
         "src": ("attend self_attn.attend y", "receive self_attn.attend dst")
     },
     "matmul self_attn.o_proj": {
-        "x": ("gather self_attn.o_proj q",), "s": ("gather self_attn.o_proj s",),
+        "x": ("gather self_attn.o_proj q",), "s": ("gather self_attn.o_proj s",), "r": _ENTERS,
     },
     "send self_attn.o_proj": {"src": ("matmul self_attn.o_proj y",)},
     "add self_attn.add": {
         "x": _ENTERS, "src": ("matmul self_attn.o_proj y", "receive self_attn.o_proj dst"),
     },
-    "norm post_attention_layernorm": {"x": ("add self_attn.add x",)},
+    "norm post_attention_layernorm": {"x": _BETWEEN},
     "matmul mlp.gate_up_proj": {
         "x": ("norm post_attention_layernorm q",), "s": ("norm post_attention_layernorm s",),
     },
     "silu mlp.silu": {"x": ("matmul mlp.gate_up_proj y",)},
-    "send mlp.silu": {"src": ("silu mlp.silu y",)},
-    "gather mlp.down_proj": {"src": ("silu mlp.silu y", "receive mlp.silu dst")},
-    "matmul mlp.down_proj": {"x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",)},
+    "send mlp.silu": {"src": _GATED},
+    "gather mlp.down_proj": {"src": (*_GATED, "receive mlp.silu dst")},
+    "matmul mlp.down_proj": {
+        "x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",), "r": _BETWEEN,
+    },
     "send mlp.down_proj": {"src": ("matmul mlp.down_proj y",)},
     "add mlp.add": {
         "x": ("add self_attn.add x",),
@@ -54,11 +59,11 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "matmul lm_head": {"x": ("norm norm q",), "s": ("norm norm s",)},
     "topk sample.top_k": {"x": ("matmul lm_head y",)},
     "send result": {"src": ("matmul lm_head y", "topk sample.top_k y")},
-    "send done": {"src": ("add mlp.add x",)},
-    "send residual": {"src": ("add mlp.add x",)},
+    "send done": {"src": _LEAVES},
+    "send residual": {"src": _LEAVES},
     "send rope": {"src": ("receive rope dst",)},
 }  # fmt: skip
-_ENTERING = ("norm input_layernorm", "add self_attn.add")
+_ENTERING = ("norm input_layernorm", "add self_attn.add", "matmul self_attn.o_proj")
 
 
 @lru_cache(maxsize=65536)
@@ -79,8 +84,9 @@ def is_known(reader: Operation, operand: str) -> bool:
 def may_read(reader: Operation, operand: str, writer: Operation, result: str) -> bool:
     """Say whether `operand` of `reader` is computed from `result` of `writer`."""
     layer, (of_layer, of_place) = place_of(reader.name)[0], place_of(writer.name)
-    source = f"{writer.opcode} {of_place} {result}"
-    before = _key(reader) in _ENTERING and source == _ENTERS[0]
+    epilogue = f"+{writer.args['epilogue']}" if "epilogue" in writer.args else ""
+    source = f"{writer.opcode}{epilogue} {of_place} {result}"
+    before = _key(reader) in _ENTERING and source in _LEAVES
     same_layer = layer is None or of_layer is None or of_layer == layer - before
     return same_layer and source in _SOURCES[_key(reader)][operand]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from chip.isa import AluOp
 from chip.operand import Immediate, streams_of
-from chip.operations import Args, item_bytes, row_bytes
+from chip.operations import Args, gated_widths, item_bytes, row_bytes
 from chip.quant import MIN_ABSMAX
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
@@ -228,18 +228,21 @@ def sigmoid(b: Block, x: NodeSource) -> Node:
 
 
 def silu(a: Args, spec: ChipSpec) -> Template:
-    """(gate * sigmoid(gate)) * up, rounded to fp16."""
+    """(gate * sigmoid(gate)) * up, rounded to fp16; columns alternate as `gated_widths` says."""
     n = a["n"]
-    lanes = groups(n)
+    widths = gated_widths(n)
 
     def build(pace: int) -> Block:
-        b = Block(spec)
-        for g, count in enumerate(lanes):
-            gate = b.alu(AluOp.COPY, load("x", g, count, "f32"), lanes=count, after=g * pace)
+        b, at = Block(spec), 0
+        for g, count in enumerate(widths):
+            x = joined(b, [Run("x", 2 * at, count)], 4)
+            gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
             gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
-            up = joined(b, [Run("x", n + g * LANES, count)], 4, gated.done - 6)
+            up = joined(b, [Run("x", 2 * at + count, count)], 4, gated.done - 6)
             y = b.alu(AluOp.MUL, gated, up, lanes=count)
-            b.alu(AluOp.CVT_F16, y, lanes=count, out=store("y", g, count, 2))
+            out = Ref("y", at * 2 // VECTOR_BYTES, vectors(2 * count))
+            b.alu(AluOp.CVT_F16, y, lanes=count, out=out)
+            at += count
         return b
 
     return by_rows(paced(build), a["rows"], {"x": vectors(2 * n * 4), "y": vectors(n * 2)})
