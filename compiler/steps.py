@@ -77,6 +77,7 @@ class StepPlanner:
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
+        self.before: dict[tuple[int, str], dict[str, Any]] = {}  # a product's prologue, by buffer
         self.items: list[Planned | Transfer] = []
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
         self.constants = [memory.addresses() for memory in memories]
@@ -150,22 +151,33 @@ class StepPlanner:
             out[scale] = self.buffers[chip][f"{buffer}.scale"]
         return out
 
+    def _activations(
+        self, chip: int, opcode: Opcode, name: str, source: str, buffer: str, **args: Any
+    ) -> None:
+        """Make quantised rows of a buffer: in an operation of their own, or in the product's."""
+        src = self.buffers[chip][source]
+        if self.fuses:
+            q = self._quantised(chip, buffer, "q", "qs")
+            self.before[chip, buffer] = {"prologue": str(opcode), "src": src, **q, **args}
+            return
+        operand = "x" if opcode is Opcode.NORM else "src"
+        self._op(
+            chip, opcode, name, rows=self.kind.rows, dtype=self.dtype,
+            **{operand: src}, **args, **self._quantised(chip, buffer, "q", "s"),
+        )  # fmt: skip
+
     def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
+        width = {} if self.fuses else {"hidden": op.features}
         for chip in group.chips:
-            self._op(
-                chip, Opcode.NORM, op.name, x=self.buffers[chip]["residual"],
-                gamma=self.constants[chip][op.name], rows=self.kind.rows,
-                hidden=op.features, eps=self.config.rms_norm_eps, dtype=self.dtype,
-                **self._quantised(chip, buffer, "q", "s"),
+            self._activations(
+                chip, Opcode.NORM, op.name, "residual", buffer,
+                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **width,
             )  # fmt: skip
 
     def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
         shares = group.shares(split, self.config.head_dim)
         for chip in group.chips:
-            self._op(
-                chip, Opcode.GATHER, name, src=self.buffers[chip][source], shares=shares,
-                rows=self.kind.rows, dtype=self.dtype, **self._quantised(chip, buffer, "q", "s"),
-            )  # fmt: skip
+            self._activations(chip, Opcode.GATHER, name, source, buffer, shares=shares)
 
     def _epilogue(self, group: Group, op: GraphOp) -> str | None:
         """Name what follows a product as a part of it: for one row, where nothing is exchanged."""
@@ -189,7 +201,8 @@ class StepPlanner:
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
-            args: dict[str, Any] = self._quantised(chip, source, "x", "s")
+            made = self.before.get((chip, source))
+            args = dict(made or self._quantised(chip, source, "x", "s"))
             if self.dtype == "int8":
                 args["sw"] = self.constants[chip][f"{op.name}.scale"]
             if op.split is Split.VOCAB:

@@ -17,7 +17,14 @@ from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
 from compiler.verify_accesses import Access, Node, collect
-from compiler.verify_sources import CACHES, CONSTANTS, is_known, may_read, place_of
+from compiler.verify_sources import (
+    CACHES,
+    CONSTANTS,
+    NORM_BEFORE,
+    is_known,
+    may_read,
+    place_of,
+)
 
 IN_PLACE = (("x", "x"), ("r", "r"), ("kvs", "kvs"))  # operands that an operation changes as it goes
 
@@ -111,6 +118,9 @@ def _check_tensors(node: Node, tensors: list[Tensor]) -> None:
 def _check_own(node: Node, region: Region, access: Access, tensors: dict[str, Tensor]) -> None:
     """A constant or a cache is where this operation's own tensor lies."""
     name = access.operation.name + CONSTANTS.get(access.operand, "")
+    if access.operand == "gamma" and access.operation.opcode is Opcode.MATMUL:
+        place = place_of(name)[1]
+        name = name.removesuffix(place) + NORM_BEFORE.get(place, place)
     if access.operand in CACHES:
         name = f"layers.{place_of(access.operation.name)[0]}{CACHES[access.operand]}"
     own = tensors.get(name)

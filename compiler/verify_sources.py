@@ -11,6 +11,10 @@ from functools import lru_cache
 from chip.program import Operation
 
 CONSTANTS = {"w": "", "sw": ".scale", "gamma": ""}  # operand -> suffix of its tensor's name
+NORM_BEFORE = {  # where it is a part of the product behind it
+    "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
+    "lm_head": "norm",
+}  # fmt: skip
 CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
 
 # "opcode place" of a reader -> operand -> "opcode place operand" of those who may have written it.
@@ -19,11 +23,12 @@ CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor'
 _LEAVES = ("add mlp.add x", "matmul+add mlp.down_proj r")
 _ENTERS = (*_LEAVES, "receive residual dst")
 _BETWEEN = ("add self_attn.add x", "matmul+add self_attn.o_proj r")  # attention and MLP
+_ATTENDED = ("attend self_attn.attend y", "receive self_attn.attend dst")
 _GATED = ("silu mlp.silu y", "matmul+silu mlp.gate_up_proj y")
 _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "norm input_layernorm": {"x": _ENTERS},
     "matmul self_attn.qkv_proj": {
-        "x": ("norm input_layernorm q",), "s": ("norm input_layernorm s",),
+        "x": ("norm input_layernorm q",), "s": ("norm input_layernorm s",), "src": _ENTERS,
     },
     "rope self_attn.rope": {"qkv": ("matmul self_attn.qkv_proj y",), "rope": ("receive rope dst",)},
     "attend self_attn.attend": {
@@ -31,10 +36,11 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "send self_attn.attend": {"src": ("attend self_attn.attend y",)},
     "gather self_attn.o_proj": {
-        "src": ("attend self_attn.attend y", "receive self_attn.attend dst")
+        "src": _ATTENDED
     },
     "matmul self_attn.o_proj": {
         "x": ("gather self_attn.o_proj q",), "s": ("gather self_attn.o_proj s",), "r": _ENTERS,
+        "src": _ATTENDED,
     },
     "send self_attn.o_proj": {"src": ("matmul self_attn.o_proj y",)},
     "add self_attn.add": {
@@ -43,12 +49,14 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "norm post_attention_layernorm": {"x": _BETWEEN},
     "matmul mlp.gate_up_proj": {
         "x": ("norm post_attention_layernorm q",), "s": ("norm post_attention_layernorm s",),
+        "src": _BETWEEN,
     },
     "silu mlp.silu": {"x": ("matmul mlp.gate_up_proj y",)},
     "send mlp.silu": {"src": _GATED},
     "gather mlp.down_proj": {"src": (*_GATED, "receive mlp.silu dst")},
     "matmul mlp.down_proj": {
         "x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",), "r": _BETWEEN,
+        "src": (*_GATED, "receive mlp.silu dst"),
     },
     "send mlp.down_proj": {"src": ("matmul mlp.down_proj y",)},
     "add mlp.add": {
@@ -56,14 +64,17 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
         "src": ("matmul mlp.down_proj y", "receive mlp.down_proj dst"),
     },
     "norm norm": {"x": _ENTERS},
-    "matmul lm_head": {"x": ("norm norm q",), "s": ("norm norm s",)},
+    "matmul lm_head": {"x": ("norm norm q",), "s": ("norm norm s",), "src": _ENTERS},
     "topk sample.top_k": {"x": ("matmul lm_head y",)},
     "send result": {"src": ("matmul lm_head y", "topk sample.top_k y")},
     "send done": {"src": _LEAVES},
     "send residual": {"src": _LEAVES},
     "send rope": {"src": ("receive rope dst",)},
 }  # fmt: skip
-_ENTERING = ("norm input_layernorm", "add self_attn.add", "matmul self_attn.o_proj")
+_ENTERING = (
+    "norm input_layernorm", "add self_attn.add", "matmul self_attn.qkv_proj",
+    "matmul self_attn.o_proj",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=65536)

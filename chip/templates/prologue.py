@@ -1,4 +1,4 @@
-"""What makes a row's activations on the way to its product: RMSNorm or gathered segments, then int8.
+"""What makes a row's activations on the way to its product: RMSNorm or joined segments, then int8.
 
 The same work as NORM and GATHER (chip/templates/vector.py), but each quantised vector goes from the
 VXM straight to the planes, beside its copy in memory, and the scale stays in an ALU's register.
@@ -30,6 +30,7 @@ from chip.templates.vector import (
 FEED = 28  # outward stream of activations
 SCALE = 9  # ALU whose register keeps the row's scale
 OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
+
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
