@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from chip.operations import row_bytes
-from chip.spec import ChipSpec, vectors
+from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from compiler.allocate import (
     FORWARD_SLOTS,
     MemoryOptions,
@@ -33,7 +33,7 @@ from compiler.network import Network, build_network
 from compiler.parallel import collector_off, run_checks
 from compiler.partition import Partition, partition
 from compiler.schedule import Scheduler
-from compiler.steps import StepPlanner
+from compiler.steps import StepPlanner, pieces
 from compiler.target import Target
 from compiler.verify import verify
 
@@ -144,18 +144,20 @@ def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
 def _forward_rows(split: Partition, network: Network) -> dict[int, int]:
     """Bytes of the widest row that each forwarding chip passes on."""
     config = split.config
-    residual = row_bytes(config.hidden_size, 4)
-    widest: dict[tuple[int, int], int] = {}
+    residual, rope = row_bytes(config.hidden_size, 4), row_bytes(config.head_dim, 4)
+    widest: dict[int, int] = {}  # of what a chip sends
     for group in split.groups:
-        for rank, src in enumerate(group.chips if len(group.layers) else ()):
+        first, stop = pieces(vectors(residual), len(group.chips))[-1]
+        for rank, chip in enumerate(group.chips):
             shares = [
                 group.shares(axis, config.head_dim)[rank]
                 for axis in (Split.HEADS, Split.HIDDEN, Split.INTER)
             ]
-            widest |= {(src, dst): row_bytes(max(shares), 2) for dst in group.chips}
+            piece = VECTOR_BYTES * (stop - first)
+            widest[chip] = max(row_bytes(max(shares), 2), piece, rope)
     return {
-        chip: max(widest.get(pair, residual) for pair in pairs)
-        for chip, pairs in network.forwarders().items()
+        chip: max(widest[source] for source, _ in flows)
+        for chip, flows in network.forwarders().items()
     }
 
 
@@ -226,7 +228,9 @@ def schedule_step(
     kind: StepKind, target: Target,
 ) -> StepSchedule:  # fmt: skip
     """Plan one step and place it in time."""
-    planner = StepPlanner(split, list(memories), kind, memory.dtype, memory.context, memory.top_k)
+    planner = StepPlanner(
+        split, network, list(memories), kind, memory.dtype, memory.context, memory.top_k
+    )
     slots = {
         chip: ([buffers[f"forward.{slot}"] for slot in range(FORWARD_SLOTS)], 0)
         for chip, buffers in enumerate(planner.buffers)

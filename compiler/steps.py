@@ -6,14 +6,19 @@ receiver does earlier in the program is already in the list, so the scheduler se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chip.operations import Opcode, row_bytes, segment_offsets
 from chip.spec import VECTOR_BYTES
+from compiler.allocate import HANDED
 from compiler.graph import GraphOp, Kind, Split
 from compiler.ir import HostMemory, Memory, StepKind
+from compiler.network import Network, flows_between
 from compiler.partition import Group, Partition, weight_of
+
+PIECE_VECTORS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +33,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """`vectors` from `src_address` on one node to `dst_address` on another."""
+    """A message: `vectors` from `src_address` on one node to an address on each target."""
 
     name: str
     src: int
     src_address: int
-    dst: int
-    dst_address: int
+    targets: tuple[tuple[int, int], ...]  # (node, address)
     vectors: int
 
 
@@ -46,6 +50,15 @@ def result_bytes(partition: Partition, rank: int, top_k: int) -> int:
     """Bytes a head chip returns for a decode step: its logits, or (id, logit) of the largest."""
     start, stop = partition.groups[-1].vocab[rank]
     return row_bytes(2 * min(top_k, stop - start) if top_k else stop - start, 4)
+
+
+def pieces(n_vectors: int, senders: int) -> list[tuple[int, int]]:
+    """Cut what all of a group's chips hold into a piece for each sender: (first, stop) vectors.
+
+    A hop's latency is worth some 30 vectors, so shorter pieces would not come sooner.
+    """
+    count = max(1, min(senders, n_vectors // PIECE_VECTORS))
+    return [(n_vectors * n // count, n_vectors * (n + 1) // count) for n in range(count)]
 
 
 def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
@@ -69,10 +82,10 @@ class StepPlanner:
     """Walks the groups of a partition and lists what each chip does in one step."""
 
     def __init__(
-        self, partition: Partition, memories: list[Memory], kind: StepKind, dtype: str,
-        context: int, top_k: int,
+        self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
+        dtype: str, context: int, top_k: int,
     ) -> None:  # fmt: skip
-        self.partition, self.memories, self.kind = partition, memories, kind
+        self.partition, self.network, self.memories, self.kind = partition, network, memories, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
@@ -83,60 +96,74 @@ class StepPlanner:
     def plan(self) -> list[Planned | Transfer]:
         """Return the step's operations and transfers in order."""
         groups = [g for g in self.partition.groups if len(g.layers) or self.kind.decode]
-        previous: Group | None = None
-        for group in groups:
-            self._enter(group, previous)
+        self._enter(groups[0])
+        for group, after in zip(groups, [*groups[1:], None], strict=True):
             for index in group.layers:
-                self._layer(group, self.partition.graph.layers[index])
-            previous = group
-        assert previous is not None
+                last = index == group.layers[-1]
+                self._layer(group, self.partition.graph.layers[index], after if last else None)
         if self.kind.decode:
-            self._head(previous)
+            self._head(groups[-1])
         else:
-            self._done(previous)
+            self._done(groups[-1])
         return self.items
 
     # -- movement
 
-    def _send(self, name: str, src: tuple[int, int], dst: tuple[int, int], n_bytes: int) -> None:
+    def _send(
+        self, name: str, src: tuple[int, int], targets: Sequence[tuple[int, int]], n_vectors: int
+    ) -> None:
         transfer = Transfer(
-            name=name, src=src[0], src_address=src[1], dst=dst[0], dst_address=dst[1],
-            vectors=vectors_of(n_bytes),
-        )  # fmt: skip
+            name=name, src=src[0], src_address=src[1], targets=tuple(targets), vectors=n_vectors
+        )
         self.items.append(transfer)
 
-    def _enter(self, group: Group, previous: Group | None) -> None:
-        """Bring residual and RoPE rows to a group: from the host, or from the group before."""
+    def _enter(self, group: Group) -> None:
+        """Bring residual and RoPE rows from the host to the first group."""
         rows, host = self.kind.rows, self.partition.layout.chips
-        parts = [
-            ("rope", self.host.rope, rows * row_bytes(self.config.head_dim, 4)),
-            ("residual", self.host.embedding, rows * row_bytes(self.config.hidden_size, 4)),
-        ]
-        for rank, chip in enumerate(group.chips):
-            for name, offset, size in parts:
-                if name == "rope" and not len(group.layers):
-                    continue
+        for chip in group.chips:
+            for name, offset, width in (
+                ("rope", self.host.rope, self.config.head_dim),
+                ("residual", self.host.embedding, self.config.hidden_size),
+            ):
                 dst = (chip, self.buffers[chip][name])
-                if previous is None:
-                    self._send(f"host.{name}", (host, offset), dst, size)
-                else:
-                    source = previous.chips[rank % len(previous.chips)]
-                    src = (source, self.buffers[source][name])
-                    self._send(f"stage{group.index}.{name}", src, dst, size)
+                n_vectors = rows * vectors_of(row_bytes(width, 4))
+                self._send(f"host.{name}", (host, offset), [dst], n_vectors)
 
-    def _exchange(self, group: Group, name: str, buffer: str, split: Split) -> None:
-        """All-gather: every chip sends its segment to every other, nearest rank first."""
+    def _hand_over(self, group: Group, after: Group, name: str) -> None:
+        """Bring residual and RoPE rows from a group whose chips all hold them to the next one.
+
+        RoPE rows go behind: they are wanted later, and a chip's step begins with what comes first.
+        """
+        rows = self.kind.rows
+        flows = self.network.nearest_first(flows_between(group, after))
+        residual = rows * vectors_of(row_bytes(self.config.hidden_size, 4))
+        parts = [(name, "residual", piece) for piece in pieces(residual, len(flows))]
+        senders = list(range(len(parts)))
+        if len(after.layers):
+            rope = rows * vectors_of(row_bytes(self.config.head_dim, 4))
+            parts.append((f"stage{after.index}.rope", "rope", (0, rope)))
+            senders.append(0)
+        for sender, (what, buffer, (first, stop)) in zip(senders, parts, strict=True):
+            (chip, peers), offset = flows[sender], first * VECTOR_BYTES
+            targets = [(peer, self.buffers[peer][buffer] + offset) for peer in peers]
+            src = (chip, self.buffers[chip][buffer] + offset)
+            self._send(what, src, targets, stop - first)
+
+    def _exchange(
+        self, group: Group, name: str, buffer: str, split: Split, after: Group | None = None
+    ) -> None:
+        """All-gather: every chip's segment goes to all others, or to all of the next group."""
+        to, into = (group, buffer) if after is None else (after, HANDED)
         shares = group.shares(split, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
-        ranks = len(group.chips)
-        for step in range(1, ranks):
-            for rank, chip in enumerate(group.chips):
-                peer = group.chips[(rank + step) % ranks]
-                size = offsets[rank + 1] - offsets[rank]
-                if size:
-                    src = (chip, self.buffers[chip][buffer] + offsets[rank])
-                    dst = (peer, self.buffers[peer][buffer] + offsets[rank])
-                    self._send(name, src, dst, size)
+        flows = [flow for flow in flows_between(group, to) if flow[1]]
+        for chip, peers in self.network.nearest_first(flows):
+            rank = group.chips.index(chip)
+            size = offsets[rank + 1] - offsets[rank]
+            if size:
+                src = (chip, self.buffers[chip][buffer] + offsets[rank])
+                targets = [(peer, self.buffers[peer][into] + offsets[rank]) for peer in peers]
+                self._send(name, src, targets, vectors_of(size))
 
     # -- operations
 
@@ -219,9 +246,11 @@ class StepPlanner:
                 bucket=self.kind.bucket, kv_of=kv_of, scratch=buffers["scores"], **shape,
             )  # fmt: skip
 
-    def _add(self, group: Group, op: GraphOp, source: str) -> None:
+    def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:
+        """Add the group's segments to the residual, on its own chips or on those of the next."""
         shares = group.shares(Split.HIDDEN, self.config.head_dim)
-        for chip in group.chips:
+        to, source = (group, source) if after is None else (after, HANDED)
+        for chip in to.chips:
             buffers = self.buffers[chip]
             self._op(
                 chip, Opcode.ADD, op.name, x=buffers["residual"], src=buffers[source],
@@ -240,7 +269,8 @@ class StepPlanner:
                     k=self.config.hidden_size, dtype=self.dtype,
                 )  # fmt: skip
 
-    def _layer(self, group: Group, ops: tuple[GraphOp, ...]) -> None:
+    def _layer(self, group: Group, ops: tuple[GraphOp, ...], after: Group | None) -> None:
+        """One layer; `after` is the group that takes over behind it."""
         norm, qkv, rope, attend, o_proj, add, post, gate_up, silu, down, add_mlp = ops
         assert (rope.kind, attend.kind, silu.kind) == (Kind.ROPE, Kind.ATTEND, Kind.SILU)
         self._norm(group, norm, "attn.in")
@@ -251,14 +281,29 @@ class StepPlanner:
         self._linear(group, o_proj, "o.in", "o.out")
         self._exchange(group, o_proj.name, "o.out", Split.HIDDEN)
         self._add(group, add, "o.out")
+        ahead = after if self._goes_ahead(group) else None
+        if ahead is not None:
+            self._hand_over(group, ahead, add.name)
         self._norm(group, post, "mlp.in")
         self._linear(group, gate_up, "mlp.in", "gate_up")
         self._silu(group, silu)
         self._exchange(group, silu.name, "mlp.mid", Split.INTER)
         self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
         self._linear(group, down, "down.in", "mlp.out")
-        self._exchange(group, down.name, "mlp.out", Split.HIDDEN)
-        self._add(group, add_mlp, "mlp.out")
+        self._exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
+        self._add(group, add_mlp, "mlp.out", ahead)
+        if after is not None and ahead is None:
+            self._hand_over(group, after, add_mlp.name)
+
+    def _goes_ahead(self, group: Group) -> bool:
+        """Whether the residual leaves a group before the sum that ends its last layer.
+
+        So it does in a decode step, while the MLP runs: then only the MLP's result is left to go,
+        and the next group adds it. Not from a chip alone, which adds with no exchange before; nor
+        with chunks of a prompt, which follow each other: it would keep the next group waiting with
+        half of its input.
+        """
+        return self.kind.decode and len(group.chips) > 1
 
     def _head(self, group: Group) -> None:
         norm, lm_head = self.partition.graph.head
@@ -278,10 +323,11 @@ class StepPlanner:
                     k=min(self.top_k, last - first), first_column=first,
                 )  # fmt: skip
             dst = (host, self.host.results[chip])
-            self._send("host.result", (chip, self.buffers[chip][buffer]), dst, size)
+            src = (chip, self.buffers[chip][buffer])
+            self._send("host.result", src, [dst], vectors_of(size))
 
     def _done(self, group: Group) -> None:
         """A prefill step ends with one vector to the host, so that the host knows."""
         host, chip = self.partition.layout.chips, group.chips[0]
         src = (chip, self.buffers[chip]["residual"])
-        self._send("host.done", src, (host, self.host.results[chip]), VECTOR_BYTES)
+        self._send("host.done", src, [(host, self.host.results[chip])], 1)

@@ -15,8 +15,8 @@ CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor'
 
 # "opcode place" of a reader -> operand -> "opcode place operand" of those who may have written it.
 # `place` is the name without its layer; all are of the reader's layer, but a residual that enters
-# a layer may be of the layer before.
-_ENTERS = ("add mlp.add x", "receive residual dst")
+# a layer may be of the layer before. Chips that hand a residual over name it after who made it.
+_ENTERS = ("add mlp.add x", "receive mlp.add dst", "receive residual dst")
 _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "norm input_layernorm": {"x": _ENTERS},
     "matmul self_attn.qkv_proj": {
@@ -47,7 +47,7 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "matmul mlp.down_proj": {"x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",)},
     "send mlp.down_proj": {"src": ("matmul mlp.down_proj y",)},
     "add mlp.add": {
-        "x": ("add self_attn.add x",),
+        "x": ("add self_attn.add x", "receive self_attn.add dst"),
         "src": ("matmul mlp.down_proj y", "receive mlp.down_proj dst"),
     },
     "norm norm": {"x": _ENTERS},
@@ -55,7 +55,8 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "topk sample.top_k": {"x": ("matmul lm_head y",)},
     "send result": {"src": ("matmul lm_head y", "topk sample.top_k y")},
     "send done": {"src": ("add mlp.add x",)},
-    "send residual": {"src": ("add mlp.add x",)},
+    "send self_attn.add": {"src": ("add self_attn.add x",)},
+    "send mlp.add": {"src": ("add mlp.add x",)},
     "send rope": {"src": ("receive rope dst",)},
 }  # fmt: skip
 _ENTERING = ("norm input_layernorm", "add self_attn.add")
@@ -80,7 +81,7 @@ def may_read(reader: Operation, operand: str, writer: Operation, result: str) ->
     """Say whether `operand` of `reader` is computed from `result` of `writer`."""
     layer, (of_layer, of_place) = place_of(reader.name)[0], place_of(writer.name)
     source = f"{writer.opcode} {of_place} {result}"
-    before = _key(reader) in _ENTERING and source == _ENTERS[0]
+    before = _key(reader) in _ENTERING and source in _ENTERS[:2]
     same_layer = layer is None or of_layer is None or of_layer == layer - before
     return same_layer and source in _SOURCES[_key(reader)][operand]
 

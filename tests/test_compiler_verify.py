@@ -568,8 +568,8 @@ def test_segments_in_each_others_place() -> None:
     places = one.args["dst"], two.args["dst"]
     spoiled = edit(schedule, 0, one, with_args(one, dst=places[1]))
     spoiled = edit(spoiled, 0, two, with_args(two, dst=places[0]))
-    text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the segment of layers")
-    assert re.search(r"mlp\.silu from chip [12] lies at \d+ of its gather buffer, wanted \d+", text)
+    text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the part of layers")
+    assert re.search(r"mlp\.silu from chip [12] lies at \d+ of src, wanted \d+", text)
 
 
 def test_the_host_looks_elsewhere() -> None:
