@@ -9,7 +9,6 @@ receives for itself; one that does not want the message needs a slot for it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -39,22 +38,22 @@ class Router:
 
         Raises UnreachableError for a target without a way to it.
         """
-        search = _Search(self, flow[0])
-        search.run(set(flow[1]))
+        search = _Search(self, *flow)
+        search.run()
         for link in search.tree:
             self._load[link.id] = self._load.get(link.id, 0) + 1
         return tuple(search.tree)
 
-    def cycles(self, link: Link) -> int:
-        """Cycles that a hop over a link takes, what waits for it included."""
-        return self.hop_cycles + self._load.get(link.id, 0) * self.message_cycles
+    def waiting(self, link: Link) -> int:
+        """Cycles for which other messages keep a link."""
+        return self._load.get(link.id, 0) * self.message_cycles
 
 
 class _Search:
     """One message's tree, grown to the next target until it has all."""
 
-    def __init__(self, router: Router, source: int) -> None:
-        self.router, self.source = router, source
+    def __init__(self, router: Router, source: int, targets: tuple[int, ...]) -> None:
+        self.router, self.source, self.targets = router, source, frozenset(targets)
         self.tree: list[Link] = []
         self._joined = {source}
         # chip -> (cables between nodes that the tree lacks, cycles until the message is there)
@@ -62,7 +61,8 @@ class _Search:
         self._into: dict[int, Link] = {}
         self._heap = [(0, 0, -1, source)]
 
-    def run(self, missing: set[int]) -> None:
+    def run(self) -> None:
+        missing = set(self.targets)
         while missing:
             if not self._heap:
                 raise UnreachableError(src=self.source, dst=min(missing), restricted=True)
@@ -94,8 +94,13 @@ class _Search:
         for link in self.router.topology.links_from(chip):
             if link.dst in self._joined:
                 continue
-            new = (crossings + (link.kind is LinkKind.GLOBAL), cycles + self.router.cycles(link))
+            new = (crossings + (link.kind is LinkKind.GLOBAL), cycles + self._cycles(link))
             if link.dst not in self.best or new < self.best[link.dst]:
                 self.best[link.dst] = new
                 self._into[link.dst] = link
                 heapq.heappush(self._heap, (*new, link.id, link.dst))
+
+    def _cycles(self, link: Link) -> int:
+        """Cycles that a hop costs; a hop to a chip that does not want the message, one more."""
+        aside = 0 if link.dst in self.targets else self.router.message_cycles
+        return self.router.hop_cycles + self.router.waiting(link) + aside

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, StepKind
 from compiler.network import Network
+from compiler.routes import Flow
 from compiler.schedule import Scheduler
 from compiler.steps import Transfer
 from rack.hardware import Hardware
@@ -36,7 +37,7 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> 
         )
         for number, (src, dst) in enumerate(hops)
     }  # fmt: skip
-    routes = {
+    routes: dict[Flow, tuple[int, ...]] = {
         (path[0], (path[-1],)): tuple(
             links[hop].id for hop in itertools.pairwise(path)
         )
