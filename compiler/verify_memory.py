@@ -256,7 +256,7 @@ def _check_places(
     for source, sent, place, writer in parts:
         if writer.opcode is not Opcode.RECEIVE:
             continue
-        wanted = sent - _made_at(writer, sent, nodes[source])
+        wanted = sent - _made_at(writer, access.step, sent, nodes[source])
         if gathers:
             wanted += sum(size for other, _, (_, size), _ in parts if other < source)
         if place[0] - region[0] != wanted:
@@ -267,11 +267,12 @@ def _check_places(
             )
 
 
-def _made_at(receive: Operation, sent: int, source: Node) -> int:
+def _made_at(receive: Operation, step: int, sent: int, source: Node) -> int:
     """Return where the value lies, on the chip that made it, of which a part was sent."""
     for (address, size), writes in source.writes.items():
         if address <= sent < address + size and any(
-            place_of(write.operation.name) == place_of(receive.name) for write in writes
+            write.step == step and place_of(write.operation.name) == place_of(receive.name)
+            for write in writes
         ):
             return address
     return sent  # from the host: whole, and where the driver has it (_check_host)
