@@ -38,6 +38,9 @@ class Opcode(StrEnum):
     RECEIVE = "receive"
 
 
+MOVES = (Opcode.SEND, Opcode.RECEIVE)
+
+
 def item_bytes(dtype: str) -> int:
     """Bytes of one activation or weight element."""
     return {"int8": 1, "fp16": 2}[dtype]

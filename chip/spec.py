@@ -82,6 +82,10 @@ class ChipSpec:
                 f"exceed {self.streams} streams"
             )
 
+    def __hash__(self) -> int:
+        """Hash a few fields: costs are looked up by spec for every operation."""
+        return hash((self.clock_hz, self.sram_bytes, self.streams))
+
     def _check_delays(self) -> None:
         for name, func, skew in self.delays:
             if not all(type(cycles) is int and cycles >= 0 for cycles in (func, skew)):

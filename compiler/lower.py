@@ -14,7 +14,7 @@ from chip.floorplan import alu, mem, sxm
 from chip.isa import Alu, Permute, Read, Write
 from chip.issue import Issue
 from chip.operand import Group, Held, Immediate, In, Position, Source, Stream, Tap
-from chip.operations import Args, Opcode, segment_offsets
+from chip.operations import MOVES, Args, segment_offsets
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
@@ -37,8 +37,6 @@ from chip.templates.template import Placed, Template
 from compiler.errors import LoweringError
 from compiler.lower_links import place_transfers
 
-_MOVES = (Opcode.SEND, Opcode.RECEIVE)
-
 
 def lower(
     program: Program, *, spec: ChipSpec, ports: Mapping[int, int], slots: Mapping[int, int]
@@ -49,7 +47,7 @@ def lower(
     """
     out: list[Issue] = []
     for operation in program.operations:
-        if operation.opcode not in _MOVES:
+        if operation.opcode not in MOVES:
             out += lower_operation(operation, spec)
     return out + place_transfers(program, spec, out, ports, slots)
 

@@ -16,7 +16,7 @@ from chip.floorplan import Queue, hops, mem, position, sxm
 from chip.isa import Alu, Lanes, Read, Receive, Send, Write
 from chip.issue import Issue, delays
 from chip.operand import Group, Stream, Tap
-from chip.operations import Opcode
+from chip.operations import MOVES, Opcode
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
@@ -80,7 +80,7 @@ def place_transfers(
     taken.note(issues)
     out: list[Issue] = []
     for operation in program.operations:
-        if operation.opcode not in (Opcode.SEND, Opcode.RECEIVE):
+        if operation.opcode not in MOVES:
             continue
         link, last = operation.args["link"], -(1 << 30)
         for n in range(operation.args["vectors"]):

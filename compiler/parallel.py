@@ -90,9 +90,10 @@ def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
 
 def _answer(pipe: int, until: float) -> dict[int, Exception]:
     data = b""
+    poller = select.poll()  # unlike select(), takes descriptors beyond 1024
+    poller.register(pipe, select.POLLIN)
     while True:
-        ready, _, _ = select.select([pipe], [], [], max(0.0, until - time.monotonic()))
-        if not ready:
+        if not poller.poll(max(0.0, until - time.monotonic()) * 1e3):
             raise CompilerError(f"a check was not done within {DEADLINE_SECONDS} s")
         part = os.read(pipe, 1 << 16)
         if not part:

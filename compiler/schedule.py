@@ -11,15 +11,7 @@ received as late as the slack of their link allows, and chips stop to realign th
 
 from __future__ import annotations
 
-from typing import Any
-
-from chip.cost import (
-    cycles,
-    needed,
-    receive_cycles,
-    result_stream_cycles,
-    send_lead_cycles,
-)
+from chip.cost import cost, receive_cycles, send_lead_cycles
 from chip.operations import DEFINITIONS, Opcode, Region, operands
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
@@ -27,9 +19,6 @@ from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSc
 from compiler.network import Network
 from compiler.realign import Counter, meet
 from compiler.steps import Planned, Transfer
-
-_Cost = tuple[int, int, dict[str, tuple[int, int]]]
-"""(cycles, cycles between first and last result, operand -> when its ends are needed)."""
 
 
 class _Node:
@@ -92,7 +81,6 @@ class Scheduler:
         self.transfers: list[ScheduledTransfer] = []
         # chip -> (addresses of its forward slots, how many were used)
         self.forward = {chip: (slots, 0) for chip, (slots, _) in forward.items()}
-        self._costs: dict[tuple[Any, ...], _Cost] = {}
 
     def place(self, item: Planned | Transfer) -> None:
         if isinstance(item, Planned):
@@ -100,25 +88,14 @@ class Scheduler:
         else:
             self._place_transfer(item)
 
-    def _cost(self, opcode: Opcode, args: dict[str, Any]) -> _Cost:
-        key = (opcode, *(args.get(name) for name in _COST_KEYS))
-        if key not in self._costs:
-            reads = DEFINITIONS[opcode].reads
-            self._costs[key] = (
-                cycles(opcode, args, self.spec),
-                result_stream_cycles(opcode, args, self.spec),
-                {name: needed(opcode, name, args, self.spec) for name in reads},
-            )
-        return self._costs[key]
-
     def _place_operation(self, item: Planned) -> None:
         node = self.nodes[item.chip]
         reads, writes = operands(item.opcode, item.args)
         units = DEFINITIONS[item.opcode].units
-        duration, stream, needs = self._cost(item.opcode, item.args)
+        duration, stream, needed = cost(item.opcode, item.args, self.spec)
         start = max(node.free.get(unit, 0) for unit in units)
         for name, region in reads:
-            start = max(start, node.readable(region, *needs[name]))
+            start = max(start, node.readable(region, *needed.get(name, (0, 0))))
         for _, region in writes:
             start = max(start, node.writable(region))
         ready, start = start, node.counter.room(start, duration)
@@ -219,9 +196,3 @@ class Scheduler:
             kind=kind, programs=programs, transfers=tuple(self.transfers), host=host,
             cycles=last + turnaround_cycles,
         )  # fmt: skip
-
-
-_COST_KEYS = (
-    "rows", "hidden", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim", "context",
-    "bucket", "out",
-)  # fmt: skip

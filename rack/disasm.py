@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chip.assembly import disassemble
-from chip.operations import Opcode
+from chip.operations import MOVES
 from chip.program import Program
 from chip.queues import to_queues
 from chip.spec import ChipSpec
@@ -69,7 +69,7 @@ def listing(program: Program, name: str, spec: ChipSpec) -> str:
     parts = []
     for operation in found:
         parts.append(str(operation))
-        if operation.opcode not in (Opcode.SEND, Opcode.RECEIVE):
+        if operation.opcode not in MOVES:
             parts.append(disassemble(to_queues(lower_operation(operation, spec))))
     return "\n".join(parts)
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.chip import Chip, ChipLink, Departure, Watch
+from chip.cost import Costs, known_costs, learn_costs
 from chip.kernels import load as load_kernels
-from chip.operations import Region
+from chip.operations import MOVES, Region
 from chip.program import Program
 from chip.quant import write_tiles
 from chip.reference import ReferenceChip
@@ -56,6 +57,7 @@ class ChipJob:
     host: int
     used_bytes: int  # of SRAM: weights, cache, buffers
     constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
+    costs: Costs  # of the programs' operations, on the spec they were compiled for
     images: Images | None = None  # read the constants from here instead of the weights
     executor: str = "fast"  # or "reference"
 
@@ -102,13 +104,16 @@ def chip_job(
             loads.append(TensorLoad(tensor=tensor, norm=norms[tensor.name]))
         elif tensor.kind == "scale":
             loads.append(TensorLoad(tensor=tensor))
+    programs = programs_of(compiled, index)
+    operations = (o for program in programs for o in program.operations)
+    computing = ((o.opcode, o.args) for o in operations if o.opcode not in MOVES)
     return ChipJob(
         index=index,
         spec=compiled.chip,
         dtype=compiled.dtype,
         loads=tuple(loads),
         caches=tuple(tensor for tensor in memory.tensors if tensor.kind == "kv"),
-        programs=programs_of(compiled, index),
+        programs=programs,
         links=links_of(compiled, index),
         weights=weights,
         host=compiled.layout.chips,
@@ -116,6 +121,7 @@ def chip_job(
         constant_regions=memory.constant_regions,
         images=images,
         executor=executor,
+        costs=known_costs(computing, compiled.chip),
     )
 
 
@@ -196,6 +202,7 @@ def build_chip(
     job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
 ) -> Chip:
     """Make the chip: memory, weights, programs. Raises what loading or checking raises."""
+    learn_costs(job.costs)
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:

@@ -81,6 +81,20 @@ def test_processes_give_the_local_rack_s_hashes_and_cycles() -> None:
         run(rack)
 
 
+def test_without_rings_every_frame_takes_a_socket() -> None:
+    local = LocalRack(compiled(), MODEL.weights_ref)
+    want = run(local)
+    local.close()
+    rack = start(rings=False)
+    try:
+        got = run(rack)
+        assert (got.data_hash, got.decode_cycles) == (want.data_hash, want.decode_cycles)
+        for process in map(psutil.Process, pids(rack).values()):
+            assert not [m for m in process.memory_maps() if "lpu-rings" in m.path]
+    finally:
+        rack.close()
+
+
 def test_a_dead_chip_is_named_with_step_and_what_the_others_wait_for() -> None:
     rack = start()
     try:

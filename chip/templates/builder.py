@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from chip.cost import C2C_TURN
 from chip.floorplan import alu, hops, mem, sxm
 from chip.isa import ARITY, AluOp
 from chip.issue import Delay, delays
@@ -29,6 +30,7 @@ from chip.operand import (
     streams_of,
 )
 from chip.spec import ChipSpec
+from chip.templates.claims import Claims, Key
 from chip.templates.parts import (
     LANES,
     Access,
@@ -42,9 +44,7 @@ from chip.templates.parts import (
 )
 from chip.templates.registers import assign
 
-C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
 TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
-ENDLESS = 1 << 20  # a block that long has no place for what it asks
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
 EAST, WEST = 1, 0
 
@@ -66,9 +66,12 @@ class Block:
     stride: int = 1  # cycles between the beats of an operand in memory
     period: int = 0  # cycles after which the block runs again over itself; 0: it does not
     end: int = 0
-    _taken: set[tuple[object, ...]] = field(default_factory=set)
+    _claims: Claims = field(default_factory=Claims)
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._claims.period = self.period
 
     @property
     def delay(self) -> dict[str, Delay]:
@@ -85,11 +88,6 @@ class Block:
         """Return the cycles at which an access takes the ports of both work slices."""
         sides = (WEST, EAST)
         return [("port", s, self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
-
-    def _again(self, port: tuple[str, int, int]) -> tuple[str, int, int]:
-        """Return a port's cycle within the block's period."""
-        name, side, cycle = port
-        return name, side, cycle % self.period if self.period else cycle
 
     def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
         """Return an access at this block's distance between beats."""
@@ -112,11 +110,9 @@ class Block:
         ports = self._port_cycles(access)
         if any(cycle < 0 or self.busy(cycle) for _, _, cycle in ports):
             return False
-        if any(self._again(port) in self._taken for port in ports):
-            return False
-        return not self._crossings(access) & self._taken
+        return not self._claims.meets(*ports, *self._crossings(access))
 
-    def _crossings(self, access: Access) -> set[tuple[str, int]]:
+    def _crossings(self, access: Access) -> set[Key]:
         """Return when a read passes the VXM on the streams of an SXM's first copy."""
         if access.write:
             return set()
@@ -125,7 +121,7 @@ class Block:
 
     def may_arrive(self, cycle: int) -> bool:
         """Tell whether the inward streams are free at a cycle."""
-        return not {("in0", cycle), ("join", cycle)} & self._taken
+        return not self._claims.meets(("in0", cycle), ("join", cycle))
 
     def reserve(self, access: Access) -> None:
         """Keep an access's ports for instructions that are not the block's own."""
@@ -134,8 +130,7 @@ class Block:
         self.accesses = accesses
 
     def _take(self, access: Access) -> None:
-        self._taken.update(map(self._again, self._port_cycles(access)))
-        self._taken.update(self._crossings(access))
+        self._claims.hold(*self._port_cycles(access), *self._crossings(access))
         self.accesses.append(access)
         if access.write:
             written = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
@@ -159,7 +154,7 @@ class Block:
         """
         assert len(sources) == ARITY[op], (op, len(sources))
         cycle = max([after, *(s.done for s in sources if isinstance(s, Node))])
-        cycle = cycle if at is None else at
+        earliest = cycle = cycle if at is None else at
         beats = [self.access(False, s.ref, 0).beats[-1] for s in sources if isinstance(s, Load)]
         late = max(beats, default=0)
         while True:
@@ -169,11 +164,12 @@ class Block:
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
             ports = [port for access in wanted for port in self._port_cycles(access)]
-            if all(map(self.free, wanted)) and len(ports) == len(set(map(self._again, ports))):
+            if all(map(self.free, wanted)) and len(ports) == len(
+                set(map(self._claims.again, ports))
+            ):
                 break
             assert at is None, f"{op}: its ports are taken at {at}"
-            cycle += 1
-            assert cycle < ENDLESS, f"{op}: no cycle at which its ports are free"
+            cycle = self._claims.seek(earliest, cycle, op)
         for access in wanted:
             self._take(access)
         for source in sources:
@@ -192,22 +188,22 @@ class Block:
 
     def reserve_inward(self, cycle: int) -> None:
         """Keep all inward streams free of other traffic that would arrive at a cycle."""
-        self._taken.update({("in0", cycle), ("join", cycle)})
+        self._claims.hold(("in0", cycle), ("join", cycle))
 
     def initiation(self, multiple: int = 1) -> int:
         """Return the fewest cycles, a multiple, after which the block may run over itself."""
-        single = [key for key in self._taken if key[0] in ("port", "in0", "join", "out")]
+        single = [key for key in self._claims.taken if key[0] in ("port", "in0", "join", "out")]
         period = multiple
         while not self._repeats(period, single):
             period += multiple
         return period
 
-    def uses(self) -> set[tuple[tuple[object, ...], int]]:
+    def uses(self) -> set[tuple[Key, int]]:
         """Return what the block takes for itself, ALUs apart: (resource, cycle)."""
-        out = {(key[:-1], int(str(key[-1]))) for key in self._taken}
+        out = {(key[:-1], int(str(key[-1]))) for key in self._claims.taken}
         return out | {(("pass", p.hemisphere, p.queue), p.cycle) for p in self.passes}
 
-    def _repeats(self, period: int, single: list[tuple[object, ...]]) -> bool:
+    def _repeats(self, period: int, single: list[Key]) -> bool:
         seen = {(*key[:-1], int(str(key[-1])) % period) for key in single}
         if len(seen) < len(single):
             return False
@@ -240,15 +236,15 @@ class Block:
         Result lane l is source lane spread[l], zero for None. One at a time may arrive.
         """
         back = self.delay["PERMUTE"].d_func + self.sxm_hops
-        at = max(after - back, self.sxm_hops + 8)
+        first = at = max(after - back, self.sxm_hops + 8)
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
-        while not self.free(access) or ("join", at + late + back) in self._taken:
-            at += 1
+        while not self.free(access) or self._claims.meets(("join", at + late + back)):
+            at = self._claims.seek(first, at, "lanes from memory")
             access = self.access(False, ref, at, EAST)
         self._take(access)
         arrive = at + late + back
-        self._taken.add(("join", arrive))
+        self._claims.hold(("join", arrive))
         dst = group(Stream(False, JOINED), streams_of(LANES, item))
         queue = self.queue(EAST, at)
         self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))
@@ -256,10 +252,11 @@ class Block:
 
     def queue(self, hemisphere: int, cycle: int) -> int:
         """Take an SXM queue of a hemisphere for one cycle; -1 when all are busy."""
-        used = self._queues.get((hemisphere, cycle), 0)
+        turn = (hemisphere, cycle % self.period if self.period else cycle)
+        used = self._queues.get(turn, 0)
         if used >= 14:
             return -1
-        self._queues[hemisphere, cycle] = used + 1
+        self._queues[turn] = used + 1
         return used
 
     def copies(
@@ -274,7 +271,7 @@ class Block:
         turns = range(0, -(-half // pairs) * gap, gap)
         start = value.done
         while not self._can_copy(start, turns):
-            start += 1
+            start = self._claims.seek(value.done, start, "copies")
         arrive = 0
         out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
         for number_of_turn, turn in enumerate(turns):
@@ -292,14 +289,14 @@ class Block:
                         Pass(at_sxm, side, queue, maps[number], 4, LANES, taps[side], inward)
                     )
                     out[number] = (arrive, In(inward, "f32"))
-            self._taken.update({("in0", arrive), ("join", arrive), ("out", start + turn)})
+            self._claims.hold(("in0", arrive), ("join", arrive), ("out", start + turn))
         return out
 
     def _can_copy(self, start: int, turns: range) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
         for turn in turns:
             back = start + turn + delay
-            if {("in0", back), ("join", back), ("out", start + turn)} & self._taken:
+            if self._claims.meets(("in0", back), ("join", back), ("out", start + turn)):
                 return False
         return True
 

@@ -231,7 +231,7 @@ def rope(a: Args, spec: ChipSpec) -> Template:
         "q": layout.query_bytes(a["heads"]) // VECTOR_BYTES,
         "sq": layout.query_scale_bytes(a["heads"]) // VECTOR_BYTES,
     }  # fmt: skip
-    out = by_rows(block, a["rows"], steps)
+    out = by_rows(lambda _: block, a["rows"], steps)
     (placed,) = out.placed
     writes = CacheWrites(spec, layout, a["rows"], placed.period, placed.start, made[id(block)])
     far = hops(alu(0), mem(1, spec.slices // 2 - 1), spec)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from chip.cost import key
 from chip.operations import Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates import attend, matmul, rope, vector
@@ -21,18 +22,13 @@ BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
     Opcode.ROPE: rope.rope,
     Opcode.ATTEND: attend.attend,
 }
-SHAPE = (
-    "rows", "hidden", "eps", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim",
-    "context", "bucket", "kv_of", "out",
-)  # fmt: skip
-"""Arguments that a template may depend on; all others are addresses or the like."""
 
 
 def template(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
     """Return an operation's template. Raises ValueError for SEND and RECEIVE."""
     if opcode not in BUILDERS and opcode is not Opcode.TOPK:
         raise ValueError(f"{opcode}: its duration is the link's, not the chip's")
-    return _template(opcode, tuple((name, a[name]) for name in SHAPE if name in a), spec)
+    return _template(*key(opcode, a), spec)
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from chip.issue import Issue
-from chip.templates.builder import Block
+from chip.templates.builder import C2C_TURN, Block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,9 @@ class Template:
     lowered: bool = True  # False: an estimate without instructions
 
 
+PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
+
+
 def aligned(cycles: int) -> int:
     """Round up to whole turns of the work slices' ports."""
     return -(-cycles // 8) * 8
@@ -64,12 +67,39 @@ def paced(build: Callable[[int], Block]) -> Block:
     raise AssertionError("no pace leaves enough ALUs")
 
 
+def row_block(build: Callable[[int, int], Block], overlap: bool) -> Block:
+    """Build the block of one row; with `overlap` one that soon runs again over itself.
+
+    `build` takes the pace and the period (0 for none), and raises OverflowError where they are too
+    short. The shortest period is what the block's ports are busy.
+    """
+    alone = paced(lambda pace: build(pace, 0))
+    if not overlap:
+        return alone
+    busy = sum(len(access.beats) for access in alone.accesses)
+    least = aligned(busy * C2C_TURN // (C2C_TURN - 1))
+    for period in range(least, aligned(alone.end), max(8, aligned(least // 12))):
+        for pace in PACES:
+            try:
+                return build(pace, period).finish()
+            except OverflowError:
+                continue
+    return alone
+
+
 def by_rows(
-    block: Block, rows: int, row_vectors: dict[str, int], first: Block | None = None
-) -> Template:
-    """Run one row's block for every row, one after another, behind a block that sets up."""
+    row: Callable[[bool], Block], rows: int, row_vectors: dict[str, int],
+    first: Block | None = None,
+) -> Template:  # fmt: skip
+    """Run one row's block for every row, behind a block that sets up.
+
+    `row` builds it to run one after another, or (True) over itself: whichever ends sooner.
+    """
+    block, over = row(False), row(rows > 1)
+    if (rows - 1) * over.period + over.end < (rows - 1) * aligned(block.end) + block.end:
+        block = over
     start = aligned(first.end) if first is not None else 0
-    period = aligned(block.end)
+    period = block.period or aligned(block.end)
     placed = [Placed(block=first, start=0)] if first is not None else []
     placed.append(Placed(block=block, start=start, n=rows, period=period))
     return Template(

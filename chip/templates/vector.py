@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from chip.quant import MIN_ABSMAX
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from chip.templates.reductions import lane_max, lane_sum
-from chip.templates.template import Template, by_rows, paced
+from chip.templates.template import Template, by_rows, row_block
 
 SCALES = 14  # ALU whose register collects the rows' scales, one a lane
 
@@ -107,12 +108,12 @@ def scale_factor(b: Block, peak: Node) -> tuple[Node, Node]:
     return factor, b.alu(AluOp.CHOOSE, alive, scale, f32(0.0))
 
 
-def collect_scale(b: Block, operand: str, scale: Node, rows: int) -> None:
-    """Put this row's scale in its lane of the collecting register, and write all so far."""
+def collect_scale(b: Block, operand: str, scale: Node, count: int) -> None:
+    """Put this row's scale in its lane of the collecting register, and write its vectors."""
     mask = b.alu(AluOp.EQ, *RowMask.operands())
     b.alu(
-        AluOp.CHOOSE, mask, scale, b.register(SCALES), on=SCALES, lanes=rows,
-        out=Ref(operand, 0, streams_of(rows, 4)),
+        AluOp.CHOOSE, mask, scale, b.register(SCALES), on=SCALES,
+        lanes=min(LANES, count * VECTOR_BYTES // 4), out=Ref(operand, 0, count),
     )  # fmt: skip
 
 
@@ -123,9 +124,11 @@ def scale_block(spec: ChipSpec) -> Block:
     return b.finish()
 
 
-def norm(a: Args, spec: ChipSpec) -> Template:
-    """RMSNorm, then int8 per row or fp16."""
-    width, rows, int8 = a["hidden"], a["rows"], a["dtype"] == "int8"
+@lru_cache(maxsize=64)
+def _norm_row(
+    width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, overlap: bool
+) -> Block:
+    """One row of a NORM; `scales`: vectors of the rows' scales."""
     lanes = groups(width)
 
     def scaled(b: Block, g: int, root: Node, after: int) -> Node:
@@ -133,8 +136,8 @@ def norm(a: Args, spec: ChipSpec) -> Template:
         gamma = load("gamma", g, lanes[g], "f32")
         return b.alu(AluOp.MUL, x, gamma, lanes=lanes[g])
 
-    def build(pace: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALES}))
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALES}), period=period)
         total: Node | None = None
         for g, n in enumerate(lanes):
             x = load("x", g, n, "f32")
@@ -142,7 +145,7 @@ def norm(a: Args, spec: ChipSpec) -> Template:
             total = square if total is None else b.alu(AluOp.ADD, total, square)
         assert total is not None
         mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
-        root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(a["eps"])))
+        root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(eps)))
         root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
         if not int8:
             for g in range(len(lanes)):
@@ -158,10 +161,16 @@ def norm(a: Args, spec: ChipSpec) -> Template:
         for g in range(len(lanes)):
             y = b.alu(AluOp.MUL, scaled(b, g, root, factor.done + g * pace - 8), factor)
             b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
-        collect_scale(b, "s", scale, rows)
+        collect_scale(b, "s", scale, scales)
         return b
 
-    row = paced(build)
+    return row_block(build, overlap)
+
+
+def norm(a: Args, spec: ChipSpec) -> Template:
+    """RMSNorm, then int8 per row or fp16."""
+    width, rows, int8 = a["hidden"], a["rows"], a["dtype"] == "int8"
+    row = partial(_norm_row, width, a["eps"], int8, vectors(rows * 4), spec)
     steps = {
         "x": vectors(width * 4), "gamma": 0, "s": 0,
         "q": row_bytes(pad_vector(width), item_bytes(a["dtype"])) // VECTOR_BYTES,
@@ -169,14 +178,15 @@ def norm(a: Args, spec: ChipSpec) -> Template:
     return by_rows(row, rows, steps, scale_block(spec) if int8 else None)
 
 
-def gather(a: Args, spec: ChipSpec) -> Template:
-    """Join the segments, then quantise each row; fp16 is only joined."""
-    shares, rows, int8 = a["shares"], a["rows"], a["dtype"] == "int8"
-    width = sum(shares)
-    lanes = groups(width)
+@lru_cache(maxsize=64)
+def _gather_row(
+    shares: tuple[int, ...], int8: bool, scales: int, spec: ChipSpec, overlap: bool
+) -> Block:
+    """One row of a GATHER; `scales`: vectors of the rows' scales."""
+    lanes = groups(sum(shares))
 
-    def build(pace: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALES}))
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALES}), period=period)
 
         def value(g: int, after: int) -> NodeSource:
             return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)
@@ -194,30 +204,45 @@ def gather(a: Args, spec: ChipSpec) -> Template:
         for g in range(len(lanes)):
             y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 4), factor)
             b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
-        collect_scale(b, "s", scale, rows)
+        collect_scale(b, "s", scale, scales)
         return b
 
+    return row_block(build, overlap)
+
+
+def gather(a: Args, spec: ChipSpec) -> Template:
+    """Join the segments, then quantise each row; fp16 is only joined."""
+    shares, rows, int8 = tuple(a["shares"]), a["rows"], a["dtype"] == "int8"
+    width = sum(shares)
+    row = partial(_gather_row, shares, int8, vectors(rows * 4), spec)
     steps = {
         **segment_rows(shares), "s": 0,
         "q": row_bytes(pad_vector(width), item_bytes(a["dtype"])) // VECTOR_BYTES,
     }  # fmt: skip
-    return by_rows(paced(build), rows, steps, scale_block(spec) if int8 else None)
+    return by_rows(row, rows, steps, scale_block(spec) if int8 else None)
+
+
+@lru_cache(maxsize=64)
+def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
+    """One row of an ADD."""
+
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, period=period)
+        for g, n in enumerate(groups(sum(shares))):
+            delta = joined(b, runs_of(shares, g * LANES, n), 2, g * pace)
+            x = load("x", g, n, "f32")
+            total = b.alu(AluOp.ADD, x, delta, lanes=n)
+            b.alu(AluOp.COPY, total, lanes=n, out=store("x", g, n, 4))
+        return b
+
+    return row_block(build, overlap)
 
 
 def add(a: Args, spec: ChipSpec) -> Template:
     """x += the joined segments."""
-    lanes = groups(sum(a["shares"]))
-
-    def build(pace: int) -> Block:
-        b = Block(spec)
-        for g, n in enumerate(lanes):
-            delta = joined(b, runs_of(a["shares"], g * LANES, n), 2, g * pace)
-            x = load("x", g, n, "f32")
-            b.alu(AluOp.ADD, x, delta, lanes=n, out=store("x", g, n, 4))
-        return b
-
-    steps = {**segment_rows(a["shares"]), "x": vectors(sum(a["shares"]) * 4)}
-    return by_rows(paced(build), a["rows"], steps)
+    shares, rows = tuple(a["shares"]), a["rows"]
+    steps = {**segment_rows(shares), "x": vectors(sum(shares) * 4)}
+    return by_rows(partial(_add_row, shares, spec), rows, steps)
 
 
 def sigmoid(b: Block, x: NodeSource) -> Node:
@@ -227,14 +252,13 @@ def sigmoid(b: Block, x: NodeSource) -> Node:
     return b.alu(AluOp.MUL, root, root)
 
 
-def silu(a: Args, spec: ChipSpec) -> Template:
-    """(gate * sigmoid(gate)) * up, rounded to fp16."""
-    n = a["n"]
-    lanes = groups(n)
+@lru_cache(maxsize=64)
+def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
+    """One row of a SILU."""
 
-    def build(pace: int) -> Block:
-        b = Block(spec)
-        for g, count in enumerate(lanes):
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, period=period)
+        for g, count in enumerate(groups(n)):
             gate = b.alu(AluOp.COPY, load("x", g, count, "f32"), lanes=count, after=g * pace)
             gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
             up = joined(b, [Run("x", n + g * LANES, count)], 4, gated.done - 6)
@@ -242,4 +266,11 @@ def silu(a: Args, spec: ChipSpec) -> Template:
             b.alu(AluOp.CVT_F16, y, lanes=count, out=store("y", g, count, 2))
         return b
 
-    return by_rows(paced(build), a["rows"], {"x": vectors(2 * n * 4), "y": vectors(n * 2)})
+    return row_block(build, overlap)
+
+
+def silu(a: Args, spec: ChipSpec) -> Template:
+    """(gate * sigmoid(gate)) * up, rounded to fp16."""
+    n, rows = a["n"], a["rows"]
+    steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
+    return by_rows(partial(_silu_row, n, spec), rows, steps)
