@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from chip.operations import row_bytes
-from chip.spec import VECTOR_BYTES, ChipSpec, vectors
+from chip.spec import ChipSpec, vectors
 from compiler.allocate import (
     FORWARD_SLOTS,
     MemoryOptions,
@@ -24,16 +24,17 @@ from compiler.allocate import (
     chip_classes,
 )
 from compiler.errors import CompilerError
-from compiler.graph import Split, build_graph
+from compiler.graph import build_graph
 from compiler.interval import initiation_cycles
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
+from compiler.movement import forward_rows
 from compiler.network import Network, build_network
 from compiler.parallel import collector_off, run_checks
 from compiler.partition import Partition, partition
 from compiler.schedule import Scheduler
-from compiler.steps import StepPlanner, pieces
+from compiler.steps import StepPlanner
 from compiler.target import Target
 from compiler.verify import verify
 
@@ -141,26 +142,6 @@ def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
     ]
 
 
-def _forward_rows(split: Partition, network: Network) -> dict[int, int]:
-    """Bytes of the widest row that each forwarding chip passes on."""
-    config = split.config
-    residual, rope = row_bytes(config.hidden_size, 4), row_bytes(config.head_dim, 4)
-    widest: dict[int, int] = {}  # of what a chip sends
-    for group in split.groups:
-        first, stop = pieces(vectors(residual), len(group.chips))[-1]
-        for rank, chip in enumerate(group.chips):
-            shares = [
-                group.shares(axis, config.head_dim)[rank]
-                for axis in (Split.HEADS, Split.HIDDEN, Split.INTER)
-            ]
-            piece = VECTOR_BYTES * (stop - first)
-            widest[chip] = max(row_bytes(max(shares), 2), piece, rope)
-    return {
-        chip: max(widest[source] for source, _ in flows)
-        for chip, flows in network.forwarders().items()
-    }
-
-
 def fit_options(
     split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> MemoryOptions:
@@ -173,7 +154,7 @@ def fit_options(
     if asked is not None and asked > limit:
         name = split.config.name
         raise CompilerError(f"max_model_len: {name} has {limit} positions, got {asked}")
-    forward = _forward_rows(split, network)
+    forward = forward_rows(split, network)
     chips = chip_classes(split, forward).values()
 
     def enough(context: int, chunk: int) -> bool:

@@ -16,9 +16,10 @@ from chip.operations import DEFINITIONS, Opcode, Region, operands
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.movement import Transfer
 from compiler.network import Network
 from compiler.realign import Counter, meet
-from compiler.steps import Planned, Transfer
+from compiler.steps import Planned
 
 
 class _Node:

@@ -6,19 +6,16 @@ receiver does earlier in the program is already in the list, so the scheduler se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chip.operations import Opcode, row_bytes, segment_offsets
-from chip.spec import VECTOR_BYTES
+from chip.operations import Opcode, segment_offsets
 from compiler.allocate import HANDED
 from compiler.graph import GraphOp, Kind, Split
-from compiler.ir import HostMemory, Memory, StepKind
-from compiler.network import Network, flows_between
+from compiler.ir import Memory, StepKind
+from compiler.movement import Movement, Transfer, host_memory, result_bytes, vectors_of
+from compiler.network import Network
 from compiler.partition import Group, Partition, weight_of
-
-PIECE_VECTORS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,53 +28,6 @@ class Planned:
     args: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """A message: `vectors` from `src_address` on one node to an address on each target."""
-
-    name: str
-    src: int
-    src_address: int
-    targets: tuple[tuple[int, int], ...]  # (node, address)
-    vectors: int
-
-
-def vectors_of(n_bytes: int) -> int:
-    return n_bytes // VECTOR_BYTES
-
-
-def result_bytes(partition: Partition, rank: int, top_k: int) -> int:
-    """Bytes a head chip returns for a decode step: its logits, or (id, logit) of the largest."""
-    start, stop = partition.groups[-1].vocab[rank]
-    return row_bytes(2 * min(top_k, stop - start) if top_k else stop - start, 4)
-
-
-def pieces(n_vectors: int, senders: int) -> list[tuple[int, int]]:
-    """Cut what all of a group's chips hold into a piece for each sender: (first, stop) vectors.
-
-    A hop's latency is worth some 30 vectors, so shorter pieces would not come sooner.
-    """
-    count = max(1, min(senders, n_vectors // PIECE_VECTORS))
-    return [(n_vectors * n // count, n_vectors * (n + 1) // count) for n in range(count)]
-
-
-def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
-    """Lay out the host's buffer: embedding rows, RoPE rows, then the results."""
-    config = partition.config
-    rope = kind.rows * row_bytes(config.hidden_size, 4)
-    end = rope + kind.rows * row_bytes(config.head_dim, 4)
-    results: dict[int, int] = {}
-    if kind.decode:
-        for rank, chip in enumerate(partition.groups[-1].chips):
-            if size := result_bytes(partition, rank, top_k):
-                results[chip] = end
-                end += size
-    else:
-        results[partition.last_layers.chips[0]] = end
-        end += VECTOR_BYTES
-    return HostMemory(embedding=0, rope=rope, results=results, size=end)
-
-
 class StepPlanner:
     """Walks the groups of a partition and lists what each chip does in one step."""
 
@@ -85,18 +35,19 @@ class StepPlanner:
         self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
         dtype: str, context: int, top_k: int,
     ) -> None:  # fmt: skip
-        self.partition, self.network, self.memories, self.kind = partition, network, memories, kind
+        self.partition, self.kind = partition, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
-        self.items: list[Planned | Transfer] = []
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
+        self.items: list[Planned | Transfer] = []
+        self.moves = Movement(partition, network, kind, self.host, self.buffers, self.items)
         self.constants = [memory.addresses() for memory in memories]
 
     def plan(self) -> list[Planned | Transfer]:
         """Return the step's operations and transfers in order."""
         groups = [g for g in self.partition.groups if len(g.layers) or self.kind.decode]
-        self._enter(groups[0])
+        self.moves.enter(groups[0])
         for group, after in zip(groups, [*groups[1:], None], strict=True):
             for index in group.layers:
                 last = index == group.layers[-1]
@@ -106,64 +57,6 @@ class StepPlanner:
         else:
             self._done(groups[-1])
         return self.items
-
-    # -- movement
-
-    def _send(
-        self, name: str, src: tuple[int, int], targets: Sequence[tuple[int, int]], n_vectors: int
-    ) -> None:
-        transfer = Transfer(
-            name=name, src=src[0], src_address=src[1], targets=tuple(targets), vectors=n_vectors
-        )
-        self.items.append(transfer)
-
-    def _enter(self, group: Group) -> None:
-        """Bring residual and RoPE rows from the host to the first group."""
-        rows, host = self.kind.rows, self.partition.layout.chips
-        for chip in group.chips:
-            for name, offset, width in (
-                ("rope", self.host.rope, self.config.head_dim),
-                ("residual", self.host.embedding, self.config.hidden_size),
-            ):
-                dst = (chip, self.buffers[chip][name])
-                n_vectors = rows * vectors_of(row_bytes(width, 4))
-                self._send(f"host.{name}", (host, offset), [dst], n_vectors)
-
-    def _hand_over(self, group: Group, after: Group, name: str) -> None:
-        """Bring residual and RoPE rows from a group whose chips all hold them to the next one.
-
-        RoPE rows go behind: they are wanted later, and a chip's step begins with what comes first.
-        """
-        rows = self.kind.rows
-        flows = self.network.nearest_first(flows_between(group, after))
-        residual = rows * vectors_of(row_bytes(self.config.hidden_size, 4))
-        parts = [(name, "residual", piece) for piece in pieces(residual, len(flows))]
-        senders = list(range(len(parts)))
-        if len(after.layers):
-            rope = rows * vectors_of(row_bytes(self.config.head_dim, 4))
-            parts.append((f"stage{after.index}.rope", "rope", (0, rope)))
-            senders.append(0)
-        for sender, (what, buffer, (first, stop)) in zip(senders, parts, strict=True):
-            (chip, peers), offset = flows[sender], first * VECTOR_BYTES
-            targets = [(peer, self.buffers[peer][buffer] + offset) for peer in peers]
-            src = (chip, self.buffers[chip][buffer] + offset)
-            self._send(what, src, targets, stop - first)
-
-    def _exchange(
-        self, group: Group, name: str, buffer: str, split: Split, after: Group | None = None
-    ) -> None:
-        """All-gather: every chip's segment goes to all others, or to all of the next group."""
-        to, into = (group, buffer) if after is None else (after, HANDED)
-        shares = group.shares(split, self.config.head_dim)
-        offsets = segment_offsets(shares, self.kind.rows)
-        flows = [flow for flow in flows_between(group, to) if flow[1]]
-        for chip, peers in self.network.nearest_first(flows):
-            rank = group.chips.index(chip)
-            size = offsets[rank + 1] - offsets[rank]
-            if size:
-                src = (chip, self.buffers[chip][buffer] + offsets[rank])
-                targets = [(peer, self.buffers[peer][into] + offsets[rank]) for peer in peers]
-                self._send(name, src, targets, vectors_of(size))
 
     # -- operations
 
@@ -276,24 +169,24 @@ class StepPlanner:
         self._norm(group, norm, "attn.in")
         self._linear(group, qkv, "attn.in", "qkv")
         self._attention(group, rope, attend)
-        self._exchange(group, attend.name, "attn.out", Split.HEADS)
+        self.moves.exchange(group, attend.name, "attn.out", Split.HEADS)
         self._gather(group, o_proj.name, "attn.out", "o.in", Split.HEADS)
         self._linear(group, o_proj, "o.in", "o.out")
-        self._exchange(group, o_proj.name, "o.out", Split.HIDDEN)
+        self.moves.exchange(group, o_proj.name, "o.out", Split.HIDDEN)
         self._add(group, add, "o.out")
         ahead = after if self._goes_ahead(group) else None
         if ahead is not None:
-            self._hand_over(group, ahead, add.name)
+            self.moves.hand_over(group, ahead, add.name)
         self._norm(group, post, "mlp.in")
         self._linear(group, gate_up, "mlp.in", "gate_up")
         self._silu(group, silu)
-        self._exchange(group, silu.name, "mlp.mid", Split.INTER)
+        self.moves.exchange(group, silu.name, "mlp.mid", Split.INTER)
         self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
         self._linear(group, down, "down.in", "mlp.out")
-        self._exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
+        self.moves.exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
         self._add(group, add_mlp, "mlp.out", ahead)
         if after is not None and ahead is None:
-            self._hand_over(group, after, add_mlp.name)
+            self.moves.hand_over(group, after, add_mlp.name)
 
     def _goes_ahead(self, group: Group) -> bool:
         """Whether the residual leaves a group before the sum that ends its last layer.
@@ -324,10 +217,10 @@ class StepPlanner:
                 )  # fmt: skip
             dst = (host, self.host.results[chip])
             src = (chip, self.buffers[chip][buffer])
-            self._send("host.result", src, [dst], vectors_of(size))
+            self.moves.send("host.result", src, [dst], vectors_of(size))
 
     def _done(self, group: Group) -> None:
         """A prefill step ends with one vector to the host, so that the host knows."""
         host, chip = self.partition.layout.chips, group.chips[0]
         src = (chip, self.buffers[chip]["residual"])
-        self._send("host.done", src, [(host, self.host.results[chip])], 1)
+        self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)

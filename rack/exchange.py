@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, StepKind
+from compiler.movement import Transfer
 from compiler.network import Network
 from compiler.routes import Flow
 from compiler.schedule import Scheduler
-from compiler.steps import Transfer
 from rack.hardware import Hardware
 
 Path = tuple[int, ...]

@@ -14,9 +14,9 @@ from chip.operations import Opcode
 from chip.program import Operation
 from compiler.errors import ScheduleError
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.movement import Transfer
 from compiler.network import Network
 from compiler.schedule import Scheduler
-from compiler.steps import Transfer
 from compiler.verify import _check_links, _check_transfers
 from interconnect.link import Arrival, LinkModel
 
