@@ -1,10 +1,10 @@
 """Where attention keeps what it works on: weights between its passes, and what is known of heads.
 
 Heads are taken four at a time (a quad), out of those that share packed vectors of the cache. A
-quad's vectors have 80 tokens (a column) of each of its heads, fp32: four vectors of memory, an item.
-A column's items lie twice in the bulk slices, once in each hemisphere, so that a pass may read one
-and write the other: eight of either in a window of 64 vectors. What is one number a head (maxima,
-shares, scales) is in work memory, 80 times each, so that it meets a column lane by lane.
+quad's vectors have 80 tokens (a column) of each of its heads, fp32: four vectors of memory, an
+item. A column's items lie twice in the bulk slices, once in each hemisphere, so that a pass may
+read one and write the other: eight of either in a window of 64 vectors. What is one number a head
+(maxima, shares, scales) is in work memory, 80 times each, so that it meets a column lane by lane.
 
 Rows are taken in batches, as many at a time as these bounds allow, at least one.
 """

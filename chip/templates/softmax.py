@@ -14,7 +14,7 @@ from chip.isa import AluOp
 from chip.issue import Issue
 from chip.operand import Held, In
 from chip.templates.attention import Attention, Quad
-from chip.templates.scores import PEAKS, STORE, keep
+from chip.templates.scores import PEAKS, keep
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items
 
@@ -82,7 +82,8 @@ class Exponentials:
         for job in self.jobs:
             if first_row + job.quad.row < self.shape.rows:
                 yield from self._columns(job, wires)
-                last = yield from self._fold(job, wires)
+                fold, last = self._fold(job, wires)
+                yield from fold
                 number = job.quad.number * self.shape.scratch.known
                 yield from keep(wires, last, number, job.store)
 
@@ -106,24 +107,21 @@ class Exponentials:
             before = Held(total) if c >= QUARTERS else f32(0.0)
             yield wires.alu(total, at, AluOp.ADD, Held(POWER), before)
 
-    def _fold(self, job: Job, wires: Wires) -> Iterator[Issue]:
-        """Add the quarters' sums: (0 + 2) + (1 + 3); return the ALU that has the sum."""
+    def _fold(self, job: Job, wires: Wires) -> tuple[list[Issue], int]:
+        """Add the quarters' sums: (0 + 2) + (1 + 3); return also the ALU that has the sum."""
         add, columns = self.clock.of["ADD"], self.shape.columns
-        done = [
-            job.start + c * self.pace + self.powered + add
-            for c in range(max(0, columns - QUARTERS), columns)
-        ]
-        totals = [TOTALS[c % QUARTERS] for c in range(max(0, columns - QUARTERS), columns)]
-        if columns == 1:
-            return totals[0]
+        ends = range(max(0, columns - QUARTERS), columns)
+        done = [job.start + c * self.pace + self.powered + add for c in ends]
+        totals = [Held(TOTALS[c % QUARTERS]) for c in ends]
         one, two = FOLD
+        if columns == 1:
+            return [], TOTALS[0]
         if columns == 2:
-            yield wires.alu(one, done[1], AluOp.ADD, Held(totals[0]), Held(totals[1]))
-            return one
-        yield wires.alu(one, done[2], AluOp.ADD, Held(totals[0]), Held(totals[2]))
+            return [wires.alu(one, done[1], AluOp.ADD, *totals)], one
+        first = wires.alu(one, done[2], AluOp.ADD, totals[0], totals[2])
         if columns == 3:
-            yield wires.alu(two, done[2] + add, AluOp.ADD, Held(one), Held(totals[1]))
-            return two
-        yield wires.alu(two, done[3], AluOp.ADD, Held(totals[1]), Held(totals[3]))
-        yield wires.alu(one, done[3] + add, AluOp.ADD, Held(one), Held(two))
-        return one
+            last = wires.alu(two, done[2] + add, AluOp.ADD, Held(one), totals[1])
+            return [first, last], two
+        second = wires.alu(two, done[3], AluOp.ADD, totals[1], totals[3])
+        last = wires.alu(one, done[3] + add, AluOp.ADD, Held(one), Held(two))
+        return [first, second, last], one
