@@ -19,8 +19,10 @@ HARDWARE.md, The chip; ISCA 2020.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from chip.floorplan import Queue, Role, Unit, plane_of
 from chip.operand import At, Group, Source, Stream
@@ -66,7 +68,17 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        return type(self).__name__.upper()
+        return mnemonic(type(self))
+
+
+def mnemonic(kind: type[Instruction]) -> str:
+    """Return a class's name as programs are written: RUNTIME_DESKEW."""
+    return _mnemonic(kind.__name__)
+
+
+@cache
+def _mnemonic(name: str) -> str:
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +281,18 @@ class Receive(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deskew(Instruction):
-    """C2C: hold the queue until the next epoch of the aligned counter."""
+    """ICU: hold the queue, before its program starts, until an epoch of the aligned counter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeDeskew(Instruction):
+    """ICU: hold the queue for `cycles`, more or less, until the program's counter is right again.
+
+    All of a chip's queues do so at once, and nothing is on its way meanwhile: how long the stop
+    takes in fact depends on the chip's clock. assumption: each queue has the instruction.
+    """
+
+    cycles: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +307,7 @@ class Notify(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ifetch(Instruction):
-    """ICU: fetch the next `words` program words of 320 bytes into the queue's buffer."""
+    """ICU: fetch the next `words` program words of 320 bytes from MEM into the queue's buffer."""
 
     words: int = 1
 
@@ -298,8 +321,8 @@ class Config(Instruction):
 
 
 MEM = (Read, Write, Gather, Scatter)
-C2C = (Send, Receive, Deskew)
-ICU = (Sync, Notify, Ifetch, Config)
+C2C = (Send, Receive)
+ICU = (Deskew, RuntimeDeskew, Sync, Notify, Ifetch, Config)
 SXM = (Shift, Rotate, Permute, Distribute, Select, Transpose)
 ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
     Unit.MEM: MEM,
@@ -310,8 +333,7 @@ ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
     Role.DRAIN: (ACC,),
 }
 MNEMONICS = (
-    *(kind.__name__.upper() for kind in (*MEM, LW, IW, ABC, ACC)),
-    *(kind.__name__.upper() for kind in (*SXM, *C2C, *ICU)),
+    *(mnemonic(kind) for kind in (*MEM, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)),
     *(op.value for op in AluOp),
 )
 """Every instruction that has delays; NOP and Repeat belong to the queues' text and binary forms."""

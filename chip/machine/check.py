@@ -12,10 +12,16 @@ from chip.isa import (
     LW,
     Alu,
     AluOp,
+    Config,
+    Deskew,
+    Ifetch,
     Instruction,
     Lanes,
+    Notify,
     Read,
+    RuntimeDeskew,
     Select,
+    Sync,
     Transpose,
     Write,
     issues,
@@ -49,6 +55,8 @@ class Checker:
             )
         if isinstance(issue.instruction, (Read, Write)):
             self._words(issue)
+        if isinstance(issue.instruction, RuntimeDeskew) and issue.n > 1:
+            raise MachineError(f"repeat: wanted one stop, got {issue.n}", culprit(issue))
         if key in self._seen:
             return
         self._seen.add(key)
@@ -76,6 +84,10 @@ class Checker:
             return self._lanes(instruction)
         if isinstance(instruction, (LW, IW, ABC, ACC)):
             return self._mxm(instruction)
+        if isinstance(instruction, RuntimeDeskew) and instruction.cycles < 1:
+            return f"cycles: wanted 1 or more, got {instruction.cycles}"
+        if isinstance(instruction, (Deskew, Sync, Notify, Ifetch, Config)):
+            return "an instruction that a program may have only before its queues are released"
         if isinstance(instruction, Transpose) and not 1 <= instruction.groups <= 20:
             return f"groups: wanted 1 to 20, got {instruction.groups}"
         return None
