@@ -19,11 +19,21 @@ HARDWARE.md, The chip; ISCA 2020.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 
+from chip.control import (
+    Config,
+    Deskew,
+    Ifetch,
+    Instruction,
+    Notify,
+    Receive,
+    RuntimeDeskew,
+    Send,
+    Sync,
+    mnemonic,
+)
 from chip.floorplan import Queue, Role, Unit, plane_of
 from chip.operand import At, Group, Source, Stream
 from chip.spec import VECTOR_BYTES
@@ -60,25 +70,6 @@ LARGE_ALUS = frozenset({0, 2, 5, 7, 8, 10, 13, 15})
 LARGE_OPS = frozenset(list(AluOp)[list(AluOp).index(AluOp.MAX) :])
 _BINARY = ["ADD", "SUB", "MUL", "OR", "EQ", "LE", "GE", "MAX", "MIN"]
 ARITY = dict.fromkeys(AluOp, 1) | {AluOp(name): 2 for name in _BINARY} | {AluOp.CHOOSE: 3}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
-    """Base of all; `name` is the mnemonic whose delays the profile gives."""
-
-    @property
-    def name(self) -> str:
-        return mnemonic(type(self))
-
-
-def mnemonic(kind: type[Instruction]) -> str:
-    """Return a class's name as programs are written: RUNTIME_DESKEW."""
-    return _mnemonic(kind.__name__)
-
-
-@cache
-def _mnemonic(name: str) -> str:
-    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,68 +249,6 @@ class Transpose(Instruction):
     groups: int = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send(Instruction):
-    """C2C: give a vector to a port, where it departs `wait` cycles after the issue.
-
-    assumption: a port holds up to 4 waiting vectors each way.
-    """
-
-    port: int
-    stream: Stream
-    wait: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receive(Instruction):
-    """C2C: put on a stream the vector that arrived at a port `wait` cycles ago."""
-
-    port: int
-    stream: Stream
-    wait: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deskew(Instruction):
-    """ICU: hold the queue, before its program starts, until an epoch of the aligned counter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeDeskew(Instruction):
-    """ICU: hold the queue for `cycles`, more or less, until the program's counter is right again.
-
-    All of a chip's queues do so at once, and nothing is on its way meanwhile: how long the stop
-    takes in fact depends on the chip's clock. assumption: each queue has the instruction.
-    """
-
-    cycles: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sync(Instruction):
-    """ICU: park the queue until a Notify."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notify(Instruction):
-    """ICU: release every parked queue, d_func later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ifetch(Instruction):
-    """ICU: fetch the next `words` program words of 320 bytes from MEM into the queue's buffer."""
-
-    words: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config(Instruction):
-    """ICU: set a configuration register of the queue's unit."""
-
-    register: int
-    value: int
-
-
 MEM = (Read, Write, Gather, Scatter)
 C2C = (Send, Receive)
 ICU = (Deskew, RuntimeDeskew, Sync, Notify, Ifetch, Config)
@@ -345,3 +274,9 @@ def issues(queue: Queue, instruction: Instruction) -> bool:
     if isinstance(instruction, Alu) and instruction.op in LARGE_OPS:
         return queue.unit is Unit.VXM and queue.number in LARGE_ALUS
     return isinstance(instruction, (*ISSUED_BY[unit], *ICU))
+
+
+__all__ = [  # with what other modules take from here and is defined in chip.control
+    "Config", "Deskew", "Ifetch", "Instruction", "Notify", "Receive", "RuntimeDeskew", "Send",
+    "Sync", "mnemonic",
+]  # fmt: skip

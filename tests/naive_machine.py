@@ -46,6 +46,9 @@ class NaiveMachine(NaiveStreams):
         self.slots: dict[tuple[int, int], Vector] = {}
         self.products: dict[tuple[int, int], Vector] = {}
         self.sums: dict[tuple[int, int], Vector] = {}
+        self.halves: dict[tuple[int, int], Vector] = {}  # fp64 partials of a tile's first half
+        self.joined: set[int] = set()  # planes whose partner has fp16 products
+        self.planes: set[int] = set()  # in use
 
     def run(self, issues: Sequence[Issue]) -> None:
         """Step to the end; `memory` then holds the result. Raises Refused."""
@@ -67,8 +70,10 @@ class NaiveMachine(NaiveStreams):
                     event()
             self._move()
             self.now += 1
-        if self.products or any(self.buffers.values()):
-            raise Refused("a product or weights left over")
+        if self.products or self.halves or any(self.buffers.values()):
+            raise Refused("a product, half a tile or weights left over")
+        if self.joined & self.planes:
+            raise Refused("a joined plane at work")
 
     # -- instructions
 
@@ -164,6 +169,7 @@ class NaiveMachine(NaiveStreams):
             self._drive(at, group(sxm.dst, 16), first + i, lambda i=i: turned(i))  # type: ignore[misc]
 
     def _mxm(self, plane: int, mxm: LW | IW | ABC | ACC, c: int, done: int, at: int) -> None:
+        self.planes.add(plane)
         if isinstance(mxm, LW):
             found: list[Vector] = []
             self._sample(at, group(mxm.stream, mxm.count), c, found)
@@ -206,6 +212,16 @@ class NaiveMachine(NaiveStreams):
                 found.append(self.slots[plane, mxm.slot])
             if plane not in self.arrays:
                 raise Refused("no weights")
+            if mxm.fp16:
+                self.joined.add(plane + 1)
+                self.products[plane, done] = np.array(
+                    [
+                        self.arrays[plane].get(j, np.zeros(320, np.uint8)).view(np.float16)
+                        * found[0].view(np.float16).astype(np.float64)
+                        for j in range(320)
+                    ]
+                )
+                return
             product = np.zeros(320, np.int32)
             for column, weights in self.arrays[plane].items():
                 product[column] = found[0].view(np.int8).astype(np.int32) @ weights.astype(np.int32)
@@ -215,15 +231,38 @@ class NaiveMachine(NaiveStreams):
         self._at(c, MIDDLE if buffer_read else END, act)
 
     def _drain(self, plane: int, mxm: ACC) -> Vector:
-        if not mxm.first and (plane, mxm.slot) not in self.sums:
+        if not mxm.first and mxm.half != 0 and (plane, mxm.slot) not in self.sums:
             raise Refused("an accumulator never started")
         if mxm.product:
             if (plane, self.now) not in self.products:
                 raise Refused("no product")
             product = self.products.pop((plane, self.now))
+            if (product.dtype == np.float64) != (mxm.half is not None):
+                raise Refused("a product of another type")
+            if mxm.half is not None:
+                return self._half(plane, mxm, product)
             before = 0 if mxm.first else self.sums[plane, mxm.slot]
             self.sums[plane, mxm.slot] = before + product
         return self.sums[plane, mxm.slot]
+
+    def _half(self, plane: int, mxm: ACC, product: Vector) -> Vector:
+        """Lane by lane into 16 partials; behind half 1 a tree, and the row's sum."""
+        at = plane, mxm.slot
+        if (mxm.half == 1) != (at in self.halves):
+            raise Refused("half a tile")
+        partials = self.halves.pop(at) if mxm.half else np.zeros((320, 16))
+        for lane in range(160):
+            partials[:, lane % 16] += product[:, lane]
+        if not mxm.half:
+            self.halves[at] = partials
+            return self.sums.get(at, np.zeros(320, np.float32))
+        while partials.shape[1] > 1:
+            left, right = np.split(partials, 2, axis=1)
+            partials = left + right
+        tile = partials[:, 0].astype(np.float32)
+        before = np.float32(0) if mxm.first else self.sums[at]
+        self.sums[at] = before + tile
+        return self.sums[at]
 
 
 def _typed(found: list[Vector], dtype: str) -> Vector:

@@ -70,7 +70,7 @@ class Writer:
 
     def program(self) -> list[Issue]:
         makers: list[Callable[[], None]] = [
-            self.vector, self.lanes, self.product, self.block, self.mapped,
+            self.vector, self.lanes, self.product, self.halves, self.block, self.mapped,
         ]  # fmt: skip
         for _ in range(self.rng.randint(1, 4)):
             self.rng.choice(makers)()
@@ -232,6 +232,33 @@ class Writer:
         copy = Alu(op=AluOp.CVT_F32, a=In(taps, "i32"), lanes=8, out=group(target, 1))
         self.add(alu(7), at_vxm, copy, rows)
         self.store(alu(0), at_vxm + DELAYS["CVT_F32"].d_func, target, 1, rows, 1)
+
+    def halves(self) -> None:
+        """A tile or two of fp16 columns, in halves, through a pair of planes."""
+        rng = self.rng
+        side, rows, at = rng.randrange(2), rng.randint(1, 3), rng.randrange(60, 90)
+        load, feed, drain = (mxm(2 * side, role) for role in Role)
+        outward, tiles = side == 1, rng.randint(1, 2)
+        for half in range(2 * tiles):
+            self.fetch(load, at, Stream(outward, 8), 4, 2, 1)
+            self.add(load, at, LW(stream=Stream(outward, 8), count=4, column=0, step=4), 2)
+            self.add(feed, at + 2, IW(columns=8))
+            go = at + 2 + DELAYS["IW"].d_func
+            self.fetch(feed, go, Stream(outward, 3), 1, rows, 1)
+            self.add(feed, go, ABC(stream=Stream(outward, 3), fp16=True), rows)
+            last = half == 2 * tiles - 1
+            out = group(Stream(not outward, 12), 1) if last else ()
+            add = ACC(slot=1, step=1, first=half < 2, lanes=8, out=out, half=half % 2)
+            self.add(drain, go + DELAYS["ABC"].d_func, add, rows)
+            at = go + rows
+        done = go + DELAYS["ABC"].d_func + DELAYS["ACC"].d_func
+        at_vxm = done + hops(drain, alu(0), CHIP)
+        target = Stream(rng.random() < 0.5, 16)
+        copy = Alu(
+            op=AluOp.COPY, a=In(group(Stream(not outward, 12), 1)), lanes=8, out=group(target, 1)
+        )
+        self.add(alu(7), at_vxm, copy, rows)
+        self.store(alu(0), at_vxm + DELAYS["COPY"].d_func, target, 1, rows, 1)
 
     def block(self) -> None:
         """A transposed block of one or two times 16 vectors."""

@@ -15,11 +15,11 @@ from compiler.lower_links import place_transfers
 
 def test_an_operation_without_instructions() -> None:
     model = compiled("1x1", dtype="fp16")
-    product = find(model.steps["decode/32"], 0, Opcode.MATMUL, "qkv_proj")
+    attend = find(model.steps["decode/32"], 0, Opcode.ATTEND, "attend")
     with pytest.raises(LoweringError) as caught:
-        lower_operation(product, model.chip)
+        lower_operation(attend, model.chip)
     assert str(caught.value) == (
-        f"{product.name}: matmul has no instructions for fp16 and this shape; its cost is an "
+        f"{attend.name}: attend has no instructions for fp16 and this shape; its cost is an "
         "estimate"
     )
 

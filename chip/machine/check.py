@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chip.errors import MachineError
-from chip.floorplan import Queue
+from chip.floorplan import Queue, plane_of
 from chip.isa import (
     ABC,
     ACC,
@@ -83,7 +83,7 @@ class Checker:
         if isinstance(instruction, Lanes):
             return self._lanes(instruction)
         if isinstance(instruction, (LW, IW, ABC, ACC)):
-            return self._mxm(instruction)
+            return self._mxm(instruction, plane_of(queue)[0])
         if isinstance(instruction, RuntimeDeskew) and instruction.cycles < 1:
             return f"cycles: wanted 1 or more, got {instruction.cycles}"
         if isinstance(instruction, (Deskew, Sync, Notify, Ifetch, Config)):
@@ -119,8 +119,12 @@ class Checker:
             wrong = _taps(sxm.other, sxm.lanes, dtype)
         return wrong
 
-    def _mxm(self, mxm: LW | IW | ABC | ACC) -> str | None:
+    def _mxm(self, mxm: LW | IW | ABC | ACC, plane: int) -> str | None:
         columns, slots = self.spec.mxm_columns, self.spec.mxm_activation_slots
+        if isinstance(mxm, ACC) and mxm.half not in (None, 0, 1):
+            return f"half: wanted 0 or 1, got {mxm.half}"
+        if plane % 2 and _joined(mxm):
+            return f"fp16: wanted the even plane of a pair, got plane {plane}"
         if isinstance(mxm, LW):
             if not 1 <= mxm.count <= 2 * PLANE_STREAMS or mxm.stream.number + mxm.count > STREAMS:
                 return f"streams: wanted 1 to {2 * PLANE_STREAMS} of {STREAMS}, got {mxm.count}"
@@ -139,6 +143,15 @@ class Checker:
         elif mxm.out:
             return _taps(mxm.out, mxm.lanes, "f32")
         return None
+
+
+def _joined(mxm: LW | IW | ABC | ACC) -> bool:
+    """Tell whether an instruction is for a pair of planes, as fp16 wants them."""
+    if isinstance(mxm, ABC):
+        return mxm.fp16
+    if isinstance(mxm, ACC):
+        return mxm.half is not None
+    return isinstance(mxm, LW) and mxm.count > PLANE_STREAMS
 
 
 def _taps(taps: Group, lanes: int, dtype: str) -> str | None:

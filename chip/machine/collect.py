@@ -99,8 +99,9 @@ class Collector:
         self.installs = Runs(5)  # plane, cycle, step, columns, burst
         self.fills = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
         self.uses = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
-        self.products = Runs(5)  # plane, cycle, step, place, burst
-        self.drains = Runs(5)  # plane, cycle, step, place, burst
+        self.products = Runs(6)  # plane, cycle, step, place, whether fp16, burst
+        self.drains = Runs(6)  # plane, cycle, step, place, whether fp16, burst
+        self.halves = Runs(7)  # plane, slot, slot step, cycle, step, half, burst
         self.sums = Runs(7)  # plane, slot, slot step, cycle, step, whether it starts, burst
         self._checker = Checker(spec)
         self._queues: dict[object, int] = {}
@@ -262,16 +263,26 @@ class Collector:
             if mxm.slot is not None:
                 (self.uses if mxm.stream is None else self.fills).add(issue.n, *row)
             if mxm.stream is None or mxm.slot is None:
-                self.products.add(issue.n, plane, ready, issue.d, slot.offset, number)
+                self.products.add(
+                    issue.n, plane, ready, issue.d, slot.offset, int(mxm.fp16), number
+                )
         else:
-            burst.dtype = "i32" if mxm.half is None else "f32"
-            if mxm.product:  # its operand is the activation of the product that it takes
-                slot = self._slot(burst, 1)
-                self.drains.add(issue.n, plane, issue.cycle, issue.d, slot.offset, number)
-            starts = int(mxm.first and mxm.product)
-            self.sums.add(issue.n, plane, mxm.slot, mxm.step, issue.cycle, issue.d, starts, number)
-            self._values(burst, 4 if mxm.out else 0)
-            self._put(burst, mxm.out)
+            self._acc(burst, mxm, plane)
+
+    def _acc(self, burst: Burst, acc: ACC, plane: int) -> None:
+        issue, number, fp16 = burst.issue, burst.number, acc.half is not None
+        burst.dtype = "f32" if fp16 else "i32"
+        row = (plane, acc.slot, acc.step, issue.cycle, issue.d)
+        if acc.product:  # its operand is the activation of the product that it takes
+            slot = self._slot(burst, 1)
+            taken = (plane, issue.cycle, issue.d, slot.offset, int(fp16), number)
+            self.drains.add(issue.n, *taken)
+        if acc.product and acc.half is not None:
+            self.halves.add(issue.n, *row, acc.half, number)
+        if acc.half != 0 or not acc.product:  # the first half leaves the row's sum alone
+            self.sums.add(issue.n, *row, int(acc.first and acc.product), number)
+        self._values(burst, 4 if acc.out else 0)
+        self._put(burst, acc.out)
 
 
 def _result_type(alu: Alu) -> str:
