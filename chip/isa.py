@@ -234,16 +234,18 @@ class Select(Lanes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transpose(Instruction):
-    """SXM: turn a block of bytes: n <= 20 issues of 16 streams in, `groups` times 16 streams out.
+    """SXM: turn a block of items: n <= 20 issues of 16 streams in, `groups` times 16 streams out.
 
-    Input vector t (issue t // 16, stream t mod 16) lane l becomes output vector l (cycle l // 16,
-    stream l mod 16) lane t. The first 16 leave d_func >= 20 after the first issue. assumption: 16 x
-    16 transposes inside superlanes, skewed between them by the SXM's own registers.
+    Input vector t (issue t // 16, stream t mod 16) item l becomes output vector l (cycle l // 16,
+    stream l mod 16) item t; a vector is 320 items of one byte, or 160 of two, and n <= 10. The
+    first 16 leave d_func >= 20 after the first issue. assumption: 16 x 16 transposes inside
+    superlanes, of the bytes of an item each, skewed between them by the SXM's own registers.
     """
 
     src: Stream
     dst: Stream
     groups: int = 20
+    item: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

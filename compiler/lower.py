@@ -25,6 +25,7 @@ from chip.templates.builder import (
     TO_VXM,
     Access,
     Block,
+    Given,
     Load,
     Node,
     NodeSource,
@@ -32,7 +33,6 @@ from chip.templates.builder import (
     Ref,
     Row,
 )
-from chip.templates.parts import Given
 from chip.templates.table import template
 from chip.templates.template import Placed, Template
 from compiler.errors import LoweringError

@@ -160,9 +160,10 @@ class NaiveMachine(NaiveStreams):
         first = issue.cycle + self.delays["TRANSPOSE"].d_func
 
         def turned(i: int) -> Vector:
-            block = np.zeros((320, 320), np.uint8)
+            side = 320 // sxm.item
+            block = np.zeros((side, side), {1: np.uint8, 2: np.uint16}[sxm.item])
             rows = np.array([vector for vectors in found for vector in vectors])
-            block[: len(rows)] = rows
+            block[: len(rows)] = rows.view(block.dtype)
             return np.ascontiguousarray(block.T[16 * i : 16 * i + 16]).reshape(-1)
 
         for i in range(sxm.groups):

@@ -226,6 +226,14 @@ REFUSED = {
         [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, groups=21))],
         "groups: wanted 1 to 20, got 21: TRANSPOSE",
     ),
+    "wide groups": (
+        [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, groups=11, item=2))],
+        "groups: wanted 1 to 10, got 11: TRANSPOSE",
+    ),
+    "items of a block": (
+        [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, item=4))],
+        "item: wanted 1 or 2 bytes, got 4: TRANSPOSE",
+    ),
     "block": (
         [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0), 2, 3)],
         "a block: wanted up to 20 issues, one a cycle, got 2, 3: TRANSPOSE",

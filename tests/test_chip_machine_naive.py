@@ -266,7 +266,8 @@ class Writer:
         side, n, at = rng.randrange(2), rng.randint(1, 2), rng.randrange(60, 90)
         unit, source, target = sxm(side, 5), Stream(side == 1, 14), Stream(side == 0, 16)
         self.fetch(unit, at, source, 16, n, 1)
-        self.add(unit, at, Transpose(src=source, dst=target, groups=2), n)
+        item = rng.choice((1, 2))
+        self.add(unit, at, Transpose(src=source, dst=target, groups=2, item=item), n)
         self.store_inward(unit, at + DELAYS["TRANSPOSE"].d_func, target)
 
     def store_inward(self, unit: Queue, at: int, stream: Stream) -> None:

@@ -55,7 +55,15 @@ def caches(rack: LocalRack) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("layout", "dtype", "top_k"),
-    [("1x1", "int8", 0), ("1x1", "int8", 3), ("1x2", "int8", 0), ("2x2", "int8", 0)],
+    [
+        ("1x1", "int8", 0),
+        ("1x1", "int8", 3),
+        ("1x2", "int8", 0),
+        ("2x2", "int8", 0),
+        ("1x1", "fp16", 0),
+        ("1x2", "fp16", 3),
+        ("2x2", "fp16", 0),
+    ],
 )
 def test_equals_the_fast_executor(layout: str, dtype: str, top_k: int) -> None:
     """A prompt in two chunks, the second not full, then two tokens."""

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from one_operation import both, placed
 
-from chip.operations import Opcode
+from chip.operations import Opcode, kv_layout
 from chip.quant import tile_weights
 from chip.spec import pad_vector
 
@@ -84,6 +84,34 @@ def test_rope(heads: int, kv_heads: int, dim: int, positions: tuple[int, ...]) -
     assert any(q)
     assert any(kv)
     assert saturated == rows
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "bucket", "positions"),
+    [
+        (4, 2, 16, 32, (0, 20)),
+        (8, 1, 128, 330, (329,)),  # a second chunk of ten tokens
+        (5, 5, 12, 64, (0, 63, 30)),
+        (3, 3, 160, 1000, (310,)),
+        (20, 10, 24, 200, (170,)),  # two groups of heads; half a tile, and the other cut short
+    ],
+)
+def test_attend_fp16(
+    heads: int, kv_heads: int, dim: int, bucket: int, positions: tuple[int, ...]
+) -> None:
+    rows = len(positions)
+    shape = {
+        "rows": rows, "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "bucket": bucket,
+        "context": bucket + 9, "dtype": "fp16",
+        "kv_of": tuple(head * kv_heads // heads for head in range(heads)),
+    }  # fmt: skip
+    names = dict.fromkeys(("q", "kv", "y", "scratch"), True)
+    a = placed(Opcode.ATTEND, {**shape, **names})
+    layout, rng = kv_layout(a), np.random.default_rng(bucket)
+    q = rng.normal(size=rows * layout.query_bytes(heads) // 2).astype(np.float16)
+    kv = rng.normal(size=layout.total_bytes // 2).astype(np.float16)
+    (y,), _ = both(Opcode.ATTEND, a, {"q": q, "kv": kv}, positions)
+    assert any(y)
 
 
 @pytest.mark.parametrize(("n", "k", "first"), [(320, 3, 1), (16, 16, 0), (512, 5, 1), (5000, 4, 0)])

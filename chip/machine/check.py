@@ -10,6 +10,7 @@ from chip.isa import (
     ARITY,
     IW,
     LW,
+    TILES,
     Alu,
     AluOp,
     Instruction,
@@ -76,8 +77,12 @@ class Checker:
             return self._lanes(instruction)
         if isinstance(instruction, (LW, IW, ABC, ACC)):
             return self._mxm(instruction, plane_of(queue)[0])
-        if isinstance(instruction, Transpose) and not 1 <= instruction.groups <= 20:
-            return f"groups: wanted 1 to 20, got {instruction.groups}"
+        if isinstance(instruction, Transpose):
+            if instruction.item not in (1, 2):
+                return f"item: wanted 1 or 2 bytes, got {instruction.item}"
+            most = TILES // instruction.item
+            if not 1 <= instruction.groups <= most:
+                return f"groups: wanted 1 to {most}, got {instruction.groups}"
         return None
 
     def _alu(self, alu: Alu) -> str | None:

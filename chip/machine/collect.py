@@ -226,8 +226,9 @@ class Collector:
             self._values(burst, len(sxm.dst))
             self._put(burst, sxm.dst)
             return
-        if issue.n > TILES or (issue.n > 1 and issue.d != 1):
-            what = f"a block: wanted up to {TILES} issues, one a cycle, got {issue.n}, {issue.d}"
+        most = TILES // sxm.item
+        if issue.n > most or (issue.n > 1 and issue.d != 1):
+            what = f"a block: wanted up to {most} issues, one a cycle, got {issue.n}, {issue.d}"
             raise MachineError(what, culprit(issue))
         self._take(burst, group(sxm.src, 16))
         self._values(burst, 16, sxm.groups)

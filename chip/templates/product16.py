@@ -239,6 +239,12 @@ def _even(cycle: int) -> bool:
 _never = frozenset[int]().__contains__
 
 
+def fits(spec: ChipSpec) -> bool:
+    """Tell whether 32 vectors of a hemisphere, two apart, always lie in different slices."""
+    slices = spec.slices // spec.hemispheres - 1
+    return slices % 2 == 1 and slices >= 32
+
+
 def matmul16(a: Args, spec: ChipSpec) -> Template:
     """x . w in fp16, fp32 or fp16 out."""
     product = Product16(a, spec)

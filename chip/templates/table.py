@@ -10,7 +10,7 @@ from typing import Any
 from chip.cost import key
 from chip.operations import MOVES, Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.templates import attend, matmul, product16, rope, topk, vector
+from chip.templates import attend, attend16, matmul, product16, rope, topk, vector
 from chip.templates.builder import LANES
 from chip.templates.estimate import ESTIMATES, estimate
 from chip.templates.row_passes import SCALES, in_passes, rows_at_once
@@ -41,6 +41,8 @@ def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec
         if opcode in ESTIMATES:
             return estimate(opcode, a, spec)
         return replace(BUILDERS[opcode](a, spec), lowered=False)
+    if opcode is Opcode.ATTEND and a["dtype"] == "fp16":
+        return attend16.attend16(a, spec)
     if opcode is Opcode.MATMUL:
         build = matmul.matmul if a["dtype"] == "int8" else product16.matmul16
         return in_passes(build, a, spec)
@@ -49,13 +51,15 @@ def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec
 
 def has_instructions(opcode: Opcode, a: Args, spec: ChipSpec) -> bool:
     """Tell whether an operation can be lowered; the others' cost is an estimate."""
-    if opcode is Opcode.ROPE:
-        return kv_layout(a).row_bytes == VECTOR_BYTES
-    if opcode is Opcode.ATTEND:
-        return bool(a["dtype"] == "int8") and kv_layout(a).row_bytes == VECTOR_BYTES
-    if opcode is Opcode.MATMUL:
-        most = rows_at_once(spec)  # passes of so few rows would cut vectors of scales
-        return int(a["rows"]) <= most or most % SCALES == 0
     if opcode in (Opcode.NORM, Opcode.GATHER):
         return a["dtype"] != "int8" or int(a["rows"]) <= LANES  # scales: one a lane
-    return opcode is not Opcode.TOPK or 2 * int(a["k"]) <= LANES
+    if opcode is Opcode.MATMUL:
+        most = rows_at_once(spec)  # passes of so few rows would cut vectors of scales
+        fits = int(a["rows"]) <= most or most % SCALES == 0
+        return fits and (a["dtype"] == "int8" or product16.fits(spec))
+    if opcode is Opcode.TOPK:
+        return 2 * int(a["k"]) <= LANES
+    if opcode is Opcode.ATTEND and a["dtype"] == "fp16" and not attend16.fits(a, spec):
+        return False
+    wide = opcode in (Opcode.ROPE, Opcode.ATTEND) and kv_layout(a).row_bytes != VECTOR_BYTES
+    return not wide
