@@ -66,7 +66,7 @@ def test_a_chip_that_stops_shows_it(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_list_of_operations(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(artifact)]) == 0
-    assert "layers.0.input_layernorm" in capsys.readouterr().out
+    assert "layers.0.self_attn.qkv_proj" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
