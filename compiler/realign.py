@@ -19,12 +19,12 @@ class Counter:
     time in front of the last one, which is then shorter; nothing goes further back.
     """
 
-    __slots__ = ("_chip", "_interval", "_quiet", "_stall", "_strays", "spans")
+    __slots__ = ("_chip", "_interval", "_quiet", "_stall", "spans", "strays")
 
     def __init__(self, network: Network, chip: int) -> None:
         is_host = chip == len(network.binding)
         self._chip = chip
-        self._strays = bool(network.sync) and not is_host
+        self.strays = bool(network.sync) and not is_host
         self._interval, self._stall = network.clock.realign_cycles, network.stall_cycles
         self._quiet = 0  # the end of everything placed so far
         self.spans: list[tuple[int, int]] = []
@@ -36,11 +36,11 @@ class Counter:
     @property
     def settled(self) -> int:
         """The first cycle at which the next step may begin: there the chip is set right again."""
-        return self._quiet + self._stall if self._strays else 0
+        return self._quiet + self._stall if self.strays else 0
 
     def room(self, start: int, length: int) -> int:
         """Return when something may start that wants to at `start`. Raises CompilerError."""
-        if not self._strays:
+        if not self.strays:
             return start
         if self._fits(start, length):
             return start
@@ -71,7 +71,7 @@ class Counter:
 
     def take(self, start: int, end: int) -> None:
         """Note something that was given room from `start` to `end`."""
-        if not self._strays:
+        if not self.strays:
             return
         if self._fits(start, end - start):
             begin, to = self.spans[-1]
@@ -90,6 +90,8 @@ def meet(
     It takes the sender `stream` cycles; its vectors are received from `flight` cycles after its
     start, one a `slot`, in a cycle each.
     """
+    if not (sender.strays or receiver.strays):
+        return start
     receiving = stream - slot + 1
     while True:
         start = sender.room(start, stream)
