@@ -10,7 +10,11 @@ An operand of 16- or 32-bit values takes up to 2 or 4 vectors on streams of thei
 which, put end to end, are the values as they lie in SRAM ("host order": which byte of a lane
 travels in which vector is a fixed permutation that no unit sees). `lanes` values take
 ceil(lanes * size / 320) vectors; units work on 320 lanes, and those at or beyond `lanes` are +0
-(assumption: a lane-count register in each unit). HARDWARE.md, The chip; ISCA 2020.
+(assumption: a lane-count register in each unit).
+
+The published address counters (Iterations, Countdown, Step) are what a Repeat and `step` say
+together: n more issues, d cycles apart, each `step` words, columns or slots further on.
+HARDWARE.md, The chip; ISCA 2020.
 """
 
 from __future__ import annotations
@@ -230,16 +234,18 @@ class Select(Lanes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transpose(Instruction):
-    """SXM: turn a block of bytes: n <= 20 issues of 16 streams in, `groups` times 16 streams out.
+    """SXM: turn a block of items: n <= 20 issues of 16 streams in, `groups` times 16 streams out.
 
-    Input vector t (issue t // 16, stream t mod 16) lane l becomes output vector l (cycle l // 16,
-    stream l mod 16) lane t. The first 16 leave d_func >= 20 after the first issue. assumption: 16 x
-    16 transposes inside superlanes, skewed between them by the SXM's own registers.
+    Input vector t (issue t // 16, stream t mod 16) item l becomes output vector l (cycle l // 16,
+    stream l mod 16) item t; a vector is 320 items of one byte, or 160 of two, and n <= 10. The
+    first 16 leave d_func >= 20 after the first issue. assumption: 16 x 16 transposes inside
+    superlanes, of the bytes of an item each, skewed between them by the SXM's own registers.
     """
 
     src: Stream
     dst: Stream
     groups: int = 20
+    item: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,11 +299,12 @@ class Config(Instruction):
     value: int
 
 
+MEM = (Read, Write, Gather, Scatter)
 C2C = (Send, Receive, Deskew)
 ICU = (Sync, Notify, Ifetch, Config)
 SXM = (Shift, Rotate, Permute, Distribute, Select, Transpose)
 ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
-    Unit.MEM: (Read, Write, Gather, Scatter),
+    Unit.MEM: MEM,
     Unit.VXM: (Alu,),
     Unit.SXM: (*SXM, *C2C),
     Role.LOAD: (LW,),
@@ -305,7 +312,7 @@ ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
     Role.DRAIN: (ACC,),
 }
 MNEMONICS = (
-    *(kind.__name__.upper() for kind in (Read, Write, Gather, Scatter, LW, IW, ABC, ACC)),
+    *(kind.__name__.upper() for kind in (*MEM, LW, IW, ABC, ACC)),
     *(kind.__name__.upper() for kind in (*SXM, *C2C, *ICU)),
     *(op.value for op in AluOp),
 )

@@ -25,6 +25,7 @@ from chip.templates.builder import (
     TO_VXM,
     Access,
     Block,
+    Given,
     Load,
     Node,
     NodeSource,
@@ -73,7 +74,7 @@ def bind(found: Template, a: Args, spec: ChipSpec) -> list[Issue]:
     issues: list[Issue] = []
     for placed in found.placed:
         for n in range(placed.n):
-            binder = _Binder(spec, placed, placed.row + n, bases, found.row_vectors)
+            binder = _Binder(spec, placed, placed.row + n, bases, found.row_vectors, a)
             issues += binder.issues(placed.start + n * placed.period)
     for stream in found.streams:
         issues += stream.issues(bases.__getitem__)
@@ -97,9 +98,9 @@ class _Binder:
 
     def __init__(
         self, spec: ChipSpec, placed: Placed, row: int, bases: Mapping[str, int],
-        row_vectors: Mapping[str, int],
+        row_vectors: Mapping[str, int], given: Args,
     ) -> None:  # fmt: skip
-        self.spec, self.block, self.row = spec, placed.block, row
+        self.spec, self.block, self.row, self.given = spec, placed.block, row, given
         self.shift, self.bases, self.row_vectors = placed.shift, bases, row_vectors
 
     def vector(self, ref: Ref) -> int:
@@ -143,7 +144,9 @@ class _Binder:
             taps = self.taps(source.ref, Stream(True, TO_VXM), Stream(False, TO_VXM))
             return In(taps, source.dtype)
         if isinstance(source, Row):
-            return Immediate(self.row, "i32")
+            return Immediate(self.row * source.times + source.plus, "i32")
+        if isinstance(source, Given):
+            return Immediate(self.given[source.name], "i32")
         if isinstance(source, Position):
             return Position(self.row + source.row, 0, source.offset, source.modulus)
         return source

@@ -12,7 +12,7 @@ received as late as the slack of their link allows, and chips stop to realign th
 from __future__ import annotations
 
 from chip.cost import cost, receive_cycles, send_lead_cycles
-from chip.operations import CONSTANTS, DEFINITIONS, Opcode, Region, operands
+from chip.operations import CONSTANTS, Opcode, Region, operands, units
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
@@ -101,9 +101,9 @@ class Scheduler:
         reads, writes = operands(item.opcode, item.args)
         sources = [(name, node.at(region)) for name, region in reads if name not in CONSTANTS]
         results = [node.at(region) for _, region in writes]
-        units = DEFINITIONS[item.opcode].units
+        held = units(item.opcode, item.args)
         duration, stream, needed = cost(item.opcode, item.args, self.spec)
-        start = max(node.free.get(unit, 0) for unit in units)
+        start = max(node.free.get(unit, 0) for unit in held)
         for name, place in sources:
             start = max(start, place.readable(*needed.get(name, (0, 0))))
         for place in results:
@@ -111,7 +111,7 @@ class Scheduler:
         ready, start = start, node.counter.room(start, duration)
         end = start + duration
         node.counter.take(start, end)
-        for unit in units:
+        for unit in held:
             node.free[unit] = end
         for _, place in sources:
             place.read(end)

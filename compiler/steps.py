@@ -37,8 +37,10 @@ class StepPlanner:
     ) -> None:  # fmt: skip
         self.partition, self.kind = partition, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
+        self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
+        self.before: dict[tuple[int, str], dict[str, Any]] = {}  # a product's prologue, by buffer
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
         self.items: list[Planned | Transfer] = []
         self.moves = Movement(partition, network, kind, self.host, self.buffers, self.items)
@@ -69,43 +71,68 @@ class StepPlanner:
             out[scale] = self.buffers[chip][f"{buffer}.scale"]
         return out
 
+    def _activations(
+        self, chip: int, opcode: Opcode, name: str, source: str, buffer: str, **args: Any
+    ) -> None:
+        """Make quantised rows of a buffer: in an operation of their own, or in the product's."""
+        src = self.buffers[chip][source]
+        if self.fuses:
+            q = self._quantised(chip, buffer, "q", "qs")
+            self.before[chip, buffer] = {"prologue": str(opcode), "src": src, **q, **args}
+            return
+        operand = "x" if opcode is Opcode.NORM else "src"
+        self._op(
+            chip, opcode, name, rows=self.kind.rows, dtype=self.dtype,
+            **{operand: src}, **args, **self._quantised(chip, buffer, "q", "s"),
+        )  # fmt: skip
+
     def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
+        width = {} if self.fuses else {"hidden": op.features}
         for chip in group.chips:
-            self._op(
-                chip, Opcode.NORM, op.name, x=self.buffers[chip]["residual"],
-                gamma=self.constants[chip][op.name], rows=self.kind.rows,
-                hidden=op.features, eps=self.config.rms_norm_eps, dtype=self.dtype,
-                **self._quantised(chip, buffer, "q", "s"),
+            self._activations(
+                chip, Opcode.NORM, op.name, "residual", buffer,
+                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **width,
             )  # fmt: skip
 
     def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
         shares = group.shares(split, self.config.head_dim)
         for chip in group.chips:
-            self._op(
-                chip, Opcode.GATHER, name, src=self.buffers[chip][source], shares=shares,
-                rows=self.kind.rows, dtype=self.dtype, **self._quantised(chip, buffer, "q", "s"),
-            )  # fmt: skip
+            self._activations(chip, Opcode.GATHER, name, source, buffer, shares=shares)
+
+    def _epilogue(self, group: Group, op: GraphOp) -> str | None:
+        """Name what follows a product as a part of it: for one row, where nothing is exchanged."""
+        if not self.fuses:
+            return None
+        if op.split is Split.HIDDEN and len(group.chips) == 1:
+            return "add"
+        return "silu" if op.split is Split.INTER else None
 
     def _linear(self, group: Group, op: GraphOp, source: str, target: str, **extra: int) -> None:
         """Every rank's columns of a product; fp16 results go to the rank's own segment."""
-        exchanged = op.dtype == "f16"
+        epilogue = self._epilogue(group, op)
+        half = op.dtype == "f16" or epilogue is not None
         offsets = [0] * len(group.chips)
-        if exchanged:
+        if half:
             shares = group.shares(op.split, self.config.head_dim)
             offsets = segment_offsets(shares, self.kind.rows)
+        if epilogue is not None:
+            target = {"add": "residual", "silu": "mlp.mid"}[epilogue]
         for rank, chip in enumerate(group.chips):
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
-            args: dict[str, Any] = self._quantised(chip, source, "x", "s")
+            made = self.before.get((chip, source))
+            args = dict(made or self._quantised(chip, source, "x", "s"))
             if self.dtype == "int8":
                 args["sw"] = self.constants[chip][f"{op.name}.scale"]
             if op.split is Split.VOCAB:
                 args["first_column"] = group.vocab[rank][0]
+            if epilogue is not None:
+                args["epilogue"] = epilogue
+            args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],
-                y=self.buffers[chip][target] + offsets[rank], rows=self.kind.rows,
-                k=op.in_features, n=weight.n, out="f16" if exchanged else "f32",
+                rows=self.kind.rows, k=op.in_features, n=weight.n, out="f16" if half else "f32",
                 dtype=self.dtype, **args, **extra,
             )  # fmt: skip
 
@@ -141,6 +168,8 @@ class StepPlanner:
 
     def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:
         """Add the group's segments to the residual, on its own chips or on those of the next."""
+        if self.fuses and len(group.chips) == 1:
+            return  # a part of the product
         shares = group.shares(Split.HIDDEN, self.config.head_dim)
         to, source = (group, source) if after is None else (after, HANDED)
         for chip in to.chips:
@@ -151,6 +180,8 @@ class StepPlanner:
             )  # fmt: skip
 
     def _silu(self, group: Group, op: GraphOp) -> None:
+        if self.fuses:
+            return  # a part of the product
         shares = group.shares(Split.INTER, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
         for rank, chip in enumerate(group.chips):

@@ -17,9 +17,17 @@ from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
 from compiler.verify_accesses import Access, Node, collect
-from compiler.verify_sources import CACHES, CONSTANTS, is_known, may_read, place_of
+from compiler.verify_sources import (
+    CACHES,
+    CONSTANTS,
+    is_known,
+    made_as,
+    may_read,
+    norm_before,
+    place_of,
+)
 
-IN_PLACE = (("x", "x"), ("kvs", "kvs"))  # operands that an operation changes as it goes
+IN_PLACE = (("x", "x"), ("r", "r"), ("kvs", "kvs"))  # operands that an operation changes as it goes
 
 
 def check_memory(
@@ -110,7 +118,8 @@ def _check_tensors(node: Node, tensors: list[Tensor]) -> None:
 
 def _check_own(node: Node, region: Region, access: Access, tensors: dict[str, Tensor]) -> None:
     """A constant or a cache is where this operation's own tensor lies."""
-    name = access.operation.name + CONSTANTS.get(access.operand, "")
+    base = norm_before(access.operation) if access.operand == "gamma" else access.operation.name
+    name = base + CONSTANTS.get(access.operand, "")
     if access.operand in CACHES:
         name = f"layers.{place_of(access.operation.name)[0]}{CACHES[access.operand]}"
     own = tensors.get(name)
@@ -271,7 +280,7 @@ def _made_at(receive: Operation, step: int, sent: int, source: Node) -> int:
     """Return where the value lies, on the chip that made it, of which a part was sent."""
     for (address, size), writes in source.writes.items():
         if address <= sent < address + size and any(
-            write.step == step and place_of(write.operation.name) == place_of(receive.name)
+            write.step == step and made_as(write.operation) == place_of(receive.name)
             for write in writes
         ):
             return address

@@ -8,46 +8,50 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from naive_streams import END, MIDDLE, START, NaiveStreams, Refused, Vector
 
 from chip.floorplan import plane_of, position
-from chip.isa import ABC, ACC, IW, LW, Alu, AluOp, Instruction, Lanes, Read, Transpose, Write
-from chip.issue import Issue, delays
+from chip.isa import (
+    ABC,
+    ACC,
+    IW,
+    LW,
+    Alu,
+    AluOp,
+    Gather,
+    Instruction,
+    Lanes,
+    Read,
+    Scatter,
+    Transpose,
+    Write,
+)  # fmt: skip
+from chip.issue import Issue
 from chip.machine.data import DTYPES, lane_map
-from chip.operand import ITEM_BYTES, Chain, Group, Held, Immediate, In, Lane, Stream, Tap, group
+from chip.operand import ITEM_BYTES, Chain, Held, Immediate, In, Lane, Tap, group
 from chip.queues import advanced
 from chip.spec import ChipSpec
 
-Vector = NDArray[Any]
-START, MIDDLE, END = range(3)  # of a cycle: what becomes visible, what is sampled, what is stored
 
-
-class Refused(Exception):
-    """The program asks for what the hardware cannot do."""
-
-
-class NaiveMachine:
+class NaiveMachine(NaiveStreams):
     """memory: (slice, word) -> 320 bytes; words that it lacks are poison."""
 
     def __init__(self, spec: ChipSpec, memory: dict[tuple[int, int], Vector]) -> None:
-        self.spec, self.memory, self.delays = spec, dict(memory), delays(spec)
-        self.events: defaultdict[tuple[int, int], list[Callable[[], None]]] = defaultdict(list)
-        self.streams: dict[tuple[Stream, int], Vector] = {}
-        self.driven: dict[tuple[Stream, int], Vector] = {}
+        super().__init__(spec, memory)
         self.registers: dict[int, tuple[int, Vector]] = {}
         self.buffers: defaultdict[int, dict[int, Vector]] = defaultdict(dict)
         self.arrays: dict[int, dict[int, Vector]] = {}
         self.slots: dict[tuple[int, int], Vector] = {}
         self.products: dict[tuple[int, int], Vector] = {}
         self.sums: dict[tuple[int, int], Vector] = {}
-        self.used: set[tuple[object, ...]] = set()
-        self.now = 0
+        self.halves: dict[tuple[int, int], Vector] = {}  # fp64 partials of a tile's first half
+        self.joined: set[int] = set()  # planes whose partner has fp16 products
+        self.planes: set[int] = set()  # in use
 
-    def run(self, issues: Sequence[Issue]) -> dict[tuple[int, int], Vector]:
-        """Step to the end; return the memory. Raises Refused."""
+    def run(self, issues: Sequence[Issue]) -> None:
+        """Step to the end; `memory` then holds the result. Raises Refused."""
         for issue in issues:
             if isinstance(issue.instruction, Transpose):
                 self._block(issue, issue.instruction)
@@ -58,7 +62,7 @@ class NaiveMachine:
                 if not isinstance(instruction, Transpose):
                     self._issue(issue, instruction, at)
         if not self.events:
-            return self.memory
+            return
         self.now = min(cycle for cycle, _ in self.events)
         while self.events:
             for phase in (START, MIDDLE, END):
@@ -66,53 +70,10 @@ class NaiveMachine:
                     event()
             self._move()
             self.now += 1
-        if self.products or any(self.buffers.values()):
-            raise Refused("a product or weights left over")
-        return self.memory
-
-    def _once(self, place: tuple[object, ...]) -> None:
-        if place in self.used:
-            raise Refused(f"twice: {place}")
-        self.used.add(place)
-
-    def _at(self, cycle: int, phase: int, event: Callable[[], None]) -> None:
-        self.events[cycle, phase].append(event)
-
-    def _move(self) -> None:
-        moved = {}
-        for (stream, at), value in (self.streams | self.driven).items():
-            beyond = at + (1 if stream.eastward else -1)
-            if 0 <= beyond < 64:
-                moved[stream, beyond] = value
-        self.streams, self.driven = moved, {}
-
-    # -- operands and results
-
-    def _sample(self, at: int, taps: Group, cycle: int, into: list[Vector]) -> None:
-        """Have the taps' vectors appended to `into`, in order, as they come."""
-        into.extend(np.empty(0) for _ in taps)
-        for place, (stream, beat) in enumerate(taps):
-
-            def take(place: int = place, stream: Stream = stream) -> None:
-                if (stream, at) not in self.streams:
-                    raise Refused(f"nothing on {stream} at {at} in {self.now}")
-                into[place] = self.streams[stream, at]
-
-            self._at(cycle + beat, MIDDLE, take)
-
-    def _drive(self, at: int, taps: Group, cycle: int, data: Callable[[], Vector]) -> None:
-        """Put the vectors of `data`, bytes in host order, on the taps' streams."""
-        for place, (stream, beat) in enumerate(taps):
-
-            def put(place: int = place, stream: Stream = stream) -> None:
-                if (stream, at) in self.driven:
-                    raise Refused(f"two values on {stream} at {at}")
-                flat = np.zeros(320 * len(taps), np.uint8)
-                made = data().reshape(-1).view(np.uint8)[: len(flat)]
-                flat[: len(made)] = made
-                self.driven[stream, at] = flat[320 * place : 320 * (place + 1)]
-
-            self._at(cycle + beat, MIDDLE, put)
+        if self.products or self.halves or any(self.buffers.values()):
+            raise Refused("a product, half a tile or weights left over")
+        if self.joined & self.planes:
+            raise Refused("a joined plane at work")
 
     # -- instructions
 
@@ -124,6 +85,10 @@ class NaiveMachine:
             self._read(issue, instruction, c, done, at)
         elif isinstance(instruction, Write):
             self._write(issue, instruction, c + delay.d_skew, done, at)
+        elif isinstance(instruction, Gather):
+            self._gather(issue, instruction, c + delay.d_skew, done, at)
+        elif isinstance(instruction, Scatter):
+            self._scatter(issue, instruction, c + delay.d_skew, done, at)
         elif isinstance(instruction, Alu):
             self._alu(issue.queue.number, instruction, c, at)
         elif isinstance(instruction, Lanes):
@@ -131,36 +96,6 @@ class NaiveMachine:
         else:
             assert isinstance(instruction, (LW, IW, ABC, ACC))
             self._mxm(plane_of(issue.queue)[0], instruction, c, done, at)
-
-    def _place(self, issue: Issue, word: object) -> tuple[int, int]:
-        assert isinstance(word, int)
-        half = self.spec.slices // 2
-        return issue.queue.hemisphere * half + issue.queue.number, word
-
-    def _read(self, issue: Issue, read: Read, c: int, done: int, at: int) -> None:
-        place = self._place(issue, read.address)
-        found: list[Vector] = []
-        self._at(c, MIDDLE, lambda: self._once(("read", place[0], place[1] // 4096, self.now)))
-
-        def access() -> None:
-            if place not in self.memory:
-                raise Refused(f"{place} was never written")
-            found.append(self.memory[place])
-
-        self._at(c, MIDDLE, access)
-        self._drive(at, (Tap(read.stream),), done, lambda: found[0])
-
-    def _write(self, issue: Issue, write: Write, sample: int, done: int, at: int) -> None:
-        place, found = self._place(issue, write.address), list[Vector]()
-        self._sample(at, (Tap(write.stream),), sample, found)
-
-        def store() -> None:
-            if ("read", place[0], place[1] // 4096, self.now) in self.used:
-                raise Refused("a read and a write in one bank and cycle")
-            self._once(("write", place[0], self.now))
-            self.memory[place] = found[0]
-
-        self._at(done, END, store)
 
     def _alu(self, number: int, alu: Alu, c: int, at: int) -> None:
         operands: list[list[Vector]] = []
@@ -225,15 +160,17 @@ class NaiveMachine:
         first = issue.cycle + self.delays["TRANSPOSE"].d_func
 
         def turned(i: int) -> Vector:
-            block = np.zeros((320, 320), np.uint8)
+            side = 320 // sxm.item
+            block = np.zeros((side, side), {1: np.uint8, 2: np.uint16}[sxm.item])
             rows = np.array([vector for vectors in found for vector in vectors])
-            block[: len(rows)] = rows
+            block[: len(rows)] = rows.view(block.dtype)
             return np.ascontiguousarray(block.T[16 * i : 16 * i + 16]).reshape(-1)
 
         for i in range(sxm.groups):
             self._drive(at, group(sxm.dst, 16), first + i, lambda i=i: turned(i))  # type: ignore[misc]
 
     def _mxm(self, plane: int, mxm: LW | IW | ABC | ACC, c: int, done: int, at: int) -> None:
+        self.planes.add(plane)
         if isinstance(mxm, LW):
             found: list[Vector] = []
             self._sample(at, group(mxm.stream, mxm.count), c, found)
@@ -276,6 +213,16 @@ class NaiveMachine:
                 found.append(self.slots[plane, mxm.slot])
             if plane not in self.arrays:
                 raise Refused("no weights")
+            if mxm.fp16:
+                self.joined.add(plane + 1)
+                self.products[plane, done] = np.array(
+                    [
+                        self.arrays[plane].get(j, np.zeros(320, np.uint8)).view(np.float16)
+                        * found[0].view(np.float16).astype(np.float64)
+                        for j in range(320)
+                    ]
+                )
+                return
             product = np.zeros(320, np.int32)
             for column, weights in self.arrays[plane].items():
                 product[column] = found[0].view(np.int8).astype(np.int32) @ weights.astype(np.int32)
@@ -285,15 +232,38 @@ class NaiveMachine:
         self._at(c, MIDDLE if buffer_read else END, act)
 
     def _drain(self, plane: int, mxm: ACC) -> Vector:
-        if not mxm.first and (plane, mxm.slot) not in self.sums:
+        if not mxm.first and mxm.half != 0 and (plane, mxm.slot) not in self.sums:
             raise Refused("an accumulator never started")
         if mxm.product:
             if (plane, self.now) not in self.products:
                 raise Refused("no product")
             product = self.products.pop((plane, self.now))
+            if (product.dtype == np.float64) != (mxm.half is not None):
+                raise Refused("a product of another type")
+            if mxm.half is not None:
+                return self._half(plane, mxm, product)
             before = 0 if mxm.first else self.sums[plane, mxm.slot]
             self.sums[plane, mxm.slot] = before + product
         return self.sums[plane, mxm.slot]
+
+    def _half(self, plane: int, mxm: ACC, product: Vector) -> Vector:
+        """Lane by lane into 16 partials; behind half 1 a tree, and the row's sum."""
+        at = plane, mxm.slot
+        if (mxm.half == 1) != (at in self.halves):
+            raise Refused("half a tile")
+        partials = self.halves.pop(at) if mxm.half else np.zeros((320, 16))
+        for lane in range(160):
+            partials[:, lane % 16] += product[:, lane]
+        if not mxm.half:
+            self.halves[at] = partials
+            return self.sums.get(at, np.zeros(320, np.float32))
+        while partials.shape[1] > 1:
+            left, right = np.split(partials, 2, axis=1)
+            partials = left + right
+        tile = partials[:, 0].astype(np.float32)
+        before = np.float32(0) if mxm.first else self.sums[at]
+        self.sums[at] = before + tile
+        return self.sums[at]
 
 
 def _typed(found: list[Vector], dtype: str) -> Vector:

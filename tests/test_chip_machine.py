@@ -18,7 +18,6 @@ from chip.isa import (
     LW,
     Alu,
     AluOp,
-    Gather,
     Instruction,
     Permute,
     Read,
@@ -64,6 +63,18 @@ LOADED = [
     issue(mxm(0, Role.LOAD), 17, LW(stream=W0, count=1, column=0)),
     issue(mxm(0, Role.FEED), 18, IW(columns=1)),
 ]
+
+
+def product(cycle: int, *, fp16: bool, half: int | None) -> list[Issue]:
+    """One activation row from a word to the sum of its product."""
+    summed = ACC(slot=0, first=True, half=half)
+    return [
+        issue(mem(0, 1), cycle - 17, Read(address=0, stream=W0)),
+        issue(mxm(0, Role.FEED), cycle, ABC(stream=W0, fp16=fp16)),
+        issue(mxm(0, Role.DRAIN), cycle + DELAYS["ABC"].d_func, summed),
+    ]
+
+
 AT_MXM = DELAYS["READ"].d_func + hops(mem(0, 0), mxm(0, Role.LOAD), CHIP)
 
 REFUSED = {
@@ -156,6 +167,37 @@ REFUSED = {
         [issue(mxm(0, Role.DRAIN), 40, ACC(slot=0, first=False, product=False))],
         "an accumulator row that was never started: ACC of op40 on MXM_W2 at 40",
     ),
+    "a lonely half": (
+        [*LOADED, *product(37, fp16=True, half=1)],
+        "half a tile without the other half: ACC of op61 on MXM_W2 at 61",
+    ),
+    "half a tile": (
+        [*LOADED, *product(37, fp16=True, half=0)],
+        "half a tile without the other half: ACC of op61 on MXM_W2 at 61",
+    ),
+    "half of what": (
+        [issue(mxm(0, Role.DRAIN), 40, ACC(slot=0, first=True, half=2))],
+        "half: wanted 0 or 1, got 2: ACC",
+    ),
+    "type of a product": (
+        [*LOADED, *product(37, fp16=True, half=None)],
+        "a product of one type, a sum of another: ABC of op37 on MXM_W1 at 37 and ACC of op61 on "
+        "MXM_W2 at 61",
+    ),
+    "odd plane": (
+        [issue(mxm(1, Role.FEED), 40, ABC(slot=0, fp16=True))],
+        "fp16: wanted the even plane of a pair, got plane 1: ABC of op40 on MXM_W4 at 40",
+    ),
+    "joined plane": (
+        [
+            *LOADED,
+            *product(37, fp16=True, half=0),
+            *product(38, fp16=True, half=1),
+            issue(mxm(1, Role.FEED), 40, ABC(slot=0)),
+        ],
+        "plane 1 is joined to plane 0 for fp16: ABC of op40 on MXM_W4 at 40 and ABC of op38 on "
+        "MXM_W1 at 38",
+    ),
     "column": (
         [issue(mxm(0, Role.LOAD), 0, LW(stream=W0, count=2, column=319))],
         "columns: wanted 0 to 319, got 319 + 2: LW",
@@ -184,13 +226,17 @@ REFUSED = {
         [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, groups=21))],
         "groups: wanted 1 to 20, got 21: TRANSPOSE",
     ),
+    "wide groups": (
+        [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, groups=11, item=2))],
+        "groups: wanted 1 to 10, got 11: TRANSPOSE",
+    ),
+    "items of a block": (
+        [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, item=4))],
+        "item: wanted 1 or 2 bytes, got 4: TRANSPOSE",
+    ),
     "block": (
         [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0), 2, 3)],
         "a block: wanted up to 20 issues, one a cycle, got 2, 3: TRANSPOSE",
-    ),
-    "gather": (
-        [issue(mem(0, 0), 0, Gather(map=E0, stream=W0))],
-        "an instruction this machine does not run yet: GATHER",
     ),
     "run-time address": (
         [issue(mem(0, 0), 0, Read(address=At(3 * SLICES, 1, 1, 0, 2 * SLICES), stream=E0))],

@@ -53,10 +53,21 @@ def caches(rack: LocalRack) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("layout", ["1x1", "1x2", "2x2"])
-def test_equals_the_fast_executor(layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "dtype", "top_k"),
+    [
+        ("1x1", "int8", 0),
+        ("1x1", "int8", 3),
+        ("1x2", "int8", 0),
+        ("2x2", "int8", 0),
+        ("1x1", "fp16", 0),
+        ("1x2", "fp16", 3),
+        ("2x2", "fp16", 0),
+    ],
+)
+def test_equals_the_fast_executor(layout: str, dtype: str, top_k: int) -> None:
     """A prompt in two chunks, the second not full, then two tokens."""
-    model = compiled(layout)
+    model = compiled(layout, dtype=dtype, top_k=top_k)
     racks = [LocalRack(model, WEIGHTS, executor=name) for name in ("fast", "reference")]
     seen = [watch(rack) for rack in racks]
     results = []
@@ -79,6 +90,9 @@ def test_equals_the_fast_executor(layout: str) -> None:
         if fast.logits is not None:
             assert reference.logits is not None
             assert np.array_equal(fast.logits, reference.logits)
+        if fast.top is not None:
+            assert reference.top is not None
+            assert all(map(np.array_equal, fast.top, reference.top))
     assert seen[0]
     assert seen[0] == seen[1]
     assert caches(racks[0]) == caches(racks[1])
@@ -115,7 +129,7 @@ def spoiled(issues: list[Issue], seed: int) -> list[Issue]:
 KINDS = (Read, Write, LW, IW, ABC, ACC, Permute)
 
 
-OPERATIONS = ("input_layernorm", "qkv_proj", "attn.rope", "attend", "attn.add")
+OPERATIONS = ("qkv_proj", "attn.rope", "attend", "o_proj", "gate_up_proj")
 
 
 def test_a_spoiled_program_is_refused_or_shows() -> None:

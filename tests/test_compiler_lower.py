@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from schedules import compiled, find
+from schedules import compiled, find, with_args
 
 from chip.operations import Opcode
 from compiler.errors import LoweringError
@@ -13,15 +14,34 @@ from compiler.lower import lower_operation
 from compiler.lower_links import place_transfers
 
 
-def test_an_operation_without_instructions() -> None:
-    model = compiled("1x1", dtype="fp16")
-    product = find(model.steps["decode/32"], 0, Opcode.MATMUL, "qkv_proj")
+@pytest.mark.parametrize(
+    ("dtype", "opcode", "args"),
+    [
+        ("int8", Opcode.NORM, {"rows": 321}),  # one lane for each row's scale
+        ("int8", Opcode.ROPE, {"head_dim": 336}),
+        ("fp16", Opcode.ATTEND, {"head_dim": 168}),
+        ("fp16", Opcode.ATTEND, {"heads": 64, "kv_of": (0,) * 64}),  # one slot each, one of zeros
+        ("fp16", Opcode.ATTEND, {"heads": 321, "kv_of": tuple(h // 9 for h in range(321))}),
+    ],
+)
+def test_an_operation_without_instructions(
+    dtype: str, opcode: Opcode, args: dict[str, Any]
+) -> None:
+    model = compiled("1x1", dtype=dtype)
+    operation = with_args(find(model.steps["decode/32"], 0, opcode, ""), **args)
     with pytest.raises(LoweringError) as caught:
-        lower_operation(product, model.chip)
+        lower_operation(operation, model.chip)
     assert str(caught.value) == (
-        f"{product.name}: matmul has no instructions for fp16 and this shape; its cost is an "
-        "estimate"
+        f"{operation.name}: {opcode} has no instructions for {dtype} and this shape; its cost is "
+        "an estimate"
     )
+
+
+def test_more_of_the_largest_than_lanes() -> None:
+    model = compiled("1x1", top_k=3)
+    operation = with_args(find(model.steps["decode/32"], 0, Opcode.TOPK, "top_k"), k=161)
+    with pytest.raises(LoweringError, match="topk has no instructions for its operands and"):
+        lower_operation(operation, model.chip)
 
 
 def test_more_vectors_at_once_than_a_port_takes() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from chip.errors import MachineError
-from chip.floorplan import Queue
+from chip.floorplan import Queue, plane_of
 from chip.isa import (
     ABC,
     ACC,
     ARITY,
     IW,
     LW,
+    TILES,
     Alu,
     AluOp,
     Instruction,
@@ -21,11 +22,10 @@ from chip.isa import (
     issues,
 )
 from chip.issue import Issue
-from chip.operand import ITEM_BYTES, Chain, Group, Held, Immediate, In, streams_of
+from chip.operand import ITEM_BYTES, STREAMS, Chain, Group, Held, Immediate, In, streams_of
 from chip.spec import ChipSpec
 
 PLANE_STREAMS = 16  # that a plane takes weights from; a pair of planes takes twice as many
-STREAMS = 32  # a direction
 
 
 def culprit(issue: Issue, index: int = 0) -> str:
@@ -76,9 +76,13 @@ class Checker:
         if isinstance(instruction, Lanes):
             return self._lanes(instruction)
         if isinstance(instruction, (LW, IW, ABC, ACC)):
-            return self._mxm(instruction)
-        if isinstance(instruction, Transpose) and not 1 <= instruction.groups <= 20:
-            return f"groups: wanted 1 to 20, got {instruction.groups}"
+            return self._mxm(instruction, plane_of(queue)[0])
+        if isinstance(instruction, Transpose):
+            if instruction.item not in (1, 2):
+                return f"item: wanted 1 or 2 bytes, got {instruction.item}"
+            most = TILES // instruction.item
+            if not 1 <= instruction.groups <= most:
+                return f"groups: wanted 1 to {most}, got {instruction.groups}"
         return None
 
     def _alu(self, alu: Alu) -> str | None:
@@ -108,8 +112,12 @@ class Checker:
             wrong = _taps(sxm.other, sxm.lanes, dtype)
         return wrong
 
-    def _mxm(self, mxm: LW | IW | ABC | ACC) -> str | None:
+    def _mxm(self, mxm: LW | IW | ABC | ACC, plane: int) -> str | None:
         columns, slots = self.spec.mxm_columns, self.spec.mxm_activation_slots
+        if isinstance(mxm, ACC) and mxm.half not in (None, 0, 1):
+            return f"half: wanted 0 or 1, got {mxm.half}"
+        if plane % 2 and _joined(mxm):
+            return f"fp16: wanted the even plane of a pair, got plane {plane}"
         if isinstance(mxm, LW):
             if not 1 <= mxm.count <= 2 * PLANE_STREAMS or mxm.stream.number + mxm.count > STREAMS:
                 return f"streams: wanted 1 to {2 * PLANE_STREAMS} of {STREAMS}, got {mxm.count}"
@@ -128,6 +136,15 @@ class Checker:
         elif mxm.out:
             return _taps(mxm.out, mxm.lanes, "f32")
         return None
+
+
+def _joined(mxm: LW | IW | ABC | ACC) -> bool:
+    """Tell whether an instruction is for a pair of planes, as fp16 wants them."""
+    if isinstance(mxm, ABC):
+        return mxm.fp16
+    if isinstance(mxm, ACC):
+        return mxm.half is not None
+    return isinstance(mxm, LW) and mxm.count > PLANE_STREAMS
 
 
 def _taps(taps: Group, lanes: int, dtype: str) -> str | None:

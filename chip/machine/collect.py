@@ -29,7 +29,7 @@ from chip.isa import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.issue import Issue, delays
+from chip.issue import Delay, Issue, delays
 from chip.machine.check import Checker, culprit
 from chip.machine.tables import Runs
 from chip.operand import ITEM_BYTES, At, Chain, Group, Held, In, Stream, Tap, group
@@ -60,6 +60,22 @@ class Burst:
     late: int = 0  # cycles by which the last operand's last vector comes after the first
 
 
+def slice_of(issue: Issue, spec: ChipSpec) -> int:
+    """Return the slice of a MEM queue: hemisphere * slices a hemisphere + its number there."""
+    return issue.queue.hemisphere * (spec.slices // spec.hemispheres) + issue.queue.number
+
+
+def access_cycle(issue: Issue, table: dict[str, Delay]) -> int:
+    """Return when the first issue of a MEM instruction takes its slice's port.
+
+    assumption: a Gather reads as long before its result as a Read does: the addresses come first.
+    """
+    delay = table[issue.instruction.name]
+    if isinstance(issue.instruction, (Read, Gather)):
+        return issue.cycle + delay.d_func - table["READ"].d_func
+    return issue.cycle + delay.d_func
+
+
 class Collector:
     """Runs of events, one table per kind of place."""
 
@@ -72,15 +88,20 @@ class Collector:
         self.queue_slots = Runs(4)  # queue, cycle, step, burst
         self.sram_reads = Runs(7)  # slice, word, word step, cycle, step, value, burst
         self.sram_writes = Runs(7)  # slice, word, word step, cycle, step, place, burst
+        self.port_uses = Runs(
+            5
+        )  # of run-time addresses: slice, whether it writes, cycle, step, burst
         self.dynamic: list[Burst] = []  # bursts whose address is known at run time
+        self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
         self.completions = Runs(6)  # alu, cycle, step, value, value step, burst
         self.register_reads = Runs(6)  # alu, cycle, step, place, exact, burst
         self.loads = Runs(8)  # plane, cycle, step, column, column step, place, place step, burst
         self.installs = Runs(5)  # plane, cycle, step, columns, burst
         self.fills = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
         self.uses = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
-        self.products = Runs(5)  # plane, cycle, step, place, burst
-        self.drains = Runs(5)  # plane, cycle, step, place, burst
+        self.products = Runs(6)  # plane, cycle, step, place, whether fp16, burst
+        self.drains = Runs(6)  # plane, cycle, step, place, whether fp16, burst
+        self.halves = Runs(7)  # plane, slot, slot step, cycle, step, half, burst
         self.sums = Runs(7)  # plane, slot, slot step, cycle, step, whether it starts, burst
         self._checker = Checker(spec)
         self._queues: dict[object, int] = {}
@@ -154,28 +175,27 @@ class Collector:
     # -- units
 
     def _mem(self, burst: Burst, mem: Read | Write | Gather | Scatter) -> None:
-        issue, queue = burst.issue, burst.issue.queue
-        delay = self.delays[mem.name]
+        issue = burst.issue
+        place = slice_of(issue, self.spec)
+        reads = isinstance(mem, (Read, Gather))
         if isinstance(mem, (Gather, Scatter)):
-            raise MachineError("an instruction this machine does not run yet", culprit(issue))
-        place = queue.hemisphere * (self.spec.slices // 2) + queue.number
-        if isinstance(mem, Read):
+            self._take(burst, (Tap(mem.map),))
+            self.mapped.append(burst)
+        if reads:
             self._values(burst, 1)
             self._put(burst, (Tap(mem.stream),))
         else:
             self._take(burst, (Tap(mem.stream),))
-        if isinstance(mem.address, At):
-            self.dynamic.append(burst)
-        elif isinstance(mem, Read):
-            self.sram_reads.add(
-                issue.n, place, mem.address, mem.step, issue.cycle, issue.d, burst.base,
-                burst.number,
-            )  # fmt: skip
-        else:
-            self.sram_writes.add(
-                issue.n, place, mem.address, mem.step, issue.cycle + delay.d_func, issue.d,
-                burst.operands[0].offset, burst.number,
-            )  # fmt: skip
+        cycle = access_cycle(issue, self.delays)
+        if isinstance(mem, (Gather, Scatter)) or isinstance(mem.address, At):
+            self.port_uses.add(issue.n, place, int(not reads), cycle, issue.d, burst.number)
+            if isinstance(mem, (Read, Write)):
+                self.dynamic.append(burst)
+            return
+        data = burst.base if reads else burst.operands[0].offset
+        (self.sram_reads if reads else self.sram_writes).add(
+            issue.n, place, mem.address, mem.step, cycle, issue.d, data, burst.number
+        )
 
     def _alu(self, burst: Burst, alu: Alu) -> None:
         issue = burst.issue
@@ -206,8 +226,9 @@ class Collector:
             self._values(burst, len(sxm.dst))
             self._put(burst, sxm.dst)
             return
-        if issue.n > TILES or (issue.n > 1 and issue.d != 1):
-            what = f"a block: wanted up to {TILES} issues, one a cycle, got {issue.n}, {issue.d}"
+        most = TILES // sxm.item
+        if issue.n > most or (issue.n > 1 and issue.d != 1):
+            what = f"a block: wanted up to {most} issues, one a cycle, got {issue.n}, {issue.d}"
             raise MachineError(what, culprit(issue))
         self._take(burst, group(sxm.src, 16))
         self._values(burst, 16, sxm.groups)
@@ -243,16 +264,26 @@ class Collector:
             if mxm.slot is not None:
                 (self.uses if mxm.stream is None else self.fills).add(issue.n, *row)
             if mxm.stream is None or mxm.slot is None:
-                self.products.add(issue.n, plane, ready, issue.d, slot.offset, number)
+                self.products.add(
+                    issue.n, plane, ready, issue.d, slot.offset, int(mxm.fp16), number
+                )
         else:
-            burst.dtype = "i32" if mxm.half is None else "f32"
-            if mxm.product:  # its operand is the activation of the product that it takes
-                slot = self._slot(burst, 1)
-                self.drains.add(issue.n, plane, issue.cycle, issue.d, slot.offset, number)
-            starts = int(mxm.first and mxm.product)
-            self.sums.add(issue.n, plane, mxm.slot, mxm.step, issue.cycle, issue.d, starts, number)
-            self._values(burst, 4 if mxm.out else 0)
-            self._put(burst, mxm.out)
+            self._acc(burst, mxm, plane)
+
+    def _acc(self, burst: Burst, acc: ACC, plane: int) -> None:
+        issue, number, fp16 = burst.issue, burst.number, acc.half is not None
+        burst.dtype = "f32" if fp16 else "i32"
+        row = (plane, acc.slot, acc.step, issue.cycle, issue.d)
+        if acc.product:  # its operand is the activation of the product that it takes
+            slot = self._slot(burst, 1)
+            taken = (plane, issue.cycle, issue.d, slot.offset, int(fp16), number)
+            self.drains.add(issue.n, *taken)
+        if acc.product and acc.half is not None:
+            self.halves.add(issue.n, *row, acc.half, number)
+        if acc.half != 0 or not acc.product:  # the first half leaves the row's sum alone
+            self.sums.add(issue.n, *row, int(acc.first and acc.product), number)
+        self._values(burst, 4 if acc.out else 0)
+        self._put(burst, acc.out)
 
 
 def _result_type(alu: Alu) -> str:

@@ -30,10 +30,12 @@ class MatrixResolver:
 
     def _planes(self) -> I64:
         """Return each installed tile's places of weights; match products with what takes them."""
+        self._joined()
         tiles, installed = self._tiles()
         self._activations()
         self._sums()
-        index, (plane, ready, step, place, burst) = self.table.products.expand()
+        self._halves()
+        index, (plane, ready, step, place, fp16, burst) = self.table.products.expand()
         func = delays(self.spec)["ABC"].d_func
         ready = ready + step * index
         tile = latest(installed, keys(plane, ready - func), now=True)
@@ -42,7 +44,9 @@ class MatrixResolver:
             raise self._refuse(what, index, burst, int(np.argmax(tile < 0)))
         key = keys(plane, ready)
         order = np.argsort(key, kind="stable")
-        drain_index, (plane, cycle, step, drain_place, drain) = self.table.drains.expand()
+        drain_index, (plane, cycle, step, drain_place, drain_fp16, drain) = (
+            self.table.drains.expand()
+        )
         wanted = keys(plane, cycle + step * drain_index)
         at = np.searchsorted(key[order], wanted)
         there = at < len(order)
@@ -57,9 +61,39 @@ class MatrixResolver:
             what = "a product that no ACC takes"
             raise self._refuse(what, index, burst, int(np.argmin(taken)))
         product = order[at]
+        if (other := fp16[product] != drain_fp16).any():
+            event = int(np.argmax(other))
+            raise MachineError(
+                "a product of one type, a sum of another",
+                self._name(int(burst[product[event]]), int(index[product[event]])),
+                self._name(int(drain[event]), int(drain_index[event])),
+            )
         self.source[drain_place + drain_index] = self.source[(place + index)[product]]
         self.tile_of[drain_place + drain_index] = tile[product]
         return tiles
+
+    def _joined(self) -> None:
+        """A pair of planes joined for fp16 is driven by the even one's queues alone."""
+        table = self.table
+        joined = {row[1] + 1: row[-1] for row in table.products.rows if row[-2]}
+        for events in (table.loads, table.installs, table.products, table.drains):
+            for row in events.rows:
+                if row[1] in joined:
+                    what = f"plane {row[1]} is joined to plane {row[1] - 1} for fp16"
+                    raise MachineError(what, self._name(row[-1], 0), self._name(joined[row[1]], 0))
+
+    def _halves(self) -> None:
+        """The halves of a row's fp16 tiles take turns, half 0 first."""
+        index, (plane, slot, slot_step, cycle, step, half, burst) = self.table.halves.expand()
+        key = keys(plane * 4096 + slot + slot_step * index, cycle + step * index)
+        order = np.argsort(key, kind="stable")
+        place, half = place_of(key[order]), half[order]
+        number = np.arange(len(order)) - np.searchsorted(place, place)
+        last = np.append(place[1:] != place[:-1], True)[: len(order)]
+        wrong = (half != number % 2) | (last & (half == 0))
+        if wrong.any():
+            event = int(order[np.argmax(wrong)])
+            raise self._refuse("half a tile without the other half", index, burst, event)
 
     def _tiles(self) -> tuple[I64, I64]:
         index, (plane, cycle, step, columns, install) = self.table.installs.expand()

@@ -7,7 +7,7 @@ import numpy as np
 from chip.errors import MachineError
 from chip.floorplan import plane_of
 from chip.isa import ACC
-from chip.kernels.twin_math import spread, tile_dot
+from chip.kernels.twin_math import PARTIALS, add_partials, spread, sum_partials
 from chip.machine.check import culprit
 from chip.machine.collect import Burst
 from chip.machine.data import Array, Run
@@ -20,8 +20,8 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 class Planes:
     """The accumulators of all planes, and the calls of ACC parts.
 
-    int8: products of int8 go through fp32 BLAS, exact below 2^24. fp16: the halves of a 320-value
-    tile are kept until the second comes, then summed as `Kernels.matmul_f16` defines.
+    int8: products of int8 go through fp32 BLAS, exact below 2^24. fp16: a tile's partials are kept
+    between its halves, and summed as `Kernels.matmul_f16` defines.
     """
 
     def __init__(self, spec: ChipSpec, units: Units, tiles: I64, tile_of: I64) -> None:
@@ -29,7 +29,7 @@ class Planes:
         shape = (spec.mxm_planes, spec.mxm_accumulator_rows, spec.mxm_columns)
         self.sums = np.zeros(shape, np.int32)
         self.floats = self.sums.view(np.float32)  # a plane works in one type at a time
-        self._halves: dict[tuple[int, int], tuple[Array, Array]] = {}
+        self._partials: dict[int, Array] = {}
 
     def tile(self, burst: Burst, part: Part) -> int:
         """Return the tile of a part's products; a part has one."""
@@ -105,19 +105,24 @@ class Planes:
         before: list[Run] = []
         x, w, columns = self._operands(burst, part, before)
         x, w = x.view(np.float16), w.view(np.float16)
-        sums, halves = self.floats[plane], self._halves
+        sums, partials = self.floats[plane], self._partials_of(plane)
 
         def multiply() -> None:
-            for i, slot in enumerate(slots.tolist()):
-                row = x[min(i, len(x) - 1)]
-                if acc.half == 0:
-                    halves[plane, slot] = row, w
-                    continue
-                low, low_weights = halves.pop((plane, slot))
-                both = np.concatenate([low, row])[None]
-                tile = tile_dot(spread(both), spread(np.concatenate([low_weights, w], axis=1)))
-                if acc.first:
-                    sums[slot] = 0
-                sums[slot, columns] += tile
+            p = partials[slots] if acc.half else np.zeros((len(slots), *partials.shape[1:]))
+            loaded = p[:, columns]
+            add_partials(loaded, spread(x)[:, :, None], spread(w))
+            p[:, columns] = loaded
+            if not acc.half:
+                partials[slots] = p
+                return
+            if acc.first:
+                sums[slots] = 0
+            sums[slots] += sum_partials(p)
 
         return joined(before, multiply)
+
+    def _partials_of(self, plane: int) -> Array:
+        """Return the fp64 partials of a pair of planes: [rows, columns, 16]."""
+        if plane not in self._partials:
+            self._partials[plane] = np.zeros((*self.sums.shape[1:], PARTIALS), np.float64)
+        return self._partials[plane]

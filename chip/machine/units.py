@@ -143,9 +143,11 @@ class Units:
         before: list[Run] = []
         tokens = 16 * (part.last - part.first)
         rows = self.rows(burst, 0, part).reshape(1, tokens)
-        block = self.gather(rows, before).reshape(tokens, VECTOR_BYTES)[:, : 16 * sxm.groups]
+        kind = _UNSIGNED[sxm.item]
+        block = self.gather(rows, before).reshape(tokens, VECTOR_BYTES).view(kind)
+        block = block[:, : 16 * sxm.groups]
         first = int(self.row[burst.base])
-        out = self.pool[first : first + burst.count, :tokens]
+        out = self.pool[first : first + burst.count].view(kind)[:, :tokens]
         return joined(before, lambda: np.copyto(out, block.T))
 
 

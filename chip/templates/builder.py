@@ -34,6 +34,7 @@ from chip.templates.claims import Claims, Key
 from chip.templates.parts import (
     LANES,
     Access,
+    Given,
     Load,
     Node,
     NodeSource,
@@ -312,6 +313,6 @@ class Block:
 
 
 __all__ = [
-    "C2C_TURN", "FROM_VXM", "LANES", "TO_SXM", "TO_VXM", "Access", "Block", "Load", "Node",
+    "C2C_TURN", "FROM_VXM", "LANES", "TO_SXM", "TO_VXM", "Access", "Block", "Given", "Load", "Node",
     "NodeSource", "Pass", "Ref", "Row", "RowMask",
 ]  # fmt: skip

@@ -94,7 +94,7 @@ def _topk_cycles(a: Args, spec: ChipSpec) -> int:
     return _vector_pass(spec, a["k"], vectors(a["n"]), a["k"])
 
 
-_COSTS = {
+ESTIMATES = {
     Opcode.MATMUL: _matmul_cycles,
     Opcode.ROPE: _rope_cycles,
     Opcode.ATTEND: _attend_cycles,
@@ -109,6 +109,6 @@ def estimate(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
         load = _first_load(a, spec, a["n"])
         needed, stream = {"x": (load, load)}, _product_stream(a, spec, a["n"])
     return Template(
-        placed=(), cycles=_COSTS[opcode](a, spec), needed=needed, stream_cycles=stream,
+        placed=(), cycles=ESTIMATES[opcode](a, spec), needed=needed, stream_cycles=stream,
         lowered=False,
     )  # fmt: skip

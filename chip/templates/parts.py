@@ -44,7 +44,17 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The number of the block's row, in every lane, i32: an immediate once the row is known."""
+    """The number of the block's row, times `times` + `plus`: an i32 immediate when it is known."""
+
+    times: int = 1
+    plus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An argument of the operation, in every lane, i32: an immediate once it is bound."""
+
+    name: str
 
 
 class RowMask:
@@ -55,7 +65,7 @@ class RowMask:
         return Lane(), Row()
 
 
-NodeSource = Node | Load | Row | Source
+NodeSource = Node | Load | Row | Given | Source
 
 
 @dataclass(frozen=True, slots=True)

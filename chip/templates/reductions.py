@@ -58,6 +58,15 @@ def lane_sum(b: Block, value: Node) -> Node:
     return b.alu(AluOp.ADD, low, five[4])
 
 
+def lane_or(b: Block, value: Node) -> Node:
+    """OR of all lanes' bits, in every lane: the value of the only lane that is not zero."""
+    (twenty,) = halves(b, AluOp.OR, tree(b, AluOp.OR, value, [_rotate(20 * m) for m in range(16)]))
+    first, *others = halves(b, AluOp.OR, tree(b, AluOp.OR, twenty, _BROADCASTS), down_to=5)
+    for other in others:
+        first = b.alu(AluOp.OR, first, other)
+    return first
+
+
 def lane_max(b: Block, value: Node, pitch: int = LANES) -> Node:
     """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
     short = pitch // 16

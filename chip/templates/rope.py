@@ -122,6 +122,9 @@ class _Row:
             turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
             other = spread(b, "qkv", turned, after)
             y = b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
+        if self.a["dtype"] == "fp16":
+            self._store16(part, y)
+            return
         peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
         factor, scale = scale_factor(b, peak)
         scaled = b.alu(AluOp.MUL, y, factor)
@@ -132,12 +135,30 @@ class _Row:
             return
         self._cache(part, scaled, scale)
 
+    def _store16(self, part: Packed, y: Node) -> None:
+        """Round to fp16, once: what saturates is counted."""
+        b, lanes = self.b, part.heads * self.layout.pitch
+        if part.kind == "q":
+            b.alu(AluOp.CVT_F16, y, lanes=lanes, out=Ref("q", part.group, 1))
+            return
+        half = b.alu(AluOp.CVT_F16, y, lanes=lanes)
+        east = b.alu(AluOp.COPY, half, lanes=lanes, out=group(Stream(True, TO_CACHE), 1))
+        west = group(Stream(False, TO_CACHE), 1)
+        b.alu(AluOp.COPY, half, lanes=lanes, out=west, at=east.cycle)
+        self._note_row(part, east.done)
+
+    def _note_row(self, part: Packed, cycle: int) -> None:
+        """Note that a vector for the cache leaves the VXM both ways."""
+        head = part.group * self.layout.heads_per_group
+        offset = self.layout.head_offset(head, value=part.kind == "v")
+        self.update.rows.append((cycle, offset // VECTOR_BYTES))
+
     def _cache(self, part: Packed, scaled: Node, scale: Node) -> None:
         b, layout, value = self.b, self.layout, part.kind == "v"
         lanes = b.alu(AluOp.CVT_I8, scaled, out=group(Stream(True, TO_CACHE), 1))
         b.alu(AluOp.CVT_I8, scaled, out=group(Stream(False, TO_CACHE), 1), at=lanes.cycle)
+        self._note_row(part, lanes.done)
         head = part.group * layout.heads_per_group
-        self.update.rows.append((lanes.done, layout.head_offset(head, value=value) // VECTOR_BYTES))
         maps: list[tuple[int | None, ...]] = [
             (place * layout.pitch,) * LANES for place in range(part.heads)
         ]
@@ -180,6 +201,13 @@ class CacheWrites:
     start: int
     update: Update
 
+    @property
+    def end(self) -> int:
+        """Cycle at which the farthest slice has the last row."""
+        far = hops(alu(0), mem(1, self.spec.slices // 2 - 1), self.spec)
+        last = self.start + (self.rows - 1) * self.period + max(c for c, _ in self.update.rows)
+        return last + far + delays(self.spec)["WRITE"].d_func + 1
+
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
         """Yield Reads and Writes in the queues of every slice that may hold their vectors."""
         read = delays(self.spec)["READ"].d_func
@@ -211,11 +239,11 @@ class CacheWrites:
 
 
 def rope(a: Args, spec: ChipSpec) -> Template:
-    """Rotate, quantise, write the cache; int8."""
+    """Rotate, quantise or round, write the cache."""
     layout = kv_layout(a)
-    if a["dtype"] != "int8" or layout.row_bytes != VECTOR_BYTES:
+    if layout.row_bytes != VECTOR_BYTES:
         got = f"{a['head_dim']} {a['dtype']}"
-        raise ValueError(f"ROPE: wanted int8 heads of at most {LANES}, got {got}")
+        raise ValueError(f"ROPE: wanted heads of at most {VECTOR_BYTES} bytes, got {got}")
     made: dict[int, Update] = {}
 
     def build(pace: int) -> Block:
@@ -234,5 +262,4 @@ def rope(a: Args, spec: ChipSpec) -> Template:
     out = by_rows(lambda _: block, a["rows"], steps)
     (placed,) = out.placed
     writes = CacheWrites(spec, layout, a["rows"], placed.period, placed.start, made[id(block)])
-    far = hops(alu(0), mem(1, spec.slices // 2 - 1), spec)
-    return replace(out, cycles=out.cycles + far, streams=(writes,))
+    return replace(out, cycles=max(out.cycles, writes.end), streams=(writes,))
