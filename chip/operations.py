@@ -148,11 +148,9 @@ def _rope_regions(a: Args) -> tuple[list[Region], list[Region]]:
 
 def _attend_regions(a: Args) -> tuple[list[Region], list[Region]]:
     out = (a["y"], a["rows"] * row_bytes(a["heads"] * a["head_dim"], 2))
-    if a["dtype"] != "int8":
-        return [*_query(a), *_cache(a)], [out]
     kept = Scratch(kv_layout(a), a["kv_of"], a["rows"], a["bucket"])
-    scratch, stats = (a["scratch"], kept.bytes), (a["stats"], kept.known_bytes)
-    return [*_query(a), *_cache(a)], [out, scratch, stats]
+    known = [(a["stats"], kept.known_bytes)] if "stats" in a else []
+    return [*_query(a), *_cache(a)], [out, (a["scratch"], kept.bytes), *known]
 
 
 def _add_regions(a: Args) -> tuple[list[Region], list[Region]]:

@@ -68,7 +68,12 @@ class Scratch:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the bulk slices, for this bucket and all smaller ones."""
+        """Bytes of the bulk slices, for this bucket and all smaller ones.
+
+        fp16 takes one row at a time, in work memory: four vectors for 320 tokens of each head.
+        """
+        if self.layout.dtype == "fp16":
+            return len(self.kv_of) * -(-self.bucket // VECTOR_BYTES) * ITEM * VECTOR_BYTES
         row = len(self.quads) * self.columns
         items = min(self.rows * row, max(ITEMS_AT_ONCE, row))
         return -(-items // PER_WINDOW) * WINDOW_VECTORS * VECTOR_BYTES

@@ -168,17 +168,17 @@ def _attention_buffers(
 ) -> list[Buffer]:
     """What ATTEND keeps between its passes."""
     start, stop = group.kv_heads[rank]
-    if options.dtype != "int8" or start == stop:
+    if start == stop:
         return []
     layout = KvLayout(
         kv_heads=stop - start, head_dim=partition.config.head_dim, context=options.context,
         dtype=options.dtype,
     )  # fmt: skip
     kept = Scratch(layout, partition.kv_of(group, rank), rows, options.context)
-    return [
-        Buffer(name="scores", size=kept.bytes, first=3, last=3, bulk=True),
-        Buffer(name="stats", size=kept.known_bytes, first=3, last=3),
-    ]
+    int8 = options.dtype == "int8"
+    scores = Buffer(name="scores", size=kept.bytes, first=3, last=3, bulk=int8)
+    stats = Buffer(name="stats", size=kept.known_bytes, first=3, last=3)
+    return [scores, stats] if int8 else [scores]
 
 
 def _head_buffers(

@@ -155,10 +155,10 @@ class StepPlanner:
                 "kv": self.constants[chip][f"{layer}.kv"],
                 **self._quantised(chip, "query", "q", "sq"),
             }
-            scratch = {}
+            scratch = {"scratch": buffers["scores"]}
             if self.dtype == "int8":
                 shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]
-                scratch = {"scratch": buffers["scores"], "stats": buffers["stats"]}
+                scratch["stats"] = buffers["stats"]
             qkv, rows = buffers["qkv"], buffers["rope"]
             self._op(chip, Opcode.ROPE, rope.name, qkv=qkv, rope=rows, **shape)
             kv_of = self.partition.kv_of(group, rank)

@@ -17,15 +17,16 @@ from functools import lru_cache
 
 from chip.isa import AluOp
 from chip.issue import Issue
-from chip.operations import Args
-from chip.scratch import COLUMN
+from chip.operations import Args, kv_layout
+from chip.scratch import COLUMN, QUAD, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.attention import Attention
 from chip.templates.builder import Block
 from chip.templates.parts import LANES, Load, Node, Ref
+from chip.templates.quarters import LANE, lanes_within
 from chip.templates.reductions import lane_max, lane_sum
 from chip.templates.results import Results
-from chip.templates.scores import LANE, Scores, lanes_within
+from chip.templates.scores import Scores
 from chip.templates.softmax import Exponentials
 from chip.templates.template import Placed, Template, aligned, row_block
 from chip.templates.tiles import AHEAD, Planes, load_issues
@@ -155,6 +156,12 @@ class Passes:
 def _later(issues: Iterator[Issue], start: int) -> Iterator[Issue]:
     for issue in issues:
         yield issue.moved(start)
+
+
+def fits(a: Args, spec: ChipSpec) -> bool:
+    """Tell whether every head of a batch has an accumulator row."""
+    kept = Scratch(kv_layout(a), tuple(a["kv_of"]), int(a["rows"]), int(a["bucket"]))
+    return QUAD * len(kept.quads) * kept.batch <= spec.mxm_accumulator_rows
 
 
 def attend(a: Args, spec: ChipSpec) -> Template:

@@ -14,22 +14,20 @@ from dataclasses import dataclass
 from chip.floorplan import Role, mxm, sxm
 from chip.isa import ABC, ACC, AluOp, Permute
 from chip.issue import Issue
-from chip.operand import Group, Held, Immediate, In, Position, Stream, Tap, group
+from chip.operand import Group, Held, Immediate, In, Stream, Tap, group
 from chip.scratch import COLUMN
 from chip.spec import VECTOR_BYTES, vectors
 from chip.templates.attention import Attention, Quad, Tile
-from chip.templates.parts import LANES
+from chip.templates.quarters import BEST, CHOSEN, MASK, SCORED, keep, mask, running_best
 from chip.templates.tiles import AHEAD, Load, Planes
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items, paired
 
-LANE = 14  # ALU whose register has every lane's number within its quarter
 SENDERS, SUM, CONVERT, FACTORS, SCORE = (1, 3), 4, 0, (6, 9), 11
-MASK, CHOSEN, PAIR, BEST, SCALE, STORE = 12, (2, 5), 7, 8, 10, 13
+SCALE = 10
 QUERY, FED, SUMS, PARTS = 8, 28, 8, 24  # first streams of each traffic
 PATIENCE = 24  # cycles that a query may wait in the SXMs
 NEVER = f32(float("-inf"))
-PEAKS = 1  # the side of the scratch memory that holds scores
 
 
 @dataclass(slots=True)
@@ -268,12 +266,12 @@ class Scores:
             factor = Held(FACTORS[c % 2])
             yield wires.alu(SCORE, at + self.converted, AluOp.MUL, Held(CONVERT), factor)
             yield mask(wires, row, job.tile.column + c, at + self.scored)
-            out = items(PEAKS, inward=False)
+            out = items(SCORED, inward=False)
             yield wires.alu(
                 CHOSEN[c % 2], at + self.scored, AluOp.CHOOSE, Held(MASK), Held(SCORE), NEVER,
                 out=out,
             )  # fmt: skip
-            place = scratch.item(job.quad.number, job.tile.column + c, PEAKS)
+            place = scratch.item(job.quad.number, job.tile.column + c, SCORED)
             yield from wires.item(place, at + self.masked, write=True)
 
     def _arrivals(self, job: Job, column: int) -> list[Group]:
@@ -291,43 +289,3 @@ class Scores:
             job.tile.number % self.shape.scratch.tiles
         )
         yield from keep(wires, BEST, first, job.store)
-
-
-def mask(wires: Wires, row: int, column: int, due: int) -> Issue:
-    """Yield the mask of a column's tokens that a row may see."""
-    seen = Position(row, 0, -COLUMN * column)
-    at = due - wires.clock.of["LE"]
-    return wires.alu(MASK, at, AluOp.LE, Held(LANE), seen)
-
-
-def running_best(wires: Wires, times: list[int], columns: int) -> Iterator[Issue]:
-    """Maximum of columns whose pairs are in `CHOSEN` from the given cycles on, in `BEST`."""
-    for pair, time in enumerate(times):
-        other = Held(CHOSEN[1]) if 2 * pair + 1 < columns else Held(CHOSEN[0])
-        yield wires.alu(PAIR, time + 1, AluOp.MAX, Held(CHOSEN[0]), other)
-        best = Held(BEST) if pair else Held(PAIR)
-        at = time + 1 + wires.clock.of["MAX"]
-        yield wires.alu(BEST, at, AluOp.MAX, Held(PAIR), best)
-
-
-def keep(wires: Wires, number: int, vector: int, cycle: int) -> Iterator[Issue]:
-    """Put a register's numbers of a quad into work memory; they leave a COPY after `cycle`."""
-    writes, taps = wires.store("stats", vector, 4, cycle + wires.clock.of["COPY"])
-    yield wires.alu(STORE, cycle, AluOp.COPY, Held(number), out=taps)
-    yield from writes
-
-
-def lanes_within(wires: Wires) -> Iterator[Issue]:
-    """Put every lane's number within its quarter into `LANE`."""
-    from chip.operand import Lane
-
-    late = wires.clock.of["GE"]
-    for i, number in enumerate((4, 6, 9)):
-        edge = COLUMN * (i + 1)
-        step = wires.clock.of["CHOOSE"]
-        yield wires.alu(number, i * step, AluOp.GE, Lane(), Immediate(edge, "i32"))
-        below = Held(LANE) if i else Lane()
-        yield wires.alu(LANE, late + i * step, AluOp.CHOOSE, Held(number), Lane(-edge), below)
-
-
-assert LANES == 4 * COLUMN

@@ -14,7 +14,7 @@ from chip.isa import AluOp
 from chip.issue import Issue
 from chip.operand import Held, In
 from chip.templates.attention import Attention, Quad
-from chip.templates.scores import PEAKS, keep
+from chip.templates.quarters import POWERS, SCORED, keep
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items
 
@@ -95,14 +95,14 @@ class Exponentials:
         reads, taps = wires.fetched("stats", vectors, job.ports, vectors)
         yield from reads
         yield wires.alu(top, job.ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
-        x, out = In(items(PEAKS, inward=True)), items(1 - PEAKS, inward=False)
+        x, out = In(items(SCORED, inward=True)), items(POWERS, inward=False)
         for c in range(self.shape.columns):
             at = job.start + c * self.pace
-            yield from wires.item(scratch.item(quad, c, PEAKS), at, write=False)
+            yield from wires.item(scratch.item(quad, c, SCORED), at, write=False)
             yield wires.alu(LESS, at, AluOp.SUB, x, Held(top))
             yield wires.alu(POWER, at + of["SUB"], AluOp.EXP, Held(LESS), out=out)
             at += self.powered
-            yield from wires.item(scratch.item(quad, c, 1 - PEAKS), at, write=True)
+            yield from wires.item(scratch.item(quad, c, POWERS), at, write=True)
             total = TOTALS[c % QUARTERS]
             before = Held(total) if c >= QUARTERS else f32(0.0)
             yield wires.alu(total, at, AluOp.ADD, Held(POWER), before)

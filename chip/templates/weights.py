@@ -18,7 +18,8 @@ from chip.scratch import COLUMN, QUAD
 from chip.sram import RUN
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES
-from chip.templates.scores import BEST, CHOSEN, FED, MASK, PEAKS, keep, mask, running_best
+from chip.templates.quarters import BEST, CHOSEN, MASK, POWERS, keep, mask, running_best
+from chip.templates.scores import FED
 from chip.templates.tiles import Load, Planes
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items
@@ -26,7 +27,6 @@ from chip.templates.wires import Clock, Ports, Wires, items
 SHARES, SHARE, SCALES, WEIGHT = (1, 3), 4, (6, 9), 11
 FACTORS, SCALED, ROUNDED = (10, 15), 13, (7, 8)
 ROUNDED_STREAM = 8
-POWERS = 1 - PEAKS  # the side of the scratch memory that holds exponentials
 WORD = 4  # bytes that the SXMs move as one
 WORDS = LANES // WORD
 
