@@ -1,4 +1,4 @@
-"""int8 attention: what its template makes of random data, what it costs, and what it may not need."""
+"""int8 attention: what its template makes of random data, what it costs, where it keeps it."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_equals_the_kernel(
 
 
 def test_a_batch_that_is_not_full() -> None:
-    """Seventeen rows in batches of nine: the second has eight."""
+    """Nineteen rows in batches of ten: the second has nine."""
     kept = Scratch(kv_layout(shaped(8, 2, 128, 512)), (0,) * 4 + (1,) * 4, 19, 512)
     assert kept.batch == 10
-    test_equals_the_kernel(8, 2, 128, 512, tuple(range(100, 119)))
+    test_equals_the_kernel(8, 2, 16, 512, tuple(range(100, 119)))
 
 
 def test_shapes_that_are_served() -> None:
@@ -92,11 +92,8 @@ def test_cost_grows_with_the_rows() -> None:
     one, four, eight = (cost(512, rows, **shape) for rows in (16, 64, 128))
     assert (four, eight) == (4 * one, 8 * one)
     assert one < 16 * cost(512, **shape) / 3
-    parts = [attend(shaped(bucket=512, rows=rows, **shape), CHIP) for rows in (16, 128)]
-    jobs = [
-        sum(len(getattr(p, "jobs", ())) for p in part.streams[0].batch.passes) for part in parts
-    ]  # type: ignore[attr-defined]
-    assert jobs[0] == jobs[1]
+    kept = [Scratch(kv_layout(shaped(8, 2, 128, 512)), (0,) * 8, n, 512) for n in (16, 128)]
+    assert [one.batch for one in kept] == [16, 16]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 128])

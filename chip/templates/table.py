@@ -62,6 +62,5 @@ def has_instructions(opcode: Opcode, a: Args, spec: ChipSpec) -> bool:
     if opcode in (Opcode.ROPE, Opcode.ATTEND) and kv_layout(a).row_bytes != VECTOR_BYTES:
         return False
     if opcode is Opcode.ATTEND:
-        fits = attend.fits if a["dtype"] == "int8" else attend16.fits
-        return fits(a, spec)
+        return attend.fits(a, spec) if a["dtype"] == "int8" else attend16.fits(a, spec)
     return True
