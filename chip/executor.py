@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from chip.errors import ProgramError
 from chip.kernels.interface import Kernels
-from chip.operations import Opcode, item_bytes, kv_layout, row_bytes, segment_offsets
+from chip.operations import (
+    Opcode,
+    gated_widths,
+    row_bytes,
+)
 from chip.program import Operation
-from chip.spec import pad_vector
+from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
+from chip.views import Views
 
 
 @dataclass(slots=True)
@@ -33,26 +38,12 @@ class StepState:
 Bound = Callable[[StepState], None]
 
 
-class _Packed(NamedTuple):
-    """Heads as the kernels want them, and as they are packed in memory: (heads, view) by group."""
-
-    heads: NDArray[Any]  # [rows, heads, width]
-    parts: list[tuple[slice, NDArray[Any]]]
-
-    def store(self, rows: int) -> None:
-        for heads, view in self.parts:
-            view[:rows] = self.heads[:rows, heads]
-
-    def load(self, rows: int) -> None:
-        for heads, view in self.parts:
-            self.heads[:rows, heads] = view[:rows]
-
-
-class Binder:
+class Binder(Views):
     """Makes bound operations for one chip."""
 
     def __init__(self, sram: Sram, kernels: Kernels) -> None:
-        self.sram, self.kernels = sram, kernels
+        super().__init__(sram)
+        self.kernels = kernels
 
     def bind(self, operation: Operation) -> Bound:
         """Return the operation as a call. Raises ProgramError for one that computes nothing."""
@@ -70,69 +61,13 @@ class Binder:
             raise ProgramError(f"{operation.name}: {operation.opcode} is not a computation")
         return binders[operation.opcode](operation.args)
 
-    # -- views
-
-    def _f32(self, address: int, rows: int, n: int) -> NDArray[np.float32]:
-        return self.sram.rows(address, np.float32, rows, n, row_bytes(n, 4))
-
-    def _f16(self, address: int, rows: int, n: int) -> NDArray[np.float16]:
-        return self.sram.rows(address, np.float16, rows, n, row_bytes(n, 2))
-
-    def _vector(self, address: int, n: int) -> NDArray[np.float32]:
-        return self._f32(address, 1, n).reshape(n)
-
-    def _activation(self, a: Any, name: str, k: int) -> NDArray[Any]:
-        padded, item = pad_vector(k), item_bytes(a["dtype"])
-        dtype = np.int8 if item == 1 else np.float16
-        return self.sram.rows(a[name], dtype, a["rows"], padded, row_bytes(padded, item))
-
-    def _segments(self, a: Any) -> list[NDArray[np.float16]]:
-        offsets = segment_offsets(a["shares"], a["rows"])
-        return [
-            self._f16(a["src"] + offset, a["rows"], share)
-            for offset, share in zip(offsets, a["shares"], strict=False)
-        ]
-
-    def _queries(self, a: Any) -> _Packed:
-        layout = kv_layout(a)
-        dtype = np.int8 if layout.item_bytes == 1 else np.float16
-        return self._packed(a, a["q"], dtype, layout.query_bytes(a["heads"]), a["head_dim"])
-
-    def _query_scales(self, a: Any) -> _Packed:
-        row = kv_layout(a).query_scale_bytes(a["heads"])
-        return self._packed(a, a["sq"], np.float32, row, 1)
-
-    def _packed(self, a: Any, address: int, dtype: DTypeLike, row: int, width: int) -> _Packed:
-        """Views of packed heads, `width` values of each, over rows of `row` bytes."""
-        layout, heads, item = kv_layout(a), a["heads"], np.dtype(dtype).itemsize
-        per, group = layout.heads_per_group, row // layout.query_groups(heads)
-        parts = []
-        for first in range(0, heads, per):
-            n, at = min(per, heads - first), address + first // per * group
-            shape, strides = (a["rows"], n, width), (row, layout.pitch * item, item)
-            parts.append((slice(first, first + n), self.sram.view(at, dtype, shape, strides)))
-        return _Packed(np.zeros((a["rows"], heads, width), dtype), parts)
-
-    def _cache(self, a: Any, tokens: int, *, value: bool) -> tuple[list[Any], list[Any]]:
-        """Views of each KV head's keys or values [tokens, head_dim], and its scales [tokens]."""
-        layout = kv_layout(a)
-        dtype = np.int8 if layout.item_bytes == 1 else np.float16
-        heads, scales = [], []
-        for head in range(a["kv_heads"]):
-            at = a["kv"] + layout.head_offset(head, value=value)
-            heads.append(self.sram.rows(at, dtype, tokens, a["head_dim"], layout.row_bytes))
-            if a["dtype"] == "int8":
-                scale_at = a["kvs"] + layout.scale_offset(head, value=value)
-                scales.append(self.sram.view(scale_at, np.float32, (tokens,), (4,)))
-        return heads, scales
-
     # -- operations
 
     def _norm(self, a: Any) -> Bound:
-        x, gamma = self._f32(a["x"], a["rows"], a["hidden"]), self._vector(a["gamma"], a["hidden"])
-        y, eps, kernels = self._activation(a, "q", a["hidden"]), a["eps"], self.kernels
+        x, gamma = self.f32(a["x"], a["rows"], a["hidden"]), self.vector(a["gamma"], a["hidden"])
+        y, eps, kernels = self.activation(a, "q", a["hidden"]), a["eps"], self.kernels
         if a["dtype"] == "int8":
-            s = self._vector(a["s"], a["rows"])
+            s = self.vector(a["s"], a["rows"])
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -147,10 +82,10 @@ class Binder:
         return run_f16
 
     def _gather(self, a: Any) -> Bound:
-        segments, kernels = self._segments(a), self.kernels
-        y = self._activation(a, "q", sum(a["shares"]))
+        segments, kernels = self.segments(a), self.kernels
+        y = self.activation(a, "q", sum(a["shares"]))
         if a["dtype"] == "int8":
-            s = self._vector(a["s"], a["rows"])
+            s = self.vector(a["s"], a["rows"])
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -165,14 +100,14 @@ class Binder:
         return run_f16
 
     def _matmul(self, a: Any) -> Bound:
-        x, kernels, n_cols = self._activation(a, "x", a["k"]), self.kernels, a["n"]
+        before, (y, after) = self._prologue(a), self._epilogue(a)
+        names = ("x", "s") if before is None else ("q", "qs")
+        x, kernels, n_cols = self.activation(a, names[0], a["k"]), self.kernels, a["n"]
         size = n_cols * pad_vector(a["k"])
-        out = self._f32 if a["out"] == "f32" else self._f16
-        y: NDArray[Any] = out(a["y"], a["rows"], n_cols)
         product: Callable[[int], int]
         if a["dtype"] == "int8":
             w = self.sram.view(a["w"], np.int8, (size,), (1,))
-            sw, s = self._vector(a["sw"], n_cols), self._vector(a["s"], a["rows"])
+            sw, s = self.vector(a["sw"], n_cols), self.vector(a[names[1]], a["rows"])
 
             def product(n: int) -> int:
                 return kernels.matmul_i8(x[:n], s[:n], w, sw, y[:n])
@@ -186,24 +121,45 @@ class Binder:
         first_column = a.get("first_column")
 
         def run(state: StepState) -> None:
+            if before is not None:
+                before(state)
             state.saturated += product(state.rows)
+            if after is not None:
+                after(state)
             if first_column is not None:  # logits: this chip's share of data_hash (law 5)
                 state.hash_share = kernels.logit_hash(y[0], first_column)
 
         return run
 
+    def _prologue(self, a: Any) -> Bound | None:
+        """What makes a product's activations, where that is a part of it."""
+        if a.get("prologue") == "norm":
+            return self._norm({**a, "x": a["src"], "hidden": a["k"], "s": a["qs"]})
+        return self._gather({**a, "s": a["qs"]}) if a.get("prologue") == "gather" else None
+
+    def _epilogue(self, a: Any) -> tuple[NDArray[Any], Bound | None]:
+        """Return where a product goes [rows, n], and what follows it as a part of it."""
+        shape, kernels = (a["rows"], a["n"]), self.kernels
+        if a.get("epilogue") == "add":
+            delta, total = np.empty(shape, np.float16), self.f32(a["r"], *shape)
+            return delta, lambda state: kernels.add(total[: state.rows], [delta[: state.rows]])
+        if a.get("epilogue") == "silu":
+            gate_up = np.empty(shape, np.float32)
+            return gate_up, self._gated(gate_up, self.f16(a["y"], a["rows"], a["n"] // 2))
+        return (self.f32 if a["out"] == "f32" else self.f16)(a["y"], *shape), None
+
     def _rope(self, a: Any) -> Bound:
         kernels, dim = self.kernels, a["head_dim"]
-        qkv = self._f32(a["qkv"], a["rows"], (a["heads"] + 2 * a["kv_heads"]) * dim)
+        qkv = self.f32(a["qkv"], a["rows"], (a["heads"] + 2 * a["kv_heads"]) * dim)
         stride = row_bytes(dim, 4)
         shape, strides = (a["rows"], 2, dim // 2), (stride, dim * 2, 4)
         rope = self.sram.view(a["rope"], np.float32, shape, strides)
-        packed = self._queries(a)
+        packed = self.queries(a)
         q = packed.heads
-        k, ks = self._cache(a, a["context"], value=False)
-        v, vs = self._cache(a, a["context"], value=True)
+        k, ks = self.cache(a, a["context"], value=False)
+        v, vs = self.cache(a, a["context"], value=True)
         if a["dtype"] == "int8":
-            packed_scales = self._query_scales(a)
+            packed_scales = self.query_scales(a)
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
@@ -226,13 +182,13 @@ class Binder:
         return run_f16
 
     def _attend(self, a: Any) -> Bound:
-        kernels, kv_of, packed = self.kernels, a["kv_of"], self._queries(a)
+        kernels, kv_of, packed = self.kernels, a["kv_of"], self.queries(a)
         q = packed.heads
-        out = self._f16(a["y"], a["rows"], a["heads"] * a["head_dim"])
-        k, ks = self._cache(a, a["bucket"], value=False)
-        v, vs = self._cache(a, a["bucket"], value=True)
+        out = self.f16(a["y"], a["rows"], a["heads"] * a["head_dim"])
+        k, ks = self.cache(a, a["bucket"], value=False)
+        v, vs = self.cache(a, a["bucket"], value=True)
         if a["dtype"] == "int8":
-            packed_scales = self._query_scales(a)
+            packed_scales = self.query_scales(a)
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
@@ -256,8 +212,8 @@ class Binder:
         return run_f16
 
     def _add(self, a: Any) -> Bound:
-        x, kernels = self._f32(a["x"], a["rows"], sum(a["shares"])), self.kernels
-        segments = self._segments(a)
+        x, kernels = self.f32(a["x"], a["rows"], sum(a["shares"])), self.kernels
+        segments = self.segments(a)
 
         def run(state: StepState) -> None:
             n = state.rows
@@ -266,17 +222,36 @@ class Binder:
         return run
 
     def _silu(self, a: Any) -> Bound:
-        gate_up, kernels = self._f32(a["x"], a["rows"], 2 * a["n"]), self.kernels
-        out = self._f16(a["y"], a["rows"], a["n"])
+        gate_up = self.f32(a["x"], a["rows"], 2 * a["n"])
+        return self._gated(gate_up, self.f16(a["y"], a["rows"], a["n"]))
+
+    def _gated(self, gate_up: NDArray[np.float32], out: NDArray[np.float16]) -> Bound:
+        """Gate [rows, 2n], whose columns alternate as `gated_widths` says, to [rows, n]."""
+        kernels, at, blocks, narrow = self.kernels, 0, 0, []
+        for width in gated_widths(out.shape[1]):
+            if width == VECTOR_BYTES:
+                blocks += 1
+            else:
+                pair = slice(2 * at, 2 * (at + width))
+                narrow.append((gate_up[:, pair], out[:, at : at + width]))
+            at += width
+        end = blocks * VECTOR_BYTES
+        wide = [
+            (row[: 2 * end].reshape(blocks, -1), to[:end].reshape(blocks, -1))
+            for row, to in zip(gate_up, out, strict=True) if blocks
+        ]  # fmt: skip
 
         def run(state: StepState) -> None:
             n = state.rows
-            state.saturated += kernels.silu(gate_up[:n], out[:n])
+            for row, to in wide[:n]:
+                state.saturated += kernels.silu(row, to)
+            for pair, to in narrow:
+                state.saturated += kernels.silu(pair[:n], to[:n])
 
         return run
 
     def _topk(self, a: Any) -> Bound:
-        logits, kernels, k = self._vector(a["x"], a["n"]), self.kernels, a["k"]
+        logits, kernels, k = self.vector(a["x"], a["n"]), self.kernels, a["k"]
         ids = self.sram.view(a["y"], np.uint32, (k,), (4,))
         values = self.sram.view(a["y"] + 4 * k, np.float32, (k,), (4,))
         first = a["first_column"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ class Reader:
 class Writer:
     """Collects bytes; maps are kept apart, each once."""
 
-    def __init__(self) -> None:
-        self.data, self.maps = bytearray(), dict[Map, int]()
+    def __init__(self, maps: dict[Map, int] | None = None) -> None:
+        self.data, self.maps = bytearray(), {} if maps is None else maps
 
     def number(self, value: int) -> None:
         rest = value << 1 if value >= 0 else (-value << 1) - 1
@@ -200,17 +200,35 @@ def _parse_map(text: str) -> Map:
     return tuple(out)
 
 
+def _runs(lanes: Map) -> Iterator[tuple[int, int, int]]:
+    """Yield (length, first, step) of runs of lanes; first is -1 for zeros."""
+    plain = [-1 if lane is None else lane for lane in lanes]
+    at = 0
+    while at < len(plain):
+        first, end = plain[at], at + 1
+        step = plain[end] - first if end < len(plain) and min(first, plain[end]) >= 0 else 0
+        while end < len(plain) and plain[end] == first + step * (end - at):
+            end += 1
+        yield end - at, first, step
+        at = end
+
+
 def pack_map(writer: Writer, lanes: Map) -> None:
-    """Write a map's lanes."""
-    writer.number(len(lanes))
-    for lane in lanes:
-        writer.number(-1 if lane is None else lane)
+    """Write a map as runs of evenly spaced lanes."""
+    runs = list(_runs(lanes))
+    writer.number(len(runs))
+    for run in runs:
+        for number in run:
+            writer.number(number)
 
 
 def unpack_map(reader: Reader) -> Map:
     """Undo `pack_map`."""
-    lanes = [reader.number() for _ in range(reader.number())]
-    return tuple(None if lane < 0 else lane for lane in lanes)
+    out: list[int | None] = []
+    for _ in range(reader.number()):
+        length, first, step = (reader.number() for _ in range(3))
+        out += [None if first < 0 else first + step * i for i in range(length)]
+    return tuple(out)
 
 
 def _pack_map_number(writer: Writer, lanes: Map) -> None:

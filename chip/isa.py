@@ -10,7 +10,11 @@ An operand of 16- or 32-bit values takes up to 2 or 4 vectors on streams of thei
 which, put end to end, are the values as they lie in SRAM ("host order": which byte of a lane
 travels in which vector is a fixed permutation that no unit sees). `lanes` values take
 ceil(lanes * size / 320) vectors; units work on 320 lanes, and those at or beyond `lanes` are +0
-(assumption: a lane-count register in each unit). HARDWARE.md, The chip; ISCA 2020.
+(assumption: a lane-count register in each unit).
+
+The published address counters (Iterations, Countdown, Step) are what a Repeat and `step` say
+together: n more issues, d cycles apart, each `step` words, columns or slots further on.
+HARDWARE.md, The chip; ISCA 2020.
 """
 
 from __future__ import annotations
@@ -295,11 +299,12 @@ class Config(Instruction):
     value: int
 
 
+MEM = (Read, Write, Gather, Scatter)
 C2C = (Send, Receive, Deskew)
 ICU = (Sync, Notify, Ifetch, Config)
 SXM = (Shift, Rotate, Permute, Distribute, Select, Transpose)
 ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
-    Unit.MEM: (Read, Write, Gather, Scatter),
+    Unit.MEM: MEM,
     Unit.VXM: (Alu,),
     Unit.SXM: (*SXM, *C2C),
     Role.LOAD: (LW,),
@@ -307,7 +312,7 @@ ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
     Role.DRAIN: (ACC,),
 }
 MNEMONICS = (
-    *(kind.__name__.upper() for kind in (Read, Write, Gather, Scatter, LW, IW, ABC, ACC)),
+    *(kind.__name__.upper() for kind in (*MEM, LW, IW, ABC, ACC)),
     *(kind.__name__.upper() for kind in (*SXM, *C2C, *ICU)),
     *(op.value for op in AluOp),
 )

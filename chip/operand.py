@@ -8,10 +8,12 @@ counts from the last operand's last beat.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import copysign
 from typing import NamedTuple
 
 from chip.spec import vectors
 
+STREAMS = 32  # in each direction
 ITEM_BYTES = {"i8": 1, "f16": 2, "i32": 4, "f32": 4}
 
 
@@ -71,12 +73,21 @@ class Held:
     alu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Immediate:
-    """One constant in every lane; `dtype` f32 (an exact fp32 value) or i32."""
+    """One constant in every lane; `dtype` f32 (an exact fp32 value) or i32. Zeros have a sign."""
 
     value: float
     dtype: str = "f32"
+
+    def _key(self) -> tuple[float, float, str]:
+        return self.value, copysign(1.0, self.value), self.dtype
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Immediate) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from chip.kv import KvLayout
-from chip.spec import pad_vector
+from chip.spec import VECTOR_BYTES, pad_vector
 
 Args = Mapping[str, Any]
 Region = tuple[int, int]
@@ -57,6 +57,16 @@ def segment_offsets(shares: Sequence[int], rows: int) -> list[int]:
     for share in shares:
         offsets.append(offsets[-1] + rows * row_bytes(share, 2))
     return offsets
+
+
+def gated_widths(n: int) -> list[int]:
+    """Cut the n columns of a gate: columns of gate and up projection alternate in these widths.
+
+    Whole column blocks, then a pair within a block each: so a gate meets its up in the VXM.
+    """
+    blocks, rest = divmod(n, VECTOR_BYTES)
+    half = VECTOR_BYTES // 2
+    return [VECTOR_BYTES] * blocks + [w for w in (min(rest, half), rest - half) if w > 0]
 
 
 def _activation(a: Args, k: int) -> int:
@@ -102,10 +112,30 @@ def _gather_regions(a: Args) -> tuple[list[Region], list[Region]]:
 
 
 def _matmul_regions(a: Args) -> tuple[list[Region], list[Region]]:
-    weight = (a["w"], a["n"] * row_bytes(pad_vector(a["k"]), item_bytes(a["dtype"])))
-    scales = [(a["sw"], row_bytes(a["n"], 4))] if a["dtype"] == "int8" else []
-    out = (a["y"], a["rows"] * row_bytes(a["n"], 4 if a["out"] == "f32" else 2))
-    return [(a["x"], _activation(a, a["k"])), *_scale(a, "s"), weight, *scales], [out]
+    """Activations as they are (x, s), or what they are made of; then weights, and what follows."""
+    k, n, prologue = a["k"], a["n"], a.get("prologue")
+    reads: list[Region] = []
+    writes: list[Region] = []
+    if prologue is None:
+        reads += [(a["x"], _activation(a, k)), *_scale(a, "s")]
+    else:
+        writes += [(a["q"], _activation(a, k)), *_scale(a, "qs")]
+    if prologue == "norm":
+        reads += [(a["src"], a["rows"] * row_bytes(k, 4)), (a["gamma"], row_bytes(k, 4))]
+    if prologue == "gather":
+        reads.append(_segments(a, "src"))
+    if a.get("epilogue") == "add":
+        reads.append((a["r"], a["rows"] * row_bytes(n, 4)))
+    reads.append((a["w"], n * row_bytes(pad_vector(k), item_bytes(a["dtype"]))))
+    if a["dtype"] == "int8":
+        reads.append((a["sw"], row_bytes(n, 4)))
+    if a.get("epilogue") == "add":
+        writes.append((a["r"], a["rows"] * row_bytes(n, 4)))
+    else:
+        columns = n // 2 if a.get("epilogue") == "silu" else n
+        item = 4 if a["out"] == "f32" else 2
+        writes.append((a["y"], a["rows"] * row_bytes(columns, item)))
+    return reads, writes
 
 
 def _rope_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -150,7 +180,7 @@ MXM = tuple(f"MXM{plane}" for plane in range(4))
 class OpcodeDefinition:
     """What one opcode holds, touches and costs."""
 
-    units: tuple[str, ...]  # held from start to end; a SEND holds its link instead
+    units: tuple[str, ...]  # held from start to end, see `units`; a SEND holds its link instead
     regions: Callable[[Args], tuple[list[Region], list[Region]]]  # (read, written)
     reads: tuple[str, ...]  # operands in the order of `regions`; an absent one is skipped
     writes: tuple[str, ...]
@@ -177,8 +207,8 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     Opcode.NORM: _define(("VXM",), _norm_regions, "x gamma", "q s", "vector"),
     Opcode.GATHER: _define(("VXM",), _gather_regions, "src", "q s", "vector"),
     # ALUs of the MXM's result chain are set apart from those of vector programs
-    # (assumption: 4 of 16), so a product does not hold the VXM.
-    Opcode.MATMUL: _define(MXM, _matmul_regions, "x s w sw", "y", "weights"),
+    # (assumption: 4 of 16), so a product holds no VXM, unless vector work is part of it (`units`).
+    Opcode.MATMUL: _define(MXM, _matmul_regions, "x s src gamma r w sw", "q qs y r", "weights"),
     Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv kvs", "vector"),
     Opcode.ATTEND: _define(
         (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch", "attention"
@@ -189,6 +219,12 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     Opcode.SEND: _define((), _send_regions, "src", "", "exchange"),
     Opcode.RECEIVE: _define((), _receive_regions, "", "dst", "exchange"),
 }
+
+
+def units(opcode: Opcode, a: Args) -> tuple[str, ...]:
+    """Return the units that an operation holds from start to end."""
+    fused = "prologue" in a or "epilogue" in a
+    return (*DEFINITIONS[opcode].units, *(("VXM",) if fused else ()))
 
 
 def operands(opcode: Opcode, a: Args) -> tuple[list[tuple[str, Region]], list[tuple[str, Region]]]:

@@ -8,7 +8,7 @@ and is released by one Notify, so that all start in the same cycle, `origin` of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chip.errors import MachineError
@@ -43,6 +43,10 @@ class Named:
 
 
 Item = Nop | Repeat | Named
+SHORTEST = 3  # issues that are worth a Repeat
+_COUNTERS: dict[type[Instruction], str] = {  # the field that `step` moves
+    Read: "address", Write: "address", LW: "column", ABC: "slot", ACC: "slot",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,55 @@ def _apart(issues: list[Issue]) -> list[Issue]:
     return out
 
 
+def _folded(issues: list[Issue]) -> Iterator[Issue]:
+    """Join runs of single issues that a Repeat can stand for; `issues` are a queue's, in order."""
+    at = 0
+    while at < len(issues):
+        joined = issues[at]
+        while at + joined.n < len(issues):
+            longer = _joined(issues[at], issues[at + joined.n], joined)
+            if longer is None:
+                break
+            joined = longer
+        if issues[at].n == 1 and joined.n >= SHORTEST:
+            yield joined
+            at += joined.n
+        else:
+            yield issues[at]
+            at += 1
+
+
+def _joined(first: Issue, after: Issue, joined: Issue) -> Issue | None:
+    """Return the run `joined` of issues from `first` one longer, None where no Repeat makes it."""
+    if first.n > 1 or after.n > 1 or first.name != after.name:
+        return None
+    if joined.n == 1:
+        step = _step(first.instruction, after.instruction)
+        if step is None or after.cycle == first.cycle:
+            return None
+        made = replace(first.instruction, step=step) if step else first.instruction  # type: ignore[call-arg]
+        joined = replace(first, instruction=made, d=after.cycle - first.cycle)
+    if after.cycle != first.cycle + joined.n * joined.d:
+        return None
+    wanted = advanced(joined.instruction, joined.n)
+    if getattr(wanted, "step", 0):
+        wanted = replace(wanted, step=0)  # type: ignore[call-arg]
+    return replace(joined, n=joined.n + 1) if wanted == after.instruction else None
+
+
+def _step(old: Instruction, new: Instruction) -> int | None:
+    """Return what the address counter adds from one instruction to the next; None: other things."""
+    if old == new:
+        return 0
+    counter = _COUNTERS.get(type(old))
+    if counter is None or type(old) is not type(new):
+        return None
+    a, b = getattr(old, counter), getattr(new, counter)
+    if type(a) is not int or type(b) is not int or getattr(old, "step", 0):
+        return None
+    return b - a if replace(old, **{counter: b}) == new else None
+
+
 def to_queues(issues: Iterable[Issue]) -> QueueProgram:
     """Put issues into their queues with NOPs between; every queue starts together.
 
@@ -121,7 +174,7 @@ def to_queues(issues: Iterable[Issue]) -> QueueProgram:
         items: list[Item] = [] if queues else [Named(Notify())]
         items.append(Named(Sync()))
         now = origin
-        for issue in _apart(by_queue[queue]):
+        for issue in _folded(_apart(by_queue[queue])):
             if issue.cycle < now:
                 raise MachineError(
                     f"two instructions in {queue} at {issue.cycle}", issue.name or "the program"

@@ -22,12 +22,16 @@ from compiler.ir import Memory, Tensor
 from compiler.partition import Group, Partition, weight_of
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
+HANDED = "handed"  # the gather buffer of segments that the group before hands over
 FORWARD_SLOTS = 4  # messages that may pass through a chip at once; the schedule holds back a fifth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """A buffer of one step: `first` and `last` are its lifetime, in places of the template."""
+    """A buffer of one step: `first` and `last` are its lifetime, in places of the template.
+
+    Place -1 is what comes in front of a group's first layer.
+    """
 
     name: str
     size: int
@@ -91,17 +95,21 @@ def step_buffers(
     """Return the buffers of one step on one chip, with lifetimes."""
     config, dtype = partition.config, options.dtype
     out = [
-        Buffer(name="residual", size=rows * row_bytes(config.hidden_size, 4), first=0, last=99),
-        Buffer(name="rope", size=rows * row_bytes(config.head_dim, 4), first=0, last=99),
+        Buffer(name="residual", size=rows * row_bytes(config.hidden_size, 4), first=-1, last=99),
+        Buffer(name="rope", size=rows * row_bytes(config.head_dim, 4), first=-1, last=99),
     ]
     for group, rank in partition.groups_of(chip):
+        if group.index and rows == 1:
+            shares = partition.groups[group.index - 1].shares(Split.HIDDEN, config.head_dim)
+            size = segment_offsets(shares, rows)[-1]
+            out.append(Buffer(name=HANDED, size=size, first=-1, last=-1))
         if len(group.layers):
             out += _layer_buffers(partition, group, rank, rows, dtype, options.context)
         if group.has_head and rows == 1:
             out += _head_buffers(partition, group, rank, options)
     width = options.forward_row_bytes.get(chip, 0)
     out += [
-        Buffer(name=f"forward.{slot}", size=rows * width, first=0, last=99)
+        Buffer(name=f"forward.{slot}", size=rows * width, first=-1, last=99)
         for slot in range(FORWARD_SLOTS if width else 0)
     ]
     return out
@@ -245,7 +253,8 @@ def chip_classes(
             sizes = tuple(span[rank][1] - span[rank][0] for span in spans)
             vocab = group.vocab[rank][1] - group.vocab[rank][0] if group.has_head else 0
             width = forward_row_bytes.get(chip, 0)
-            classes.setdefault((len(group.layers), len(group.chips), *sizes, vocab, width), chip)
+            key = (group.index > 0, len(group.layers), len(group.chips), *sizes, vocab, width)
+            classes.setdefault(key, chip)
     return classes
 
 

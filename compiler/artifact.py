@@ -144,7 +144,7 @@ def read_artifact(folder: Path) -> tuple[CompiledModel, dict[str, Any]]:
     links = tuple(LinkUse.from_list(item) for item in data["links"])
     network = Network(
         links=links,
-        routes={(src, dst): tuple(route) for src, dst, route in data["routes"]},
+        routes={(src, tuple(dst)): tuple(way) for src, dst, way in data["routes"]},
         binding=tuple(manifest["binding"]),
         ports_in_use=data["ports_in_use"],
         clock=ClockSpec(**data["clock"]),
@@ -182,7 +182,7 @@ def _schedules(compiled: CompiledModel) -> dict[str, Any]:
     network = compiled.network
     return {
         "links": [link.to_list() for link in network.links],
-        "routes": [[src, dst, list(route)] for (src, dst), route in network.routes.items()],
+        "routes": [[src, list(dst), list(way)] for (src, dst), way in network.routes.items()],
         "ports_in_use": network.ports_in_use,
         "clock": asdict(network.clock),
         "sync": [[[hop.slot, hop.latency_cycles] for hop in path] for path in network.sync],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chip.operations import gated_widths
 from compiler.errors import LayoutError
 from compiler.graph import Graph, GraphOp, Kind, Split
 from compiler.layout import Layout
@@ -167,6 +168,8 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
         dim = config.head_dim
         spans = [group.heads[rank], group.kv_heads[rank], group.kv_heads[rank]]
         columns = [(start * dim, stop * dim) for start, stop in spans]
+    elif op.split is Split.INTER:  # gate and up alternate, so that they meet in the VXM
+        return Weight(name=op.name, pieces=_gated(op.weights, group.inter[rank]), k=op.in_features)
     else:
         columns = [group.spans(op.split)[rank]] * len(op.weights)
     pieces = tuple(
@@ -175,3 +178,12 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
         if stop > start
     )
     return Weight(name=op.name, pieces=pieces, k=op.in_features)
+
+
+def _gated(tensors: tuple[str, ...], span: Span) -> tuple[Piece, ...]:
+    """Return a rank's columns of the gate and up projections in turns."""
+    pieces, at = [], span[0]
+    for width in gated_widths(span[1] - span[0]):
+        pieces += [Piece(tensor=tensor, start=at, stop=at + width) for tensor in tensors]
+        at += width
+    return tuple(pieces)

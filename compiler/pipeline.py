@@ -24,11 +24,12 @@ from compiler.allocate import (
     chip_classes,
 )
 from compiler.errors import CompilerError
-from compiler.graph import Split, build_graph
+from compiler.graph import build_graph
 from compiler.interval import initiation_cycles
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
+from compiler.movement import forward_rows
 from compiler.network import Network, build_network
 from compiler.parallel import collector_off, run_checks
 from compiler.partition import Partition, partition
@@ -141,24 +142,6 @@ def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
     ]
 
 
-def _forward_rows(split: Partition, network: Network) -> dict[int, int]:
-    """Bytes of the widest row that each forwarding chip passes on."""
-    config = split.config
-    residual = row_bytes(config.hidden_size, 4)
-    widest: dict[tuple[int, int], int] = {}
-    for group in split.groups:
-        for rank, src in enumerate(group.chips if len(group.layers) else ()):
-            shares = [
-                group.shares(axis, config.head_dim)[rank]
-                for axis in (Split.HEADS, Split.HIDDEN, Split.INTER)
-            ]
-            widest |= {(src, dst): row_bytes(max(shares), 2) for dst in group.chips}
-    return {
-        chip: max(widest.get(pair, residual) for pair in pairs)
-        for chip, pairs in network.forwarders().items()
-    }
-
-
 def fit_options(
     split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> MemoryOptions:
@@ -171,7 +154,7 @@ def fit_options(
     if asked is not None and asked > limit:
         name = split.config.name
         raise CompilerError(f"max_model_len: {name} has {limit} positions, got {asked}")
-    forward = _forward_rows(split, network)
+    forward = forward_rows(split, network)
     chips = chip_classes(split, forward).values()
 
     def enough(context: int, chunk: int) -> bool:
@@ -226,7 +209,9 @@ def schedule_step(
     kind: StepKind, target: Target,
 ) -> StepSchedule:  # fmt: skip
     """Plan one step and place it in time."""
-    planner = StepPlanner(split, list(memories), kind, memory.dtype, memory.context, memory.top_k)
+    planner = StepPlanner(
+        split, network, list(memories), kind, memory.dtype, memory.context, memory.top_k
+    )
     slots = {
         chip: ([buffers[f"forward.{slot}"] for slot in range(FORWARD_SLOTS)], 0)
         for chip, buffers in enumerate(planner.buffers)

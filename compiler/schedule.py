@@ -12,13 +12,14 @@ received as late as the slack of their link allows, and chips stop to realign th
 from __future__ import annotations
 
 from chip.cost import cost, receive_cycles, send_lead_cycles
-from chip.operations import DEFINITIONS, Opcode, Region, operands
+from chip.operations import Opcode, Region, operands, units
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.movement import Transfer
 from compiler.network import Network
 from compiler.realign import Counter, meet
-from compiler.steps import Planned, Transfer
+from compiler.steps import Planned
 
 
 class _Node:
@@ -91,9 +92,9 @@ class Scheduler:
     def _place_operation(self, item: Planned) -> None:
         node = self.nodes[item.chip]
         reads, writes = operands(item.opcode, item.args)
-        units = DEFINITIONS[item.opcode].units
+        held = units(item.opcode, item.args)
         duration, stream, needed = cost(item.opcode, item.args, self.spec)
-        start = max(node.free.get(unit, 0) for unit in units)
+        start = max(node.free.get(unit, 0) for unit in held)
         for name, region in reads:
             start = max(start, node.readable(region, *needed.get(name, (0, 0))))
         for _, region in writes:
@@ -101,7 +102,7 @@ class Scheduler:
         ready, start = start, node.counter.room(start, duration)
         end = start + duration
         node.counter.take(start, end)
-        for unit in units:
+        for unit in held:
             node.free[unit] = end
         for _, region in reads:
             node.did_read(region, end)
@@ -115,14 +116,14 @@ class Scheduler:
         )  # fmt: skip
 
     def _place_transfer(self, item: Transfer) -> None:
-        route = self.network.routes[item.src, item.dst]
-        address, through = item.src_address, None
-        for hop, link_id in enumerate(route):
-            link = self.network.links[link_id]
-            last = hop == len(route) - 1
-            target = item.dst_address if last else self._forward_slot(link.dst)
-            through = self._hop(item, link, address, target, through)
-            address = target
+        """Place a message's tree of hops; who has received it passes it on from there."""
+        targets = dict(item.targets)
+        at: dict[int, tuple[int, ScheduledTransfer | None]] = {item.src: (item.src_address, None)}
+        for number in self.network.routes[item.src, tuple(targets)]:
+            link = self.network.links[number]
+            address = targets.get(link.dst)
+            address = self._forward_slot(link.dst) if address is None else address
+            at[link.dst] = address, self._hop(item, link, address, at[link.src])
 
     def _forward_slot(self, chip: int) -> int:
         slots, used = self.forward[chip]
@@ -130,9 +131,11 @@ class Scheduler:
         return slots[used % len(slots)]
 
     def _hop(
-        self, item: Transfer, link: LinkUse, src: int, dst: int, arrived: ScheduledTransfer | None
-    ) -> ScheduledTransfer:
-        """Place SEND and RECEIVE of one hop. `arrived` is the hop before, when forwarding."""
+        self, item: Transfer, link: LinkUse, dst: int,
+        origin: tuple[int, ScheduledTransfer | None],
+    ) -> ScheduledTransfer:  # fmt: skip
+        """Place SEND and RECEIVE of one hop. `origin`: the address, and the hop that led there."""
+        src, arrived = origin
         sender, receiver = self.nodes[link.src], self.nodes[link.dst]
         size = item.vectors * VECTOR_BYTES
         stream = item.vectors * link.slot_cycles

@@ -8,35 +8,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from naive_streams import END, MIDDLE, START, NaiveStreams, Refused, Vector
 
 from chip.floorplan import plane_of, position
-from chip.isa import ABC, ACC, IW, LW, Alu, AluOp, Instruction, Lanes, Read, Transpose, Write
-from chip.issue import Issue, delays
+from chip.isa import (
+    ABC,
+    ACC,
+    IW,
+    LW,
+    Alu,
+    AluOp,
+    Gather,
+    Instruction,
+    Lanes,
+    Read,
+    Scatter,
+    Transpose,
+    Write,
+)  # fmt: skip
+from chip.issue import Issue
 from chip.machine.data import DTYPES, lane_map
-from chip.operand import ITEM_BYTES, Chain, Group, Held, Immediate, In, Lane, Stream, Tap, group
+from chip.operand import ITEM_BYTES, Chain, Held, Immediate, In, Lane, Tap, group
 from chip.queues import advanced
 from chip.spec import ChipSpec
 
-Vector = NDArray[Any]
-START, MIDDLE, END = range(3)  # of a cycle: what becomes visible, what is sampled, what is stored
 
-
-class Refused(Exception):
-    """The program asks for what the hardware cannot do."""
-
-
-class NaiveMachine:
+class NaiveMachine(NaiveStreams):
     """memory: (slice, word) -> 320 bytes; words that it lacks are poison."""
 
     def __init__(self, spec: ChipSpec, memory: dict[tuple[int, int], Vector]) -> None:
-        self.spec, self.memory, self.delays = spec, dict(memory), delays(spec)
-        self.events: defaultdict[tuple[int, int], list[Callable[[], None]]] = defaultdict(list)
-        self.streams: dict[tuple[Stream, int], Vector] = {}
-        self.driven: dict[tuple[Stream, int], Vector] = {}
+        super().__init__(spec, memory)
         self.registers: dict[int, tuple[int, Vector]] = {}
         self.buffers: defaultdict[int, dict[int, Vector]] = defaultdict(dict)
         self.arrays: dict[int, dict[int, Vector]] = {}
@@ -46,11 +49,9 @@ class NaiveMachine:
         self.halves: dict[tuple[int, int], Vector] = {}  # fp64 partials of a tile's first half
         self.joined: set[int] = set()  # planes whose partner has fp16 products
         self.planes: set[int] = set()  # in use
-        self.used: set[tuple[object, ...]] = set()
-        self.now = 0
 
-    def run(self, issues: Sequence[Issue]) -> dict[tuple[int, int], Vector]:
-        """Step to the end; return the memory. Raises Refused."""
+    def run(self, issues: Sequence[Issue]) -> None:
+        """Step to the end; `memory` then holds the result. Raises Refused."""
         for issue in issues:
             if isinstance(issue.instruction, Transpose):
                 self._block(issue, issue.instruction)
@@ -61,7 +62,7 @@ class NaiveMachine:
                 if not isinstance(instruction, Transpose):
                     self._issue(issue, instruction, at)
         if not self.events:
-            return self.memory
+            return
         self.now = min(cycle for cycle, _ in self.events)
         while self.events:
             for phase in (START, MIDDLE, END):
@@ -73,51 +74,6 @@ class NaiveMachine:
             raise Refused("a product, half a tile or weights left over")
         if self.joined & self.planes:
             raise Refused("a joined plane at work")
-        return self.memory
-
-    def _once(self, place: tuple[object, ...]) -> None:
-        if place in self.used:
-            raise Refused(f"twice: {place}")
-        self.used.add(place)
-
-    def _at(self, cycle: int, phase: int, event: Callable[[], None]) -> None:
-        self.events[cycle, phase].append(event)
-
-    def _move(self) -> None:
-        moved = {}
-        for (stream, at), value in (self.streams | self.driven).items():
-            beyond = at + (1 if stream.eastward else -1)
-            if 0 <= beyond < 64:
-                moved[stream, beyond] = value
-        self.streams, self.driven = moved, {}
-
-    # -- operands and results
-
-    def _sample(self, at: int, taps: Group, cycle: int, into: list[Vector]) -> None:
-        """Have the taps' vectors appended to `into`, in order, as they come."""
-        into.extend(np.empty(0) for _ in taps)
-        for place, (stream, beat) in enumerate(taps):
-
-            def take(place: int = place, stream: Stream = stream) -> None:
-                if (stream, at) not in self.streams:
-                    raise Refused(f"nothing on {stream} at {at} in {self.now}")
-                into[place] = self.streams[stream, at]
-
-            self._at(cycle + beat, MIDDLE, take)
-
-    def _drive(self, at: int, taps: Group, cycle: int, data: Callable[[], Vector]) -> None:
-        """Put the vectors of `data`, bytes in host order, on the taps' streams."""
-        for place, (stream, beat) in enumerate(taps):
-
-            def put(place: int = place, stream: Stream = stream) -> None:
-                if (stream, at) in self.driven:
-                    raise Refused(f"two values on {stream} at {at}")
-                flat = np.zeros(320 * len(taps), np.uint8)
-                made = data().reshape(-1).view(np.uint8)[: len(flat)]
-                flat[: len(made)] = made
-                self.driven[stream, at] = flat[320 * place : 320 * (place + 1)]
-
-            self._at(cycle + beat, MIDDLE, put)
 
     # -- instructions
 
@@ -129,6 +85,10 @@ class NaiveMachine:
             self._read(issue, instruction, c, done, at)
         elif isinstance(instruction, Write):
             self._write(issue, instruction, c + delay.d_skew, done, at)
+        elif isinstance(instruction, Gather):
+            self._gather(issue, instruction, c + delay.d_skew, done, at)
+        elif isinstance(instruction, Scatter):
+            self._scatter(issue, instruction, c + delay.d_skew, done, at)
         elif isinstance(instruction, Alu):
             self._alu(issue.queue.number, instruction, c, at)
         elif isinstance(instruction, Lanes):
@@ -136,36 +96,6 @@ class NaiveMachine:
         else:
             assert isinstance(instruction, (LW, IW, ABC, ACC))
             self._mxm(plane_of(issue.queue)[0], instruction, c, done, at)
-
-    def _place(self, issue: Issue, word: object) -> tuple[int, int]:
-        assert isinstance(word, int)
-        half = self.spec.slices // 2
-        return issue.queue.hemisphere * half + issue.queue.number, word
-
-    def _read(self, issue: Issue, read: Read, c: int, done: int, at: int) -> None:
-        place = self._place(issue, read.address)
-        found: list[Vector] = []
-        self._at(c, MIDDLE, lambda: self._once(("read", place[0], place[1] // 4096, self.now)))
-
-        def access() -> None:
-            if place not in self.memory:
-                raise Refused(f"{place} was never written")
-            found.append(self.memory[place])
-
-        self._at(c, MIDDLE, access)
-        self._drive(at, (Tap(read.stream),), done, lambda: found[0])
-
-    def _write(self, issue: Issue, write: Write, sample: int, done: int, at: int) -> None:
-        place, found = self._place(issue, write.address), list[Vector]()
-        self._sample(at, (Tap(write.stream),), sample, found)
-
-        def store() -> None:
-            if ("read", place[0], place[1] // 4096, self.now) in self.used:
-                raise Refused("a read and a write in one bank and cycle")
-            self._once(("write", place[0], self.now))
-            self.memory[place] = found[0]
-
-        self._at(done, END, store)
 
     def _alu(self, number: int, alu: Alu, c: int, at: int) -> None:
         operands: list[list[Vector]] = []

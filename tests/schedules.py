@@ -139,8 +139,10 @@ BUFFERS = {  # the allocator's buffers, and who has them as which operand (any l
     "down.in.scale": "gather mlp.down_proj s, matmul mlp.down_proj s",
     "mlp.out": "matmul mlp.down_proj y, send mlp.down_proj src, receive mlp.down_proj dst, "
     "add mlp.add src",
+    "handed": "receive mlp.down_proj dst, add mlp.add src",
     "residual": "receive residual dst, norm input_layernorm x, add self_attn.add x, "
-    "norm post_attention_layernorm x, add mlp.add x, norm norm x, send residual src",
+    "norm post_attention_layernorm x, add mlp.add x, norm norm x, send self_attn.add src, "
+    "receive self_attn.add dst, send mlp.add src, receive mlp.add dst",
     "rope": "receive rope dst, rope self_attn.rope rope, send rope src",
     "head.in": "norm norm q, matmul lm_head x",
     "head.in.scale": "norm norm s, matmul lm_head s",

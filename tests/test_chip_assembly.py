@@ -17,7 +17,7 @@ from chip.floorplan import alu, mem, parse_queue, plane_of, queues
 from chip.isa import ICU, ISSUED_BY, Alu, AluOp, Instruction, Notify, Read, Sync, Write, issues
 from chip.issue import Issue, delays
 from chip.operand import At, Chain, Held, Immediate, In, Lane, Position, Stream, Tap
-from chip.queues import Named, Nop, QueueProgram, Repeat, to_issues, to_queues
+from chip.queues import Named, Nop, QueueProgram, Repeat, advanced, to_issues, to_queues
 
 CHIP = machine("groqrack").chip
 whole = st.integers(-(1 << 20), 1 << 20)
@@ -64,6 +64,56 @@ programs = st.builds(
 @given(instructions())
 def test_an_instruction_is_its_text(instruction: Instruction) -> None:
     assert parse(text_of(instruction)) == instruction
+
+
+@st.composite
+def patterned(draw: st.DrawFn) -> list[Issue]:
+    """A queue's issues as lowering makes them: loops over a few Reads, with a step of their own."""
+    loop = draw(st.lists(st.tuples(st.integers(0, 3), st.integers(-3, 90), streams), max_size=5))
+    step, out, cycle = draw(st.integers(0, 9)), list[Issue](), 0
+    for turn in range(draw(st.integers(1, 12))):
+        for gap, address, stream in loop:
+            cycle += 1 + gap * draw(st.sampled_from([1, 1, 1, 9]))
+            moved = Stream(stream.eastward, (stream.number + 11 * turn) % 32)
+            read = Read(address=address + turn * step, stream=moved)
+            out.append(Issue(mem(0, 0), cycle, read, name="a"))
+    return out
+
+
+def single(issues: list[Issue]) -> list[tuple[int, str]]:
+    """Every issue by itself: its cycle and what is issued then, without the counter's step."""
+    return sorted(
+        (issue.cycle + i * issue.d, text_of(advanced(issue.instruction, i)).split(" step=")[0])
+        for issue in issues for i in range(issue.n)
+    )  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(patterned())
+def test_what_is_shortened_is_issued_as_before(issues: list[Issue]) -> None:
+    """Repeats found in single issues, ways on, and codes fetched again."""
+    program = to_queues(issues)
+    assert single(to_issues(program, CHIP)) == single(issues)
+    data = encode(program, CHIP)
+    assert single(to_issues(decode(data, CHIP), CHIP)) == single(issues)
+
+
+def test_loops_take_few_bytes() -> None:
+    """A slice's weights, 32 words in 43 cycles, take a byte each; told once, they come again."""
+    reads = [
+        Issue(mem(0, 4), 43 * (n // 32) + n % 32 * 43 // 32,
+              Read(address=n, stream=Stream(False, (4 + 11 * n) % 32)))
+        for n in range(32 * 20)
+    ]  # fmt: skip
+    few, many = (len(encode(to_queues(reads[: 32 * n]), CHIP)) for n in (2, 20))
+    assert few < 2 * 32 + 30
+    assert many - few < 8
+    rows = [
+        Issue(alu(n % 3), 9 * n, Alu(op=AluOp.ADD, a=Held(n % 7), b=Immediate(2.0), lanes=64))
+        for n in range(21 * 40)
+    ]
+    few, many = (len(encode(to_queues(rows[: 21 * n]), CHIP)) for n in (4, 40))
+    assert many - few < 16
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -172,10 +222,12 @@ def test_text_that_is_no_program(text: str, what: str) -> None:
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"ELF1", "program: wanted it to start with b'TSP1', got b'ELF1'"),
-        (b"TSP1", "program: wanted more than its 0 bytes"),
-        (b"TSP1\x00\x00\x02\xff\x7f", "queue: wanted 0 to 143"),
-        (b"TSP1\x00\x00\x02\x00\x02\xff", "instruction: wanted 0 to "),
+        (b"ELF1", "program: wanted it to start with b'TSP2', got b'ELF1'"),
+        (b"TSP2", "program: wanted more than its 0 bytes"),
+        (b"TSP2\x00\x00\x02\xff\x7f", "queue: wanted 0 to 143"),
+        (b"TSP2\x00\x00\x02\x00\x7f", "instruction: wanted 2 to "),
+        (b"TSP2\x00\x00\x02\x00\x80", "queue: wanted one of its last 0 ways on, got 0"),
+        (b"TSP2\x00\x00\x02\x00\x02\x02\x01\x04\x04", "queue: wanted 1 to 1 codes back"),
     ],
 )
 def test_bytes_that_are_no_program(data: bytes, what: str) -> None:

@@ -18,7 +18,6 @@ from chip.isa import (
     LW,
     Alu,
     AluOp,
-    Gather,
     Instruction,
     Permute,
     Read,
@@ -238,10 +237,6 @@ REFUSED = {
     "block": (
         [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0), 2, 3)],
         "a block: wanted up to 20 issues, one a cycle, got 2, 3: TRANSPOSE",
-    ),
-    "gather": (
-        [issue(mem(0, 0), 0, Gather(map=E0, stream=W0))],
-        "an instruction this machine does not run yet: GATHER",
     ),
     "run-time address": (
         [issue(mem(0, 0), 0, Read(address=At(3 * SLICES, 1, 1, 0, 2 * SLICES), stream=E0))],

@@ -129,7 +129,7 @@ def spoiled(issues: list[Issue], seed: int) -> list[Issue]:
 KINDS = (Read, Write, LW, IW, ABC, ACC, Permute)
 
 
-OPERATIONS = ("input_layernorm", "qkv_proj", "attn.rope", "attend", "attn.add")
+OPERATIONS = ("qkv_proj", "attn.rope", "attend", "o_proj", "gate_up_proj")
 
 
 def test_a_spoiled_program_is_refused_or_shows() -> None:

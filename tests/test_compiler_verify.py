@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -215,7 +216,9 @@ def test_a_transfer_on_no_link(change: dict[str, int]) -> None:
 
 
 def busiest(schedule: StepSchedule) -> int:
-    return Counter(transfer.link for transfer in schedule.transfers).most_common(1)[0][0]
+    """The link with the most transfers, those apart that are only passed on."""
+    firsts = [t.link for t in schedule.transfers if "forward" not in ends(schedule, t)[0][1].args]
+    return Counter(firsts).most_common(1)[0][0]
 
 
 @pytest.mark.parametrize(("layout", "hardware"), LAYOUTS[1:])
@@ -223,7 +226,10 @@ def test_a_link_over_capacity(layout: str, hardware: str) -> None:
     model, schedule = decode(layout, hardware)
     link = model.network.links[busiest(schedule)]
     carried = [t for t in schedule.transfers if t.link == link.id]
-    one, two = sorted(carried, key=lambda t: t.depart)[:2]
+    carried.sort(key=lambda t: t.depart)
+    one, two = next(
+        (a, b) for a, b in pairwise(carried) if "forward" not in ends(schedule, b)[0][1].args
+    )
     free = one.depart + one.vectors * link.slot_cycles
     spoiled = move_transfer(schedule, two, free - 1 - two.depart)
     refused(
@@ -236,7 +242,10 @@ def test_a_link_over_capacity(layout: str, hardware: str) -> None:
 @pytest.mark.parametrize("by", [-1, 1])
 def test_an_arrival_off_by_one(by: int) -> None:
     model, schedule = decode("2x2+1")
-    for transfer in schedule.transfers[::5]:
+    sends = [ends(schedule, transfer)[0][1] for transfer in schedule.transfers]
+    passed_on = {send.args.get("forward") for send in sends}
+    last_hops = [transfer for transfer in schedule.transfers if transfer.id not in passed_on]
+    for transfer in last_hops[::5]:
         link = model.network.links[transfer.link].name
         dst, receive = ends(schedule, transfer)[1]
         shifted = replace(
@@ -313,11 +322,12 @@ def test_forwarding_from_elsewhere(layout: str, hardware: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("layout", "hardware"), FORWARDING)
-def test_a_forward_slot_overwritten_before_it_has_left(layout: str, hardware: str) -> None:
+@pytest.mark.parametrize("layout", ["2x4+1", "2x8+1"])
+def test_a_forward_slot_overwritten_before_it_has_left(layout: str) -> None:
     """All messages through one slot instead of four: two that pass at once collide by name."""
-    model, schedule = decode(layout, hardware)
-    node = forwarded(schedule)[0]
+    model, schedule = decode(layout, "groqrack")
+    forwarders = model.network.forwarders()
+    node = max(forwarders, key=lambda chip: len(forwarders[chip]))
     spoiled = through_one_slot(model, schedule, node)
     text = refused(model, spoiled, f"chip {node}, cycle")
     assert "overwrites live SRAM" in text or "collides with" in text or "before its write" in text
@@ -381,8 +391,11 @@ def test_any_buffer_on_any_other_is_refused_or_harmless(layout: str) -> None:
 
 
 def test_the_residual_on_anything_is_refused() -> None:
-    """It lives all the time, so nothing may lie on it, nor it on anything."""
-    model, schedule = decode("2x2+1")
+    """It lives all the time, so nothing may lie on it, nor it on anything.
+
+    Only a stage that hands it over is done with it before its last product.
+    """
+    model, schedule = decode("1x2")
     buffers = buffer_sizes(model, 0)
     for name in set(buffers) - {"residual"}:
         refused(model, relocate(model, schedule, 0, name, buffers["residual"][0]), "chip 0")
@@ -568,8 +581,8 @@ def test_segments_in_each_others_place() -> None:
     places = one.args["dst"], two.args["dst"]
     spoiled = edit(schedule, 0, one, with_args(one, dst=places[1]))
     spoiled = edit(spoiled, 0, two, with_args(two, dst=places[0]))
-    text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the segment of layers")
-    assert re.search(r"mlp\.silu from chip [12] lies at \d+ of its gather buffer, wanted \d+", text)
+    text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the part of layers")
+    assert re.search(r"mlp\.silu from chip [12] lies at \d+ of src, wanted \d+", text)
 
 
 def test_the_host_looks_elsewhere() -> None:
@@ -628,7 +641,7 @@ ADDRESSES = ("x", "src", "dst", "y", "q", "s", "qkv", "rope", "sq", "kv", "w", "
 @pytest.fixture(scope="module")
 def originals() -> dict[str, tuple[CompiledModel, StepSchedule, list[int]]]:
     out = {}
-    assert compiled("1x5", "two-ports", kinds="decode").network.forwarders()
+    assert forwarded(compiled("1x5", "two-ports", kinds="decode").steps["decode/32"])
     for layout, hardware in MUTATED.items():
         model = compiled(layout, hardware, kinds="decode")
         schedule = model.steps["decode/32"]

@@ -22,11 +22,10 @@ from chip.isa import (
     issues,
 )
 from chip.issue import Issue
-from chip.operand import ITEM_BYTES, Chain, Group, Held, Immediate, In, streams_of
+from chip.operand import ITEM_BYTES, STREAMS, Chain, Group, Held, Immediate, In, streams_of
 from chip.spec import ChipSpec
 
 PLANE_STREAMS = 16  # that a plane takes weights from; a pair of planes takes twice as many
-STREAMS = 32  # a direction
 
 
 def culprit(issue: Issue, index: int = 0) -> str:

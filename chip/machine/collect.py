@@ -29,7 +29,7 @@ from chip.isa import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.issue import Issue, delays
+from chip.issue import Delay, Issue, delays
 from chip.machine.check import Checker, culprit
 from chip.machine.tables import Runs
 from chip.operand import ITEM_BYTES, At, Chain, Group, Held, In, Stream, Tap, group
@@ -60,6 +60,22 @@ class Burst:
     late: int = 0  # cycles by which the last operand's last vector comes after the first
 
 
+def slice_of(issue: Issue, spec: ChipSpec) -> int:
+    """Return the slice of a MEM queue: hemisphere * slices a hemisphere + its number there."""
+    return issue.queue.hemisphere * (spec.slices // spec.hemispheres) + issue.queue.number
+
+
+def access_cycle(issue: Issue, table: dict[str, Delay]) -> int:
+    """Return when the first issue of a MEM instruction takes its slice's port.
+
+    assumption: a Gather reads as long before its result as a Read does: the addresses come first.
+    """
+    delay = table[issue.instruction.name]
+    if isinstance(issue.instruction, (Read, Gather)):
+        return issue.cycle + delay.d_func - table["READ"].d_func
+    return issue.cycle + delay.d_func
+
+
 class Collector:
     """Runs of events, one table per kind of place."""
 
@@ -72,7 +88,11 @@ class Collector:
         self.queue_slots = Runs(4)  # queue, cycle, step, burst
         self.sram_reads = Runs(7)  # slice, word, word step, cycle, step, value, burst
         self.sram_writes = Runs(7)  # slice, word, word step, cycle, step, place, burst
+        self.port_uses = Runs(
+            5
+        )  # of run-time addresses: slice, whether it writes, cycle, step, burst
         self.dynamic: list[Burst] = []  # bursts whose address is known at run time
+        self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
         self.completions = Runs(6)  # alu, cycle, step, value, value step, burst
         self.register_reads = Runs(6)  # alu, cycle, step, place, exact, burst
         self.loads = Runs(8)  # plane, cycle, step, column, column step, place, place step, burst
@@ -155,28 +175,27 @@ class Collector:
     # -- units
 
     def _mem(self, burst: Burst, mem: Read | Write | Gather | Scatter) -> None:
-        issue, queue = burst.issue, burst.issue.queue
-        delay = self.delays[mem.name]
+        issue = burst.issue
+        place = slice_of(issue, self.spec)
+        reads = isinstance(mem, (Read, Gather))
         if isinstance(mem, (Gather, Scatter)):
-            raise MachineError("an instruction this machine does not run yet", culprit(issue))
-        place = queue.hemisphere * (self.spec.slices // 2) + queue.number
-        if isinstance(mem, Read):
+            self._take(burst, (Tap(mem.map),))
+            self.mapped.append(burst)
+        if reads:
             self._values(burst, 1)
             self._put(burst, (Tap(mem.stream),))
         else:
             self._take(burst, (Tap(mem.stream),))
-        if isinstance(mem.address, At):
-            self.dynamic.append(burst)
-        elif isinstance(mem, Read):
-            self.sram_reads.add(
-                issue.n, place, mem.address, mem.step, issue.cycle, issue.d, burst.base,
-                burst.number,
-            )  # fmt: skip
-        else:
-            self.sram_writes.add(
-                issue.n, place, mem.address, mem.step, issue.cycle + delay.d_func, issue.d,
-                burst.operands[0].offset, burst.number,
-            )  # fmt: skip
+        cycle = access_cycle(issue, self.delays)
+        if isinstance(mem, (Gather, Scatter)) or isinstance(mem.address, At):
+            self.port_uses.add(issue.n, place, int(not reads), cycle, issue.d, burst.number)
+            if isinstance(mem, (Read, Write)):
+                self.dynamic.append(burst)
+            return
+        data = burst.base if reads else burst.operands[0].offset
+        (self.sram_reads if reads else self.sram_writes).add(
+            issue.n, place, mem.address, mem.step, cycle, issue.d, data, burst.number
+        )
 
     def _alu(self, burst: Burst, alu: Alu) -> None:
         issue = burst.issue

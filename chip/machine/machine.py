@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from chip.errors import MachineError
 from chip.floorplan import plane_of
-from chip.isa import ACC, Alu, Instruction, Lanes, Read, Transpose, Write
+from chip.isa import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
 from chip.machine.check import culprit
 from chip.machine.collect import Burst
 from chip.machine.crossings import Crossing, match
 from chip.machine.data import Run
+from chip.machine.live import LiveSlices
 from chip.machine.order import Part, order
 from chip.machine.planes import Planes
 from chip.machine.resolve import Memory, Resolved
@@ -55,13 +56,15 @@ class Machine:
             own = slice(burst.base, burst.base + burst.count)
             maker[own] = burst.number
             read = isinstance(burst.issue.instruction, Read)
-            stored[own] = not read or burst.number in resolved.late_reads
+            late = burst.number in resolved.late_reads or burst.number in resolved.live
+            stored[own] = not read or late
         words = len(resolved.initial)
         row = np.concatenate([np.cumsum(stored) - stored + words, np.arange(words)])
         self.pool: U8 = np.zeros((words + int(stored.sum()), VECTOR_BYTES), np.uint8)
         self.row = row
         self.units = Units(self.pool, resolved.source, row, maker, bursts)
         self.planes = Planes(resolved.spec, self.units, resolved.tiles, resolved.tile_of)
+        self.live = LiveSlices(resolved, memory, sram, self.units)
         self.crossed = match(crossings, bursts, resolved.source)
         self.crossings = list(crossings)
         self.valid_rows = 0
@@ -82,6 +85,7 @@ class Machine:
         np.take(
             self.sram, self.resolved.initial, axis=0, out=self.pool[: len(self.resolved.initial)]
         )
+        self.live.begin()
 
     def end(self) -> None:
         """Leave in SRAM what the step wrote."""
@@ -105,7 +109,9 @@ class Machine:
             issue = burst.issue
             part = Part(burst.number, 0, issue.n, issue.cycle, issue.d)
             instruction = issue.instruction
-            if isinstance(instruction, ACC) and not self.planes.whole(burst, part):
+            if burst.number in self.resolved.live:
+                parts += self.live.parts(burst)
+            elif isinstance(instruction, ACC) and not self.planes.whole(burst, part):
                 parts += [
                     Part(burst.number, i, i + 1, issue.cycle + i * issue.d, issue.d)
                     for i in range(issue.n)
@@ -161,7 +167,7 @@ class Machine:
         burst, instruction = self._of(part)
         if isinstance(instruction, ACC):
             return plane_of(burst.issue.queue)[0]
-        return _MEMORY_CHAIN if isinstance(instruction, (Read, Write)) else None
+        return _MEMORY_CHAIN if isinstance(instruction, MEM) else None
 
     # -- actions
 
@@ -179,6 +185,8 @@ class Machine:
             return Action(part.cycle, self.units.transpose(burst, part))
         if isinstance(instruction, ACC):
             return Action(part.cycle, self.planes.acc(burst, part))
+        if burst.number in self.resolved.live:
+            return Action(part.cycle, self.live.bind(burst, part))
         if isinstance(instruction, Read):
             return Action(part.cycle, self._late_read(burst))
         return Action(part.cycle, self._late_write(self._groups[part.burst]))

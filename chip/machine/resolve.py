@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ from chip.errors import MachineError
 from chip.isa import TILES, Read, Write
 from chip.issue import Issue, delays
 from chip.machine.check import culprit
-from chip.machine.collect import Burst, Collector
+from chip.machine.collect import Burst, Collector, slice_of
 from chip.machine.matrix import MatrixResolver
+from chip.machine.ports import EITHER, Accesses, check_ports
 from chip.machine.tables import I64, duplicate, keys, latest, place_of
 from chip.operand import At
 from chip.spec import ChipSpec
@@ -56,8 +58,24 @@ class Resolved:
     tile_of: I64  # [places]: the tile that an ACC's product is of
     dynamic: list[int] = field(default_factory=list)  # bursts whose addresses come with the step
     late_reads: set[int] = field(default_factory=set)  # bursts that read what those may have hit
+    live: set[int] = field(default_factory=set)  # of MEM, in slices with addresses from streams
     cycles: int = 0  # the last event of the program + 1
     busy_cycles: int = 0  # in which something was issued, or a value was on its way to its reader
+
+
+class _Words(NamedTuple):
+    """Accesses to words whose addresses are known, one element each."""
+
+    slice_: I64
+    vector: I64
+    cycle: I64
+    data: I64  # value number of a read, place of a write's operand
+    nth: I64  # issue of its burst
+    burst: I64
+
+    def where(self, kept: NDArray[np.bool_]) -> _Words:
+        """Return some of them."""
+        return _Words(*(column[kept] for column in self))
 
 
 class Resolver(MatrixResolver):
@@ -91,7 +109,7 @@ class Resolver(MatrixResolver):
             initial=initial, commits=(commits[0], alias[commits[1]]),
             tiles=np.where(tiles >= 0, self.source[tiles], -1), tile_of=self.tile_of,
             dynamic=[burst.number for burst in table.dynamic], late_reads=late,
-            cycles=last + 1 + TILES, busy_cycles=self._busy(),
+            live=self.live, cycles=last + 1 + TILES, busy_cycles=self._busy(),
         )  # fmt: skip
 
     def _busy(self) -> int:
@@ -155,105 +173,97 @@ class Resolver(MatrixResolver):
         """Return (alias of each value, initial words, (vectors, values) at the end, late reads)."""
         table = self.table
         index, (where, word, word_step, cycle, step, place, writer) = table.sram_writes.expand()
-        write_vector = self.vector_of[where, word + word_step * index]
-        write_time = cycle + step * index
-        key = keys(write_vector, write_time)
+        vector = self.vector_of[where, word + word_step * index]
+        writes = _Words(where, vector, cycle + step * index, place + index, index, writer)
+        index, (where, word, word_step, cycle, step, value, reader) = table.sram_reads.expand()
+        vector = self.vector_of[where, word + word_step * index]
+        reads = _Words(where, vector, cycle + step * index, value + index, index, reader)
+        self._ports(reads, writes)
+        mapped = np.unique([slice_of(burst.issue, self.spec) for burst in table.mapped])
+        live = {burst.number for burst in table.mapped}
+        if len(mapped):
+            among = [np.isin(words.slice_, mapped) for words in (reads, writes)]
+            live.update(
+                np.unique(np.append(reads.burst[among[0]], writes.burst[among[1]])).tolist()
+            )
+            reads, writes = reads.where(~among[0]), writes.where(~among[1])
+        self.live = live
+        key = keys(writes.vector, writes.cycle)
         order = np.argsort(key, kind="stable")
         ordered = key[order]
-        read_index, (read_where, word, word_step, cycle, step, value, reader) = (
-            table.sram_reads.expand()
-        )
-        read_vector = self.vector_of[read_where, word + word_step * read_index]
-        read_time = cycle + step * read_index
-        self._ports(
-            (where, write_time, write_vector, index, writer),
-            (read_where, read_time, read_vector, read_index, reader),
-        )
-        found = latest(ordered, keys(read_vector, read_time), now=False)
+        found = latest(ordered, keys(reads.vector, reads.cycle), now=False)
         fresh = found < 0
-        bad = fresh & ~self.memory.valid[read_vector]
+        bad = fresh & ~self.memory.valid[reads.vector]
         if bad.any():
             event = int(np.argmax(bad))
-            what = f"vector {int(read_vector[event])} was never written"
-            raise self._refuse(what, read_index, reader, event)
-        late = self._late(fresh, read_vector, read_time, reader)
-        initial, row = np.unique(read_vector[fresh], return_inverse=True)
+            what = f"vector {int(reads.vector[event])} was never written"
+            raise self._refuse(what, reads.nth, reads.burst, event)
+        late = self._late(reads, writes, mapped)
+        initial, row = np.unique(reads.vector[fresh], return_inverse=True)
         alias = np.arange(table.values + len(initial))
-        values = value + read_index
-        written = np.empty(len(values), np.int64)
+        written = np.empty(len(reads.data), np.int64)
         written[fresh] = table.values + row
-        written[~fresh] = self.source[(place + index)[order[found[~fresh]]]]
-        now = ~np.isin(reader, np.fromiter(late, np.int64, len(late)))
-        alias[values[now]] = written[now]
+        written[~fresh] = self.source[writes.data[order[found[~fresh]]]]
+        now = ~np.isin(reads.burst, np.fromiter(late, np.int64, len(late)))
+        alias[reads.data[now]] = written[now]
         last = (
             np.flatnonzero(np.append(np.diff(place_of(ordered)) != 0, True))
             if len(order)
             else order
         )
         events = order[last]
-        return alias, initial, (write_vector[events], self.source[(place + index)[events]]), late
+        return alias, initial, (writes.vector[events], self.source[writes.data[events]]), late
 
-    def _ports(
-        self, writes: tuple[I64, I64, I64, I64, I64], reads: tuple[I64, I64, I64, I64, I64]
-    ) -> None:
-        """One read and one write a slice and cycle, to different banks."""
-        (where, time, vector, index, burst), (r_where, r_time, r_vector, r_index, reader) = (
-            writes, reads,
-        )  # fmt: skip
-        key = keys(where, time)
-        order = np.argsort(key, kind="stable")
-        ordered = key[order]
-        if (twice := duplicate(ordered)) is not None:
-            what = "two writes to one slice in one cycle"
-            raise self._refuse(what, index, burst, order[twice], order[twice + 1])
-        at = np.searchsorted(ordered, wanted := keys(r_where, r_time))
-        meets = at < len(ordered)
-        meets[meets] = ordered[at[meets]] == wanted[meets]
-        bank, r_bank = (
-            self.memory.word_of[v] // self.spec.words_per_bank for v in (vector, r_vector)
-        )
-        for event in np.flatnonzero(meets):
-            write = int(order[at[event]])
-            if bank[write] == r_bank[event]:
-                raise MachineError(
-                    "a read and a write in one bank and cycle",
-                    self._name(int(reader[event]), int(r_index[event])),
-                    self._name(int(burst[write]), int(index[write])),
-                )
+    def _ports(self, reads: _Words, writes: _Words) -> None:
+        index, (where, is_write, cycle, step, burst) = self.table.port_uses.expand()
+        run_time = Accesses(where, cycle + step * index, np.full(len(index), EITHER), index, burst)
+        known = []
+        for words, kind in ((reads, 0), (writes, 1)):
+            bank = self.memory.word_of[words.vector] // self.spec.words_per_bank
+            own = Accesses(words.slice_, words.cycle, bank, words.nth, words.burst)
+            of_kind = np.flatnonzero(is_write == kind)
+            known.append(own.joined(Accesses(*(column[of_kind] for column in run_time))))
+        check_ports(known[0], known[1], self._name)
 
-    def _late(self, fresh: NDArray[np.bool_], vector: I64, time: I64, reader: I64) -> set[int]:
+    def _late(self, reads: _Words, writes: _Words, mapped: I64) -> set[int]:
         """Return the bursts that read, afterwards, words that run-time writes may have hit."""
         late: set[int] = set()
         for burst in self.table.dynamic:
             mem, issue = burst.issue.instruction, burst.issue
             assert isinstance(mem, (Read, Write))
             assert isinstance(mem.address, At)
-            span = slice(mem.address.base, mem.address.base + mem.address.limit)
-            if not self.memory.valid[span].all():
+            base, stop = mem.address.base, mem.address.base + mem.address.limit
+            if not self.memory.valid[base:stop].all():
                 what = "a run-time address among vectors that were never written"
                 raise MachineError(what, culprit(issue))
+            if np.isin(self.memory.slice_of[base:stop], mapped).any():
+                what = "a run-time address in a slice whose words are gathered or scattered"
+                other = next(b for b in self.table.mapped)
+                raise MachineError(what, culprit(issue), culprit(other.issue))
+            if (hit := (writes.vector >= base) & (writes.vector < stop)).any():
+                event = int(np.argmax(hit))
+                what = "a write among words whose addresses are known at run time only"
+                named = self._name(int(writes.burst[event]), int(writes.nth[event]))
+                raise MachineError(what, named, culprit(issue))
             if isinstance(mem, Read):
                 late.add(burst.number)
                 continue
             func = delays(self.spec)["WRITE"].d_func
             first, last = issue.cycle + func, issue.last_cycle + func
-            base = mem.address.base
-            hit = (vector >= base) & (vector < base + mem.address.limit)
-            among = np.flatnonzero(hit & (time > first))
-            early = among[time[among] <= last]
-            if len(early) or (hit & ~fresh).any():
-                event = int(early[0]) if len(early) else int(np.argmax(hit & ~fresh))
-                raise MachineError(
-                    "a read among writes whose addresses are known at run time only",
-                    culprit(self.table.bursts[int(reader[event])].issue), culprit(issue),
-                )  # fmt: skip
-            before = np.unique(reader[hit & (time <= first)])
-            if len(both := np.intersect1d(before, reader[among])):
+            hit = (reads.vector >= base) & (reads.vector < stop)
+            among = np.flatnonzero(hit & (reads.cycle > first))
+            early = among[reads.cycle[among] <= last]
+            if len(early):
+                named = self._name(int(reads.burst[early[0]]), int(reads.nth[early[0]]))
+                what = "a read among writes whose addresses are known at run time only"
+                raise MachineError(what, named, culprit(issue))
+            before = np.unique(reads.burst[hit & (reads.cycle <= first)])
+            if len(both := np.intersect1d(before, reads.burst[among])):
                 raise MachineError(
                     "reads before and after a write whose address is known at run time only",
                     culprit(self.table.bursts[int(both[0])].issue), culprit(issue),
                 )  # fmt: skip
-            late.update(np.unique(reader[among]).tolist())
+            late.update(np.unique(reads.burst[among]).tolist())
         return late
 
     # -- ALU registers

@@ -61,6 +61,22 @@ def groups_of(blocks: list[Columns]) -> list[tuple[Columns, ...]]:
     return out + [(block,) for block in blocks if block.width < LANES]
 
 
+def row_groups(blocks: list[Columns], pairs: int = 0) -> list[tuple[Columns, ...]]:
+    """Four full blocks first, so that two of their tiles fill the planes; then block by block.
+
+    One row needs no more than its block's columns at a time, and small groups end early. The first
+    `pairs` pairs of blocks stay together.
+    """
+    full = 2 * pairs if pairs else sum(block.width == LANES for block in blocks)
+    first = 4 if full >= 4 else 0
+    out = [tuple(blocks[:first])] * bool(first)
+    while first < len(blocks):
+        count = 2 if first < 2 * pairs else 1
+        out.append(tuple(blocks[first : first + count]))
+        first += count
+    return out
+
+
 @lru_cache(maxsize=16)
 def spread_of(run: int, j: int) -> tuple[int | None, ...]:
     """Lanes of block j's columns on a plane: window i is at 80 j + 16 i, for 64 i + 16 run."""

@@ -91,11 +91,8 @@ class Cell(Product):
                 acc = ACC(slot=g.parity * self.rows + row, first=tile == 0)
                 yield Issue(mxm(plane, Role.DRAIN), out + row, acc)
 
-    def _scale(self) -> Iterator[Placed]:
-        return iter(())
-
-    def _width(self, block: Columns) -> int:
-        return LANES
+    def _widths(self, blocks: tuple[Columns, ...]) -> list[int]:
+        return [LANES] * GATES
 
     def _row_block(self, apart: int) -> Block:
         """One row of one group: four gates' sums to cell state and output.

@@ -1,36 +1,65 @@
-"""MATMUL: x . w, scaled, fp32 or fp16. The timeline is in chip/templates/product.py."""
+"""MATMUL: x . w, scaled, fp32 or fp16, and what follows it.
+
+The timelines are in chip/templates/row.py (one row) and chip/templates/product.py (several).
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from chip.operations import Args, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.product import Product
+from chip.templates.row import RowProduct
 from chip.templates.template import Placed, Template
 
 
 def matmul(a: Args, spec: ChipSpec) -> Template:
     """x . w, scaled, fp32 or fp16."""
+    return _row(a, spec) if a["rows"] == 1 else _rows(a, spec)
+
+
+def _rows(a: Args, spec: ChipSpec) -> Template:
     product = Product(a, spec)
-    feeds, drains = product.feeds(), product.drains
+    drains = product.drains
     end = max(p.start + (p.n - 1) * p.period + p.block.end for p in drains)
     fed = product.fed(product.groups[0], 0) - product.feed_delay
     row = row_bytes(a["n"], 4 if a["out"] == "f32" else 2) // VECTOR_BYTES
     return Template(
-        placed=(*feeds, *drains),
+        placed=(*product.feeds(), *drains),
         cycles=end,
         row_vectors={"x": row_bytes(a["k"], 1) // VECTOR_BYTES, "s": 0, "sw": 0, "y": row},
         needed={"x": (fed, fed), "s": (fed, fed)},
-        stream_cycles=_even_stream(drains, end, row) if a["rows"] == 1 else 0,
         streams=(product,),
     )
 
 
-def _even_stream(drains: Sequence[Placed], end: int, vecs: int) -> int:
-    """Return the longest time over which even delivery is never ahead of the groups'."""
-    spans = [
-        (end - p.start - p.block.end) * (vecs - 1) // (vecs - 1 - p.shift["y"])
-        for p in drains if p.shift["y"] < vecs - 1
-    ]  # fmt: skip
-    return max(0, min(spans, default=0))
+def _row(a: Args, spec: ChipSpec) -> Template:
+    product = RowProduct(a, spec)
+    drains = product.drains
+    end = max(p.start + p.block.end for p in drains)
+    needed = {}
+    if product.prologue is None:
+        first, last = (product.filled[n] - product.feed_delay for n in (0, -1))
+        needed = {"x": (first, last), "s": (first, first)}
+    return Template(
+        placed=(*product.feeds(), *drains),
+        cycles=end,
+        needed=needed,
+        stream_cycles=_even_stream(drains, end, "r" if a.get("epilogue") == "add" else "y"),
+        streams=(product,),
+    )
+
+
+def _even_stream(drains: list[Placed], end: int, operand: str) -> int:
+    """Return the longest time over which even delivery is never ahead of the product's.
+
+    Vector v of n is taken `stream * v / (n - 1)` cycles after the first, or later.
+    """
+    ready = {}
+    for placed in drains:
+        for access in placed.block.accesses:
+            if access.write and access.ref.operand == operand:
+                first = access.ref.vector + placed.shift[operand]
+                for n in range(access.ref.count):
+                    ready[first + n] = placed.start + access.cycle + access.beats[n // 2] + 2
+    last = len(ready) - 1
+    return min(((end - at) * last // (last - v) for v, at in ready.items() if v < last), default=0)

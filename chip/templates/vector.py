@@ -10,7 +10,7 @@ import numpy as np
 
 from chip.isa import AluOp
 from chip.operand import Immediate, streams_of
-from chip.operations import Args, item_bytes, row_bytes
+from chip.operations import Args, gated_widths, item_bytes, row_bytes
 from chip.quant import MIN_ABSMAX
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
@@ -257,20 +257,23 @@ def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
     """One row of a SILU."""
 
     def build(pace: int, period: int) -> Block:
-        b = Block(spec, period=period)
-        for g, count in enumerate(groups(n)):
-            gate = b.alu(AluOp.COPY, load("x", g, count, "f32"), lanes=count, after=g * pace)
+        b, at = Block(spec, period=period), 0
+        for g, count in enumerate(gated_widths(n)):
+            x = joined(b, [Run("x", 2 * at, count)], 4)
+            gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
             gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
-            up = joined(b, [Run("x", n + g * LANES, count)], 4, gated.done - 6)
+            up = joined(b, [Run("x", 2 * at + count, count)], 4, gated.done - 6)
             y = b.alu(AluOp.MUL, gated, up, lanes=count)
-            b.alu(AluOp.CVT_F16, y, lanes=count, out=store("y", g, count, 2))
+            out = Ref("y", at * 2 // VECTOR_BYTES, vectors(2 * count))
+            b.alu(AluOp.CVT_F16, y, lanes=count, out=out)
+            at += count
         return b
 
     return row_block(build, overlap)
 
 
 def silu(a: Args, spec: ChipSpec) -> Template:
-    """(gate * sigmoid(gate)) * up, rounded to fp16."""
+    """(gate * sigmoid(gate)) * up, rounded to fp16; columns alternate as `gated_widths` says."""
     n, rows = a["n"], a["rows"]
     steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
     return by_rows(partial(_silu_row, n, spec), rows, steps)

@@ -1,0 +1,109 @@
+"""What makes a row's activations on the way to its product: RMSNorm or joined segments, then int8.
+
+The same work as NORM and GATHER (chip/templates/vector.py), but each quantised vector goes from the
+VXM straight to the planes, beside its copy in memory, and the scale stays in an ALU's register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chip.floorplan import Role, alu, hops, mxm
+from chip.isa import AluOp
+from chip.operand import Stream, group
+from chip.operations import Args
+from chip.spec import ChipSpec
+from chip.templates.builder import LANES, Block, Node, NodeSource, Ref
+from chip.templates.reductions import lane_max, lane_sum
+from chip.templates.template import paced
+from chip.templates.vector import (
+    f32,
+    groups,
+    joined,
+    load,
+    runs_of,
+    scale_factor,
+    store,
+)
+
+FEED = 28  # outward stream of activations
+SCALE = 9  # ALU whose register keeps the row's scale
+OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
+
+
+@dataclass(frozen=True, slots=True)
+class Prologue:
+    """A block, when each tile's activation is at the planes, and from when on weights may be.
+
+    Both as seen from the planes.
+    """
+
+    block: Block
+    filled: tuple[int, ...]
+    clear: int
+
+
+def prologue(a: Args, spec: ChipSpec) -> Prologue:
+    """Return what comes before one row's product, by `a["prologue"]`."""
+    fed: list[Node] = []
+    build = {"norm": _norm, "gather": _gather}[a["prologue"]]
+
+    def attempt(pace: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALE, *OUTLETS}))
+        fed[:] = build(b, a, pace)
+        return b
+
+    block = paced(attempt)
+    way = hops(alu(0), mxm(0, Role.FEED), spec)
+    clear = max(step.cycle + 4 for step in block.passes) + 2  # operands come in beats
+    return Prologue(block, tuple(node.done + way for node in fed), clear)
+
+
+def _norm(b: Block, a: Args, pace: int) -> list[Node]:
+    lanes = groups(a["k"])
+    total: Node | None = None
+    for g, n in enumerate(lanes):
+        x = load("src", g, n, "f32")
+        square = b.alu(AluOp.MUL, x, x, lanes=n, after=g * pace)
+        total = square if total is None else b.alu(AluOp.ADD, total, square)
+    assert total is not None
+    mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / a["k"]))
+    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(a["eps"])))
+    root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
+
+    def value(g: int, after: int) -> Node:
+        x = b.alu(AluOp.MUL, load("src", g, lanes[g], "f32"), root, lanes=lanes[g], after=after)
+        return b.alu(AluOp.MUL, x, load("gamma", g, lanes[g], "f32"), lanes=lanes[g])
+
+    return _quantise(b, value, len(lanes), root.done, pace)
+
+
+def _gather(b: Block, a: Args, pace: int) -> list[Node]:
+    lanes = groups(sum(a["shares"]))
+
+    def value(g: int, after: int) -> NodeSource:
+        return joined(b, runs_of(a["shares"], g * LANES, lanes[g]), 2, after)
+
+    return _quantise(b, value, len(lanes), 0, pace)
+
+
+def _quantise(
+    b: Block, value: Callable[[int, int], NodeSource], count: int, after: int, pace: int
+) -> list[Node]:
+    """Quantise groups of values to int8 by their largest; keep the scale. Two passes."""
+    peak: Node | None = None
+    for g in range(count):
+        size = b.alu(AluOp.ABS, value(g, after + g * pace))
+        peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
+    assert peak is not None
+    factor, scale = scale_factor(b, lane_max(b, peak))
+    b.alu(AluOp.COPY, scale, on=SCALE)
+    b.alu(AluOp.COPY, scale, lanes=1, out=Ref("qs", 0, 1))
+    fed = []
+    for g in range(count):
+        y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 8), factor)
+        fed.append(b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1)))
+        for side, number in enumerate(OUTLETS):
+            b.twin(fed[-1], number, group(Stream(side == 1, FEED), 1))
+    return fed

@@ -1,0 +1,88 @@
+"""Which physical slot each logical chip sits in, where the cables are laid already.
+
+Logical chips fill nodes in order. The nodes are walked so that each has cables to the one before,
+and in each node the chips with cables from the node before come first and those with cables to the
+next node last: there the groups begin and end. Where layouts lay their own cables, slots are as
+good as each other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from interconnect.topology import LinkKind, Topology
+
+_Cables = dict[int, dict[int, list[tuple[int, int]]]]
+"""node -> neighbour -> (chip, chip at the neighbour) of every cable between them."""
+
+
+def place(topology: Topology, chips: int) -> tuple[int, ...]:
+    """Return the slots of logical chips 0 to `chips` - 1."""
+    nodes, node_of = _nodes(topology)
+    cables: _Cables = defaultdict(lambda: defaultdict(list))
+    for link in topology.links:
+        if link.kind is LinkKind.GLOBAL:
+            cables[node_of[link.src]][node_of[link.dst]].append((link.src, link.dst))
+    if not cables:
+        return tuple(range(chips))
+    walk = _walk(cables, len(nodes))
+    slots: list[int] = []
+    for number, node in enumerate(walk):
+        goes_on = len(slots) + len(nodes[node]) < chips
+        following = cables[node][walk[number + 1]] if goes_on else ()
+        before = cables[walk[number - 1]][node] if number else ()
+        slots += _chips(nodes[node], slots, before, [chip for chip, _ in following])
+        if not goes_on:
+            break
+    return tuple(slots[:chips])
+
+
+def _nodes(topology: Topology) -> tuple[list[list[int]], dict[int, int]]:
+    """Chips joined by local cables: the nodes, and the node of each chip."""
+    nodes: list[list[int]] = []
+    node_of: dict[int, int] = {}
+    for first in range(topology.n_chips):
+        if first in node_of:
+            continue
+        node_of[first], chips = len(nodes), [first]
+        for chip in chips:
+            for link in topology.links_from(chip):
+                if link.kind is LinkKind.LOCAL and link.dst not in node_of:
+                    node_of[link.dst] = len(nodes)
+                    chips.append(link.dst)
+        nodes.append(sorted(chips))
+    return nodes, node_of
+
+
+def _walk(cables: _Cables, count: int) -> list[int]:
+    """All nodes, next the linked one that has the fewest others left to go on to (Warnsdorff).
+
+    Where none is left, the walk goes on with the first node that it has not seen.
+    """
+    walk, left = [0], set(range(1, count))
+
+    def onward(node: int) -> tuple[int, int]:
+        return sum(other in left for other in cables[node]), node
+
+    while left:
+        linked = [node for node in cables[walk[-1]] if node in left]
+        walk.append(min(linked, key=onward) if linked else min(left))
+        left.remove(walk[-1])
+    return walk
+
+
+def _chips(
+    node: Sequence[int], placed: Sequence[int], before: Sequence[tuple[int, int]],
+    out: Sequence[int],
+) -> list[int]:  # fmt: skip
+    """A node's chips: first those that the last chips of the node before have cables to."""
+    place_of = {slot: place for place, slot in enumerate(placed)}
+    peer: dict[int, int] = {}
+    for there, here in before:
+        peer[here] = max(peer.get(here, 0), 1 + place_of[there])
+
+    def key(chip: int) -> tuple[int, int, int]:
+        return (chip in out) - (chip in peer), -peer.get(chip, 0), chip
+
+    return sorted(node, key=key)
