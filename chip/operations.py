@@ -173,6 +173,8 @@ def _receive_regions(a: Args) -> tuple[list[Region], list[Region]]:
     return [], [(a["dst"], a["vectors"] * pad_vector(1))]
 
 
+CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
+
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 
 
