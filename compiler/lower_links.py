@@ -1,7 +1,7 @@
 """Place a step's transfers around its computations: C2C instructions and work-slice accesses.
 
 Departures and arrivals are on the cycle that the schedule says. The vector's way between port and
-work slice is free to move by two turns of the slice's port (chip/cost.py allows for them): it
+work slice is free to move by a few turns of the slice's port (chip/cost.py allows for them): it
 waits at the port (`wait`) until slice, stream and queue are free. assumption: ports with even
 numbers are west.
 """
