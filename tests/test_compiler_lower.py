@@ -29,7 +29,7 @@ def test_an_operation_without_instructions(
     dtype: str, opcode: Opcode, args: dict[str, Any]
 ) -> None:
     model = compiled("1x1", dtype=dtype)
-    operation = with_args(find(model.steps["decode/32"], 0, opcode, ""), **args)
+    operation = with_args(find(model.steps["prefill2/32"], 0, opcode, ""), **args)
     with pytest.raises(LoweringError) as caught:
         lower_operation(operation, model.chip)
     assert str(caught.value) == (
