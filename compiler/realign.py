@@ -16,14 +16,16 @@ class Counter:
     """One node's SAC, as the scheduler fills the node's time, more or less from front to back.
 
     `spans` has the stops so far, each (from, to). What is placed later may still go into the idle
-    time in front of the last one, which is then shorter; nothing goes further back.
+    time in front of the last one, which is then shorter; nothing goes further back. A vector is
+    read up to `lead` cycles before it leaves, and written up to `landed` cycles after it has come.
     """
 
-    __slots__ = ("_chip", "_interval", "_quiet", "_stall", "spans", "strays")
+    __slots__ = ("_chip", "_interval", "_quiet", "_stall", "landed", "lead", "spans", "strays")
 
-    def __init__(self, network: Network, chip: int) -> None:
+    def __init__(self, network: Network, chip: int, lead: int = 0, landed: int = 0) -> None:
         is_host = chip == len(network.binding)
         self._chip = chip
+        self.lead, self.landed = (0, 0) if is_host else (lead, landed)
         self.strays = bool(network.sync) and not is_host
         self._interval, self._stall = network.clock.realign_cycles, network.stall_cycles
         self._quiet = 0  # the end of everything placed so far
@@ -88,17 +90,17 @@ def meet(
     """Return when a transfer may start so that both ends have room, and take it there.
 
     It takes the sender `stream` cycles; its vectors are received from `flight` cycles after its
-    start, one a `slot`, in a cycle each.
+    start, one a `slot`, in a cycle each. Ways between port and memory come on top.
     """
     if not (sender.strays or receiver.strays):
         return start
-    receiving = stream - slot + 1
+    sending, receiving = sender.lead + stream, stream - slot + 1 + receiver.landed
     while True:
-        start = sender.room(start, stream)
+        start = sender.room(start - sender.lead, sending) + sender.lead
         first = receiver.room(start + flight, receiving)
         if first == start + flight:
             break
         start = first - flight
-    sender.take(start, start + stream)
+    sender.take(start - sender.lead, start + stream)
     receiver.take(first, first + receiving)
     return start

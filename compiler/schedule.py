@@ -85,7 +85,8 @@ class Scheduler:
     ) -> None:
         self.spec, self.network = spec, network
         self.n_chips = len(network.binding)
-        self.nodes = [_Node(Counter(network, chip)) for chip in range(self.n_chips + 1)]
+        ways = send_lead_cycles(spec), receive_cycles(spec)
+        self.nodes = [_Node(Counter(network, chip, *ways)) for chip in range(self.n_chips + 1)]
         self.transfers: list[ScheduledTransfer] = []
         # chip -> (addresses of its forward slots, how many were used)
         self.forward = {chip: (slots, 0) for chip, (slots, _) in forward.items()}

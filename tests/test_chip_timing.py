@@ -74,7 +74,7 @@ def test_a_receive_into_a_buffer_that_is_still_read() -> None:
     model = compiled("1x2")
     program = model.steps["decode/32"].programs[0]
     number, gather = next(
-        (n, o) for n, o in enumerate(program.operations) if o.opcode is Opcode.GATHER
+        (n, o) for n, o in enumerate(program.operations) if o.args.get("prologue") == "gather"
     )
     receive = program.operations[number - 1]
     assert receive.opcode is Opcode.RECEIVE

@@ -19,7 +19,8 @@ from chip.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, Ref
 from chip.templates.columns import WINDOW, ColumnGroup, Columns
-from chip.templates.product import FEED, Product
+from chip.templates.product import Product
+from chip.templates.prologue import FEED
 from chip.templates.template import Placed, Template, paced
 from chip.templates.vector import f32
 

@@ -21,14 +21,13 @@ from chip.templates.builder import C2C_TURN, LANES, Block, Load, NodeSource, Ref
 from chip.templates.columns import ColumnGroup, Columns, blocks_of, row_groups
 from chip.templates.product import (
     ARRIVAL,
-    FEED,
     PINNED,
     Product,
     feed_block,
     never,
     row_scale,
 )
-from chip.templates.prologue import SCALE, prologue
+from chip.templates.prologue import FEED, SCALE, prologue
 from chip.templates.template import Placed
 from chip.templates.vector import Run, joined, sigmoid
 
