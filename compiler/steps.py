@@ -35,7 +35,7 @@ class StepPlanner:
         self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
         dtype: str, context: int, top_k: int,
     ) -> None:  # fmt: skip
-        self.partition, self.kind = partition, kind
+        self.partition, self.network, self.kind = partition, network, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
@@ -107,6 +107,11 @@ class StepPlanner:
             return "add"
         return "silu" if op.split is Split.INTER else None
 
+    def _pace(self, leaves: bool, *, host: bool) -> dict[str, int]:
+        """Give a product whose results leave while it runs the cycles that each takes on a link."""
+        slots = [link.slot_cycles for link in self.network.links if link.is_host == host]
+        return {"pace": max(slots)} if leaves and self.fuses else {}
+
     def _linear(self, group: Group, op: GraphOp, source: str, target: str, **extra: int) -> None:
         """Every rank's columns of a product; fp16 results go to the rank's own segment."""
         epilogue = self._epilogue(group, op)
@@ -140,7 +145,6 @@ class StepPlanner:
         layer = rope.name.rsplit(".", 2)[0]
         shares = group.shares(Split.HEADS, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
-        per_kv = self.config.num_heads // self.config.num_kv_heads
         for rank, chip in enumerate(group.chips):
             (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
             if last == first:
@@ -156,14 +160,16 @@ class StepPlanner:
                 "kv": self.constants[chip][f"{layer}.kv"],
                 **self._quantised(chip, "query", "q", "sq"),
             }
+            scratch = {"scratch": buffers["scores"]}
             if self.dtype == "int8":
-                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]  # fmt: skip
+                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]
+                scratch["stats"] = buffers["stats"]
             qkv, rows = buffers["qkv"], buffers["rope"]
             self._op(chip, Opcode.ROPE, rope.name, qkv=qkv, rope=rows, **shape)
-            kv_of = tuple(head // per_kv - kv_first for head in range(first, last))
+            kv_of = self.partition.kv_of(group, rank)
             self._op(
                 chip, Opcode.ATTEND, attend.name, y=buffers["attn.out"] + offsets[rank],
-                bucket=self.kind.bucket, kv_of=kv_of, scratch=buffers["scores"], **shape,
+                bucket=self.kind.bucket, kv_of=kv_of, **scratch, **shape,
             )  # fmt: skip
 
     def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:
@@ -213,7 +219,8 @@ class StepPlanner:
         self._silu(group, silu)
         self.moves.exchange(group, silu.name, "mlp.mid", Split.INTER)
         self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
-        self._linear(group, down, "down.in", "mlp.out")
+        leaves = after is not None and len(group.chips) == 1
+        self._linear(group, down, "down.in", "mlp.out", **self._pace(leaves, host=False))
         self.moves.exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
         self._add(group, add_mlp, "mlp.out", ahead)
         if after is not None and ahead is None:
@@ -232,7 +239,8 @@ class StepPlanner:
     def _head(self, group: Group) -> None:
         norm, lm_head = self.partition.graph.head
         self._norm(group, norm, "head.in")
-        self._linear(group, lm_head, "head.in", "logits")
+        leaves = not self.top_k
+        self._linear(group, lm_head, "head.in", "logits", **self._pace(leaves, host=True))
         host, buffer = self.partition.layout.chips, "logits"
         for rank, chip in enumerate(group.chips):
             size = result_bytes(self.partition, rank, self.top_k)

@@ -16,7 +16,7 @@ MAX_FILE_LINES = 320
 MAX_FUNCTION_LINES = 50
 
 COMPILER_MAY_IMPORT = {
-    *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv"),
+    *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv", "chip.scratch"),
     *("chip.quant", "chip.synthetic", "chip.isa", "chip.issue", "chip.operand", "chip.floorplan"),
     *(
         "chip.sram",

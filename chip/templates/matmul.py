@@ -36,24 +36,25 @@ def _row(a: Args, spec: ChipSpec) -> Template:
     product = RowProduct(a, spec)
     drains = product.drains
     end = max(p.start + p.block.end for p in drains)
+    ready = _ready(drains, "r" if a.get("epilogue") == "add" else "y")
     needed = {}
     if product.prologue is None:
         first, last = (product.filled[n] - product.feed_delay for n in (0, -1))
         needed = {"x": (first, last), "s": (first, first)}
+    if "pace" in a:
+        begun = max(at - a["pace"] * v for v, at in enumerate(ready))
+        end = max(end, begun + a["pace"] * (len(ready) - 1))
     return Template(
         placed=(*product.feeds(), *drains),
         cycles=end,
         needed=needed,
-        stream_cycles=_even_stream(drains, end, "r" if a.get("epilogue") == "add" else "y"),
+        stream_cycles=_even_stream(ready, end),
         streams=(product,),
     )
 
 
-def _even_stream(drains: list[Placed], end: int, operand: str) -> int:
-    """Return the longest time over which even delivery is never ahead of the product's.
-
-    Vector v of n is taken `stream * v / (n - 1)` cycles after the first, or later.
-    """
+def _ready(drains: list[Placed], operand: str) -> list[int]:
+    """Return the cycles from which each vector of the result can be read."""
     ready = {}
     for placed in drains:
         for access in placed.block.accesses:
@@ -61,5 +62,16 @@ def _even_stream(drains: list[Placed], end: int, operand: str) -> int:
                 first = access.ref.vector + placed.shift[operand]
                 for n in range(access.ref.count):
                     ready[first + n] = placed.start + access.cycle + access.beats[n // 2] + 2
+    return [ready[v] for v in range(len(ready))]
+
+
+def _even_stream(ready: list[int], end: int) -> int:
+    """Return the longest time over which even delivery until `end` is never ahead.
+
+    Vector v of n is taken `stream * v / (n - 1)` cycles after the first, or later. With a `pace`
+    (cycles that a link takes for a vector) the product is over when a link that began early
+    enough would take the last vector: so a block that is ready at once does not hold it back.
+    """
     last = len(ready) - 1
-    return min(((end - at) * last // (last - v) for v, at in ready.items() if v < last), default=0)
+    spans = [(end - at) * last // (last - v) for v, at in enumerate(ready[:-1])]
+    return min(spans, default=0)
