@@ -22,7 +22,7 @@ COLUMN = VECTOR_BYTES // QUAD  # tokens of each head in a vector
 TILE = 2 * VECTOR_BYTES  # tokens that meet the planes at once
 ITEM = 4  # vectors of 320 fp32 values
 PER_WINDOW = WINDOW_VECTORS // ITEM // 2  # items of a hemisphere
-ITEMS_AT_ONCE, QUADS_AT_ONCE = 256, 64  # in a batch of several rows
+ITEMS_AT_ONCE, QUADS_AT_ONCE = 128, 64  # in a batch of several rows
 QUERIES_AT_ONCE = 63  # fp16: of heads that share vectors; a plane has 64 activations, one zeros
 HEADS_KNOWN = 3  # numbers a head besides the maxima of tiles: maximum or share, factor, scale
 

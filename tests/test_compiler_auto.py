@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,17 +11,24 @@ from schedules import machine
 
 from compiler import auto
 from compiler.auto import choose_layout, smallest_layout
-from compiler.errors import CompilerError
+from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.pipeline import Options, compile_model
 from compiler.presets import PRESETS
 
 TINY = PRESETS["tiny"]
-SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 24)  # 245,760 bytes
+SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 40)  # 409,600 bytes
 LITTLE = replace(machine("lesson"), chip=SMALL)
 OPTIONS = Options(max_model_len=32, prefill_chunk=4, buckets=(32,))
 
 
-def cycles(layout: object) -> int:
+def cycles(layout: object) -> float:
+    """Cycles of a layout's decode step; endless where cables or forwarding buffers do not do."""
+    with contextlib.suppress(LayoutError, CapacityError):
+        return _cycles(layout)
+    return math.inf
+
+
+def _cycles(layout: object) -> int:
     model = compile_model(TINY, LITTLE, layout, OPTIONS, kinds="decode")  # type: ignore[arg-type]
     return model.steps["decode/32"].cycles
 
@@ -60,8 +69,7 @@ def test_a_model_that_one_chip_holds_may_still_use_more(monkeypatch: pytest.Monk
 def test_more_racks_are_taken_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "FINALISTS", 1)
     monkeypatch.setattr(auto, "GROUP_SIZES", (1, 2))
-    chip = replace(SMALL, sram_bytes=SMALL.sram_bytes * 2)
-    tight = replace(LITTLE, cards_per_rack=1, chip=chip)  # two chips a rack
+    tight = replace(LITTLE, cards_per_rack=1)  # two chips a rack
     best = choose_layout(TINY, tight, OPTIONS)
     smallest = smallest_layout(TINY, tight, OPTIONS)
     assert smallest is not None

@@ -115,5 +115,5 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(CapacityError) as caught:
         prepare(RunConfig(model="llama-8b", layout="4x4", transport="local"))
     text = str(caught.value)
-    assert "chip 0 wants 447,283,200 bytes of SRAM and has 230,686,720" in text
-    assert "216,596,480 bytes missing; the smallest layout that fits is 32x1+3" in text
+    assert "chip 0 wants 447,303,680 bytes of SRAM and has 230,686,720" in text
+    assert "216,616,960 bytes missing; the smallest layout that fits is 32x1+3" in text
