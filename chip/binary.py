@@ -50,11 +50,17 @@ def encode(program: QueueProgram, spec: ChipSpec) -> bytes:
     return bytes(head.data + body.data)
 
 
-def queue_bytes(items: Sequence[Item]) -> int:
-    """Return what one queue's items take, maps apart: all queues of a chip share those."""
-    writer = Writer()
-    _put_all(writer, items)
-    return len(writer.data)
+def measured(program: QueueProgram) -> dict[str, int]:
+    """Return what each queue takes, and all of a program's "maps" together."""
+    body, head = Writer(), Writer()
+    out = {}
+    for queue, items in program.queues.items():
+        before = len(body.data)
+        _put_all(body, items)
+        out[str(queue)] = len(body.data) - before
+    for lanes in body.maps:
+        pack_map(head, lanes)
+    return {**out, "maps": len(head.data)}
 
 
 def _put_all(writer: Writer, items: Sequence[Item]) -> None:

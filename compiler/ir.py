@@ -12,7 +12,7 @@ from typing import Any
 
 from chip.program import Program
 
-INSTRUCTION_BYTES = 0  # assumption: until lowering measures what the programs take
+INSTRUCTION_BYTES = 0  # reported, not reserved: docs/decisions/0006-where-instructions-live.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

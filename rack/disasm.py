@@ -14,15 +14,14 @@ from pathlib import Path
 
 from chip.assembly import disassemble
 from chip.floorplan import parse_queue
-from chip.issue import Issue
 from chip.operations import MOVES
 from chip.program import Program
 from chip.queues import QueueProgram, to_queues
 from compiler.artifact import read_artifact
-from compiler.lower import lower, lower_operation
+from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel
 from rack.errors import ConfigError
-from rack.job import links_of, ports_of
+from rack.instructions import step_issues
 from rack.session import KNOWN_ERRORS
 
 
@@ -65,13 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def step_issues(compiled: CompiledModel, program: Program) -> list[Issue]:
-    """Return all instructions of a chip's step. Raises LoweringError."""
-    links = links_of(compiled, program.chip)
-    slots = {link.id: link.slot_cycles for link in links}
-    return lower(program, spec=compiled.chip, ports=ports_of(links, program.chip), slots=slots)
 
 
 def listing(compiled: CompiledModel, program: Program, name: str) -> str:
