@@ -107,13 +107,18 @@ class StepPlanner:
             return "add"
         return "silu" if op.split is Split.INTER else None
 
-    def _pace(self, leaves: bool, *, host: bool) -> dict[str, int]:
-        """Give a product whose results leave while it runs the cycles that each takes on a link."""
-        slots = [link.slot_cycles for link in self.network.links if link.is_host == host]
-        return {"pace": max(slots)} if leaves and self.fuses else {}
+    def _pace(self, op: GraphOp) -> int:
+        """Return the cycles that a vector of a result takes on the links that it leaves by."""
+        to_host = op.split is Split.VOCAB
+        return max(link.slot_cycles for link in self.network.links if link.is_host == to_host)
 
-    def _linear(self, group: Group, op: GraphOp, source: str, target: str, **extra: int) -> None:
-        """Every rank's columns of a product; fp16 results go to the rank's own segment."""
+    def _linear(
+        self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
+    ) -> None:
+        """Every rank's columns of a product; fp16 results go to the rank's own segment.
+
+        `leaves`: links take the result even if it is not exchanged.
+        """
         epilogue = self._epilogue(group, op)
         half = op.dtype == "f16" or epilogue is not None
         offsets = [0] * len(group.chips)
@@ -134,11 +139,13 @@ class StepPlanner:
                 args["first_column"] = group.vocab[rank][0]
             if epilogue is not None:
                 args["epilogue"] = epilogue
+            if self.fuses and (leaves or (half and len(group.chips) > 1)):
+                args["pace"] = self._pace(op)
             args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],
                 rows=self.kind.rows, k=op.in_features, n=weight.n, out="f16" if half else "f32",
-                dtype=self.dtype, **args, **extra,
+                dtype=self.dtype, **args,
             )  # fmt: skip
 
     def _attention(self, group: Group, rope: GraphOp, attend: GraphOp) -> None:
@@ -218,8 +225,7 @@ class StepPlanner:
         self._silu(group, silu)
         self.moves.exchange(group, silu.name, "mlp.mid", Split.INTER)
         self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
-        leaves = after is not None and len(group.chips) == 1
-        self._linear(group, down, "down.in", "mlp.out", **self._pace(leaves, host=False))
+        self._linear(group, down, "down.in", "mlp.out", leaves=after is not None)
         self.moves.exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
         self._add(group, add_mlp, "mlp.out", ahead)
         if after is not None and ahead is None:
@@ -238,8 +244,7 @@ class StepPlanner:
     def _head(self, group: Group) -> None:
         norm, lm_head = self.partition.graph.head
         self._norm(group, norm, "head.in")
-        leaves = not self.top_k
-        self._linear(group, lm_head, "head.in", "logits", **self._pace(leaves, host=True))
+        self._linear(group, lm_head, "head.in", "logits", leaves=not self.top_k)
         host, buffer = self.partition.layout.chips, "logits"
         for rank, chip in enumerate(group.chips):
             size = result_bytes(self.partition, rank, self.top_k)
