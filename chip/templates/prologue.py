@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from chip.floorplan import Role, alu, hops, mxm
+from chip.floorplan import Role, alu, hops, mxm, sxm
 from chip.isa import AluOp
 from chip.operand import Stream, group
 from chip.operations import Args
@@ -34,14 +34,14 @@ OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
-    """A block, when each tile's activation is at the planes, and from when on weights may be.
+    """A block, when each tile's activation is at the planes, and when weights may not be.
 
-    Both as seen from the planes.
+    Both as seen from the planes: what goes out to the SXMs has the streams of weights.
     """
 
     block: Block
     filled: tuple[int, ...]
-    clear: int
+    busy: frozenset[int]
 
 
 def prologue(a: Args, spec: ChipSpec) -> Prologue:
@@ -56,8 +56,17 @@ def prologue(a: Args, spec: ChipSpec) -> Prologue:
 
     block = paced(attempt)
     way = hops(alu(0), mxm(0, Role.FEED), spec)
-    clear = max(step.cycle + 4 for step in block.passes) + 2  # operands come in beats
-    return Prologue(block, tuple(node.done + way for node in fed), clear)
+    return Prologue(block, tuple(node.done + way for node in fed), outward(block))
+
+
+def outward(block: Block) -> frozenset[int]:
+    """Return when, seen from the planes, a block sends operands of SXM passes out."""
+    at_planes = hops(sxm(0, 0), mxm(0, Role.LOAD), block.spec)
+    out = set()
+    for step in block.passes:
+        beats = -(-step.src.count // 2) if isinstance(step.src, Ref) else 1
+        out.update(step.cycle + at_planes + beat for beat in range(beats))
+    return frozenset(out)
 
 
 def _norm(b: Block, a: Args, pace: int) -> list[Node]:

@@ -19,7 +19,7 @@ from chip.templates.builder import Block
 from chip.templates.columns import ColumnGroup, Columns
 from chip.templates.drains import RowDrains
 from chip.templates.product import ARRIVAL, PINNED, feed_block, never, row_scale
-from chip.templates.prologue import FEED, SCALE, prologue
+from chip.templates.prologue import FEED, SCALE, outward, prologue
 from chip.templates.template import Placed
 
 SUMS = 8  # accumulator rows that groups take in turn
@@ -53,10 +53,11 @@ class RowProduct(RowDrains):
         at = self.first
         if self.prologue is not None:
             self.filled = list(self.prologue.filled[: self.resident])
-            at = max(at, self.filled[0] - 2 * load, self.prologue.clear)
+            at = max(at, self.filled[0] - 2 * load)
         else:
             self.filled = self._fills(at + 2 * load)
         self._taken = {*self.filled, *self._scale_cycles()}
+        self._taken |= self.prologue.busy if self.prologue is not None else set()
         self._drained: set[int] = set()  # cycles at which sums are put out by themselves
         self._used = 0  # when the latest tile is multiplied
         free = 0  # from when on the work on a group's sums may begin
@@ -74,8 +75,7 @@ class RowProduct(RowDrains):
             self.groups.append(ColumnGroup(blocks, 0, 0, 0, drain, number % SUMS, 0))
             free = drain + delay + self._hold(blocks, block)
             start = drain + delay - ARRIVAL
-            for step in block.passes:  # weights of columns on their way past the planes' streams
-                self._taken.update(start + step.cycle + beat for beat in (1, 2))
+            self._taken.update(start + cycle for cycle in outward(block))
         self._place_drains()
 
     def _fills(self, first: int) -> list[int]:
