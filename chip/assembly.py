@@ -33,12 +33,13 @@ from chip.isa import (
     Read,
     Scatter,
     Write,
+    mnemonic,
 )  # fmt: skip
 from chip.queues import Item, Named, Nop, QueueProgram, Repeat
 from chip.spec import ChipSpec
 
 KINDS: dict[str, type[Instruction]] = {
-    kind.__name__.upper(): kind
+    mnemonic(kind): kind
     for kind in (Read, Write, Gather, Scatter, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)
 } | dict.fromkeys((op.value for op in AluOp), Alu)
 

@@ -62,7 +62,7 @@ def _put_all(writer: Writer, items: Sequence[Item]) -> None:
         if isinstance(code, Back):
             writer.data.append(_NUMBER["AGAIN"])
             writer.number(code.distance)
-            writer.number(code.count)
+            writer.number(code.length)
         else:
             writer.data += code
     writer.data.append(_NUMBER["END"])

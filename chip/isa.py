@@ -22,6 +22,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from chip.control import (
+    Config,
+    Deskew,
+    Ifetch,
+    Instruction,
+    Notify,
+    Receive,
+    RuntimeDeskew,
+    Send,
+    Sync,
+    mnemonic,
+)
 from chip.floorplan import Queue, Role, Unit, plane_of
 from chip.operand import At, Group, Source, Stream
 from chip.spec import VECTOR_BYTES
@@ -58,15 +70,6 @@ LARGE_ALUS = frozenset({0, 2, 5, 7, 8, 10, 13, 15})
 LARGE_OPS = frozenset(list(AluOp)[list(AluOp).index(AluOp.MAX) :])
 _BINARY = ["ADD", "SUB", "MUL", "OR", "EQ", "LE", "GE", "MAX", "MIN"]
 ARITY = dict.fromkeys(AluOp, 1) | {AluOp(name): 2 for name in _BINARY} | {AluOp.CHOOSE: 3}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
-    """Base of all; `name` is the mnemonic whose delays the profile gives."""
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__.upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,60 +251,9 @@ class Transpose(Instruction):
     item: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send(Instruction):
-    """C2C: give a vector to a port, where it departs `wait` cycles after the issue.
-
-    assumption: a port holds up to 4 waiting vectors each way.
-    """
-
-    port: int
-    stream: Stream
-    wait: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receive(Instruction):
-    """C2C: put on a stream the vector that arrived at a port `wait` cycles ago."""
-
-    port: int
-    stream: Stream
-    wait: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deskew(Instruction):
-    """C2C: hold the queue until the next epoch of the aligned counter."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sync(Instruction):
-    """ICU: park the queue until a Notify."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Notify(Instruction):
-    """ICU: release every parked queue, d_func later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ifetch(Instruction):
-    """ICU: fetch the next `words` program words of 320 bytes into the queue's buffer."""
-
-    words: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config(Instruction):
-    """ICU: set a configuration register of the queue's unit."""
-
-    register: int
-    value: int
-
-
 MEM = (Read, Write, Gather, Scatter)
-C2C = (Send, Receive, Deskew)
-ICU = (Sync, Notify, Ifetch, Config)
+C2C = (Send, Receive)
+ICU = (Deskew, RuntimeDeskew, Sync, Notify, Ifetch, Config)
 SXM = (Shift, Rotate, Permute, Distribute, Select, Transpose)
 ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
     Unit.MEM: MEM,
@@ -312,8 +264,7 @@ ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
     Role.DRAIN: (ACC,),
 }
 MNEMONICS = (
-    *(kind.__name__.upper() for kind in (*MEM, LW, IW, ABC, ACC)),
-    *(kind.__name__.upper() for kind in (*SXM, *C2C, *ICU)),
+    *(mnemonic(kind) for kind in (*MEM, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)),
     *(op.value for op in AluOp),
 )
 """Every instruction that has delays; NOP and Repeat belong to the queues' text and binary forms."""
@@ -325,3 +276,9 @@ def issues(queue: Queue, instruction: Instruction) -> bool:
     if isinstance(instruction, Alu) and instruction.op in LARGE_OPS:
         return queue.unit is Unit.VXM and queue.number in LARGE_ALUS
     return isinstance(instruction, (*ISSUED_BY[unit], *ICU))
+
+
+__all__ = [  # with what other modules take from here and is defined in chip.control
+    "Config", "Deskew", "Ifetch", "Instruction", "Notify", "Receive", "RuntimeDeskew", "Send",
+    "Sync", "mnemonic",
+]  # fmt: skip

@@ -6,8 +6,8 @@ whole windows of 64 vectors, so that it loads into the planes as weights do. int
 in work memory: one fp32 per token and head, [K, then V head][context], so that token t is lane
 t mod 320 of 4-vector group t div 320 when the VXM reads them.
 
-Queries are packed as keys are: head j of a row in vector j div heads_per_group, and its fp32 scale
-in the same lanes of a group of vectors of its own.
+Queries are packed as keys are: head j of a row in vector j div heads_per_group. Its fp32 scale
+fills a vector of its own: 80 times the same.
 """
 
 from __future__ import annotations
@@ -92,12 +92,8 @@ class KvLayout:
         return self.query_groups(heads) * self.row_bytes
 
     def query_scale_bytes(self, heads: int) -> int:
-        """Bytes of one row's query scales: one fp32 per lane of the queries."""
-        return self.query_groups(heads) * pad_vector(4 * VECTOR_BYTES)
-
-    def scratch_bytes(self, heads: int, bucket: int) -> int:
-        """Bytes in which attention keeps one row's weights between its passes."""
-        return heads * -(-bucket // VECTOR_BYTES) * 4 * VECTOR_BYTES
+        """Bytes of one row's query scales: a vector each."""
+        return heads * VECTOR_BYTES
 
     def read_bytes(self, bucket: int) -> int:
         """Bytes that attention over `bucket` tokens reads."""

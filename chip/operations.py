@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from chip.kv import KvLayout
+from chip.scratch import Scratch
 from chip.spec import VECTOR_BYTES, pad_vector
 
 Args = Mapping[str, Any]
@@ -147,8 +148,9 @@ def _rope_regions(a: Args) -> tuple[list[Region], list[Region]]:
 
 def _attend_regions(a: Args) -> tuple[list[Region], list[Region]]:
     out = (a["y"], a["rows"] * row_bytes(a["heads"] * a["head_dim"], 2))
-    scratch = (a["scratch"], kv_layout(a).scratch_bytes(a["heads"], a["bucket"]))
-    return [*_query(a), *_cache(a)], [out, scratch]
+    kept = Scratch(kv_layout(a), a["kv_of"], a["rows"], a["bucket"])
+    known = [(a["stats"], kept.known_bytes)] if "stats" in a else []
+    return [*_query(a), *_cache(a)], [out, (a["scratch"], kept.bytes), *known]
 
 
 def _add_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -172,6 +174,8 @@ def _send_regions(a: Args) -> tuple[list[Region], list[Region]]:
 def _receive_regions(a: Args) -> tuple[list[Region], list[Region]]:
     return [], [(a["dst"], a["vectors"] * pad_vector(1))]
 
+
+CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
 
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 
@@ -211,7 +215,7 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     Opcode.MATMUL: _define(MXM, _matmul_regions, "x s src gamma r w sw", "q qs y r", "weights"),
     Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv kvs", "vector"),
     Opcode.ATTEND: _define(
-        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch", "attention"
+        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch stats", "attention"
     ),
     Opcode.ADD: _define(("VXM",), _add_regions, "x src", "x", "vector"),
     Opcode.SILU: _define(("VXM",), _silu_regions, "x", "y", "vector"),

@@ -2,7 +2,9 @@
 
 A queue issues one item a cycle. `NOP n` takes n cycles; `Repeat n, d` issues the instruction before
 it n more times, d cycles apart, its address counters stepping. Every queue starts parked on a Sync
-and is released by one Notify, so that all start in the same cycle, `origin` of the program.
+and is released by one Notify, so that all start in the same cycle, `origin` of the program; in
+front of the Notify a Deskew waits for an epoch of the counter that all chips share. A
+RUNTIME_DESKEW takes the cycles that it stops for.
 """
 
 from __future__ import annotations
@@ -13,8 +15,23 @@ from dataclasses import dataclass, replace
 
 from chip.errors import MachineError
 from chip.floorplan import Queue
-from chip.isa import ABC, ACC, LW, Alu, Instruction, Notify, Read, Sync, Write
+from chip.isa import (
+    ABC,
+    ACC,
+    LW,
+    Alu,
+    Config,
+    Deskew,
+    Ifetch,
+    Instruction,
+    Notify,
+    Read,
+    RuntimeDeskew,
+    Sync,
+    Write,
+)  # fmt: skip
 from chip.issue import Issue, delays
+from chip.machine.check import culprit
 from chip.operand import At, Lane, Position, Source
 from chip.spec import ChipSpec
 
@@ -154,10 +171,11 @@ def _step(old: Instruction, new: Instruction) -> int | None:
     counter = _COUNTERS.get(type(old))
     if counter is None or type(old) is not type(new):
         return None
-    a, b = getattr(old, counter), getattr(new, counter)
-    if type(a) is not int or type(b) is not int or getattr(old, "step", 0):
+    name: str = counter
+    a, b = getattr(old, name), getattr(new, name)
+    if type(a) is not int or type(b) is not int or getattr(old, "step", 0) != 0:
         return None
-    return b - a if replace(old, **{counter: b}) == new else None
+    return b - a if replace(old, **{name: b}) == new else None
 
 
 def to_queues(issues: Iterable[Issue]) -> QueueProgram:
@@ -169,73 +187,89 @@ def to_queues(issues: Iterable[Issue]) -> QueueProgram:
     for issue in issues:
         by_queue[issue.queue].append(issue)
     origin = min((issue.cycle for own in by_queue.values() for issue in own), default=0)
-    queues: dict[Queue, tuple[Item, ...]] = {}
-    for queue in sorted(by_queue):
-        items: list[Item] = [] if queues else [Named(Notify())]
-        items.append(Named(Sync()))
-        now = origin
-        for issue in _folded(_apart(by_queue[queue])):
-            if issue.cycle < now:
-                raise MachineError(
-                    f"two instructions in {queue} at {issue.cycle}", issue.name or "the program"
-                )
-            if issue.cycle > now:
-                items.append(Nop(issue.cycle - now))
-            items.append(Named(issue.instruction, issue.name))
-            if issue.n > 1:
-                items.append(Repeat(issue.n - 1, issue.d))
-            now = issue.last_cycle + 1
-        queues[queue] = tuple(items)
+    queues = {
+        queue: (Named(Sync()), *_items(by_queue[queue], origin)) for queue in sorted(by_queue)
+    }
+    for first in list(queues)[:1]:
+        queues[first] = (Named(Deskew()), Named(Notify()), *queues[first])
     return QueueProgram(origin, queues)
+
+
+def _items(issues: list[Issue], origin: int) -> Iterator[Item]:
+    """Yield what one queue issues from its release on."""
+    now, before = origin, None
+    for issue in _folded(_apart(issues)):
+        if issue.cycle < now:
+            assert before is not None
+            what = f"two instructions in {issue.queue} at {issue.cycle}"
+            raise MachineError(what, culprit(before, before.n - 1), culprit(issue))
+        if issue.cycle > now:
+            yield Nop(issue.cycle - now)
+        yield Named(issue.instruction, issue.name)
+        if issue.n > 1:
+            yield Repeat(issue.n - 1, issue.d)
+        now, before = issue.last_cycle + _length(issue.instruction), issue
+
+
+def _length(instruction: Instruction) -> int:
+    """Cycles for which an instruction keeps its queue from the next."""
+    return instruction.cycles if isinstance(instruction, RuntimeDeskew) else 1
 
 
 def to_issues(program: QueueProgram, spec: ChipSpec) -> list[Issue]:
     """Return the issues of a program, on the cycles at which its queues come to them.
 
-    Raises MachineError for a Sync that no Notify releases, or a Repeat that follows nothing.
+    Raises MachineError for a queue that is not released, for one that does before what belongs
+    behind its release or the other way round, and for a Repeat that follows nothing.
     """
-    release = _release(program.queues, delays(spec)["NOTIFY"].d_func)
+    _check_release(program.queues, delays(spec)["NOTIFY"].d_func)
     out: list[Issue] = []
     for queue, items in program.queues.items():
-        now, last = 0, -1  # before the Sync, cycles count from the queue's own start
-        for item in items:
+        parked = next(i for i, item in enumerate(items) if item == Named(Sync()))
+        now, last = program.origin, -1
+        for item in items[parked + 1 :]:
             if isinstance(item, Nop):
                 now, last = now + item.n, -1
             elif isinstance(item, Repeat):
                 if last < 0:
-                    raise MachineError("a Repeat that follows no instruction", str(queue))
+                    raise MachineError("a Repeat that follows no instruction", f"{queue} at {now}")
                 out[last] = replace(out[last], n=item.n + 1, d=item.d)
                 now, last = out[last].last_cycle + 1, -1
-            elif isinstance(item.instruction, Sync):
-                now, last = program.origin, -1
-            elif isinstance(item.instruction, Notify):
-                now, last = now + 1, -1
             else:
                 last = len(out)
                 out.append(Issue(queue, now, item.instruction, name=item.name))
-                now += 1
-    assert release >= 0
+                now += _length(item.instruction)
     return out
 
 
-def _release(queues: Mapping[Queue, Sequence[Item]], delay: int) -> int:
-    """Return the cycle, after power-up, at which the Notify releases all parked queues."""
-    notified, parked = [], {}
+def _check_release(queues: Mapping[Queue, Sequence[Item]], delay: int) -> None:
+    """All queues must be parked when the one Notify releases them. Cycles count from power-up."""
+    notified, parked = list[tuple[Queue, int]](), dict[Queue, int]()
     for queue, items in queues.items():
         now = 0
         for item in items:
-            if isinstance(item, Named) and isinstance(item.instruction, Notify):
-                notified.append(now + delay)
-            if isinstance(item, Named) and isinstance(item.instruction, Sync):
+            if isinstance(item, Nop):
+                now += item.n
+                continue
+            instruction = item.instruction if isinstance(item, Named) else None
+            if isinstance(instruction, Sync):
                 parked[queue] = now
                 break
-            now += item.n if isinstance(item, Nop) else 1
-    for queue in queues:
-        if queue not in parked:
-            raise MachineError("a queue that does not start with a Sync", str(queue))
+            if not isinstance(instruction, (Deskew, Notify, Ifetch, Config)):
+                what = "an instruction before its queue is released"
+                name = instruction.name if instruction else "REPEAT"
+                raise MachineError(what, f"{name} on {queue} at {now}")
+            if isinstance(instruction, Notify):
+                notified.append((queue, now))
+            now += 1
+        else:
+            raise MachineError("a queue without a Sync", str(queue))
     if queues and len(notified) != 1:
-        raise MachineError(f"Notify: wanted one before the first Sync, got {len(notified)}", "all")
-    late = [str(queue) for queue, at in parked.items() if at >= notified[0]]
-    if late:
-        raise MachineError("a Sync that no Notify releases", *late)
-    return notified[0] if notified else 0
+        who = [f"NOTIFY on {queue} at {now}" for queue, now in notified]
+        raise MachineError(f"Notify: wanted one before the first Sync, got {len(who)}", *who)
+    for queue, at in parked.items():
+        if at >= notified[0][1] + delay:
+            what = "a Sync that no Notify releases"
+            raise MachineError(
+                what, f"SYNC on {queue} at {at}", "NOTIFY on {} at {}".format(*notified[0])
+            )

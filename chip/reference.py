@@ -8,6 +8,7 @@ program's Send instructions; the schedule's own cycles are only compared with th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from chip.chip import Chip, Loaded, StepMessage
 from chip.issue import Issue
 from chip.machine.crossings import Crossing
+from chip.machine.data import Run
 from chip.machine.machine import Action, Machine
 from chip.machine.resolve import Memory, Resolver
 from chip.operations import Opcode
@@ -84,28 +86,21 @@ class ReferenceChip(Chip):
             return True
 
         actions, operations = [begin], list[Operation | None]([None])
-        for action in machine.actions:
-            operation = None
-            if action.crossing is not None:
+        for crosses, group in groupby(machine.actions, lambda action: action.crossing is not None):
+            if not crosses:
+                actions.append(_at_once([action.run for action in group if action.run is not None]))
+                operations.append(None)
+                continue
+            for action in group:
                 operation = by_crossing[id(action.crossing)]
-            actions.append(self._act(machine, action, operation, hashed))
-            operations.append(operation)
+                actions.append(self._cross(machine, action, operation, hashed))
+                operations.append(operation)
         loaded.actions, loaded.operations = [*actions, end], [*operations, None]
 
-    def _act(
-        self, machine: Machine, action: Action, operation: Operation | None,
+    def _cross(
+        self, machine: Machine, action: Action, operation: Operation,
         hashed: Callable[[Operation], None],
     ) -> Callable[[], bool]:  # fmt: skip
-        if operation is None:
-            run = action.run
-            assert run is not None
-
-            def move() -> bool:
-                with np.errstate(all="ignore"):
-                    run()
-                return True
-
-            return move
         assert action.rows is not None
         assert action.crossing is not None
         rows, pool, args = action.rows, machine.pool, operation.args
@@ -156,3 +151,15 @@ class ReferenceChip(Chip):
                 self.state.hash_share = share
 
         return update
+
+
+def _at_once(runs: Sequence[Run]) -> Callable[[], bool]:
+    """Return one action that moves data for all, one after another."""
+
+    def move() -> bool:
+        with np.errstate(all="ignore"):
+            for run in runs:
+                run()
+        return True
+
+    return move

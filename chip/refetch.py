@@ -16,10 +16,10 @@ PLACES = 16  # of those that begin alike, the latest that are looked at
 
 
 class Back(NamedTuple):
-    """Fetch `count` codes again, from `distance` codes back."""
+    """Fetch `length` codes again, from `distance` codes back."""
 
     distance: int
-    count: int
+    length: int
 
 
 def shortened(codes: Sequence[bytes]) -> Iterator[bytes | Back]:
@@ -29,12 +29,12 @@ def shortened(codes: Sequence[bytes]) -> Iterator[bytes | Back]:
     while at < len(codes):
         best = Back(0, 1)
         for before in reversed(seen.get(tuple(codes[at : at + SEEN]), ())):
-            if (count := _alike(codes, before, at, best.count)) > best.count:
+            if (count := _alike(codes, before, at, best.length)) > best.length:
                 best = Back(at - before, count)
         yield best if best.distance else codes[at]
-        for place in range(at, min(at + best.count, len(codes) - SEEN + 1)):
+        for place in range(at, min(at + best.length, len(codes) - SEEN + 1)):
             seen[tuple(codes[place : place + SEEN])].append(place)
-        at += best.count
+        at += best.length
 
 
 def _alike(codes: Sequence[bytes], before: int, at: int, least: int) -> int:

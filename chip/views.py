@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from chip.operations import item_bytes, kv_layout, row_bytes, segment_offsets
-from chip.spec import pad_vector
+from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
 
 
@@ -55,24 +55,21 @@ class Views:
         ]
 
     def queries(self, a: Any) -> Packed:
-        layout = kv_layout(a)
+        layout, heads, width = kv_layout(a), a["heads"], a["head_dim"]
         dtype = np.int8 if layout.item_bytes == 1 else np.float16
-        return self._packed(a, a["q"], dtype, layout.query_bytes(a["heads"]), a["head_dim"])
-
-    def query_scales(self, a: Any) -> Packed:
-        row = kv_layout(a).query_scale_bytes(a["heads"])
-        return self._packed(a, a["sq"], np.float32, row, 1)
-
-    def _packed(self, a: Any, address: int, dtype: DTypeLike, row: int, width: int) -> Packed:
-        """Views of packed heads, `width` values of each, over rows of `row` bytes."""
-        layout, heads, item = kv_layout(a), a["heads"], np.dtype(dtype).itemsize
-        per, group = layout.heads_per_group, row // layout.query_groups(heads)
+        row, item, per = layout.query_bytes(heads), layout.item_bytes, layout.heads_per_group
         parts = []
         for first in range(0, heads, per):
-            n, at = min(per, heads - first), address + first // per * group
-            shape, strides = (a["rows"], n, width), (row, layout.pitch * item, item)
+            n, at = min(per, heads - first), a["q"] + first // per * layout.row_bytes
+            shape, strides = (a["rows"], n, width), (row, layout.head_bytes, item)
             parts.append((slice(first, first + n), self.sram.view(at, dtype, shape, strides)))
         return Packed(np.zeros((a["rows"], heads, width), dtype), parts)
+
+    def query_scales(self, a: Any) -> Packed:
+        heads, row = a["heads"], kv_layout(a).query_scale_bytes(a["heads"])
+        shape, strides = (a["rows"], heads, 1), (row, VECTOR_BYTES, 4)
+        view = self.sram.view(a["sq"], np.float32, shape, strides)
+        return Packed(np.zeros(shape, np.float32), [(slice(heads), view)])
 
     def cache(self, a: Any, tokens: int, *, value: bool) -> tuple[list[Any], list[Any]]:
         """Views of each KV head's keys or values [tokens, head_dim], and its scales [tokens]."""

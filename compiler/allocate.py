@@ -1,8 +1,9 @@
 """Give every tensor of a chip its SRAM address: weights, scales, norms, KV cache, buffers.
 
 Weights, keys and values lie in the bulk slices from address 0 on, each on a window of 64 vectors,
-so that any of them loads into the planes without two reads in one slice. Scales, norms and the
-step's buffers lie in the work slices, which nothing else touches. Buffers share addresses where
+so that any of them loads into the planes without two reads in one slice; behind them what attention
+keeps between its passes. Scales, norms and the step's other buffers lie in the work slices, which
+nothing else touches. Buffers share addresses where
 their lifetimes do not meet. Steps follow each other, so each row count has its own arrangement
 of the buffers. What does not fit is refused.
 """
@@ -14,6 +15,7 @@ from functools import lru_cache
 
 from chip.kv import WINDOW_VECTORS, KvLayout
 from chip.operations import item_bytes, row_bytes, segment_offsets
+from chip.scratch import Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
 from chip.sram import work_start
 from compiler.errors import CapacityError
@@ -37,6 +39,7 @@ class Buffer:
     size: int
     first: int
     last: int
+    bulk: bool = False  # in the bulk slices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,8 @@ def step_buffers(
             size = segment_offsets(shares, rows)[-1]
             out.append(Buffer(name=HANDED, size=size, first=-1, last=-1))
         if len(group.layers):
-            out += _layer_buffers(partition, group, rank, rows, dtype, options.context)
+            out += _layer_buffers(partition, group, rank, rows, dtype)
+            out += _attention_buffers(partition, group, rank, rows, options)
         if group.has_head and rows == 1:
             out += _head_buffers(partition, group, rank, options)
     width = options.forward_row_bytes.get(chip, 0)
@@ -125,7 +129,7 @@ def _activation(name: str, rows: int, k: int, dtype: str, first: int, last: int)
 
 
 def _layer_buffers(
-    partition: Partition, group: Group, rank: int, rows: int, dtype: str, context: int
+    partition: Partition, group: Group, rank: int, rows: int, dtype: str
 ) -> list[Buffer]:
     """Buffers of one layer; the places are those of the layer's operations in the graph.
 
@@ -143,13 +147,11 @@ def _layer_buffers(
 
     layout = KvLayout(kv_heads=max(kv, 1), head_dim=dim, context=1, dtype=dtype)
     query, scales = layout.query_bytes(heads), layout.query_scale_bytes(heads)
-    scores = layout.scratch_bytes(heads, context)
     return [
         *_activation("attn.in", rows, config.hidden_size, dtype, 0, 1),
         Buffer(name="qkv", size=rows * row_bytes((heads + 2 * kv) * dim, 4), first=1, last=2),
         Buffer(name="query", size=rows * query, first=2, last=3),
         Buffer(name="query.scale", size=rows * scales, first=2, last=3),
-        Buffer(name="scores", size=scores, first=3, last=3),
         segments("attn.out", Split.HEADS, 0, 4),
         *_activation("o.in", rows, config.num_heads * dim, dtype, 4, 5),
         segments("o.out", Split.HIDDEN, 3, 6),
@@ -159,6 +161,24 @@ def _layer_buffers(
         *_activation("down.in", rows, config.intermediate_size, dtype, 10, 11),
         segments("mlp.out", Split.HIDDEN, 9, 12),
     ]
+
+
+def _attention_buffers(
+    partition: Partition, group: Group, rank: int, rows: int, options: MemoryOptions
+) -> list[Buffer]:
+    """What ATTEND keeps between its passes."""
+    start, stop = group.kv_heads[rank]
+    if start == stop:
+        return []
+    layout = KvLayout(
+        kv_heads=stop - start, head_dim=partition.config.head_dim, context=options.context,
+        dtype=options.dtype,
+    )  # fmt: skip
+    kept = Scratch(layout, partition.kv_of(group, rank), rows, options.context)
+    int8 = options.dtype == "int8"
+    scores = Buffer(name="scores", size=kept.bytes, first=3, last=3, bulk=int8)
+    stats = Buffer(name="stats", size=kept.known_bytes, first=3, last=3)
+    return [scores, stats] if int8 else [scores]
 
 
 def _head_buffers(
@@ -206,20 +226,22 @@ def _place(
     kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
     small, small_end = _lay([t for t in fixed if t[1] != "weight"], work, VECTOR_BYTES)
     scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
-    peak = 0
+    peaks = {True: 0, False: 0}  # of the buffers in the bulk slices, and of the others
     buffers: dict[int, dict[str, int]] = {}
     for rows in options.rows:
-        offsets, size = place_buffers(tuple(step_buffers(partition, chip, rows, options)))
-        buffers[rows] = {name: at + offset for name, offset in offsets.items()}
-        peak = max(peak, size)
-    missing = max(0, kv_end - work) + max(0, at + peak - spec.sram_bytes)
+        wanted, buffers[rows] = step_buffers(partition, chip, rows, options), {}
+        for far, start in ((True, kv_end), (False, at)):
+            offsets, size = place_buffers(tuple(b for b in wanted if b.bulk == far))
+            buffers[rows] |= {name: start + offset for name, offset in offsets.items()}
+            peaks[far] = max(peaks[far], size)
+    missing = max(0, kv_end + peaks[True] - work) + max(0, at + peaks[False] - spec.sram_bytes)
     memory = Memory(
         chip=chip,
         tensors=(*bulk, *small, *kv, *scales),
         buffers=buffers,
         constant_bytes=bulk_end + small_end - work,
         kv_bytes=kv_end - bulk_end + at - small_end,
-        buffer_bytes=peak,
+        buffer_bytes=peaks[True] + peaks[False],
         sram_bytes=spec.sram_bytes,
         work_start=work,
     )

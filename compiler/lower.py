@@ -8,10 +8,10 @@ all cycles the operation's start. Transfers are placed around the computations
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from chip.floorplan import alu, mem, sxm
-from chip.isa import Alu, Permute, Read, Write
+from chip.floorplan import Queue, alu, mem, sxm
+from chip.isa import Alu, Permute, Read, RuntimeDeskew, Write
 from chip.issue import Issue
 from chip.operand import Group, Held, Immediate, In, Position, Source, Stream, Tap
 from chip.operations import MOVES, Args, segment_offsets
@@ -50,7 +50,16 @@ def lower(
     for operation in program.operations:
         if operation.opcode not in MOVES:
             out += lower_operation(operation, spec)
-    return out + place_transfers(program, spec, out, ports, slots)
+    out += place_transfers(program, spec, out, ports, slots)
+    return out + stops(program, {issue.queue for issue in out})
+
+
+def stops(program: Program, queues: Iterable[Queue]) -> list[Issue]:
+    """Return what stops these queues while the program's counter is set right."""
+    return [
+        Issue(queue, begin, RuntimeDeskew(cycles=end - begin), name="realign")
+        for begin, end in program.realign for queue in sorted(queues)
+    ]  # fmt: skip
 
 
 def lower_operation(operation: Operation, spec: ChipSpec) -> list[Issue]:

@@ -90,6 +90,14 @@ class Partition:
         """Return the groups a chip belongs to, with its rank in each."""
         return [(g, g.chips.index(chip)) for g in self.groups if chip in g.chips]
 
+    def kv_of(self, group: Group, rank: int) -> tuple[int, ...]:
+        """Return, for each query head of a rank, which of the rank's KV heads it reads."""
+        per_kv, kv_first = (
+            self.config.num_heads // self.config.num_kv_heads,
+            group.kv_heads[rank][0],
+        )
+        return tuple(head // per_kv - kv_first for head in range(*group.heads[rank]))
+
     def ops(self, group: Group) -> list[GraphOp]:
         """Return the graph operations of a group in order."""
         layers = [op for index in group.layers for op in self.graph.layers[index]]

@@ -152,7 +152,6 @@ class StepPlanner:
         layer = rope.name.rsplit(".", 2)[0]
         shares = group.shares(Split.HEADS, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
-        per_kv = self.config.num_heads // self.config.num_kv_heads
         for rank, chip in enumerate(group.chips):
             (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
             if last == first:
@@ -168,14 +167,16 @@ class StepPlanner:
                 "kv": self.constants[chip][f"{layer}.kv"],
                 **self._quantised(chip, "query", "q", "sq"),
             }
+            scratch = {"scratch": buffers["scores"]}
             if self.dtype == "int8":
-                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]  # fmt: skip
+                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]
+                scratch["stats"] = buffers["stats"]
             qkv, rows = buffers["qkv"], buffers["rope"]
             self._op(chip, Opcode.ROPE, rope.name, qkv=qkv, rope=rows, **shape)
-            kv_of = tuple(head // per_kv - kv_first for head in range(first, last))
+            kv_of = self.partition.kv_of(group, rank)
             self._op(
                 chip, Opcode.ATTEND, attend.name, y=buffers["attn.out"] + offsets[rank],
-                bucket=self.kind.bucket, kv_of=kv_of, scratch=buffers["scores"], **shape,
+                bucket=self.kind.bucket, kv_of=kv_of, **scratch, **shape,
             )  # fmt: skip
 
     def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:

@@ -50,7 +50,7 @@ def verify(
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
     check_memory(steps, spec, links, memories)
-    check_clocks(steps, links, clock, sync)
+    check_clocks(steps, spec, links, clock, sync)
 
 
 def _label(node: int, chips: int) -> str:

@@ -1,7 +1,8 @@
-"""`python -m rack.disasm DIR --chip N --op NAME`: an operation of an artifact as instructions.
+"""`python -m rack.disasm DIR --chip N --op NAME`: what an artifact's chips do, as instructions.
 
-Cycles are the step's; the text assembles again (chip/assembly.py). Without `--op` the chip's
-scheduled operations are listed.
+Of an operation or transfer, or with `--queue` of one instruction queue in the whole step. Cycles
+are the step's; the text assembles again (chip/assembly.py). With neither, the chip's scheduled
+operations are listed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chip.assembly import disassemble
+from chip.floorplan import parse_queue
+from chip.issue import Issue
 from chip.operations import MOVES
 from chip.program import Program
-from chip.queues import to_queues
-from chip.spec import ChipSpec
+from chip.queues import QueueProgram, to_queues
 from compiler.artifact import read_artifact
-from compiler.lower import lower_operation
+from compiler.lower import lower, lower_operation
+from compiler.pipeline import CompiledModel
 from rack.errors import ConfigError
+from rack.job import links_of, ports_of
 from rack.session import KNOWN_ERRORS
 
 
@@ -30,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", metavar="DIR", help="an artifact of rack.compile")
     parser.add_argument("--chip", type=int, default=0, metavar="N", help="logical chip (default 0)")
-    parser.add_argument("--op", metavar="NAME", help="an operation, layers.0.mlp.down_proj")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--op", metavar="NAME", help="an operation, layers.0.mlp.down_proj")
+    shown.add_argument(
+        "--queue", metavar="QUEUE", help="all that a queue issues: SXM_E8, VXM3, ..."
+    )
     parser.add_argument("--step", metavar="NAME", help="default: the smallest decode step")
     return parser
 
@@ -47,18 +55,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.chip < chips:
             raise ConfigError(f"chip: wanted 0 to {chips - 1}, got {args.chip}")
         program = compiled.steps[name].programs[args.chip]
-        print(program if args.op is None else listing(program, args.op, compiled.chip))
+        if args.op is not None:
+            print(listing(compiled, program, args.op))
+        elif args.queue is not None:
+            print(queue_listing(compiled, program, args.queue))
+        else:
+            print(program)
     except KNOWN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def listing(program: Program, name: str, spec: ChipSpec) -> str:
-    """Return every operation of that name: its line in the schedule, then its instructions.
+def step_issues(compiled: CompiledModel, program: Program) -> list[Issue]:
+    """Return all instructions of a chip's step. Raises LoweringError."""
+    links = links_of(compiled, program.chip)
+    slots = {link.id: link.slot_cycles for link in links}
+    return lower(program, spec=compiled.chip, ports=ports_of(links, program.chip), slots=slots)
 
-    Raises ConfigError where the program has none. Transfers are placed with the whole program, so
-    only their lines are shown.
+
+def listing(compiled: CompiledModel, program: Program, name: str) -> str:
+    """Return every operation of that name: its line in the schedule, then the instructions.
+
+    Raises ConfigError where the program has none. A transfer's instructions find their place among
+    all others, so the whole step is lowered for them.
     """
     found = [operation for operation in program.operations if operation.name == name]
     if not found:
@@ -66,12 +86,26 @@ def listing(program: Program, name: str, spec: ChipSpec) -> str:
             f"op: chip {program.chip} has no {name!r} in step {program.step}; without --op its "
             f"operations are listed"
         )
+    if any(operation.opcode in MOVES for operation in found):
+        issues = [issue for issue in step_issues(compiled, program) if issue.name == name]
+        return "\n".join([*map(str, found), disassemble(to_queues(issues))])
     parts = []
     for operation in found:
-        parts.append(str(operation))
-        if operation.opcode not in MOVES:
-            parts.append(disassemble(to_queues(lower_operation(operation, spec))))
+        issues = lower_operation(operation, compiled.chip)
+        parts += [str(operation), disassemble(to_queues(issues))]
     return "\n".join(parts)
+
+
+def queue_listing(compiled: CompiledModel, program: Program, name: str) -> str:
+    """Return all that one queue does in a step. Raises ConfigError for one that does nothing."""
+    try:
+        queue = parse_queue(name, compiled.chip)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    whole = to_queues(step_issues(compiled, program))
+    if queue not in whole.queues:
+        raise ConfigError(f"queue: {name} of chip {program.chip} is idle in step {program.step}")
+    return disassemble(QueueProgram(whole.origin, {queue: whole.queues[queue]}))
 
 
 if __name__ == "__main__":

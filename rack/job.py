@@ -125,10 +125,10 @@ def chip_job(
     )
 
 
-def ports_of(job: ChipJob) -> dict[int, int]:
+def ports_of(links: Sequence[LinkUse], node: int) -> dict[int, int]:
     """Number a chip's ports by its links, each direction from 0 on: link -> port."""
-    out = [sorted(link.id for link in job.links if link.src == job.index)]
-    out.append(sorted(link.id for link in job.links if link.dst == job.index))
+    out = [sorted(link.id for link in links if link.src == node)]
+    out.append(sorted(link.id for link in links if link.dst == node))
     return {link: port for links in out for port, link in enumerate(links)}
 
 
@@ -213,7 +213,7 @@ def build_chip(
     if job.executor == "reference":
         from compiler.lower import lower
 
-        ports = ports_of(job)
+        ports = ports_of(job.links, job.index)
         slots = {link.id: link.slot_cycles for link in job.links}
         chip: Chip = ReferenceChip(
             *parts, lower=partial(lower, spec=job.spec, ports=ports, slots=slots), ports=ports

@@ -31,8 +31,9 @@ def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str
     Work operands begin `first` vectors into it.
     """
     a = dict(shape)
-    names = [name for name in ("x", "s", "sw", "gamma", "src", "qkv", "rope", "q", "sq", "kvs",
-                               "scratch", "y", "w", "kv") if a.get(name) is True]  # fmt: skip
+    known = ("x", "s", "sw", "gamma", "src", "qkv", "rope", "q", "sq", "kvs", "scratch", "stats",
+             "y", "w", "kv")  # fmt: skip
+    names = [name for name in known if a.get(name) is True]
     bulk, work = 0, work_start(CHIP) + first * VECTOR_BYTES
     sizes = dict.fromkeys(names, 0)
     for name in names:
@@ -41,7 +42,7 @@ def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str
         for name, (_, size) in side:
             sizes[name] = size
     for name in names:
-        if name in BULK:
+        if name in BULK or (name == "scratch" and a["dtype"] == "int8"):
             a[name], bulk = bulk, bulk + -(-sizes[name] // (64 * VECTOR_BYTES)) * 64 * VECTOR_BYTES
         else:
             a[name], work = work, work + pad_vector(sizes[name])
@@ -77,7 +78,7 @@ def both(
             state = StepState(rows=len(positions), positions=np.array(positions, np.int64))
             Binder(sram, NumpyKernels()).bind(operation)(state)
             counts.append(state.saturated)
-        wanted = [region for name, region in touched[1] if name != "scratch"]
+        wanted = [region for name, region in touched[1] if name not in ("scratch", "stats")]
         results.append([bytes(sram.bytes[at : at + size]) for at, size in wanted])
         sram.close()
     assert counts[0] == counts[1]

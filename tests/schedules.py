@@ -125,6 +125,7 @@ BUFFERS = {  # the allocator's buffers, and who has them as which operand (any l
     "query": "rope self_attn.rope q, attend self_attn.attend q",
     "query.scale": "rope self_attn.rope sq, attend self_attn.attend sq",
     "scores": "attend self_attn.attend scratch",
+    "stats": "attend self_attn.attend stats",
     "attn.out": "attend self_attn.attend y, send self_attn.attend src, "
     "receive self_attn.attend dst, gather self_attn.o_proj src",
     "o.in": "gather self_attn.o_proj q, matmul self_attn.o_proj x",

@@ -14,7 +14,20 @@ from chip.assembly import KINDS, assemble, disassemble, parse, text_of
 from chip.binary import decode, encode
 from chip.errors import MachineError
 from chip.floorplan import alu, mem, parse_queue, plane_of, queues
-from chip.isa import ICU, ISSUED_BY, Alu, AluOp, Instruction, Notify, Read, Sync, Write, issues
+from chip.isa import (
+    ICU,
+    ISSUED_BY,
+    Alu,
+    AluOp,
+    Deskew,
+    Instruction,
+    Notify,
+    Read,
+    RuntimeDeskew,
+    Sync,
+    Write,
+    issues,
+)  # fmt: skip
 from chip.issue import Issue, delays
 from chip.operand import At, Chain, Held, Immediate, In, Lane, Position, Stream, Tap
 from chip.queues import Named, Nop, QueueProgram, Repeat, advanced, to_issues, to_queues
@@ -147,6 +160,7 @@ def test_every_instruction_has_a_queue_and_delays() -> None:
     assert {plane_of(q)[0] for q in queues(CHIP) if q.unit == "MXM"} == {0, 1, 2, 3}
 
 
+NOTIFY, SYNC = Named(Notify()), Named(Sync())
 READ = Read(address=3, stream=Stream(True, 4), step=2)
 WRITE = Write(address=9, stream=Stream(False, 1))
 
@@ -160,7 +174,8 @@ def test_queues_keep_the_cycles() -> None:
     program = to_queues(given_issues)
     assert program.origin == -7
     assert program.queues[mem(0, 0)] == (
-        Named(Notify()), Named(Sync()), Named(READ, "a"), Repeat(4, 3), Nop(14), Named(WRITE, "b"),
+        Named(Deskew()), Named(Notify()), Named(Sync()),
+        Named(READ, "a"), Repeat(4, 3), Nop(14), Named(WRITE, "b"),
     )  # fmt: skip
     assert sorted(to_issues(program, CHIP), key=str) == sorted(given_issues, key=str)
 
@@ -184,17 +199,45 @@ def test_repeats_that_interleave_are_cut() -> None:
         if isinstance(issue.instruction, Read)
     ]  # fmt: skip
     assert addresses == [3, 7, 9]
-    with pytest.raises(MachineError, match="two instructions in MEM_W0 at 0: the program"):
-        to_queues([Issue(mem(0, 0), 0, READ), Issue(mem(0, 0), 0, WRITE)])
+    with pytest.raises(MachineError) as caught:
+        to_queues([Issue(mem(0, 0), 0, READ), Issue(mem(0, 0), 0, WRITE, name="b")])
+    assert str(caught.value) == (
+        "two instructions in MEM_W0 at 0: READ of the program on MEM_W0 at 0 and WRITE of b on "
+        "MEM_W0 at 0"
+    )
+
+
+def test_a_queue_stops() -> None:
+    stop = RuntimeDeskew(cycles=14)
+    issues = [Issue(mem(0, 0), 2, stop), Issue(mem(0, 0), 16, READ)]
+    program = to_queues(issues)
+    assert program.queues[mem(0, 0)][3:] == (Named(stop), Named(READ))
+    assert to_issues(program, CHIP) == issues
+    assert text_of(stop) == "RUNTIME_DESKEW cycles=14"
+    with pytest.raises(MachineError, match="two instructions in MEM_W0 at 15: RUNTIME_DESKEW of"):
+        to_queues([issues[0], Issue(mem(0, 0), 15, READ)])
 
 
 @pytest.mark.parametrize(
     ("items_", "text"),
     [
-        ((Named(Notify()), Named(Sync()), Repeat(1, 1)), "a Repeat that follows no instruction"),
-        ((Named(READ),), "a queue that does not start with a Sync: MEM_W0"),
-        ((Named(Sync()),), "Notify: wanted one before the first Sync, got 0"),
-        ((Named(Notify()), Nop(99), Named(Sync())), "a Sync that no Notify releases: MEM_W0"),
+        (
+            (NOTIFY, SYNC, Repeat(1, 1)),
+            "a Repeat that follows no instruction: MEM_W0 at 0",
+        ),
+        ((Named(READ),), "an instruction before its queue is released: READ on MEM_W0 at 0"),
+        ((NOTIFY, Repeat(2, 1)), "an instruction before its queue is released: REPEAT on MEM_W0"),
+        ((NOTIFY,), "a queue without a Sync: MEM_W0"),
+        ((SYNC,), "Notify: wanted one before the first Sync, got 0"),
+        (
+            (NOTIFY, Nop(3), NOTIFY, SYNC),
+            "Notify: wanted one before the first Sync, got 2: NOTIFY on MEM_W0 at 0 and NOTIFY on "
+            "MEM_W0 at 4",
+        ),
+        (
+            (NOTIFY, Nop(99), SYNC),
+            "a Sync that no Notify releases: SYNC on MEM_W0 at 100 and NOTIFY on MEM_W0 at 0",
+        ),
     ],
 )
 def test_queues_that_do_not_run(items_: tuple[Any, ...], text: str) -> None:

@@ -19,6 +19,7 @@ from compiler.lower_links import place_transfers
     [
         ("int8", Opcode.NORM, {"rows": 321}),  # one lane for each row's scale
         ("int8", Opcode.ROPE, {"head_dim": 336}),
+        ("int8", Opcode.ATTEND, {"heads": 321, "kv_of": (0,) * 321}),  # an accumulator row each
         ("fp16", Opcode.ATTEND, {"head_dim": 168}),
         ("fp16", Opcode.ATTEND, {"heads": 64, "kv_of": (0,) * 64}),  # one slot each, one of zeros
         ("fp16", Opcode.ATTEND, {"heads": 321, "kv_of": tuple(h // 9 for h in range(321))}),
@@ -28,7 +29,7 @@ def test_an_operation_without_instructions(
     dtype: str, opcode: Opcode, args: dict[str, Any]
 ) -> None:
     model = compiled("1x1", dtype=dtype)
-    operation = with_args(find(model.steps["decode/32"], 0, opcode, ""), **args)
+    operation = with_args(find(model.steps["prefill2/32"], 0, opcode, ""), **args)
     with pytest.raises(LoweringError) as caught:
         lower_operation(operation, model.chip)
     assert str(caught.value) == (

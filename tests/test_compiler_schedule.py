@@ -37,7 +37,7 @@ def placed(network: Network, wanted: list[tuple[int, int]]) -> StepSchedule:
     address = 0
     for number, (vectors, busy_until) in enumerate(wanted):
         size = vectors * 320
-        scheduler.nodes[1].did_read((address, size), busy_until)
+        scheduler.nodes[1].at((address, size)).read(busy_until)
         scheduler.place(
             Transfer(
                 name=f"transfer.{number}",

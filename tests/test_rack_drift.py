@@ -110,10 +110,12 @@ def test_stops_in_mid_step(layout: str) -> None:
             assert min(found.parts.values()) >= 0
 
 
-def stopping(layout: str = "2x2+1") -> tuple[CompiledModel, StepSchedule, int]:
-    """A model whose decode step stops, and a chip that does."""
+def stopping(
+    layout: str = "2x2+1", name: str = "decode/32"
+) -> tuple[CompiledModel, StepSchedule, int]:
+    """A model whose step stops, and a chip that does."""
     model = compiled(layout, "stops")
-    step = model.steps["decode/32"]
+    step = model.steps[name]
     return model, step, next(p.chip for p in step.programs if p.realign)
 
 
@@ -129,7 +131,7 @@ def check_clocked(model: CompiledModel, step: StepSchedule) -> None:
 
 
 def test_the_verifier_sees_stops_that_are_wrong() -> None:
-    model, step, chip = stopping("1x1")
+    model, step, chip = stopping("1x1", "prefill8/64")
     check_clocked(model, step)
     stops = step.programs[chip].realign
     *before, (begin, end) = stops

@@ -13,10 +13,16 @@ from chip.isa import (
     TILES,
     Alu,
     AluOp,
+    Config,
+    Deskew,
+    Ifetch,
     Instruction,
     Lanes,
+    Notify,
     Read,
+    RuntimeDeskew,
     Select,
+    Sync,
     Transpose,
     Write,
     issues,
@@ -50,6 +56,8 @@ class Checker:
             )
         if isinstance(issue.instruction, (Read, Write)):
             self._words(issue)
+        if isinstance(issue.instruction, RuntimeDeskew) and issue.n > 1:
+            raise MachineError(f"repeat: wanted one stop, got {issue.n}", culprit(issue))
         if key in self._seen:
             return
         self._seen.add(key)
@@ -77,12 +85,12 @@ class Checker:
             return self._lanes(instruction)
         if isinstance(instruction, (LW, IW, ABC, ACC)):
             return self._mxm(instruction, plane_of(queue)[0])
+        if isinstance(instruction, RuntimeDeskew) and instruction.cycles < 1:
+            return f"cycles: wanted 1 or more, got {instruction.cycles}"
+        if isinstance(instruction, (Deskew, Sync, Notify, Ifetch, Config)):
+            return "an instruction that a program may have only before its queues are released"
         if isinstance(instruction, Transpose):
-            if instruction.item not in (1, 2):
-                return f"item: wanted 1 or 2 bytes, got {instruction.item}"
-            most = TILES // instruction.item
-            if not 1 <= instruction.groups <= most:
-                return f"groups: wanted 1 to {most}, got {instruction.groups}"
+            return _transpose(instruction)
         return None
 
     def _alu(self, alu: Alu) -> str | None:
@@ -157,4 +165,13 @@ def _taps(taps: Group, lanes: int, dtype: str) -> str | None:
         return f"streams: wanted {wanted} for {lanes} lanes of {dtype}, got {len(taps)}"
     if any(not 0 <= tap.stream.number < STREAMS or tap.beat < 0 for tap in taps):
         return f"streams: wanted 0 to {STREAMS - 1}, got {', '.join(map(str, taps))}"
+    return None
+
+
+def _transpose(transpose: Transpose) -> str | None:
+    if transpose.item not in (1, 2):
+        return f"item: wanted 1 or 2 bytes, got {transpose.item}"
+    most = TILES // transpose.item
+    if not 1 <= transpose.groups <= most:
+        return f"groups: wanted 1 to {most}, got {transpose.groups}"
     return None

@@ -21,6 +21,7 @@ from chip.machine.check import culprit
 from chip.machine.collect import Burst, Collector, slice_of
 from chip.machine.matrix import MatrixResolver
 from chip.machine.ports import EITHER, Accesses, check_ports
+from chip.machine.stops import check_stops
 from chip.machine.tables import I64, duplicate, keys, latest, place_of
 from chip.operand import At
 from chip.spec import ChipSpec
@@ -97,6 +98,7 @@ class Resolver(MatrixResolver):
         self.tile_of = np.full(table.places, -1, np.int64)
         self._queues()
         self._streams()
+        check_stops(table.bursts, self.flights, delays(self.spec))
         alias, initial, commits, late = self._sram()
         self._registers()
         tiles = self._planes()
@@ -116,7 +118,7 @@ class Resolver(MatrixResolver):
         """Count the cycles in which something happens; the others a stepping machine may skip."""
         index, (_, cycle, step, _) = self.table.queue_slots.expand()
         issued = cycle + step * index
-        spans = [*self.flights, (issued, issued + 1)]
+        spans = [self.flights[:2], (issued, issued + 1)]
         low = min((int(first.min()) for first, _ in spans if len(first)), default=0)
         high = max((int(last.max()) for _, last in spans if len(last)), default=0)
         change = np.zeros(high - low + 2, np.int64)
@@ -164,7 +166,7 @@ class Resolver(MatrixResolver):
             raise self._refuse(what, read_index, reader, event)
         writer = order[found]
         left = (diagonal + step * read_index) + (key[writer] & ((1 << _FLOW_BITS) - 1))
-        self.flights = [(left, diagonal + step * read_index + flow + 1)]
+        self.flights = left, diagonal + step * read_index + flow + 1, reader, read_index
         self.source[place + place_step * read_index] = (value + value_step * index)[writer]
 
     # -- memory

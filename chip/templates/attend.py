@@ -1,98 +1,185 @@
 """ATTEND: scores, softmax and weighted values over the whole context bucket, int8.
 
-One row of queries, one packed vector of KV heads (chip/kv.py) at a time. Keys load into the planes
-as weights do, tokens as columns; every head's scores stay in an accumulator row. Values are turned
-by the SXMs, so that tokens lie along K: the tokens of a window's western runs go to the western
-planes, the others to the eastern, 320 tokens of the bucket to one plane of each side. Then each
-head has a block of VXM work, in four passes over its tokens: maximum; exponentials and their sum;
-weights and their maximum; quantised weights, which go to the planes. Between passes weights lie in
-scratch memory. Heads' results meet in ALU registers until a group of 320 is complete.
+A batch of rows at a time, all heads in passes one after another: scores and their maxima;
+exponentials and their sums; the largest weights; quantised weights, which meet the values; results.
+Between passes the lanes of what is known of each head are combined: its maximum, the reciprocal of
+its sum, its scale. Values are turned and loaded where no pass reads scratch memory.
 
-Numerics: chip/kernels/twin.py. The order of integer sums is free.
+Numerics: chip/kernels/twin.py. The order of integer sums and of maxima is free. A pass is a list of
+jobs with their times; instructions are made only when a template is bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
-from chip.floorplan import Role, hops, mem, mxm, sxm
-from chip.isa import Read
-from chip.issue import Issue, delays
-from chip.operand import Stream
+from chip.isa import AluOp
+from chip.issue import Issue
 from chip.operations import Args, kv_layout
-from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import bulk_place
-from chip.templates.attention import (
-    BLOCK_QUEUE,
-    Attention,
-    Piece,
-)
-from chip.templates.beside import one_by_one, side_by_side
-from chip.templates.builder import LANES
-from chip.templates.softmax import Heads
-from chip.templates.template import Placed, Template, aligned
+from chip.scratch import COLUMN, QUAD, Scratch
+from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.templates.attention import Attention
+from chip.templates.builder import Block
+from chip.templates.parts import LANES, Load, Node, Ref
+from chip.templates.quarters import LANE, lanes_within
+from chip.templates.reductions import lane_max, lane_sum
+from chip.templates.results import Results
+from chip.templates.scores import Scores
+from chip.templates.softmax import Exponentials
+from chip.templates.template import Placed, Template, aligned, row_block
+from chip.templates.tiles import AHEAD, Planes, load_issues
+from chip.templates.tiles import Load as TileLoad
+from chip.templates.vector import scale_factor
+from chip.templates.weights import Feeds, Peaks
+from chip.templates.wires import Clock, Ports, Wires
+
+Pass = Scores | Exponentials | Peaks | Feeds | Results
+
+
+def _known(tiles: int, which: int) -> Ref:
+    """Where the numbers of a quad's heads are: maximum or share, factor, scale."""
+    return Ref("stats", 4 * (tiles + which), 4)
+
+
+def _loaded(b: Block, tiles: int = 1) -> Node:
+    """Load what a pass left: the largest of all tiles."""
+    node = b.alu(AluOp.COPY, Load(Ref("stats", 0, 4), "f32"))
+    for tile in range(1, tiles):
+        node = b.alu(AluOp.MAX, Load(Ref("stats", 4 * tile, 4), "f32"), node)
+    return node
+
+
+def _tops(b: Block, tiles: int) -> None:
+    """The maximum of every head's scores."""
+    b.alu(AluOp.COPY, lane_max(b, _loaded(b, tiles), COLUMN), out=_known(tiles, 0))
+
+
+def _shares(b: Block, tiles: int) -> None:
+    """The reciprocal of every head's sum of exponentials: rsqrt twice."""
+    root = b.alu(AluOp.RSQRT, lane_sum(b, _loaded(b), COLUMN))
+    b.alu(AluOp.MUL, root, root, out=_known(tiles, 0))
+
+
+def _scales(b: Block, tiles: int) -> None:
+    """Factor and scale of every head's weights."""
+    factor, scale = scale_factor(b, lane_max(b, _loaded(b), COLUMN))
+    b.alu(AluOp.COPY, factor, out=_known(tiles, 1))
+    b.alu(AluOp.COPY, scale, out=_known(tiles, 2))
+
+
+@lru_cache(maxsize=64)
+def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Block:
+    """The block of one quad: what one pass left of it becomes what the next must know."""
+
+    def build(_: int, period: int) -> Block:
+        b = Block(spec, pinned=frozenset({LANE}), period=period)
+        fill(b, tiles)
+        return b
+
+    return row_block(build, True)
+
+
+class Batch:
+    """When everything of one batch of rows happens; cycles from the batch's start."""
+
+    def __init__(self, shape: Attention, clock: Clock) -> None:
+        self.shape, self.clock = shape, clock
+        ports, planes = Ports(), Planes(clock)
+        self.reductions: list[tuple[Block, int]] = []
+        self.loads: list[TileLoad] = []
+        scores = Scores(shape, clock, ports, planes)
+        self.loads += scores.loads
+        left = scores.jobs[-1].last + scores.masked + 1
+        waiting = list(shape.tiles)
+        ready, free = self._reduce(_tops, scores.end), left
+        first = []
+        for tile in waiting[:AHEAD]:
+            load, free = planes.values(shape, tile, free)
+            first.append(load)
+        powers = Exponentials(shape, clock, ports, max(ready, free + clock.after_outward))
+        ready = self._reduce(_shares, powers.end)
+        peaks = Peaks(shape, clock, ports, ready)
+        ready = self._reduce(_scales, peaks.end)
+        feeds = Feeds(shape, clock, ports, ready)
+        while first:
+            self.loads += first
+            for load in first:
+                feeds.tile(load, planes, ready)
+            del waiting[: len(first)]
+            free = feeds.jobs[-1].last + clock.after_inward
+            first = []
+            for tile in waiting[:AHEAD]:
+                load, free = planes.values(shape, tile, free)
+                first.append(load)
+            ready = free + clock.after_outward
+        results = Results(shape, clock, ports, feeds.summed)
+        self.passes: list[Pass] = [scores, powers, peaks, feeds, results]
+        self.cycles = aligned(results.end)
+
+    def _reduce(self, fill: Callable[[Block, int], None], start: int) -> int:
+        """Place a block for every quad; return when all are done."""
+        block = _block(fill, self.shape.scratch.tiles, self.shape.spec)
+        at, step = aligned(start), block.period or aligned(block.end)
+        self.reductions.append((block, at))
+        return at + step * (len(self.shape.quads) - 1) + block.end
+
+    def placed(self, start: int, rows: int) -> Iterator[Placed]:
+        """Yield the blocks of a batch of `rows` rows."""
+        quads = sum(quad.row < rows for quad in self.shape.quads)
+        for block, at in self.reductions:
+            step = block.period or aligned(block.end)
+            yield Placed(block=block, start=start + at, n=quads, period=step)
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What matrix units and cache do for one piece, in every row."""
+class Passes:
+    """All batches' instructions outside blocks."""
 
-    attention: Attention
-    piece: Piece
-    start: int
-    rows: int
-    period: int
+    batch: Batch
+    starts: tuple[int, ...]
 
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
-        """Yield the cache's Reads and the instructions of MXM and SXM."""
-        spec = self.attention.spec
-        read = delays(spec)["READ"].d_func
-        for row in range(self.rows):
-            now = self.start + row * self.period
-            for timed in self.piece.timed:
-                queue = sxm(timed.plane // 2, BLOCK_QUEUE)
-                if timed.role is not None:
-                    queue = mxm(timed.plane, timed.role)
-                yield Issue(queue, now + timed.cycle, timed.instruction, timed.n)
-            for run in self.piece.runs:
-                for n in range(run.count):
-                    side, number, word = bulk_place(spec, base("kv") + run.vector + n)
-                    unit = sxm(side, 0) if run.to_sxm else mxm(2 * side, Role.LOAD)
-                    queue = mem(side, number)
-                    cycle = now + run.cycle - read - hops(queue, unit, spec)
-                    stream = Stream(side == 1, run.lane + n)
-                    yield Issue(queue, cycle, Read(address=word, stream=stream))
+        """Yield reads, writes and instructions at operands' addresses."""
+        batch, shape = self.batch, self.batch.shape
+        wires = Wires(batch.clock, base)
+        yield from lanes_within(wires)
+        for number, start in enumerate(self.starts):
+            row = number * shape.scratch.batch
+            for load in batch.loads:
+                yield from _later(load_issues(load, shape, wires), start)
+            for one in batch.passes:
+                yield from _later(one.issues(wires, row), start)
+
+
+def _later(issues: Iterator[Issue], start: int) -> Iterator[Issue]:
+    for issue in issues:
+        yield issue.moved(start)
+
+
+def fits(a: Args, spec: ChipSpec) -> bool:
+    """Tell whether every head of a batch has an accumulator row."""
+    kept = Scratch(kv_layout(a), tuple(a["kv_of"]), int(a["rows"]), int(a["bucket"]))
+    return QUAD * len(kept.quads) * kept.batch <= spec.mxm_accumulator_rows
 
 
 def attend(a: Args, spec: ChipSpec) -> Template:
-    """Attention over the bucket, one head after another; int8."""
-    layout = kv_layout(a)
-    if a["dtype"] != "int8" or layout.row_bytes != VECTOR_BYTES:
+    """Attention over the bucket; int8."""
+    shape, clock = Attention(a, spec), Clock(spec)
+    if a["dtype"] != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
         got = f"{a['head_dim']} {a['dtype']}"
         raise ValueError(f"ATTEND: wanted int8 heads of at most {LANES}, got {got}")
-    attention = Heads(a, spec)
-    pieces: list[tuple[int, Piece]] = []
-    now = 0
-    for part in attention.parts:
-        piece = attention.scores(part)
-        if attention.once:
-            attention.values(piece, part, range(len(attention.tokens)), piece.end)
-        pieces.append((now, piece))
-        now += aligned(piece.end)
-        heads = [attention.head(part, head) for head in part.heads]
-        starts = side_by_side(heads, spec.vxm_alus) if attention.once else one_by_one(heads)
-        pieces += [(now + at, piece) for at, piece in zip(starts, heads, strict=True)]
-        now += max(at + aligned(p.end) for at, p in zip(starts, heads, strict=True))
-    rows = a["rows"]
-    steps = {
-        "q": layout.query_bytes(a["heads"]) // VECTOR_BYTES,
-        "sq": layout.query_scale_bytes(a["heads"]) // VECTOR_BYTES,
-        "y": vectors(a["heads"] * a["head_dim"] * 2),
-    }
+    batch, rows = Batch(shape, clock), shape.scratch.batch
+    starts = tuple(n * batch.cycles for n in range(-(-shape.rows // rows)))
+    placed = [
+        one
+        for n, start in enumerate(starts)
+        for one in batch.placed(start, min(rows, shape.rows - n * rows))
+    ]
     return Template(
-        placed=tuple(Placed(block=p.block, start=at, n=rows, period=now) for at, p in pieces),
-        cycles=rows * now,
-        row_vectors=steps,
-        streams=tuple(Beside(attention, p, at, rows, now) for at, p in pieces),
+        placed=tuple(placed),
+        cycles=starts[-1] + batch.cycles,
+        row_vectors={"stats": shape.scratch.known},
+        streams=(Passes(batch, starts),),
     )

@@ -10,19 +10,19 @@ ones cross the chip. Numerics: chip/kernels/twin.py, attention_f16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
-from chip.isa import ABC, ACC, IW, LW, AluOp, Permute, Read, Transpose
+from chip.isa import ABC, ACC, IW, LW, AluOp, Permute, Transpose
 from chip.issue import Issue, delays
 from chip.operand import Immediate, In, Lane, Position, Stream, group
 from chip.operations import Args, kv_layout, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import bulk_place
-from chip.templates.builder import LANES, Block, Load, Node, Ref
+from chip.templates.builder import LANES, Block, Load, Ref
+from chip.templates.control import Control, Fetch
 from chip.templates.product16 import FEED, FEEDERS, SUMS, TURNED
-from chip.templates.reductions import lane_max, lane_sum
+from chip.templates.softmax16 import softmax16
 from chip.templates.template import Placed, Template, aligned, row_block
 from chip.templates.vector import f32
 
@@ -30,40 +30,8 @@ HALF = LANES // 2  # values of a vector
 RUN, WINDOW = 16, 64  # tokens that lie in one hemisphere, and in which every pair has 32
 TOKENS = 8  # first eastward stream of values on their way to be turned
 ZEROS = 0  # activation slot
+MOST_OVERLAPPED = 8  # chunks; of more, a head alone fills the VXM
 HIDDEN = Immediate(float("-inf"))
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """A read of the cache: the vector `offset` from its first reaches `to` at `cycle`."""
-
-    to: Queue
-    cycle: int
-    offset: int
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """What an ATTEND has besides blocks: reads of the cache, and what moves through MXM and SXM."""
-
-    spec: ChipSpec
-    rows: int
-    period: int
-    fixed: list[Issue] = field(default_factory=list)
-    fetches: list[Fetch] = field(default_factory=list)
-
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
-        """Yield every row's instructions."""
-        read = delays(self.spec)["READ"].d_func
-        for start in range(0, self.rows * self.period, self.period):
-            for issue in self.fixed:
-                yield issue.moved(start)
-            for fetch in self.fetches:
-                side, index, word = bulk_place(self.spec, base("kv") + fetch.offset)
-                queue = mem(side, index)
-                cycle = start + fetch.cycle - read - hops(queue, fetch.to, self.spec)
-                yield Issue(queue, cycle, Read(address=word, stream=fetch.stream))
 
 
 class _Row:
@@ -156,10 +124,9 @@ class _Row:
         summed = fed + self.delay["ABC"].d_func
         for pair in (0, 1):
             load, feed, acc = (mxm(2 * pair, role) for role in Role)
-            for at in range(32 * windows):
-                token = first + at // RUN * 2 * RUN + pair * RUN + at % RUN
-                stream = Stream(pair == 1, at % 32)
-                self.fetches.append(Fetch(load, loaded + at // 32, token, stream))
+            for run in range(2 * windows):
+                token, stream = first + RUN * (2 * run + pair), Stream(pair == 1, run % 2 * RUN)
+                self.fetches.append(Fetch(load, loaded + run // 2, token, stream))
             weights = LW(stream=Stream(pair == 1, 0), count=32, column=0, step=32)
             self._issue(load, loaded, weights, windows)
             self._issue(feed, fed - 1, IW(columns=32 * windows))
@@ -205,34 +172,12 @@ class _Row:
 
     def _softmax(self) -> None:
         heads = len(self.a["kv_of"])
-        block = row_block(self._softmax_block, overlap=heads > 1)
+        overlap = heads > 1 and self.chunks <= MOST_OVERLAPPED
+        block = row_block(partial(softmax16, self.spec, self.chunks), overlap)
         period = block.period or aligned(block.end)
         for head in range(heads):
             self._place(block, self.at + head * period, scratch=self._scratch(head, 0))
         self.at += (heads - 1) * period + aligned(block.end)
-
-    def _softmax_block(self, pace: int, period: int) -> Block:
-        """Turn one head's scores into fp16 weights, in place."""
-        b = Block(self.spec, period=period)
-        scores = [Load(Ref("scratch", 4 * c, 4), "f32") for c in range(self.chunks)]
-        best: Node | None = None
-        for c, score in enumerate(scores):
-            x = b.alu(AluOp.COPY, score, after=c * pace)
-            best = x if best is None else b.alu(AluOp.MAX, best, x)
-        assert best is not None
-        peak = lane_max(b, best)
-        total: Node | None = None
-        for c, score in enumerate(scores):
-            below = b.alu(AluOp.SUB, score, peak, after=peak.done + c * pace)
-            e = b.alu(AluOp.EXP, below, out=Ref("scratch", 4 * c, 4))
-            total = e if total is None else b.alu(AluOp.ADD, total, e)
-        assert total is not None
-        root = b.alu(AluOp.RSQRT, lane_sum(b, total))
-        share = b.alu(AluOp.MUL, root, root)
-        for c, e_ in enumerate(scores):
-            p = b.alu(AluOp.MUL, e_, share, after=share.done + c * pace)
-            b.alu(AluOp.CVT_F16, p, out=Ref("scratch", 4 * c, 2))
-        return b
 
     # -- values
 
@@ -269,10 +214,8 @@ class _Row:
         at = self.at + self.delay["READ"].d_func + farthest
         first = self.layout.head_offset(g * self.per, value=True) // VECTOR_BYTES + HALF * half
         runs = -(-tokens // RUN)
-        for token in range(RUN * runs):
-            stream = Stream(True, TOKENS + token % RUN)
-            self.fetches.append(Fetch(unit, at + token // RUN, first + token, stream))
         out, groups = Stream(True, TOKENS), self._columns(g) // RUN
+        self.fetches += [Fetch(unit, at + run, first + RUN * run, out) for run in range(runs)]
         self._issue(unit, at, Transpose(src=out, dst=out, groups=groups, item=2), runs)
         loaded = at + self.delay["TRANSPOSE"].d_func + hops(unit, load, self.spec)
         self._issue(load, loaded, LW(stream=out, count=RUN, column=0, step=RUN), groups)

@@ -15,11 +15,6 @@ from chip.templates.parts import LANES, Node
 
 
 @cache
-def _rotate(amount: int) -> tuple[int, ...]:
-    return tuple((lane + amount) % LANES for lane in range(LANES))
-
-
-@cache
 def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
     """Rotate inside segments of `pitch` lanes; lanes beyond the last whole segment are zero."""
     whole = LANES // pitch * pitch
@@ -27,7 +22,10 @@ def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
                  for lane in range(whole))  # fmt: skip
 
 
-_BROADCASTS = [(lane,) * LANES for lane in range(20)]
+@cache
+def _broadcast(pitch: int, place: int) -> tuple[int, ...]:
+    """Give every lane of a segment the segment's lane `place`."""
+    return tuple(lane // pitch * pitch + place for lane in range(LANES))
 
 
 def tree(b: Block, op: AluOp, value: Node, maps: Sequence[tuple[int | None, ...]]) -> list[Node]:
@@ -45,23 +43,39 @@ def halves(b: Block, op: AluOp, nodes: list[Node], down_to: int = 1) -> list[Nod
     return nodes
 
 
-def lane_sum(b: Block, value: Node) -> Node:
-    """Sum the lanes in the fixed order of vmath.lane_sum; every lane gets the sum."""
-    wide = tree(b, AluOp.ADD, value, [_rotate(20 * m) for m in range(16)])
-    (twenty,) = halves(b, AluOp.ADD, wide)
-    five = halves(b, AluOp.ADD, tree(b, AluOp.ADD, twenty, _BROADCASTS), down_to=5)
-    low = b.alu(
-        AluOp.ADD,
-        b.alu(AluOp.ADD, five[0], five[1]),
-        b.alu(AluOp.ADD, five[2], five[3]),
-    )
-    return b.alu(AluOp.ADD, low, five[4])
+def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
+    """Sum the lanes of each segment of 320 or 80 in the fixed order of vmath.lane_sum.
+
+    Every lane gets its segment's sum. 80 lanes: what is left of 320 after the first two levels.
+    """
+    short = pitch // 16
+    wide = tree(b, AluOp.ADD, value, [_turn(pitch, short * m) for m in range(16)])
+    (node,) = halves(b, AluOp.ADD, wide)
+    maps = [_broadcast(pitch, place) for place in range(short)]
+    if short == 5:
+        copies = b.copies(node, maps)
+        parts = [copies[m : m + 2] for m in (0, 2, 4)]
+        first, second = (b.alu(AluOp.ADD, one[1], two[1], at=one[0]) for one, two in parts[:2])
+        ((at, last),) = parts[2]
+        rest = b.alu(AluOp.COPY, last, at=at)
+    else:
+        five = halves(b, AluOp.ADD, tree(b, AluOp.ADD, node, maps), down_to=5)
+        first, second = (b.alu(AluOp.ADD, *five[m : m + 2]) for m in (0, 2))
+        rest = five[4]
+    return b.alu(AluOp.ADD, b.alu(AluOp.ADD, first, second), rest)
 
 
 def lane_or(b: Block, value: Node) -> Node:
     """OR of all lanes' bits, in every lane: the value of the only lane that is not zero."""
-    (twenty,) = halves(b, AluOp.OR, tree(b, AluOp.OR, value, [_rotate(20 * m) for m in range(16)]))
-    first, *others = halves(b, AluOp.OR, tree(b, AluOp.OR, twenty, _BROADCASTS), down_to=5)
+    (twenty,) = halves(
+        b, AluOp.OR, tree(b, AluOp.OR, value, [_turn(LANES, 20 * m) for m in range(16)])
+    )
+    first, *others = halves(
+        b,
+        AluOp.OR,
+        tree(b, AluOp.OR, twenty, [_broadcast(LANES, place) for place in range(20)]),
+        down_to=5,
+    )
     for other in others:
         first = b.alu(AluOp.OR, first, other)
     return first

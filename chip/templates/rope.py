@@ -131,9 +131,19 @@ class _Row:
         if part.kind == "q":
             b.alu(AluOp.CVT_I8, scaled, out=Ref("q", part.group, 1))
             inverse = f32(float(inverse_sqrt_scale(dim)))
-            b.alu(AluOp.MUL, scale, inverse, out=Ref("sq", 4 * part.group, 4))
+            self._query_scales(part, b.alu(AluOp.MUL, scale, inverse))
             return
         self._cache(part, scaled, scale)
+
+    def _query_scales(self, part: Packed, scales: Node) -> None:
+        """Write each head's scale as a vector of its own: four heads leave the VXM at once."""
+        b, first = self.b, part.group * self.layout.heads_per_group
+        per, pitch = VECTOR_BYTES // 4, self.layout.pitch
+        fours = [range(at, min(at + 4, part.heads)) for at in range(0, part.heads, 4)]
+        maps = [_padded([place * pitch for place in four for _ in range(per)]) for four in fours]
+        for four, (at, copy) in zip(fours, b.copies(scales, maps), strict=True):
+            own, n = b.alu(AluOp.COPY, copy, at=at), len(four)
+            b.alu(AluOp.COPY, own, lanes=n * per, out=Ref("sq", first + four[0], n))
 
     def _store16(self, part: Packed, y: Node) -> None:
         """Round to fp16, once: what saturates is counted."""

@@ -1,181 +1,127 @@
-"""One head's attention: softmax in four passes over its tokens, then weights times values."""
+"""Attention's second pass: exponentials of scores, and their sums over tokens.
+
+A quad's columns follow one another without a gap; columns that stand in the same quarter of their
+320 tokens are added up in an ALU of their own, in order, and the four sums as the fixed tree of
+chip/kernels/vmath.py does.
+"""
 
 from __future__ import annotations
 
-from chip.floorplan import Role
-from chip.isa import ABC, ACC, AluOp
-from chip.operand import Lane, Position, Stream
-from chip.spec import VECTOR_BYTES, vectors
-from chip.sram import RUN
-from chip.templates.attention import (
-    COMMITTED,
-    KEYS,
-    NEVER,
-    OUT,
-    PINNED,
-    TURNED,
-    WEIGHED,
-    Attention,
-    Map,
-    Part,
-    Piece,
-    Timed,
-)
-from chip.templates.builder import LANES, Block, Load, Node, Ref
-from chip.templates.columns import PLANE_OF_RUN, spread_of
-from chip.templates.reductions import lane_max, lane_sum
-from chip.templates.vector import f32, scale_factor
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chip.isa import AluOp
+from chip.issue import Issue
+from chip.operand import Held, In
+from chip.templates.attention import Attention, Quad
+from chip.templates.quarters import POWERS, SCORED, keep
+from chip.templates.vector import f32
+from chip.templates.wires import Clock, Ports, Wires, items
+
+TOPS, LESS, POWER, TOTALS, FOLD = (1, 3), 4, 0, (6, 9, 11, 12), (2, 5)
+QUARTERS = 4
+LEAST = 8  # cycles between quads
 
 
-class Heads(Attention):
-    """Builds the pieces of single heads."""
+@dataclass(slots=True)
+class Job:
+    """A quad: when its maxima are read, its first column comes, and its sum leaves."""
 
-    def head(self, part: Part, head: int) -> Piece:
-        """Build one head's piece at the fastest pace at which the ALUs suffice."""
-        for self.pace in range(4, 200, 4):
-            try:
-                return self._head(part, head)
-            except OverflowError:
-                continue
-        raise AssertionError("no pace leaves enough ALUs")
+    quad: Quad
+    ports: list[int]
+    start: int
+    store: int
 
-    def _head(self, part: Part, head: int) -> Piece:
-        """Softmax of one head's scores, its weights times the values, its result."""
-        piece = Piece(Block(self.spec, pinned=PINNED))
-        b = piece.block
-        peak = self._masked(piece, part, head)
-        top = lane_max(b, peak)
-        total: Node | None = None
-        for v in range(len(self.tokens)):
-            low = b.alu(AluOp.SUB, self.scratch(head, v), top, after=top.done + self.pace * v)
-            e = b.alu(AluOp.EXP, low, out=self.scratch(head, v).ref)
-            total = e if total is None else b.alu(AluOp.ADD, total, e)
-        assert total is not None
-        root = b.alu(AluOp.RSQRT, lane_sum(b, total))
-        share = b.alu(AluOp.MUL, root, root)
-        scale, factor = self._weigh(b, head, share)
-        fed = self._weights(piece, part, head, factor)
-        self._result(piece, part, head, scale, fed)
-        b.finish()
-        return piece
 
-    def scratch(self, head: int, vector: int) -> Load:
-        """Where a head keeps a vector of weights between passes."""
-        return Load(Ref("scratch", 4 * (head * len(self.tokens) + vector), 4), "f32")
+class Exponentials:
+    """The pass: its jobs, and what comes of them."""
 
-    def _seen(self, b: Block, vector: int, after: int) -> Node:
-        """Mask of the tokens that the row may see; made again where it is needed."""
-        return b.alu(AluOp.LE, Lane(vector * LANES), Position(0), after=after)
+    def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
+        self.shape, self.clock = shape, clock
+        of = clock.of
+        self.pace = -(-of["ADD"] // QUARTERS)
+        self.powered = of["SUB"] + of["EXP"]
+        self.span = shape.columns * self.pace
+        self.jobs: list[Job] = []
+        port = start
+        for quad in shape.quads:
+            if len(self.jobs) > 1:  # its register's maxima were another quad's
+                port = max(port, self.jobs[-2].start + self.span - clock.fetch)
+            found = ports.take(port, 2)
+            ready = found[-1] + clock.fetch + of["COPY"]
+            if self.jobs:
+                before = self.jobs[-1]
+                kept = before.store - self.folded + self.pace + of["ADD"] + 1
+                ready = max(ready, before.start + max(self.span, LEAST), kept)
+            done = ready + self.folded
+            away = of["COPY"] + clock.near
+            store = ports.take_run(done + away, 2) - away
+            self.jobs.append(Job(quad, found, ready, store))
+            port = found[-1] + 1
 
-    def _scales(self, head: int, vector: int, *, value: bool) -> Load:
-        first = self.layout.scale_offset(self.kv_of[head], value=value) // VECTOR_BYTES
-        count = vectors(self.tokens[vector] * 4)
-        return Load(Ref("kvs", first + 4 * vector, count), "f32")
+    @property
+    def folded(self) -> int:
+        """Cycles from the first column to the sum."""
+        last = (self.shape.columns - 1) * self.pace + self.powered + self.clock.of["ADD"]
+        levels = min(2, (self.shape.columns - 1).bit_length())
+        return last + levels * self.clock.of["ADD"]
 
-    def _masked(self, piece: Piece, part: Part, head: int) -> Node:
-        """Scale and mask the scores into scratch memory; return their maximum."""
-        b, many = piece.block, -(-self.bucket // KEYS)
-        scale_ref = Ref("sq", 4 * (head // self.layout.heads_per_group), 4)
-        lane = head % self.layout.heads_per_group * self.layout.pitch
-        at, operand = b.through_sxm(scale_ref, (lane,) * LANES, 4, LANES)
-        scale = b.alu(AluOp.COPY, operand, at=at)
-        slot = WEIGHED + part.heads.index(head) * many
-        peak: Node | None = None
-        for number in range(many):
-            vectors_here = range(4 * number, min(4 * number + 4, len(self.tokens)))
-            planes = sorted({p for v in vectors_here for p in self.planes(v)})
-            first = min(LANES, 80 * len(vectors_here))
-            arrive = self.drain(piece, planes, slot + number, first, scale.done + 8, [
-                (4 * j, {p: spread_of(PLANE_OF_RUN.index(p), j) for p in self.planes(v)}, LANES)
-                for j, v in enumerate(vectors_here)
-            ])  # fmt: skip
-            for j, v in enumerate(vectors_here):
-                total = self.sum(b, self.planes(v), 4 * j, LANES, arrive)
-                n = self.tokens[v]
-                mask = self._seen(b, v, arrive + j * self.pace)
-                keys = self._scales(head, v, value=False)
-                known = b.alu(AluOp.CHOOSE, mask, keys, f32(0.0), lanes=n)
-                factor = b.alu(AluOp.MUL, scale, known)
-                score = b.alu(AluOp.MUL, b.alu(AluOp.CVT_F32, total), factor)
-                out = self.scratch(head, v).ref
-                x = b.alu(AluOp.CHOOSE, self._seen(b, v, factor.cycle), score, NEVER, out=out)
-                peak = x if peak is None else b.alu(AluOp.MAX, peak, x)
-        assert peak is not None
-        return peak
+    @property
+    def end(self) -> int:
+        """When everything is in memory."""
+        last = self.jobs[-1]
+        return last.store + self.clock.of["COPY"] + self.clock.near + 2
 
-    def _weigh(self, b: Block, head: int, share: Node) -> tuple[Node, Node]:
-        """Share out, times the values' scales, into scratch memory; return (scale, factor)."""
-        peak: Node | None = None
-        for v, n in enumerate(self.tokens):
-            p = b.alu(AluOp.MUL, self.scratch(head, v), share, after=share.done + self.pace * v)
-            scales = self._scales(head, v, value=True)
-            known = b.alu(
-                AluOp.CHOOSE,
-                self._seen(b, v, p.cycle - 4),
-                scales,
-                f32(0.0),
-                lanes=n,
-                after=p.cycle,
-            )
-            w = b.alu(AluOp.MUL, p, known, out=self.scratch(head, v).ref)
-            size = b.alu(AluOp.ABS, w)
-            peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
-        assert peak is not None
-        factor, scale = scale_factor(b, lane_max(b, peak))
-        return scale, factor
+    @property
+    def left(self) -> int:
+        """When the last column leaves the VXM."""
+        return self.jobs[-1].start + self.span + self.powered
 
-    def _weights(self, piece: Piece, part: Part, head: int, factor: Node) -> int:
-        """Quantise the weights and feed them; return when the last sum is in its row."""
-        b, ready, summed = piece.block, 0, 0
-        for v in range(len(self.tokens)):
-            if not self.once and v % 2 == 0:
-                start = max(COMMITTED + self.to_mxm, summed - 8)
-                ready = self.values(piece, part, range(v, min(v + 2, len(self.tokens))), start)
-            turns = {side: self._order(v, side) for side, _ in self.value_planes(v)}
-            after = max(factor.done + self.pace * v, ready - self.to_mxm)
-            weight = b.alu(AluOp.MUL, self.scratch(head, v), factor, after=after)
-            at = self.feed(piece, AluOp.CVT_I8, weight, turns, weight.done)
-            for side, plane in self.value_planes(v):
-                stream = Stream(side == 1, TURNED)
-                piece.timed.append(Timed(at, ABC(stream=stream), plane, Role.FEED))
-                acc = ACC(slot=head % WEIGHED, first=v < 2)
-                piece.timed.append(Timed(at + self.delay["ABC"].d_func, acc, plane, Role.DRAIN))
-            summed = at + self.delay["ABC"].d_func
-        return summed + 1
+    def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
+        """Yield the pass's instructions for a batch whose first row is given."""
+        for job in self.jobs:
+            if first_row + job.quad.row < self.shape.rows:
+                yield from self._columns(job, wires)
+                fold, last = self._fold(job, wires)
+                yield from fold
+                number = job.quad.number * self.shape.scratch.known
+                yield from keep(wires, last, number, job.store)
 
-    def _order(self, vector: int, side: int) -> Map:
-        """Lanes of a side's tokens: its runs follow one another."""
-        turn: list[int | None] = [None] * LANES
-        for lane in range(LANES // 2):
-            token = lane // RUN * 2 * RUN + side * RUN + lane % RUN
-            if token < self.tokens[vector]:
-                turn[lane] = token
-        return tuple(turn)
+    def _columns(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        of, scratch, quad = self.clock.of, self.shape.scratch, job.quad.number
+        top = TOPS[quad % 2]
+        first = quad * scratch.known + 4 * scratch.tiles
+        vectors = range(first, first + 4)
+        reads, taps = wires.fetched("stats", vectors, job.ports, vectors)
+        yield from reads
+        yield wires.alu(top, job.ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
+        x, out = In(items(SCORED, inward=True)), items(POWERS, inward=False)
+        for c in range(self.shape.columns):
+            at = job.start + c * self.pace
+            yield from wires.item(scratch.item(quad, c, SCORED), at, write=False)
+            yield wires.alu(LESS, at, AluOp.SUB, x, Held(top))
+            yield wires.alu(POWER, at + of["SUB"], AluOp.EXP, Held(LESS), out=out)
+            at += self.powered
+            yield from wires.item(scratch.item(quad, c, POWERS), at, write=True)
+            total = TOTALS[c % QUARTERS]
+            before = Held(total) if c >= QUARTERS else f32(0.0)
+            yield wires.alu(total, at, AluOp.ADD, Held(POWER), before)
 
-    def _result(self, piece: Piece, part: Part, head: int, scale: Node, after: int) -> None:
-        """Scale a head's result into its lanes; store the groups of 320 that are complete."""
-        b, dim, heads = piece.block, self.a["head_dim"], self.a["heads"]
-        first, place = head * dim, self.place(head)
-        planes = sorted({p for v in range(len(self.tokens)) for _, p in self.value_planes(v)})
-        lanes = self.layout.heads_per_group * self.layout.pitch
-        outs = range(first // LANES, (first + dim - 1) // LANES + 1)
-        spreads = []
-        for j, number in enumerate(outs):
-            turn: list[int | None] = [None] * LANES
-            for d in range(dim):
-                if (first + d) // LANES == number:
-                    turn[(first + d) % LANES] = place + d
-            spreads.append((4 * j, dict.fromkeys(planes, tuple(turn)), LANES))
-        arrive = self.drain(piece, planes, head % WEIGHED, lanes, after, spreads)
-        for j, number in enumerate(outs):
-            total = self.sum(b, planes, 4 * j, LANES, arrive)
-            y = b.alu(AluOp.MUL, b.alu(AluOp.CVT_F32, total), scale)
-            register = OUT[number % 2]
-            if first > number * LANES:
-                y = b.alu(AluOp.OR, b.register(register), y, on=register)
-            else:
-                y = b.alu(AluOp.COPY, y, on=register)
-            stop = min((number + 1) * LANES, heads * dim)
-            if first + dim >= stop:
-                n = stop - number * LANES
-                b.alu(AluOp.CVT_F16, y, lanes=n, out=Ref("y", 2 * number, vectors(2 * n)))
+    def _fold(self, job: Job, wires: Wires) -> tuple[list[Issue], int]:
+        """Add the quarters' sums: (0 + 2) + (1 + 3); return also the ALU that has the sum."""
+        add, columns = self.clock.of["ADD"], self.shape.columns
+        ends = range(max(0, columns - QUARTERS), columns)
+        done = [job.start + c * self.pace + self.powered + add for c in ends]
+        totals = [Held(TOTALS[c % QUARTERS]) for c in ends]
+        one, two = FOLD
+        if columns == 1:
+            return [], TOTALS[0]
+        if columns == 2:
+            return [wires.alu(one, done[1], AluOp.ADD, *totals)], one
+        first = wires.alu(one, done[2], AluOp.ADD, totals[0], totals[2])
+        if columns == 3:
+            last = wires.alu(two, done[2] + add, AluOp.ADD, Held(one), totals[1])
+            return [first, last], two
+        second = wires.alu(two, done[3], AluOp.ADD, totals[1], totals[3])
+        last = wires.alu(one, done[3] + add, AluOp.ADD, Held(one), Held(two))
+        return [first, second, last], one

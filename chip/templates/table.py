@@ -59,7 +59,8 @@ def has_instructions(opcode: Opcode, a: Args, spec: ChipSpec) -> bool:
         return fits and (a["dtype"] == "int8" or product16.fits(spec))
     if opcode is Opcode.TOPK:
         return 2 * int(a["k"]) <= LANES
-    if opcode is Opcode.ATTEND and a["dtype"] == "fp16" and not attend16.fits(a, spec):
+    if opcode in (Opcode.ROPE, Opcode.ATTEND) and kv_layout(a).row_bytes != VECTOR_BYTES:
         return False
-    wide = opcode in (Opcode.ROPE, Opcode.ATTEND) and kv_layout(a).row_bytes != VECTOR_BYTES
-    return not wide
+    if opcode is Opcode.ATTEND:
+        return attend.fits(a, spec) if a["dtype"] == "int8" else attend16.fits(a, spec)
+    return True

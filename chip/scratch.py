@@ -1,0 +1,92 @@
+"""Where attention keeps what it works on: weights between its passes, and what is known of heads.
+
+Heads are taken four at a time (a quad), out of those that share packed vectors of the cache. A
+quad's vectors have 80 tokens (a column) of each of its heads, fp32: four vectors of memory, an
+item. A column's items lie twice in the bulk slices, once in each hemisphere, so that a pass may
+read one and write the other: eight of either in a window of 64 vectors. What is one number a head
+(maxima, shares, scales) is in work memory, 80 times each, so that it meets a column lane by lane.
+
+Rows are taken in batches, as many at a time as these bounds allow, at least one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chip.kv import WINDOW_VECTORS, KvLayout
+from chip.spec import VECTOR_BYTES
+
+QUAD = 4  # heads in a vector
+COLUMN = VECTOR_BYTES // QUAD  # tokens of each head in a vector
+TILE = 2 * VECTOR_BYTES  # tokens that meet the planes at once
+ITEM = 4  # vectors of 320 fp32 values
+PER_WINDOW = WINDOW_VECTORS // ITEM // 2  # items of a hemisphere
+ITEMS_AT_ONCE, QUADS_AT_ONCE = 256, 64  # in a batch of several rows
+HEADS_KNOWN = 3  # numbers a head besides the maxima of tiles: maximum or share, factor, scale
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Scratch memory of one ATTEND: `kv_of` is the KV head of every head."""
+
+    layout: KvLayout
+    kv_of: tuple[int, ...]
+    rows: int
+    bucket: int
+
+    @property
+    def quads(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(group, heads) of a row's quads."""
+        per = self.layout.heads_per_group
+        out = []
+        for group in sorted({kv // per for kv in self.kv_of}):
+            heads = [head for head, kv in enumerate(self.kv_of) if kv // per == group]
+            out += [(group, tuple(heads[at : at + QUAD])) for at in range(0, len(heads), QUAD)]
+        return out
+
+    @property
+    def columns(self) -> int:
+        return -(-self.bucket // COLUMN)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of each group."""
+        return -(-self.bucket // TILE)
+
+    @property
+    def batch(self) -> int:
+        """Rows at a time: batches are as even as can be."""
+        quads = len(self.quads)
+        most = max(1, min(ITEMS_AT_ONCE // (quads * self.columns), QUADS_AT_ONCE // quads))
+        return -(-self.rows // -(-self.rows // most))
+
+    def item(self, quad: int, column: int, side: int) -> int:
+        """Return the first vector of an item; `quad` counts a batch's."""
+        window, place = divmod(quad * self.columns + column, PER_WINDOW)
+        run, within = divmod(place, PER_WINDOW // 2)
+        return WINDOW_VECTORS * window + 16 * (2 * run + side) + ITEM * within
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the bulk slices, for this bucket and all smaller ones.
+
+        fp16 takes one row at a time, in work memory: four vectors for 320 tokens of each head.
+        """
+        if self.layout.dtype == "fp16":
+            return len(self.kv_of) * -(-self.bucket // VECTOR_BYTES) * ITEM * VECTOR_BYTES
+        row = len(self.quads) * self.columns
+        items = min(self.rows * row, max(ITEMS_AT_ONCE, row))
+        return -(-items // PER_WINDOW) * WINDOW_VECTORS * VECTOR_BYTES
+
+    @property
+    def known(self) -> int:
+        """Vectors of work memory that a quad has: maxima of its tiles, then `HEADS_KNOWN`."""
+        return ITEM * (self.tiles + HEADS_KNOWN)
+
+    @property
+    def known_bytes(self) -> int:
+        """Bytes of work memory, for this bucket and all smaller ones."""
+        row = len(self.quads) * self.known
+        quads = max(QUADS_AT_ONCE, len(self.quads))
+        least = ITEM * (ITEMS_AT_ONCE * COLUMN // TILE + quads * (HEADS_KNOWN + 1))
+        return min(self.rows * row, max(least, row)) * VECTOR_BYTES

@@ -1,0 +1,291 @@
+"""Attention's first pass: queries meet keys; scores, scaled and masked, and their maxima.
+
+A job is a quad and a tile of keys. Its heads are fed to the planes one after another; each head's
+sums leave the accumulators at once, and the SXMs put both sides' tokens in order, one column after
+another, each head on a stream of its own and a cycle after the head before: so the VXM takes a
+column of all heads as one operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chip.floorplan import Role, mxm, sxm
+from chip.isa import ABC, ACC, AluOp, Permute
+from chip.issue import Issue
+from chip.operand import Group, Held, Immediate, In, Stream, Tap, group
+from chip.scratch import COLUMN
+from chip.spec import VECTOR_BYTES, vectors
+from chip.templates.attention import Attention, Quad, Tile
+from chip.templates.quarters import BEST, CHOSEN, MASK, SCORED, keep, mask, running_best
+from chip.templates.tiles import AHEAD, Load, Planes
+from chip.templates.vector import f32
+from chip.templates.wires import Clock, Ports, Wires, items, paired
+
+SENDERS, SUM, CONVERT, FACTORS, SCORE = (1, 3), 4, 0, (6, 9), 11
+SCALE = 10
+QUERY, FED, SUMS, PARTS = 8, 28, 8, 24  # first streams of each traffic
+PATIENCE = 24  # cycles that a query may wait in the SXMs
+NEVER = f32(float("-inf"))
+
+
+@dataclass(slots=True)
+class Job:
+    """A quad and a tile. `times`: when the last head's part of each pair's first column comes."""
+
+    tile: Tile
+    quad: Quad
+    fed: int = 0  # the first head's cycle at the planes
+    queries: tuple[tuple[int, int], ...] = ()  # (packed vector, port's cycle)
+    scale_ports: tuple[int, ...] = ()
+    key_ports: tuple[tuple[int, ...], ...] = ()  # of each pair of columns
+    times: tuple[int, ...] = ()
+    store: int = 0  # when the maximum leaves for memory
+
+    @property
+    def skew(self) -> int:
+        return len(self.quad.heads) - 1
+
+    @property
+    def last(self) -> int:
+        """When the last column has come."""
+        return self.times[-1] + (self.tile.columns - 1) % 2
+
+
+class Scores:
+    """The pass: its jobs and loads, and what comes of them."""
+
+    def __init__(self, shape: Attention, clock: Clock, ports: Ports, planes: Planes) -> None:
+        self.shape, self.clock, self.ports, self.planes = shape, clock, ports, planes
+        of = clock.of
+        # from a job's column at the VXM: its product with the scales, the masked score
+        self.converted = of["ADD"] + of["CVT_F32"]
+        self.scored = self.converted + of["MUL"]
+        self.masked = self.scored + of["CHOOSE"]
+        self.best = self.masked + 2 * of["MAX"]
+        self.pace = max(2, of["MAX"])  # cycles between pairs of columns
+        # from the planes' activations to sums at the SXMs; from a query's port to the planes
+        self.to_sums = of["ABC"] + of["ACC"] + clock.to_mxm - clock.to_sxm
+        self.to_planes = clock.fetch + of["COPY"] + clock.to_mxm + of["PERMUTE"]
+        self.back = of["PERMUTE"] + clock.to_sxm
+        self.slots: set[int] = set()  # at which something leaves outwards in the east
+        self.jobs: list[Job] = []
+        self.loads: list[Load] = []
+        self._port = 0
+        waiting = list(shape.tiles)
+        for _ in range(AHEAD):
+            self._load(waiting)
+        for load in self.loads:
+            for quad in shape.of(load.tile):
+                self.jobs.append(self._job(load, quad))
+            self._load(waiting)
+
+    def _load(self, waiting: list[Tile]) -> None:
+        if waiting:
+            self.loads.append(self.planes.keys(waiting.pop(0), self.slots, 0))
+
+    # -- when
+
+    def _job(self, load: Load, quad: Quad) -> Job:
+        job = Job(load.tile, quad)
+        installed = self.planes.install(load) + self.clock.of["IW"]
+        earliest = self._came(installed, job)
+        if self.jobs:
+            before = self.jobs[-1]
+            earliest = max(
+                earliest, self._came(before.fed + len(before.quad.heads), job),
+                before.times[-1] + self.pace, before.last + 1 + job.skew - before.skew,
+                before.store - self.best,
+            )  # fmt: skip
+        while not self._try(job, earliest):
+            earliest += 1
+        self.planes.used[load.tile.number % 2] = job.fed + job.skew
+        done = job.times[-1] + 1 + self.best
+        away = self.clock.of["COPY"] + self.clock.near
+        job.store = self.ports.take_run(done + away, 2) - away
+        return job
+
+    def _came(self, fed: int, job: Job) -> int:
+        """Return the time of a job's first column when its first head is fed at a cycle."""
+        return fed + self.to_sums + self.back + job.skew
+
+    def _try(self, job: Job, earliest: int) -> bool:
+        """Find ports and slots for a job that comes no earlier; take them if all are there."""
+        scales = len(paired(job.quad.heads))
+        to_time = self.clock.fetch + self.clock.of["MUL"] - self.converted
+        port = max(self._port, earliest - to_time - scales - 1)
+        scale_ports = self.ports.seek(port, scales)
+        port, times, key_ports = scale_ports[-1] + 1, list[int](), list[tuple[int, ...]]()
+        for column in range(0, job.tile.columns, 2):
+            many = len(self.shape.scales(job.quad, job.tile.column + column, value=False))
+            at = times[-1] + self.pace if times else earliest
+            while True:
+                found = self.ports.seek(port, many)
+                time = found[-1] + to_time
+                here = range(time, time + min(2, job.tile.columns - column))
+                if time >= at and not any(t + self.masked in self.slots for t in here):
+                    break
+                port += 1
+            port = found[-1] + 1
+            times.append(time)
+            key_ports.append(tuple(found))
+        job.fed = times[0] - self._came(0, job)
+        job.times, job.scale_ports, job.key_ports = (
+            tuple(times),
+            tuple(scale_ports),
+            tuple(key_ports),
+        )
+        taken = [*scale_ports, *(port for ports in key_ports for port in ports)]
+        self.ports.taken.update(taken)
+        queries = self._queries(job)
+        if queries is None:
+            self.ports.taken.difference_update(taken)
+            return False
+        job.queries, self._port = queries, port
+        self.slots.update(self._time(job, c) + self.masked for c in range(job.tile.columns))
+        return True
+
+    def _queries(self, job: Job) -> tuple[tuple[int, int], ...] | None:
+        """Take cycles to read the packed queries of a job's heads; None where there are none."""
+        out: dict[int, int] = {}
+        for i, head in enumerate(job.quad.heads):
+            vector = self.shape.query(head)[0]
+            if vector in out:
+                continue
+            due = job.fed + i - self.to_planes
+            ports = range(due, due - PATIENCE, -1)
+            port = next((p for p in ports if self.ports.free(p)), None)
+            if port is None:
+                self.ports.taken.difference_update(out.values())
+                return None
+            self.ports.taken.add(port)
+            out[vector] = port
+        return tuple(out.items())
+
+    @property
+    def end(self) -> int:
+        """When everything is in memory, and the last score has left the VXM for good."""
+        return self.jobs[-1].store + self.clock.of["COPY"] + self.clock.near + 2
+
+    # -- what
+
+    def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
+        """Yield the pass's instructions for a batch whose first row is given."""
+        for job in self.jobs:
+            row = first_row + job.quad.row
+            if row < self.shape.rows:
+                yield from self._feed(job, row, wires)
+                yield from self._sums(job)
+                yield from self._scales(job, row, wires)
+                yield from self._columns(job, row, wires)
+                yield from self._peak(job, wires)
+
+    def _feed(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+        """Queries: work memory, VXM, both SXMs, planes."""
+        step = self.shape.layout.query_bytes(len(self.shape.kv_of)) // VECTOR_BYTES
+        of, clock = self.clock.of, self.clock
+        for vector, port in job.queries:
+            yield from wires.fetch("q", [row * step + vector], port)
+            at = port + clock.fetch
+            source = In((wires.tap("q", row * step + vector),), "i8")
+            heads = [i for i, h in enumerate(job.quad.heads) if self.shape.query(h)[0] == vector]
+            there = at + of["COPY"] + clock.to_sxm
+            for side in job.tile.sides():
+                out = group(Stream(side == 1, QUERY), 1)
+                yield wires.alu(SENDERS[side], at, AluOp.COPY, source, out=out)
+                for number, i in enumerate(heads):
+                    leave = job.fed + i - (clock.to_mxm - clock.to_sxm)
+                    late = leave - there - of["PERMUTE"]
+                    turn = Permute(
+                        src=out, dst=(Tap(Stream(side == 1, FED), late),), item=1,
+                        map=self.shape.query(job.quad.heads[i])[1],
+                    )  # fmt: skip
+                    yield Issue(sxm(side, 2 + number), there, turn)
+
+    def _sums(self, job: Job) -> Iterator[Issue]:
+        """Queries through the planes; sums through the SXMs, where tokens come in order."""
+        tile, of = job.tile, self.clock.of
+        for side in tile.sides():
+            plane, width = tile.plane(side), tile.width(side)
+            src = group(Stream(side == 0, PARTS), vectors(4 * width))
+            heads = len(job.quad.heads)
+            abc = ABC(stream=Stream(side == 1, FED))
+            yield Issue(mxm(plane, Role.FEED), job.fed, abc, heads)
+            acc = ACC(slot=0, first=True, lanes=width, out=src)
+            yield Issue(mxm(plane, Role.DRAIN), job.fed + of["ABC"], acc, heads)
+            for vector in tile.vectors:
+                if side not in tile.sides(vector):
+                    continue
+                late = [self._time(job, c) - self._time(job, 0) for c in tile.columns_of(vector)]
+                spread = tile.spread(vector, side)
+                for i in range(heads):
+                    dst = tuple(Tap(Stream(side == 0, SUMS + i), beat) for beat in late)
+                    turn = Permute(
+                        src=src, dst=dst, item=4, lanes=width, out_lanes=COLUMN * len(late),
+                        map=spread,
+                    )  # fmt: skip
+                    yield Issue(sxm(side, vector), job.fed + self.to_sums + i, turn)
+
+    @staticmethod
+    def _time(job: Job, column: int) -> int:
+        return job.times[column // 2] + column % 2
+
+    def _scales(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+        """Scales of queries, kept for a job; times those of keys, a pair of columns at a time."""
+        quad = job.quad
+        first = row * len(self.shape.kv_of)
+        reads, taps = wires.fetched(
+            "sq",
+            [first + h for h in quad.heads],
+            job.scale_ports,
+            [first + h for h in quad.quarters],
+        )
+        yield from reads
+        yield wires.alu(SCALE, job.scale_ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
+        for pair, ports in enumerate(job.key_ports):
+            scales = self.shape.scales(quad, job.tile.column + 2 * pair, value=False)
+            for known, port in zip(scales.values(), ports, strict=True):
+                yield from wires.fetch("kvs", known, port)
+            at = dict(zip(scales, ports, strict=True))
+            for i in range(min(2, job.tile.columns - 2 * pair)):
+                kvs = [self.shape.kv_of[head] for head in quad.quarters]
+                taps = tuple(wires.tap("kvs", scales[kv][i], at[kv] - ports[0]) for kv in kvs)
+                issue = ports[0] + self.clock.fetch
+                yield wires.alu(FACTORS[i], issue, AluOp.MUL, Held(SCALE), In(taps))
+
+    def _columns(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+        """Add the sides, scale, mask, keep in scratch memory."""
+        of, scratch = self.clock.of, self.shape.scratch
+        for c in range(job.tile.columns):
+            at = self._time(job, c)
+            sides = [In(taps, "i32") for taps in self._arrivals(job, c)]
+            other = sides[1] if len(sides) > 1 else Immediate(0, "i32")
+            yield wires.alu(SUM, at - job.skew, AluOp.ADD, sides[0], other)
+            yield wires.alu(CONVERT, at + of["ADD"], AluOp.CVT_F32, Held(SUM))
+            factor = Held(FACTORS[c % 2])
+            yield wires.alu(SCORE, at + self.converted, AluOp.MUL, Held(CONVERT), factor)
+            yield mask(wires, row, job.tile.column + c, at + self.scored)
+            out = items(SCORED, inward=False)
+            yield wires.alu(
+                CHOSEN[c % 2], at + self.scored, AluOp.CHOOSE, Held(MASK), Held(SCORE), NEVER,
+                out=out,
+            )  # fmt: skip
+            place = scratch.item(job.quad.number, job.tile.column + c, SCORED)
+            yield from wires.item(place, at + self.masked, write=True)
+
+    def _arrivals(self, job: Job, column: int) -> list[Group]:
+        """Streams of each side's part of a column: a head a stream, a cycle after one another."""
+        heads = [min(i, job.skew) for i in range(4)]
+        return [
+            tuple(Tap(Stream(side == 0, SUMS + i), i) for i in heads)
+            for side in job.tile.sides(column // 4)
+        ]
+
+    def _peak(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        times = [t + self.masked for t in job.times]
+        yield from running_best(wires, times, job.tile.columns)
+        first = job.quad.number * self.shape.scratch.known + 4 * (
+            job.tile.number % self.shape.scratch.tiles
+        )
+        yield from keep(wires, BEST, first, job.store)
