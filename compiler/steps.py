@@ -40,6 +40,7 @@ class StepPlanner:
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
+        self.arrives: dict[str, int] = {}  # of the next norm: a residual that comes off a link
         self.before: dict[tuple[int, str], dict[str, Any]] = {}  # a product's prologue, by buffer
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
         self.items: list[Planned | Transfer] = []
@@ -50,7 +51,10 @@ class StepPlanner:
         """Return the step's operations and transfers in order."""
         groups = [g for g in self.partition.groups if len(g.layers) or self.kind.decode]
         self.moves.enter(groups[0])
-        for group, after in zip(groups, [*groups[1:], None], strict=True):
+        befores: list[Group | None] = [None, *groups[:-1]]
+        for before, group, after in zip(befores, groups, [*groups[1:], None], strict=True):
+            if before is None or len(before.chips) == 1:  # whole residuals come, link by link
+                self.arrives = {"arrives": self._slot(host=before is None)}
             for index in group.layers:
                 last = index == group.layers[-1]
                 self._layer(group, self.partition.graph.layers[index], after if last else None)
@@ -87,12 +91,13 @@ class StepPlanner:
         )  # fmt: skip
 
     def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
-        width = {} if self.fuses else {"hidden": op.features}
+        more = self.arrives if self.fuses else {"hidden": op.features}
         for chip in group.chips:
             self._activations(
                 chip, Opcode.NORM, op.name, "residual", buffer,
-                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **width,
+                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **more,
             )  # fmt: skip
+        self.arrives = {}
 
     def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
         shares = group.shares(split, self.config.head_dim)
@@ -107,10 +112,9 @@ class StepPlanner:
             return "add"
         return "silu" if op.split is Split.INTER else None
 
-    def _pace(self, op: GraphOp) -> int:
-        """Return the cycles that a vector of a result takes on the links that it leaves by."""
-        to_host = op.split is Split.VOCAB
-        return max(link.slot_cycles for link in self.network.links if link.is_host == to_host)
+    def _slot(self, *, host: bool) -> int:
+        """Return the cycles that a vector takes on links between chips, or on the host's."""
+        return max(link.slot_cycles for link in self.network.links if link.is_host == host)
 
     def _linear(
         self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
@@ -140,7 +144,7 @@ class StepPlanner:
             if epilogue is not None:
                 args["epilogue"] = epilogue
             if self.fuses and (leaves or (half and len(group.chips) > 1)):
-                args["pace"] = self._pace(op)
+                args["pace"] = self._slot(host=op.split is Split.VOCAB)
             args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],

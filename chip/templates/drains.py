@@ -7,6 +7,9 @@ once, but for the last: what its gate gives waits in a register for the up colum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from chip.isa import AluOp
 from chip.operand import Held
 from chip.spec import vectors
@@ -25,8 +28,22 @@ CHAIN = (6, 1, 0, 3, 2, 4, GATED)  # ALUs that make it, beside the work on the u
 FOLLOWED = ("gate", "up")  # blocks apart, the last
 
 
+class TileTimes(NamedTuple):
+    """When a tile's windows arrive at the planes, it is installed, and multiplied.
+
+    `filled`: when its activation comes, where it shares a slot; else it has come before.
+    """
+
+    windows: Sequence[int]
+    filled: int | None
+    install: int
+    use: int
+
+
 class RowDrains(Product):
     """Blocks that take a group's sums, placed where those arrive."""
+
+    times: dict[tuple[int, int], TileTimes]  # by first column of the group, and tile
 
     @property
     def _gated(self) -> bool:

@@ -8,8 +8,7 @@ Tiles beyond the slots share the last one, and are sent again for every group of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from chip.floorplan import Role, mxm
 from chip.isa import ABC, ACC, IW
@@ -17,25 +16,13 @@ from chip.issue import Issue
 from chip.operand import Stream
 from chip.templates.builder import Block
 from chip.templates.columns import ColumnGroup, Columns
-from chip.templates.drains import RowDrains
+from chip.templates.drains import RowDrains, TileTimes
 from chip.templates.product import ARRIVAL, PINNED, feed_block, never, row_scale
 from chip.templates.prologue import FEED, SCALE, outward, prologue
 from chip.templates.template import Placed
 
 SUMS = 8  # accumulator rows that groups take in turn
 FEED_PACE = 2  # cycles between activations: every other cycle of the ports is left to others
-
-
-class TileTimes(NamedTuple):
-    """When a tile's windows arrive at the planes, it is installed, and multiplied.
-
-    `filled`: when its activation comes, where it shares a slot; else it has come before.
-    """
-
-    windows: Sequence[int]
-    filled: int | None
-    install: int
-    use: int
 
 
 class RowProduct(RowDrains):
@@ -45,7 +32,7 @@ class RowProduct(RowDrains):
         self.half_rate = False
         slots = self.spec.mxm_activation_slots
         self.resident = self.tiles if self.tiles <= slots else slots - 1
-        self.times: dict[tuple[int, int], TileTimes] = {}
+        self.times = {}
         self.first = self.delay["READ"].d_func + self.to_mxm
         groups = self._groups()
         load = sum(len(block.windows(0)) for block in groups[0])
