@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chip.operations import Opcode, segment_offsets
+from chip.cost import C2C_TURN, TURNS
+from chip.operations import Opcode, row_bytes, segment_offsets
 from compiler.allocate import HANDED
 from compiler.graph import GraphOp, Kind, Split
 from compiler.ir import Memory, StepKind
 from compiler.movement import Movement, Transfer, host_memory, result_bytes, vectors_of
 from compiler.network import Network
 from compiler.partition import Group, Partition, weight_of
+
+GAPS = TURNS * C2C_TURN  # cycles that a vector may wait for a gap in a product's loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,22 @@ class StepPlanner:
         """Return the cycles that a vector takes on links between chips, or on the host's."""
         return max(link.slot_cycles for link in self.network.links if link.is_host == host)
 
+    def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> dict[str, int]:
+        """Return what a product must know of links: the pace of its result, and room for vectors.
+
+        A chip alone has nothing on its links until its result leaves; one of several may.
+        """
+        out: dict[str, int] = {}
+        slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
+        alone = len(group.chips) == 1 or op.split is Split.VOCAB
+        if leaves:
+            out["pace"] = slot
+        if leaves or not alone:
+            out["gaps"] = max(C2C_TURN, min(slot // C2C_TURN * C2C_TURN, GAPS))
+        if leaves and alone:
+            out["gaps_last"] = vectors_of(row_bytes(n, 4)) * slot + 4 * GAPS
+        return out
+
     def _linear(
         self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
     ) -> None:
@@ -143,8 +162,9 @@ class StepPlanner:
                 args["first_column"] = group.vocab[rank][0]
             if epilogue is not None:
                 args["epilogue"] = epilogue
-            if self.fuses and (leaves or (half and len(group.chips) > 1)):
-                args["pace"] = self._slot(host=op.split is Split.VOCAB)
+            if self.fuses:
+                out = leaves or (half and len(group.chips) > 1)
+                args |= self._on_links(group, op, weight.n, out)
             args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],

@@ -55,8 +55,13 @@ CASES: list[tuple[int, int, str, dict[str, Any]]] = [
     (100, 2000, "f32", {}),  # sums wait for the VXM, and for a free row of the accumulators
     (700, 1300, "f16", {}),  # four blocks, then a narrow one that planes share unevenly
     (20_800, 400, "f16", {}),  # 65 tiles: two share a slot
-    (700, 1300, "f16", {"epilogue": "add"}),
-    (330, 2000, "f16", {"epilogue": "silu"}),  # three pairs; gate and up in a block, unaligned
+    (700, 1300, "f16", {"epilogue": "add", "gaps": 24}),
+    (
+        330,
+        2000,
+        "f16",
+        {"epilogue": "silu", "gaps": 24, "gaps_last": 90},
+    ),  # three pairs; gate and up in a block, unaligned
     (64, 2 * 600, "f16", {"epilogue": "silu"}),  # a pair in two blocks, and two halves
     (64, 32, "f16", {"epilogue": "silu"}),
     (1000, 640, "f32", {"prologue": "norm"}),
@@ -64,7 +69,7 @@ CASES: list[tuple[int, int, str, dict[str, Any]]] = [
     (1000, 640, "f32", {"prologue": "norm", "arrives": 24}),
     (1000, 700, "f16", {"prologue": "gather", "shares": (1000,), "epilogue": "add"}),
     (1000, 320, "f16", {"prologue": "gather", "shares": (336, 0, 664), "pace": 24}),
-    (21_000, 100, "f16", {"prologue": "gather", "shares": (10_496, 10_504)}),
+    (21_000, 100, "f16", {"prologue": "gather", "shares": (10_496, 10_504), "gaps": 8}),
 ]
 
 

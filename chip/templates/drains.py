@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from chip.floorplan import Role, hops, mem, mxm
 from chip.isa import AluOp
 from chip.operand import Held
 from chip.spec import vectors
@@ -21,6 +22,7 @@ from chip.templates.template import Placed
 from chip.templates.vector import Run, f32, joined, sigmoid
 
 LEAD = 8  # cycles that the work on two groups is apart
+FAR = 40  # the same where columns' scales come by way of an SXM
 SPAN = 400  # cycles that a drain block may last
 DEQUANTISED = 20  # cycles from the sums' arrival at which they are dequantised
 GATED = 14  # ALU whose register keeps silu(gate) of the last block
@@ -72,10 +74,25 @@ class RowDrains(Product):
             return block.end - ARRIVAL - DEQUANTISED - LEAD
         return block.end - ARRIVAL
 
-    def _lead(self, block: Block) -> int:
+    def _lead(self, blocks: tuple[Columns, ...]) -> int:
         """Return the cycles before its sums' arrival at which a group's work begins."""
-        ports = (block.issue_cycle(a, side, 0) for a in block.accesses for side in (0, 1))
-        return max(LEAD, ARRIVAL - min(ports))
+        return FAR if self._kind(blocks) == "halves" else LEAD
+
+    @property
+    def port_leads(self) -> tuple[int, int]:
+        """Cycles from a work slice's read to the planes beyond an SXM: the far slice, the near."""
+        far, near = (hops(mem(side, 0), mxm(2, Role.LOAD), self.spec) for side in (0, 1))
+        return self.delay["READ"].d_func + far, self.delay["READ"].d_func + near
+
+    @property
+    def link_turns(self) -> frozenset[int]:
+        """Cycles, modulo `C2C_TURN`, of the ports that are left to the links.
+
+        One for each slice, so that a vector from either goes by in the same gap of the loads.
+        """
+        far, near = self.port_leads
+        turn = C2C_TURN - 1
+        return frozenset({turn, (turn + far - near) % C2C_TURN})
 
     # -- where sums come from
 
@@ -106,7 +123,7 @@ class RowDrains(Product):
         for g in self.groups:
             start = g.drain + self._drain_delay(self._outputs(g)) - ARRIVAL
             busy = frozenset(c - start for c in again if 0 <= c - start < SPAN)
-            block, _ = self._drain(g.blocks, busy)
+            block = self.drain(g.blocks, start, busy)
             self.drains.append(Placed(block=block, start=start, shift=self._shift(g)))
 
     def _shift(self, g: ColumnGroup) -> dict[str, int]:
@@ -115,20 +132,20 @@ class RowDrains(Product):
             shift["y"] = (g.blocks[0].first - LANES * (self._kind(g.blocks) == "up")) // LANES
         return {**shift, "r": shift["sw"]}
 
-    def _drain(
-        self, blocks: tuple[Columns, ...], busy: frozenset[int] = frozenset()
-    ) -> tuple[Block, int]:
+    def drain(
+        self, blocks: tuple[Columns, ...], start: int, busy: frozenset[int] = frozenset()
+    ) -> Block:
         """Return the block that takes a group's sums. `busy`: the port is the activations'."""
-        kind, widths = self._kind(blocks), self._widths(blocks)
-        key = (kind, tuple(widths), busy)
+        kind, widths, turns = self._kind(blocks), self._widths(blocks), self.link_turns
+        key = (kind, tuple(widths), start % C2C_TURN, busy)
         if key not in self._blocks:
             block = Block(
                 self.spec, pinned=PINNED | {SCALE} | (set(CHAIN) if kind in FOLLOWED else set()),
-                busy=lambda cycle: cycle in busy or cycle % C2C_TURN == C2C_TURN - 1,
+                busy=lambda cycle: cycle in busy or (start + cycle) % C2C_TURN in turns,
             )  # fmt: skip
             self._follow(block, kind, self._scaled(block, widths, Held(SCALE)), widths)
             self._blocks[key] = block.finish(), 0
-        return self._blocks[key]
+        return self._blocks[key][0]
 
     def _follow(self, b: Block, kind: str, scaled: list[Node], widths: list[int]) -> None:
         """Do with a group's dequantised sums what follows the product."""
@@ -154,7 +171,8 @@ class RowDrains(Product):
         elif kind == "add":
             half = b.alu(AluOp.CVT_F16, y, lanes=y.lanes)
             delta = b.alu(AluOp.CVT_F32, half, lanes=y.lanes)
-            b.alu(AluOp.ADD, Load(wide, "f32"), delta, lanes=y.lanes, out=wide)
+            total = b.alu(AluOp.ADD, Load(wide, "f32"), delta, lanes=y.lanes)
+            b.alu(AluOp.COPY, total, lanes=y.lanes, out=wide)  # when the port allows
         else:
             _store_f16(b, y, 2 * j)
 

@@ -14,7 +14,7 @@ from chip.floorplan import Role, mxm
 from chip.isa import ABC, ACC, IW
 from chip.issue import Issue
 from chip.operand import Stream
-from chip.templates.builder import Block
+from chip.templates.builder import C2C_TURN, Block
 from chip.templates.columns import ColumnGroup, Columns
 from chip.templates.drains import RowDrains, TileTimes
 from chip.templates.product import ARRIVAL, PINNED, feed_block, never, row_scale
@@ -43,6 +43,7 @@ class RowProduct(RowDrains):
             at = max(at, self.filled[0] - 2 * load)
         else:
             self.filled = self._fills(at + 2 * load)
+        self._gaps_from = self._passed_from(groups, at)
         self._taken = {*self.filled, *self._scale_cycles()}
         self._taken |= self.prologue.busy if self.prologue is not None else set()
         self._drained: set[int] = set()  # cycles at which sums are put out by themselves
@@ -55,15 +56,38 @@ class RowProduct(RowDrains):
                 at = self._time_tile(blocks, tile, at)
             summed = self.times[blocks[0].first, self.tiles - 1].use + self.delay["ABC"].d_func
             delay = self._drain_delay(len(self._widths(blocks)))
-            block, _ = self._drain(blocks)
-            drain = max(summed, free + self._lead(block) - delay)
+            drain = max(summed, free + self._lead(blocks) - delay)
             if drain > summed:
                 self._drained.add(drain)
             self.groups.append(ColumnGroup(blocks, 0, 0, 0, drain, number % SUMS, 0))
-            free = drain + delay + self._hold(blocks, block)
             start = drain + delay - ARRIVAL
+            block = self.drain(blocks, start)
+            free = drain + delay + self._hold(blocks, block)
             self._taken.update(start + cycle for cycle in outward(block))
         self._place_drains()
+
+    # -- room for what passes between links and work memory
+
+    def _passed_from(self, groups: list[tuple[Columns, ...]], at: int) -> int:
+        """Return from when on vectors may pass the loads, which begin at a cycle.
+
+        `gaps`: at least one finds an outward stream in so many cycles; `gaps_last`: it need not but
+        in the last so many cycles.
+        """
+        loads = sum(len(block.windows(t)) for g in groups for block in g for t in range(self.tiles))
+        return max(0, at + loads - self.a["gaps_last"]) if "gaps_last" in self.a else 0
+
+    def _is_gap(self, cycle: int) -> bool:
+        """Tell whether the streams at the planes are a link's: it reads in its turn of the port."""
+        period = self.a.get("gaps", 0)
+        far, _ = self.port_leads
+        return bool(period and cycle >= self._gaps_from and (cycle - far) % period == C2C_TURN - 1)
+
+    def _in_turn(self, cycle: int) -> bool:
+        """Tell whether an activation that arrives at a cycle is read in a link's turn."""
+        return (cycle - self.feed_delay) % C2C_TURN in self.link_turns
+
+    # -- when things happen
 
     def _fills(self, first: int) -> list[int]:
         """Return when the activation of each tile that has a slot of its own arrives."""
@@ -78,13 +102,13 @@ class RowProduct(RowDrains):
         """Time a tile whose first window may arrive at a cycle; return the next one's cycle."""
         windows = []
         for _ in range(sum(len(block.windows(tile)) for block in blocks)):
-            while at in self._taken:
+            while at in self._taken or self._is_gap(at):
                 at += 1
             windows.append(at)
             at += 1
         shared = tile >= self.resident
         if shared:
-            while at in self._taken or at <= self._used:
+            while at in self._taken or at <= self._used or self._is_gap(at) or self._in_turn(at):
                 at += 1
             self._taken.add(at)
             at += 1
