@@ -114,7 +114,7 @@ class Batch:
                 load, free = planes.values(shape, tile, free)
                 first.append(load)
             ready = free + clock.after_outward
-        results = Results(shape, clock, ports, feeds.summed)
+        results = Results(shape, clock, ports, feeds)
         self.passes: list[Pass] = [scores, powers, peaks, feeds, results]
         self.cycles = aligned(results.end)
 

@@ -104,6 +104,7 @@ class Attention:
         self.columns, row = self.scratch.columns, self.scratch.quads
         quads = [(r, *quad) for r in range(self.scratch.batch) for quad in row]
         self.quads = [Quad(number, *quad) for number, quad in enumerate(quads)]
+        self.queries = [self._query(head) for head in range(len(self.kv_of))]
         bucket = self.scratch.bucket
         starts = [(g, t) for g in sorted({g for g, _ in row}) for t in range(0, bucket, TILE)]
         self.tiles = [Tile(n, g, t, min(TILE, bucket - t)) for n, (g, t) in enumerate(starts)]
@@ -122,13 +123,12 @@ class Attention:
         used = min(per, self.layout.kv_heads - group * per) * self.layout.pitch
         return -(-used // RUN) * RUN
 
-    def query(self, head: int) -> tuple[int, Map]:
+    def _query(self, head: int) -> tuple[int, Map]:
         """The packed vector of a row's queries that has a head, and the way to the head's lanes."""
-        per, pitch = self.layout.heads_per_group, self.layout.pitch
-        turn: list[int | None] = [None] * LANES
-        for d in range(self.dim):
-            turn[self.place(head) + d] = head % per * pitch + d
-        return head // per, tuple(turn)
+        per, place = self.layout.heads_per_group, self.place(head)
+        first = head % per * self.layout.pitch
+        spread = [None] * place + list(range(first, first + self.dim))
+        return head // per, tuple(spread)
 
     def scales(self, quad: Quad, column: int, *, value: bool) -> dict[int, list[int]]:
         """Vectors of the scales of a pair of columns, by KV head of the quad."""
@@ -140,11 +140,11 @@ class Attention:
 
     def outputs(self, head: int) -> list[tuple[int, Map]]:
         """The vectors of 320 results that a head has part in, and the way to their lanes."""
-        first, out = head * self.dim, []
+        first, place, out = head * self.dim, self.place(head), []
         for number in range(first // LANES, (first + self.dim - 1) // LANES + 1):
             turn: list[int | None] = [None] * LANES
             for d in range(self.dim):
                 if (first + d) // LANES == number:
-                    turn[(first + d) % LANES] = self.place(head) + d
+                    turn[(first + d) % LANES] = place + d
             out.append((number, tuple(turn)))
         return out

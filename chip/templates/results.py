@@ -18,30 +18,32 @@ from chip.spec import vectors
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES
 from chip.templates.scores import PARTS, SUMS
+from chip.templates.weights import Feeds
 from chip.templates.wires import Clock, Ports, Wires
 
 ADDERS, CONVERT, SCALED, JOINED, ROUND = (4, 6, 9), 0, 11, 12, 2
+TURN_QUEUES = (2, 3)  # of the SXMs: the others' are still at work
 SCALE = 2  # what is known of the heads: behind maximum or share, and factor
 
 
 @dataclass(slots=True)
 class Part:
-    """A head's part of a vector of results: `time` when it comes, `port` when results leave."""
+    """A head's part of a vector of results: `time` when it comes."""
 
     quad: Quad
     place: int  # of the head in its quad
     number: int  # of the vector
     spread: Map
     time: int
-    first: bool
-    port: int | None
+    first: bool = False  # of the vector
+    last: bool = False
 
 
 class Results:
     """The pass: heads' parts, row by row."""
 
-    def __init__(self, shape: Attention, clock: Clock, ports: Ports, summed: int) -> None:
-        self.shape, self.clock = shape, clock
+    def __init__(self, shape: Attention, clock: Clock, ports: Ports, feeds: Feeds) -> None:
+        self.shape, self.clock, self.ports, self.feeds = shape, clock, ports, feeds
         of = clock.of
         self.back = of["ACC"] + clock.to_mxm + of["PERMUTE"]
         self.planes = {
@@ -55,44 +57,51 @@ class Results:
         self.scaled = self.added + of["CVT_F32"] + of["MUL"]
         self.joined = self.scaled + of["OR"]
         self.left = self.joined + of["CVT_F16"]
+        self.to_port = self.added + of["CVT_F32"] - clock.fetch
         self.parts: list[Part] = []
-        at = summed + self.back
-        to_port = self.added + of["CVT_F32"] - clock.fetch
+        at = feeds.end
         for part in self._in_order():
-            while not (
-                ports.free(at + to_port)
-                and (part.port is None or ports.free(at + self.left + clock.near))
-            ):
+            at = max(at, feeds.summed[part.quad.number] + self.back)
+            while not self._free(part, at):
                 at += 1
             part.time = at
-            ports.taken.add(at + to_port)
-            if part.port is not None:
-                part.port = at + self.left + clock.near
-                ports.taken.add(part.port)
+            ports.taken.add(at + self.to_port)
+            if part.last:
+                ports.taken.add(self._away(at))
             self.parts.append(part)
             at += 1
-        self.to_port = to_port
-        self.end = self.parts[-1].time + self.left + clock.near + 1
+        self.end = self._away(self.parts[-1].time) + 1
+
+    def _away(self, time: int) -> int:
+        """Port's cycle at which results leave, whose last part comes at `time`."""
+        return time + self.left + self.clock.near
+
+    def _free(self, part: Part, time: int) -> bool:
+        """Tell whether a part may come: its sums' queues and the ports are free."""
+        planes = self.planes[part.quad.group]
+        if any((parity, time - self.back) in self.feeds.sums for _, parity in planes):
+            return False
+        away = not part.last or self.ports.free(self._away(time))
+        return away and self.ports.free(time + self.to_port)
 
     def _tiles(self, group: int) -> list[Tile]:
         return [tile for tile in self.shape.tiles if tile.group == group]
 
     def _in_order(self) -> Iterator[Part]:
-        """Yield parts row by row in the order of the results; `port` is set where one is full."""
+        """Yield parts row by row in the order of the results."""
         where = {
             (quad.row, head): (quad, place)
             for quad in self.shape.quads for place, head in enumerate(quad.heads)
         }  # fmt: skip
         for row in range(self.shape.scratch.batch):
             parts = [
-                Part(*where[row, head], number, spread, 0, False, None)
+                Part(*where[row, head], number, spread, 0)
                 for head in range(len(self.shape.kv_of))
                 for number, spread in self.shape.outputs(head)
             ]
             for i, part in enumerate(parts):
                 part.first = i == 0 or parts[i - 1].number < part.number
-                if i + 1 == len(parts) or parts[i + 1].number > part.number:
-                    part.port = 0
+                part.last = i + 1 == len(parts) or parts[i + 1].number > part.number
             yield from parts
 
     def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
@@ -102,7 +111,7 @@ class Results:
             if row < self.shape.rows:
                 yield from self._leave(part)
                 yield from self._part(part, wires)
-                if part.port is not None:
+                if part.last:
                     yield from self._round(part, row, wires)
 
     def _leave(self, part: Part) -> Iterator[Issue]:
@@ -117,7 +126,7 @@ class Results:
                 src=src, dst=self._inward(side, parity), item=4, lanes=width, map=part.spread
             )
             there = at + self.clock.of["ACC"] + self.clock.to_mxm - self.clock.to_sxm
-            yield Issue(sxm(side, parity), there, turn)
+            yield Issue(sxm(side, TURN_QUEUES[parity]), there, turn)
 
     @staticmethod
     def _inward(side: int, parity: int) -> Group:

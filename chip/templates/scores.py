@@ -24,9 +24,10 @@ from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items, paired
 
 SENDERS, SUM, CONVERT, FACTORS, SCORE = (1, 3), 4, 0, (6, 9), 11
-SCALE = 10
+SCALES = (10, 15)
 QUERY, FED, SUMS, PARTS = 8, 28, 8, 24  # first streams of each traffic
-PATIENCE = 24  # cycles that a query may wait in the SXMs
+PATIENCE = 24  # cycles that a query may wait in the SXMs, or a scale in its register
+TURNS = (2, 6)  # first SXM queues of queries that flowed on, and of copies
 NEVER = f32(float("-inf"))
 
 
@@ -34,10 +35,11 @@ NEVER = f32(float("-inf"))
 class Job:
     """A quad and a tile. `times`: when the last head's part of each pair's first column comes."""
 
+    number: int
     tile: Tile
     quad: Quad
     fed: int = 0  # the first head's cycle at the planes
-    queries: tuple[tuple[int, int], ...] = ()  # (packed vector, port's cycle)
+    queries: tuple[tuple[tuple[int, ...], int], ...] = ()  # (packed vectors, port's cycle)
     scale_ports: tuple[int, ...] = ()
     key_ports: tuple[tuple[int, ...], ...] = ()  # of each pair of columns
     times: tuple[int, ...] = ()
@@ -72,7 +74,6 @@ class Scores:
         self.slots: set[int] = set()  # at which something leaves outwards in the east
         self.jobs: list[Job] = []
         self.loads: list[Load] = []
-        self._port = 0
         waiting = list(shape.tiles)
         for _ in range(AHEAD):
             self._load(waiting)
@@ -88,7 +89,7 @@ class Scores:
     # -- when
 
     def _job(self, load: Load, quad: Quad) -> Job:
-        job = Job(load.tile, quad)
+        job = Job(len(self.jobs), load.tile, quad)
         installed = self.planes.install(load) + self.clock.of["IW"]
         earliest = self._came(installed, job)
         if self.jobs:
@@ -112,56 +113,68 @@ class Scores:
 
     def _try(self, job: Job, earliest: int) -> bool:
         """Find ports and slots for a job that comes no earlier; take them if all are there."""
-        scales = len(paired(job.quad.heads))
+        self._keys(job, earliest)
+        job.fed = job.times[0] - self._came(0, job)
+        taken = [port for ports in job.key_ports for port in ports]
+        self.ports.taken.update(taken)
+        scales = self._scale_ports(job)
+        self.ports.taken.update(scales)
+        queries = self._queries(job) if scales else None
+        if queries is None:
+            self.ports.taken.difference_update(taken, scales)
+            return False
+        job.scale_ports, job.queries = scales, queries
+        self.slots.update(self._time(job, c) + self.masked for c in range(job.tile.columns))
+        return True
+
+    def _keys(self, job: Job, earliest: int) -> None:
+        """Find when the keys' scales are read, and so the times of the columns."""
         to_time = self.clock.fetch + self.clock.of["MUL"] - self.converted
-        port = max(self._port, earliest - to_time - scales - 1)
-        scale_ports = self.ports.seek(port, scales)
-        port, times, key_ports = scale_ports[-1] + 1, list[int](), list[tuple[int, ...]]()
+        times, key_ports, at, port = list[int](), list[tuple[int, ...]](), earliest, 0
         for column in range(0, job.tile.columns, 2):
             many = len(self.shape.scales(job.quad, job.tile.column + column, value=False))
-            at = times[-1] + self.pace if times else earliest
+            port = max(port, at - to_time - many + 1)
             while True:
+                port += port % 2 if many == 1 else 0  # pairs that do not meet the C2C's turns
                 found = self.ports.seek(port, many)
                 time = found[-1] + to_time
                 here = range(time, time + min(2, job.tile.columns - column))
                 if time >= at and not any(t + self.masked in self.slots for t in here):
                     break
                 port += 1
-            port = found[-1] + 1
             times.append(time)
             key_ports.append(tuple(found))
-        job.fed = times[0] - self._came(0, job)
-        job.times, job.scale_ports, job.key_ports = (
-            tuple(times),
-            tuple(scale_ports),
-            tuple(key_ports),
-        )
-        taken = [*scale_ports, *(port for ports in key_ports for port in ports)]
-        self.ports.taken.update(taken)
-        queries = self._queries(job)
-        if queries is None:
-            self.ports.taken.difference_update(taken)
-            return False
-        job.queries, self._port = queries, port
-        self.slots.update(self._time(job, c) + self.masked for c in range(job.tile.columns))
-        return True
+            at, port = time + self.pace, found[-1] + 1
+        job.times, job.key_ports = tuple(times), tuple(key_ports)
 
-    def _queries(self, job: Job) -> tuple[tuple[int, int], ...] | None:
+    def _scale_ports(self, job: Job) -> tuple[int, ...]:
+        """Find cycles to read the queries' scales, whose register was the last job but one's.
+
+        Empty where there are none in time.
+        """
+        due = job.key_ports[0][0]
+        first = max(0, due - PATIENCE)
+        if len(self.jobs) > 1:
+            first = max(first, self.jobs[-2].key_ports[-1][-1] + 1)
+        found = self.ports.seek(first, len(paired(job.quad.heads)))
+        return tuple(found) if found[-1] < due else ()
+
+    def _queries(self, job: Job) -> tuple[tuple[tuple[int, ...], int], ...] | None:
         """Take cycles to read the packed queries of a job's heads; None where there are none."""
-        out: dict[int, int] = {}
+        first: dict[int, int] = {}
         for i, head in enumerate(job.quad.heads):
-            vector = self.shape.query(head)[0]
-            if vector in out:
-                continue
-            due = job.fed + i - self.to_planes
+            first.setdefault(self.shape.queries[head][0], i)
+        out: list[tuple[tuple[int, ...], int]] = []
+        for pair in paired(list(first)):
+            due = job.fed + min(first[vector] for vector in pair) - self.to_planes
             ports = range(due, due - PATIENCE, -1)
             port = next((p for p in ports if self.ports.free(p)), None)
             if port is None:
-                self.ports.taken.difference_update(out.values())
+                self.ports.taken.difference_update(port for _, port in out)
                 return None
             self.ports.taken.add(port)
-            out[vector] = port
-        return tuple(out.items())
+            out.append((tuple(pair), port))
+        return tuple(out)
 
     @property
     def end(self) -> int:
@@ -182,26 +195,33 @@ class Scores:
                 yield from self._peak(job, wires)
 
     def _feed(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
-        """Queries: work memory, VXM, both SXMs, planes."""
+        """Queries: work memory, past the VXM or through it, both SXMs, planes."""
         step = self.shape.layout.query_bytes(len(self.shape.kv_of)) // VECTOR_BYTES
-        of, clock = self.clock.of, self.clock
-        for vector, port in job.queries:
-            yield from wires.fetch("q", [row * step + vector], port)
-            at = port + clock.fetch
-            source = In((wires.tap("q", row * step + vector),), "i8")
-            heads = [i for i, h in enumerate(job.quad.heads) if self.shape.query(h)[0] == vector]
-            there = at + of["COPY"] + clock.to_sxm
-            for side in job.tile.sides():
-                out = group(Stream(side == 1, QUERY), 1)
-                yield wires.alu(SENDERS[side], at, AluOp.COPY, source, out=out)
-                for number, i in enumerate(heads):
-                    leave = job.fed + i - (clock.to_mxm - clock.to_sxm)
-                    late = leave - there - of["PERMUTE"]
-                    turn = Permute(
-                        src=out, dst=(Tap(Stream(side == 1, FED), late),), item=1,
-                        map=self.shape.query(job.quad.heads[i])[1],
-                    )  # fmt: skip
-                    yield Issue(sxm(side, 2 + number), there, turn)
+        for pair, port in job.queries:
+            for number, vector in enumerate(pair):
+                yield from wires.fetch("q", [row * step + vector], port)
+                tap, at = wires.tap("q", row * step + vector), port + self.clock.fetch
+                own = int(not tap.stream.eastward)  # the side that it comes from
+                if 1 - own in job.tile.sides():  # it flows on to the other
+                    yield from self._turned(job, vector, 1 - own, (tap,), at)
+                if own in job.tile.sides():
+                    back = group(Stream(own == 1, QUERY), 1)
+                    copy = In((tap,), "i8")
+                    yield wires.alu(SENDERS[number], at, AluOp.COPY, copy, out=back)
+                    yield from self._turned(job, vector, own, back, at + self.clock.of["COPY"])
+
+    def _turned(self, job: Job, vector: int, side: int, src: Group, left: int) -> Iterator[Issue]:
+        """Turn a query vector that passes the VXM at `left` for each head that it has."""
+        clock, there = self.clock, left + self.clock.to_sxm
+        first = TURNS[src[0].stream.number == QUERY]
+        for i, head in enumerate(job.quad.heads):
+            own, spread = self.shape.queries[head]
+            if own == vector:
+                leave = job.fed + i - (clock.to_mxm - clock.to_sxm)
+                late = leave - there - clock.of["PERMUTE"]
+                dst = (Tap(Stream(side == 1, FED), late),)
+                turn = Permute(src=src, dst=dst, item=1, map=spread)
+                yield Issue(sxm(side, first + i), there, turn)
 
     def _sums(self, job: Job) -> Iterator[Issue]:
         """Queries through the planes; sums through the SXMs, where tokens come in order."""
@@ -242,7 +262,8 @@ class Scores:
             [first + h for h in quad.quarters],
         )
         yield from reads
-        yield wires.alu(SCALE, job.scale_ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
+        register = SCALES[job.number % 2]
+        yield wires.alu(register, job.scale_ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
         for pair, ports in enumerate(job.key_ports):
             scales = self.shape.scales(quad, job.tile.column + 2 * pair, value=False)
             for known, port in zip(scales.values(), ports, strict=True):
@@ -252,7 +273,7 @@ class Scores:
                 kvs = [self.shape.kv_of[head] for head in quad.quarters]
                 taps = tuple(wires.tap("kvs", scales[kv][i], at[kv] - ports[0]) for kv in kvs)
                 issue = ports[0] + self.clock.fetch
-                yield wires.alu(FACTORS[i], issue, AluOp.MUL, Held(SCALE), In(taps))
+                yield wires.alu(FACTORS[i], issue, AluOp.MUL, Held(register), In(taps))
 
     def _columns(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
         """Add the sides, scale, mask, keep in scratch memory."""

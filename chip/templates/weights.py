@@ -58,8 +58,9 @@ class Weights:
     """What both passes do: exponentials times shares times scales, zero for hidden tokens."""
 
     def __init__(
-        self, shape: Attention, clock: Clock, ports: Ports, registers: dict[int, tuple[int, int]]
-    ) -> None:
+        self, shape: Attention, clock: Clock, ports: Ports, start: int,
+        registers: dict[int, tuple[int, int]],
+    ) -> None:  # fmt: skip
         self.shape, self.clock, self.ports, self.registers = shape, clock, ports, registers
         of = clock.of
         self.shared = of["MUL"]
@@ -68,42 +69,33 @@ class Weights:
         self.pace = max(2, of["MAX"])
         # from a scale's port to the exponential that it meets
         self.to_time = clock.fetch + of["COPY"] - self.shared
+        # from a column's time to the last use of what is known of its heads
+        self.uses = dict(zip(registers, (0, self.masked), strict=False))
         self.jobs: list[Job] = []
-        self._port = self._known_port = 0
-        self._known: list[dict[int, list[int]]] = []
+        self._start = self._port = start
+        self._next = self._known()
 
-    def known(self, number: int, start: int) -> dict[int, list[int]]:
-        """Take ports for what job `number` must know; two jobs' numbers are in registers."""
-        while len(self._known) <= number:
-            port = max(self._known_port, start)
-            if len(self._known) > 1 and len(self.jobs) > len(self._known) - 2:
-                before = self.jobs[len(self._known) - 2]
-                port = max(port, before.last + self._hold - self.clock.fetch)
-            found = {}
-            for which in self.registers:
-                found[which] = self.ports.take(port, 2)
-                port = found[which][-1] + 1
-            self._known.append(found)
-            self._known_port = port
-        return self._known[number]
+    def _known(self) -> dict[int, list[int]]:
+        """Take ports for what the next job must know: behind the last job but one's last use."""
+        before = self.jobs[-2] if len(self.jobs) > 1 else None
+        out = {}
+        for which, use in self.uses.items():
+            free = self._start if before is None else before.last + use + 1 - self.clock.fetch
+            out[which] = self.ports.take(max(free, self._start), 2)
+        return out
 
-    @property
-    def _hold(self) -> int:
-        """Cycles after a column's time until what is known of its heads is not needed."""
-        return 1
-
-    def place(self, quad: Quad, column: int, columns: int, start: int, earliest: int) -> Job:
+    def place(self, quad: Quad, column: int, columns: int, earliest: int) -> Job:
         """Place a job whose first column comes at `earliest` or later."""
-        number = len(self.jobs)
-        known = self.known(number, start)
-        ready = max(p[-1] for p in known.values()) + self.clock.fetch + self.clock.of["COPY"]
-        self.known(number + 1, start)
-        at, port, times, scale_ports = max(earliest, ready), self._port, list[int](), []
+        known = self._next
+        loaded = self.clock.fetch + self.clock.of["COPY"]
+        at = max(earliest, *(known[which][-1] + loaded - use for which, use in self.uses.items()))
+        port, times, scale_ports = self._port, list[int](), list[list[int]]()
         if self.jobs:
             at = max(at, self.jobs[-1].times[-1] + self.pace)
         for pair in range(0, columns, 2):
             many = len(self.shape.scales(quad, column + pair, value=True))
             port = max(port, at - self.to_time - many + 1)
+            port += port % 2 if many == 1 else 0  # so that pairs do not meet the C2C's turns
             found = self.ports.seek(port, many)
             while found[-1] + self.to_time < at:
                 port += 1
@@ -113,8 +105,10 @@ class Weights:
             scale_ports.append(found)
             at, port = times[-1] + self.pace, found[-1] + 1
         self._port = port
-        self.jobs.append(Job(number, quad, column, columns, known, scale_ports, times))
-        return self.jobs[-1]
+        job = Job(len(self.jobs), quad, column, columns, known, scale_ports, times)
+        self.jobs.append(job)
+        self._next = self._known()
+        return job
 
     def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
         """Yield the pass's instructions for a batch whose first row is given."""
@@ -171,14 +165,13 @@ class Peaks(Weights):
     """The third pass: the largest weight of each head. Weights are not negative."""
 
     def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
-        super().__init__(shape, clock, ports, {0: SHARES})
+        super().__init__(shape, clock, ports, start, {0: SHARES})
         self.best = self.masked + 2 * clock.of["MAX"]
-        self._port = start
         for quad in shape.quads:
             earliest = start
             if self.jobs:
                 earliest = self.jobs[-1].store - self.best
-            job = self.place(quad, 0, shape.columns, start, earliest)
+            job = self.place(quad, 0, shape.columns, earliest)
             done = job.times[-1] + 1 + self.best
             away = clock.of["COPY"] + clock.near
             job.store = ports.take_run(done + away, 2) - away
@@ -198,19 +191,14 @@ class Feeds(Weights):
     """The fourth pass: quantised weights meet the values, tile by tile."""
 
     def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
-        super().__init__(shape, clock, ports, {0: SHARES, 1: FACTORS})
+        super().__init__(shape, clock, ports, start, {0: SHARES, 1: FACTORS})
         of = clock.of
         self.scaled = self.masked + of["MUL"]
         # from a column at the VXM to the SXMs; from there to the planes
         self.to_sxm = self.scaled + of["CVT_I8"] + clock.to_sxm
         self.to_planes = of["PERMUTE"] + clock.to_mxm - clock.to_sxm
-        self._port = start
-        self._started: set[tuple[int, int]] = set()
-        self.summed = 0  # when the last product is added up
-
-    @property
-    def _hold(self) -> int:
-        return self.masked + 1
+        self.summed: dict[int, int] = {}  # when a quad's products are added up, by number
+        self.sums: set[tuple[int, int]] = set()  # (plane of a side, cycle) at which one is
 
     def tile(self, load: Load, planes: Planes, start: int) -> None:
         """Place the jobs of a tile; no column comes before `start`."""
@@ -224,7 +212,7 @@ class Feeds(Weights):
                 assert before.fed is not None
                 free = max(free, before.fed[-1] + len(before.quad.heads))
             earliest = max(start, free - self.to_sxm - self.to_planes)
-            job = self.place(quad, tile.column, tile.columns, start, earliest)
+            job = self.place(quad, tile.column, tile.columns, earliest)
             job.tile, job.fed = tile, []
             for vector in tile.vectors:
                 last = job.time(tile.columns_of(vector)[-1])
@@ -232,7 +220,16 @@ class Feeds(Weights):
                 job.fed.append(free)
                 free += heads
             planes.used[tile.number % 2] = free - 1
-            self.summed = free - 1 + self.clock.of["ABC"] + 1
+            late = self.clock.of["ABC"]
+            self.summed[quad.number] = free + late
+            self.sums.update(
+                (tile.number % 2, fed + i + late) for fed in job.fed for i in range(heads)
+            )
+
+    @property
+    def end(self) -> int:
+        """When the VXM has made the last weights."""
+        return self.jobs[-1].last + self.scaled + 1
 
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
         of, tile = self.clock.of, job.tile
