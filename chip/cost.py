@@ -22,7 +22,8 @@ C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
 TURNS = 3  # turns of a work slice's port that a transfer may have to wait for: assumption
 SHAPE = (
     "rows", "hidden", "eps", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim",
-    "context", "bucket", "kv_of", "out", "prologue", "epilogue", "pace",
+    "context", "bucket", "kv_of", "out", "prologue", "epilogue", "pace", "arrives", "gaps",
+    "gaps_last",
 )  # fmt: skip
 """Arguments that a cost may depend on; all others are addresses or the like."""
 Key = tuple[Opcode, tuple[tuple[str, Any], ...]]

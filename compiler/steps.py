@@ -9,13 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chip.operations import Opcode, segment_offsets
+from chip.cost import C2C_TURN, TURNS
+from chip.operations import Opcode, row_bytes, segment_offsets
 from compiler.allocate import HANDED
 from compiler.graph import GraphOp, Kind, Split
 from compiler.ir import Memory, StepKind
 from compiler.movement import Movement, Transfer, host_memory, result_bytes, vectors_of
 from compiler.network import Network
 from compiler.partition import Group, Partition, weight_of
+
+GAPS = TURNS * C2C_TURN  # cycles that a vector may wait for a gap in a product's loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class StepPlanner:
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
+        self.arrives: dict[str, int] = {}  # of the next norm: a residual that comes off a link
         self.before: dict[tuple[int, str], dict[str, Any]] = {}  # a product's prologue, by buffer
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
         self.items: list[Planned | Transfer] = []
@@ -50,7 +54,10 @@ class StepPlanner:
         """Return the step's operations and transfers in order."""
         groups = [g for g in self.partition.groups if len(g.layers) or self.kind.decode]
         self.moves.enter(groups[0])
-        for group, after in zip(groups, [*groups[1:], None], strict=True):
+        befores: list[Group | None] = [None, *groups[:-1]]
+        for before, group, after in zip(befores, groups, [*groups[1:], None], strict=True):
+            if before is None or len(before.chips) == 1:  # whole residuals come, link by link
+                self.arrives = {"arrives": self._slot(host=before is None)}
             for index in group.layers:
                 last = index == group.layers[-1]
                 self._layer(group, self.partition.graph.layers[index], after if last else None)
@@ -87,12 +94,13 @@ class StepPlanner:
         )  # fmt: skip
 
     def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
-        width = {} if self.fuses else {"hidden": op.features}
+        more = self.arrives if self.fuses else {"hidden": op.features}
         for chip in group.chips:
             self._activations(
                 chip, Opcode.NORM, op.name, "residual", buffer,
-                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **width,
+                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **more,
             )  # fmt: skip
+        self.arrives = {}
 
     def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
         shares = group.shares(split, self.config.head_dim)
@@ -107,13 +115,33 @@ class StepPlanner:
             return "add"
         return "silu" if op.split is Split.INTER else None
 
-    def _pace(self, leaves: bool, *, host: bool) -> dict[str, int]:
-        """Give a product whose results leave while it runs the cycles that each takes on a link."""
-        slots = [link.slot_cycles for link in self.network.links if link.is_host == host]
-        return {"pace": max(slots)} if leaves and self.fuses else {}
+    def _slot(self, *, host: bool) -> int:
+        """Return the cycles that a vector takes on links between chips, or on the host's."""
+        return max(link.slot_cycles for link in self.network.links if link.is_host == host)
 
-    def _linear(self, group: Group, op: GraphOp, source: str, target: str, **extra: int) -> None:
-        """Every rank's columns of a product; fp16 results go to the rank's own segment."""
+    def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> dict[str, int]:
+        """Return what a product must know of links: the pace of its result, and room for vectors.
+
+        A chip alone has nothing on its links until its result leaves; one of several may.
+        """
+        out: dict[str, int] = {}
+        slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
+        alone = len(group.chips) == 1 or op.split is Split.VOCAB
+        if leaves:
+            out["pace"] = slot
+        if leaves or not alone:
+            out["gaps"] = max(C2C_TURN, min(slot // C2C_TURN * C2C_TURN, GAPS))
+        if leaves and alone:
+            out["gaps_last"] = vectors_of(row_bytes(n, 4)) * slot + 4 * GAPS
+        return out
+
+    def _linear(
+        self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
+    ) -> None:
+        """Every rank's columns of a product; fp16 results go to the rank's own segment.
+
+        `leaves`: links take the result even if it is not exchanged.
+        """
         epilogue = self._epilogue(group, op)
         half = op.dtype == "f16" or epilogue is not None
         offsets = [0] * len(group.chips)
@@ -134,11 +162,14 @@ class StepPlanner:
                 args["first_column"] = group.vocab[rank][0]
             if epilogue is not None:
                 args["epilogue"] = epilogue
+            if self.fuses:
+                out = leaves or (half and len(group.chips) > 1)
+                args |= self._on_links(group, op, weight.n, out)
             args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],
                 rows=self.kind.rows, k=op.in_features, n=weight.n, out="f16" if half else "f32",
-                dtype=self.dtype, **args, **extra,
+                dtype=self.dtype, **args,
             )  # fmt: skip
 
     def _attention(self, group: Group, rope: GraphOp, attend: GraphOp) -> None:
@@ -219,8 +250,7 @@ class StepPlanner:
         self._silu(group, silu)
         self.moves.exchange(group, silu.name, "mlp.mid", Split.INTER)
         self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
-        leaves = after is not None and len(group.chips) == 1
-        self._linear(group, down, "down.in", "mlp.out", **self._pace(leaves, host=False))
+        self._linear(group, down, "down.in", "mlp.out", leaves=after is not None)
         self.moves.exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
         self._add(group, add_mlp, "mlp.out", ahead)
         if after is not None and ahead is None:
@@ -239,8 +269,7 @@ class StepPlanner:
     def _head(self, group: Group) -> None:
         norm, lm_head = self.partition.graph.head
         self._norm(group, norm, "head.in")
-        leaves = not self.top_k
-        self._linear(group, lm_head, "head.in", "logits", **self._pace(leaves, host=True))
+        self._linear(group, lm_head, "head.in", "logits", leaves=not self.top_k)
         host, buffer = self.partition.layout.chips, "logits"
         for rank, chip in enumerate(group.chips):
             size = result_bytes(self.partition, rank, self.top_k)

@@ -31,8 +31,8 @@ def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str
     Work operands begin `first` vectors into it.
     """
     a = dict(shape)
-    known = ("x", "s", "sw", "gamma", "src", "qkv", "rope", "q", "sq", "kvs", "scratch", "stats",
-             "y", "w", "kv")  # fmt: skip
+    known = ("x", "s", "sw", "gamma", "src", "r", "qs", "qkv", "rope", "q", "sq", "kvs", "scratch",
+             "stats", "y", "w", "kv")  # fmt: skip
     names = [name for name in known if a.get(name) is True]
     bulk, work = 0, work_start(CHIP) + first * VECTOR_BYTES
     sizes = dict.fromkeys(names, 0)

@@ -61,20 +61,25 @@ def groups_of(blocks: list[Columns]) -> list[tuple[Columns, ...]]:
     return out + [(block,) for block in blocks if block.width < LANES]
 
 
-def row_groups(blocks: list[Columns], pairs: int = 0) -> list[tuple[Columns, ...]]:
+def row_groups(blocks: list[Columns]) -> list[tuple[Columns, ...]]:
     """Four full blocks first, so that two of their tiles fill the planes; then block by block.
 
-    One row needs no more than its block's columns at a time, and small groups end early. The first
-    `pairs` pairs of blocks stay together.
+    One row needs no more than its block's columns at a time, and small groups end early.
     """
-    full = 2 * pairs if pairs else sum(block.width == LANES for block in blocks)
-    first = 4 if full >= 4 else 0
-    out = [tuple(blocks[:first])] * bool(first)
-    while first < len(blocks):
-        count = 2 if first < 2 * pairs else 1
-        out.append(tuple(blocks[first : first + count]))
-        first += count
-    return out
+    first = 4 if sum(block.width == LANES for block in blocks) >= 4 else 0
+    return [tuple(blocks[:first])] * bool(first) + [(block,) for block in blocks[first:]]
+
+
+def gated_groups(blocks: list[Columns], pairs: int) -> list[tuple[Columns, ...]]:
+    """As `row_groups`, for `pairs` pairs of a gate and an up block, and blocks with a half of each.
+
+    A pair stays together but for the last: its gate is worked on while the up columns are loaded.
+    """
+    first = 4 if pairs > 2 else 0
+    last = max(first, 2 * pairs - 2)
+    out = [tuple(blocks[:first])] * bool(first) + [(block,) for block in blocks[2 * pairs :]]
+    out += [tuple(blocks[at : at + 2]) for at in range(first, last, 2)]
+    return out + [(block,) for block in blocks[last : 2 * pairs]]
 
 
 @lru_cache(maxsize=16)

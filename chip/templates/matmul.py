@@ -8,6 +8,7 @@ from __future__ import annotations
 from chip.operations import Args, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.product import Product
+from chip.templates.prologue import arrivals
 from chip.templates.row import RowProduct
 from chip.templates.template import Placed, Template
 
@@ -37,10 +38,12 @@ def _row(a: Args, spec: ChipSpec) -> Template:
     drains = product.drains
     end = max(p.start + p.block.end for p in drains)
     ready = _ready(drains, "r" if a.get("epilogue") == "add" else "y")
-    needed = {}
+    needed: dict[str, tuple[int, int]] = {}
     if product.prologue is None:
         first, last = (product.filled[n] - product.feed_delay for n in (0, -1))
         needed = {"x": (first, last), "s": (first, first)}
+    if "arrives" in a:
+        needed["src"] = arrivals(a)
     if "pace" in a:
         begun = max(at - a["pace"] * v for v, at in enumerate(ready))
         end = max(end, begun + a["pace"] * (len(ready) - 1))

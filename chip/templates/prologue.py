@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from chip.floorplan import Role, alu, hops, mxm
+from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa import AluOp
 from chip.operand import Stream, group
 from chip.operations import Args
-from chip.spec import ChipSpec
-from chip.templates.builder import LANES, Block, Node, NodeSource, Ref
+from chip.spec import ChipSpec, vectors
+from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref
 from chip.templates.reductions import lane_max, lane_sum
 from chip.templates.template import paced
 from chip.templates.vector import (
@@ -34,14 +34,14 @@ OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
-    """A block, when each tile's activation is at the planes, and from when on weights may be.
+    """A block, when each tile's activation is at the planes, and when weights may not be.
 
-    Both as seen from the planes.
+    Both as seen from the planes: what goes out to the SXMs has the streams of weights.
     """
 
     block: Block
     filled: tuple[int, ...]
-    clear: int
+    busy: frozenset[int]
 
 
 def prologue(a: Args, spec: ChipSpec) -> Prologue:
@@ -56,8 +56,17 @@ def prologue(a: Args, spec: ChipSpec) -> Prologue:
 
     block = paced(attempt)
     way = hops(alu(0), mxm(0, Role.FEED), spec)
-    clear = max(step.cycle + 4 for step in block.passes) + 2  # operands come in beats
-    return Prologue(block, tuple(node.done + way for node in fed), clear)
+    return Prologue(block, tuple(node.done + way for node in fed), outward(block))
+
+
+def outward(block: Block) -> frozenset[int]:
+    """Return when, seen from the planes, a block sends operands of SXM passes out."""
+    at_planes = hops(sxm(0, 0), mxm(0, Role.LOAD), block.spec)
+    out: set[int] = set()
+    for step in block.passes:
+        beats = -(-step.src.count // 2) if isinstance(step.src, Ref) else 1
+        out.update(step.cycle + at_planes + beat for beat in range(beats))
+    return frozenset(out)
 
 
 def _norm(b: Block, a: Args, pace: int) -> list[Node]:
@@ -65,7 +74,7 @@ def _norm(b: Block, a: Args, pace: int) -> list[Node]:
     total: Node | None = None
     for g, n in enumerate(lanes):
         x = load("src", g, n, "f32")
-        square = b.alu(AluOp.MUL, x, x, lanes=n, after=g * pace)
+        square = b.alu(AluOp.MUL, x, x, lanes=n, after=_read_from(b, a, x) + g * pace)
         total = square if total is None else b.alu(AluOp.ADD, total, square)
     assert total is not None
     mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / a["k"]))
@@ -76,7 +85,20 @@ def _norm(b: Block, a: Args, pace: int) -> list[Node]:
         x = b.alu(AluOp.MUL, load("src", g, lanes[g], "f32"), root, lanes=lanes[g], after=after)
         return b.alu(AluOp.MUL, x, load("gamma", g, lanes[g], "f32"), lanes=lanes[g])
 
-    return _quantise(b, value, len(lanes), root.done, pace)
+    return _quantise(b, value, len(lanes), root.done, pace, 1)
+
+
+def arrivals(a: Args) -> tuple[int, int]:
+    """Return the cycles at which the first and last vector of a row that comes off a link come."""
+    return 0, a["arrives"] * (vectors(4 * a["k"]) - 1)
+
+
+def _read_from(b: Block, a: Args, x: Load) -> int:
+    """Return when the VXM may have a group of values, if they come as the block runs."""
+    if "arrives" not in a:
+        return 0
+    lead = b.delay["READ"].d_func + hops(mem(0, 0), alu(0), b.spec)
+    return int(a["arrives"]) * (x.ref.vector + x.ref.count - 1) + lead
 
 
 def _gather(b: Block, a: Args, pace: int) -> list[Node]:
@@ -85,18 +107,26 @@ def _gather(b: Block, a: Args, pace: int) -> list[Node]:
     def value(g: int, after: int) -> NodeSource:
         return joined(b, runs_of(a["shares"], g * LANES, lanes[g]), 2, after)
 
-    return _quantise(b, value, len(lanes), 0, pace)
+    return _quantise(b, value, len(lanes), 0, pace, 2)
 
 
 def _quantise(
-    b: Block, value: Callable[[int, int], NodeSource], count: int, after: int, pace: int
+    b: Block,
+    value: Callable[[int, int], NodeSource],
+    count: int,
+    after: int,
+    pace: int,
+    turns: int,
 ) -> list[Node]:
     """Quantise groups of values to int8 by their largest; keep the scale. Two passes."""
-    peak: Node | None = None
+    peaks: list[Node] = []  # taken in turns: a maximum takes longer than the next value
     for g in range(count):
         size = b.alu(AluOp.ABS, value(g, after + g * pace))
-        peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
-    assert peak is not None
+        if g < turns:
+            peaks.append(size)
+        else:
+            peaks[g % turns] = b.alu(AluOp.MAX, peaks[g % turns], size)
+    peak = peaks[0] if len(peaks) == 1 else b.alu(AluOp.MAX, *peaks)
     factor, scale = scale_factor(b, lane_max(b, peak))
     b.alu(AluOp.COPY, scale, on=SCALE)
     b.alu(AluOp.COPY, scale, lanes=1, out=Ref("qs", 0, 1))

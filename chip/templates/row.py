@@ -8,70 +8,47 @@ Tiles beyond the slots share the last one, and are sent again for every group of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from chip.floorplan import Role, mxm
-from chip.isa import ABC, ACC, IW, AluOp
+from chip.isa import ABC, ACC, IW
 from chip.issue import Issue
-from chip.operand import Held, Stream
-from chip.spec import vectors
-from chip.templates.builder import C2C_TURN, LANES, Block, Load, NodeSource, Ref
-from chip.templates.columns import ColumnGroup, Columns, blocks_of, row_groups
-from chip.templates.product import (
-    ARRIVAL,
-    PINNED,
-    Product,
-    feed_block,
-    never,
-    row_scale,
-)
-from chip.templates.prologue import FEED, SCALE, prologue
+from chip.operand import Stream
+from chip.templates.builder import C2C_TURN, Block
+from chip.templates.columns import ColumnGroup, Columns
+from chip.templates.drains import RowDrains, TileTimes
+from chip.templates.product import ARRIVAL, PINNED, feed_block, never, row_scale
+from chip.templates.prologue import FEED, SCALE, outward, prologue
 from chip.templates.template import Placed
-from chip.templates.vector import Run, joined, sigmoid
 
 SUMS = 8  # accumulator rows that groups take in turn
-LEAD = 8  # cycles before the sums arrive at which a drain block reads its first operand
-SPAN = 400  # cycles that a drain block may last
 FEED_PACE = 2  # cycles between activations: every other cycle of the ports is left to others
 
 
-class TileTimes(NamedTuple):
-    """When a tile's windows arrive at the planes, it is installed, and multiplied.
-
-    `filled`: when its activation comes, where it shares a slot; else it has come before.
-    """
-
-    windows: Sequence[int]
-    filled: int | None
-    install: int
-    use: int
-
-
-class RowProduct(Product):
+class RowProduct(RowDrains):
     """The timeline of a product of one row."""
 
     def _lay_out(self) -> None:
         self.half_rate = False
         slots = self.spec.mxm_activation_slots
         self.resident = self.tiles if self.tiles <= slots else slots - 1
-        self.times: dict[tuple[int, int], TileTimes] = {}
+        self.times = {}
         self.first = self.delay["READ"].d_func + self.to_mxm
-        self.pairs = self.a["n"] // (2 * LANES) if self._gated else 0  # of whole blocks
-        groups = row_groups(blocks_of(self.a["n"], self.tiles), self.pairs)
+        groups = self._groups()
         load = sum(len(block.windows(0)) for block in groups[0])
         self.prologue = prologue(self.a, self.spec) if "prologue" in self.a else None
         at = self.first
         if self.prologue is not None:
             self.filled = list(self.prologue.filled[: self.resident])
-            at = max(at, self.filled[0] - 2 * load, self.prologue.clear)
+            at = max(at, self.filled[0] - 2 * load)
         else:
             self.filled = self._fills(at + 2 * load)
+        self._gaps_from = self._passed_from(groups, at)
         self._taken = {*self.filled, *self._scale_cycles()}
+        self._taken |= self.prologue.busy if self.prologue is not None else set()
         self._drained: set[int] = set()  # cycles at which sums are put out by themselves
         self._used = 0  # when the latest tile is multiplied
-        arrived = 0
+        free = 0  # from when on the work on a group's sums may begin
         for number, blocks in enumerate(groups):
             if number >= SUMS:  # its accumulator row is that of an earlier group
                 at = max(at, self.groups[number - SUMS].drain - self.delay["ABC"].d_func)
@@ -79,13 +56,38 @@ class RowProduct(Product):
                 at = self._time_tile(blocks, tile, at)
             summed = self.times[blocks[0].first, self.tiles - 1].use + self.delay["ABC"].d_func
             delay = self._drain_delay(len(self._widths(blocks)))
-            drain = max(summed, arrived - delay)
+            drain = max(summed, free + self._lead(blocks) - delay)
             if drain > summed:
                 self._drained.add(drain)
             self.groups.append(ColumnGroup(blocks, 0, 0, 0, drain, number % SUMS, 0))
-            block, _ = self._drain(blocks)
-            arrived = drain + delay + block.end - ARRIVAL + LEAD
+            start = drain + delay - ARRIVAL
+            block = self.drain(blocks, start)
+            free = drain + delay + self._hold(blocks, block)
+            self._taken.update(start + cycle for cycle in outward(block))
         self._place_drains()
+
+    # -- room for what passes between links and work memory
+
+    def _passed_from(self, groups: list[tuple[Columns, ...]], at: int) -> int:
+        """Return from when on vectors may pass the loads, which begin at a cycle.
+
+        `gaps`: at least one finds an outward stream in so many cycles; `gaps_last`: it need not but
+        in the last so many cycles.
+        """
+        loads = sum(len(block.windows(t)) for g in groups for block in g for t in range(self.tiles))
+        return max(0, at + loads - self.a["gaps_last"]) if "gaps_last" in self.a else 0
+
+    def _is_gap(self, cycle: int) -> bool:
+        """Tell whether the streams at the planes are a link's: it reads in its turn of the port."""
+        period = self.a.get("gaps", 0)
+        far, _ = self.port_leads
+        return bool(period and cycle >= self._gaps_from and (cycle - far) % period == C2C_TURN - 1)
+
+    def _in_turn(self, cycle: int) -> bool:
+        """Tell whether an activation that arrives at a cycle is read in a link's turn."""
+        return (cycle - self.feed_delay) % C2C_TURN in self.link_turns
+
+    # -- when things happen
 
     def _fills(self, first: int) -> list[int]:
         """Return when the activation of each tile that has a slot of its own arrives."""
@@ -100,13 +102,13 @@ class RowProduct(Product):
         """Time a tile whose first window may arrive at a cycle; return the next one's cycle."""
         windows = []
         for _ in range(sum(len(block.windows(tile)) for block in blocks)):
-            while at in self._taken:
+            while at in self._taken or self._is_gap(at):
                 at += 1
             windows.append(at)
             at += 1
         shared = tile >= self.resident
         if shared:
-            while at in self._taken or at <= self._used:
+            while at in self._taken or at <= self._used or self._is_gap(at) or self._in_turn(at):
                 at += 1
             self._taken.add(at)
             at += 1
@@ -145,89 +147,6 @@ class RowProduct(Product):
             yield Issue(feed, times.use, ABC(slot=slot))
             if out != g.drain:  # else the sum leaves as it is made
                 yield Issue(acc, out, ACC(slot=g.parity, first=tile == 0))
-
-    # -- the VXM's part
-
-    def _arrival(self, outputs: int) -> int:
-        return ARRIVAL
-
-    def _place_drains(self) -> None:
-        again = {
-            times.filled - self.feed_delay
-            for times in self.times.values() if times.filled is not None
-        }  # fmt: skip
-        for g in self.groups:
-            start = g.drain + self._drain_delay(self._outputs(g)) - ARRIVAL
-            busy = frozenset(c - start for c in again if 0 <= c - start < SPAN)
-            block, _ = self._drain(g.blocks, busy)
-            self.drains.append(Placed(block=block, start=start, shift=self._shift(g)))
-
-    def _drain(
-        self, blocks: tuple[Columns, ...], busy: frozenset[int] = frozenset()
-    ) -> tuple[Block, int]:
-        """Return the block that takes a group's sums. `busy`: the port is the activations'."""
-        widths = self._widths(blocks)
-        key = (tuple(widths), busy)
-        if key not in self._blocks:
-            block = Block(
-                self.spec, pinned=PINNED | {SCALE},
-                busy=lambda cycle: cycle in busy or cycle % C2C_TURN == C2C_TURN - 1,
-            )  # fmt: skip
-            self._fill_drain(block, widths)
-            self._blocks[key] = block.finish(), 0
-        return self._blocks[key]
-
-    @property
-    def _gated(self) -> bool:
-        return self.a.get("epilogue") == "silu"
-
-    def _halves(self, blocks: tuple[Columns, ...]) -> bool:
-        """Tell whether a block holds both gate and up columns (chip.operations.gated_widths)."""
-        return self._gated and len(blocks) == 1
-
-    def _widths(self, blocks: tuple[Columns, ...]) -> list[int]:
-        widths = super()._widths(blocks)
-        return [widths[0] // 2] * 2 if self._halves(blocks) else widths
-
-    def _spread(self, blocks: tuple[Columns, ...], run: int, j: int) -> tuple[int | None, ...]:
-        if not self._halves(blocks):
-            return super()._spread(blocks, run, j)
-        width = blocks[0].width // 2
-        return tuple(range(j * width, (j + 1) * width))
-
-    def _weight_scales(self, b: Block, widths: list[int], j: int) -> NodeSource:
-        """The way through the SXM is free: weights of columns that lie so are the last to come."""
-        run = Run("sw", sum(widths[:j]), widths[j])
-        return joined(b, [run], 4, ARRIVAL + LEAD)
-
-    def _fill_drain(self, b: Block, widths: list[int]) -> None:
-        """Dequantise a group's sums, and do with them what follows the product."""
-        scaled = self._scaled(b, widths, Held(SCALE))
-        if self._gated:
-            for pair in range(len(scaled) // 2):
-                gate, up = scaled[2 * pair : 2 * pair + 2]
-                width = widths[2 * pair]
-                y = b.alu(AluOp.MUL, b.alu(AluOp.MUL, gate, sigmoid(b, gate)), up, lanes=width)
-                b.alu(AluOp.CVT_F16, y, lanes=width, out=Ref("y", 2 * pair, vectors(2 * width)))
-            return
-        for j, (y, width) in enumerate(zip(scaled, widths, strict=True)):
-            wide = Ref("y", 4 * j, vectors(4 * width))
-            if self.a["out"] == "f32":
-                b.alu(AluOp.COPY, y, lanes=width, out=wide)
-                continue
-            half = Ref("y", 2 * j, vectors(2 * width))
-            if self.a.get("epilogue") != "add":
-                b.alu(AluOp.CVT_F16, y, lanes=width, out=half)
-                continue
-            delta = b.alu(AluOp.CVT_F32, b.alu(AluOp.CVT_F16, y, lanes=width), lanes=width)
-            total = replace(wide, operand="r")
-            b.alu(AluOp.ADD, Load(total, "f32"), delta, lanes=width, out=total)
-
-    def _shift(self, g: ColumnGroup) -> dict[str, int]:
-        shift = super()._shift(g)
-        if self._gated:
-            shift["y"] //= 2
-        return {**shift, "r": shift["sw"]}
 
     # -- the activations
 
