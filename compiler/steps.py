@@ -126,7 +126,7 @@ class StepPlanner:
         """
         out: dict[str, int] = {}
         slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
-        alone = len(group.chips) == 1 or op.split is Split.VOCAB
+        alone = len(group.chips) == 1
         if leaves:
             out["pace"] = slot
         if leaves or not alone:
