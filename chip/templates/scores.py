@@ -18,7 +18,16 @@ from chip.operand import Group, Held, Immediate, In, Stream, Tap, group
 from chip.scratch import COLUMN
 from chip.spec import VECTOR_BYTES, vectors
 from chip.templates.attention import Attention, Quad, Tile
-from chip.templates.quarters import BEST, CHOSEN, MASK, SCORED, keep, mask, running_best
+from chip.templates.quarters import (
+    BEST,
+    CHOSEN,
+    MASK,
+    SCORED,
+    keep,
+    mask,
+    running_best,
+    stored,
+)
 from chip.templates.tiles import AHEAD, Load, Planes
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items, paired
@@ -177,9 +186,22 @@ class Scores:
         return tuple(out)
 
     @property
-    def end(self) -> int:
-        """When everything is in memory, and the last score has left the VXM for good."""
-        return self.jobs[-1].store + self.clock.of["COPY"] + self.clock.near + 2
+    def stored(self) -> list[int]:
+        """When each quad's maxima of all tiles are in memory."""
+        last = {job.quad.number: job.store + stored(self.clock) for job in self.jobs}
+        return [last[quad.number] for quad in self.shape.quads]
+
+    @property
+    def came(self) -> int:
+        """When the last column arrives at the VXM."""
+        return self.jobs[-1].last
+
+    def busy(self, number: int) -> int:
+        """Return from when on an ALU is free."""
+        last = self.jobs[-1]
+        if number in SENDERS:
+            return max(port for _, port in last.queries) + self.clock.fetch + 1
+        return self.came + 1 if number == SUM else last.store + 1
 
     # -- what
 
