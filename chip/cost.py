@@ -19,7 +19,7 @@ from chip.operations import Args, Opcode
 from chip.spec import ChipSpec
 
 C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
-TURNS = 2  # turns of a work slice's port that a transfer may have to wait for: assumption
+TURNS = 3  # turns of a work slice's port that a transfer may have to wait for: assumption
 SHAPE = (
     "rows", "hidden", "eps", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim",
     "context", "bucket", "kv_of", "out", "prologue", "epilogue", "pace",

@@ -11,6 +11,7 @@ Rows are taken in batches, as many at a time as these bounds allow, at least one
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from chip.kv import WINDOW_VECTORS, KvLayout
@@ -22,6 +23,7 @@ TILE = 2 * VECTOR_BYTES  # tokens that meet the planes at once
 ITEM = 4  # vectors of 320 fp32 values
 PER_WINDOW = WINDOW_VECTORS // ITEM // 2  # items of a hemisphere
 ITEMS_AT_ONCE, QUADS_AT_ONCE = 256, 64  # in a batch of several rows
+QUERIES_AT_ONCE = 63  # fp16: of heads that share vectors; a plane has 64 activations, one zeros
 HEADS_KNOWN = 3  # numbers a head besides the maxima of tiles: maximum or share, factor, scale
 
 
@@ -56,9 +58,24 @@ class Scratch:
     @property
     def batch(self) -> int:
         """Rows at a time: batches are as even as can be."""
-        quads = len(self.quads)
-        most = max(1, min(ITEMS_AT_ONCE // (quads * self.columns), QUADS_AT_ONCE // quads))
+        if self.layout.dtype == "fp16":
+            most = min(ITEMS_AT_ONCE // self._row_of_fp16, QUERIES_AT_ONCE // self.shared)
+        else:
+            quads = len(self.quads)
+            most = min(ITEMS_AT_ONCE // (quads * self.columns), QUADS_AT_ONCE // quads)
+        most = max(1, most)
         return -(-self.rows // -(-self.rows // most))
+
+    @property
+    def shared(self) -> int:
+        """Heads whose KV heads share a packed vector, at most."""
+        per = self.layout.heads_per_group
+        return max(Counter(kv // per for kv in self.kv_of).values())
+
+    @property
+    def _row_of_fp16(self) -> int:
+        """Items of a row in fp16: 320 tokens of a head each."""
+        return len(self.kv_of) * -(-self.bucket // VECTOR_BYTES)
 
     def item(self, quad: int, column: int, side: int) -> int:
         """Return the first vector of an item; `quad` counts a batch's."""
@@ -70,12 +87,13 @@ class Scratch:
     def bytes(self) -> int:
         """Bytes of the bulk slices, for this bucket and all smaller ones.
 
-        fp16 takes one row at a time, in work memory: four vectors for 320 tokens of each head.
+        fp16 has them in work memory.
         """
-        if self.layout.dtype == "fp16":
-            return len(self.kv_of) * -(-self.bucket // VECTOR_BYTES) * ITEM * VECTOR_BYTES
-        row = len(self.quads) * self.columns
+        fp16 = self.layout.dtype == "fp16"
+        row = self._row_of_fp16 if fp16 else len(self.quads) * self.columns
         items = min(self.rows * row, max(ITEMS_AT_ONCE, row))
+        if fp16:
+            return items * ITEM * VECTOR_BYTES
         return -(-items // PER_WINDOW) * WINDOW_VECTORS * VECTOR_BYTES
 
     @property

@@ -1,7 +1,7 @@
 """Place a step's transfers around its computations: C2C instructions and work-slice accesses.
 
 Departures and arrivals are on the cycle that the schedule says. The vector's way between port and
-work slice is free to move by two turns of the slice's port (chip/cost.py allows for them): it
+work slice is free to move by a few turns of the slice's port (chip/cost.py allows for them): it
 waits at the port (`wait`) until slice, stream and queue are free. assumption: ports with even
 numbers are west.
 """
@@ -36,6 +36,8 @@ class _Taken:
     spec: ChipSpec
     queues: set[tuple[Queue, int]] = field(default_factory=set)
     slots: set[Slot] = field(default_factory=set)
+    # slice, word, hemisphere and departure of a vector that is sent -> its Send
+    sent: dict[tuple[Queue, int, int, int], Send] = field(default_factory=dict)
 
     def slot(self, queue: Queue, stream: Stream, cycle: int) -> Slot:
         """Return the slot of a value that a unit puts on a stream at a cycle."""
@@ -85,17 +87,32 @@ def place_transfers(
         link, last = operation.args["link"], -(1 << 30)
         for n in range(operation.args["vectors"]):
             cycle = operation.start + n * slots[link]
-            found = _place(operation, n, cycle, ports[link], taken, last)
+            way = _Way(operation, n, ports[link], spec)
+            found = _share(way, cycle, taken, last) or _place(way, cycle, taken, last)
             last = found[0].cycle
             out += found
     return out
 
 
-def _place(
-    operation: Operation, n: int, cycle: int, port: int, taken: _Taken, after: int
-) -> tuple[Issue, Issue]:
-    """Return the C2C instruction and the slice's access for vector n, which meets the link then."""
-    way = _Way(operation, n, port, taken.spec)
+def _share(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
+    """Return the Send of a vector that leaves by another port of this side in the same cycle.
+
+    One read serves them all: the vector passes all ports of its side at once. Empty where none
+    leaves so, or the port's queue is busy.
+    """
+    other = taken.sent.get((way.slice, way.word, way.hemisphere, cycle)) if way.send else None
+    if other is None:
+        return ()
+    at = cycle - other.wait
+    if (way.c2c, at) in taken.queues or at <= after:
+        return ()
+    taken.queues.add((way.c2c, at))
+    send = Send(port=way.port, stream=other.stream, wait=other.wait)
+    return (Issue(way.c2c, at, send, name=way.name),)
+
+
+def _place(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
+    """Return the C2C instruction and the slice's access for a vector that meets the link then."""
     for wait in range(TURNS * C2C_TURN + 1):
         c2c, access, slot = way.issues(cycle, wait, taken)
         wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
@@ -103,10 +120,12 @@ def _place(
             continue
         taken.queues |= wanted
         taken.slots.add(slot)
+        if isinstance(c2c.instruction, Send):
+            taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
         return c2c, access
     raise LoweringError(
-        f"{operation.name} ({operation.opcode}), vector {n}, cycle {cycle}: no free way between "
-        f"port {port} and its work slice within {TURNS * C2C_TURN} cycles"
+        f"{way.name} ({'send' if way.send else 'receive'}), vector {way.n}, cycle {cycle}: no free "
+        f"way between port {way.port} and its work slice within {TURNS * C2C_TURN} cycles"
     )
 
 
@@ -114,7 +133,7 @@ class _Way:
     """One vector's way between a port and a work slice."""
 
     def __init__(self, operation: Operation, n: int, port: int, spec: ChipSpec) -> None:
-        self.spec, self.port, self.name = spec, port, operation.name
+        self.spec, self.port, self.name, self.n = spec, port, operation.name, n
         self.send = operation.opcode is Opcode.SEND
         address = operation.args["src" if self.send else "dst"]
         side, index, self.word = work_place(spec, address // VECTOR_BYTES + n)

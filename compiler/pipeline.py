@@ -31,7 +31,7 @@ from compiler.layout import Layout
 from compiler.model_config import ModelConfig
 from compiler.movement import forward_rows
 from compiler.network import Network, build_network
-from compiler.parallel import collector_off, run_checks
+from compiler.parallel import Checks, collector_off
 from compiler.partition import Partition, partition
 from compiler.schedule import Scheduler
 from compiler.steps import StepPlanner
@@ -249,15 +249,14 @@ def compile_model(
     )
     buckets = context_buckets(options, memory.context)
     wanted = _wanted(kinds, memory.rows[-1], _holding(contexts, buckets))
-    steps = {
-        kind.name: schedule_step(split, network, memories, memory, kind, target) for kind in wanted
-    }
-    if kinds != "estimate":
-        about = (target.chip, network.links, memories, network.clock, network.sync)
-        run_checks(
-            [partial(verify, [(step, 0)], *about) for step in steps.values()],
-            forked=layout.chips * len(steps) > WORTH_FORKING,
-        )
+    steps: dict[str, StepSchedule] = {}
+    about = (target.chip, network.links, memories, network.clock, network.sync)
+    with Checks(forked=layout.chips * len(wanted) > WORTH_FORKING) as checks:
+        for kind in wanted:
+            step = schedule_step(split, network, memories, memory, kind, target)
+            steps[kind.name] = step
+            if kinds != "estimate":
+                checks.add(partial(verify, [(step, 0)], *about))
     compiled = CompiledModel(
         config=config, target_name=target.name, chip=target.chip, layout=layout,
         dtype=options.dtype, max_model_len=memory.context, prefill_chunk=memory.rows[-1],

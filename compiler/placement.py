@@ -1,15 +1,16 @@
 """Which physical slot each logical chip sits in, where the cables are laid already.
 
 Logical chips fill nodes in order. The nodes are walked so that each has cables to the one before,
-and in each node the chips with cables from the node before come first and those with cables to the
-next node last: there the groups begin and end. Where layouts lay their own cables, slots are as
-good as each other.
+many if possible, and in each node the chips with cables from the node before come first and those
+with cables to the next node last: there the groups begin and end. Where layouts lay their own
+cables, slots are as good as each other.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from interconnect.topology import LinkKind, Topology
 
@@ -26,15 +27,12 @@ def place(topology: Topology, chips: int) -> tuple[int, ...]:
             cables[node_of[link.src]][node_of[link.dst]].append((link.src, link.dst))
     if not cables:
         return tuple(range(chips))
-    walk = _walk(cables, len(nodes))
+    walk = _walk(cables, nodes, chips)
     slots: list[int] = []
     for number, node in enumerate(walk):
-        goes_on = len(slots) + len(nodes[node]) < chips
-        following = cables[node][walk[number + 1]] if goes_on else ()
+        following = cables[node][walk[number + 1]] if number + 1 < len(walk) else ()
         before = cables[walk[number - 1]][node] if number else ()
         slots += _chips(nodes[node], slots, before, [chip for chip, _ in following])
-        if not goes_on:
-            break
     return tuple(slots[:chips])
 
 
@@ -55,20 +53,38 @@ def _nodes(topology: Topology) -> tuple[list[list[int]], dict[int, int]]:
     return nodes, node_of
 
 
-def _walk(cables: _Cables, count: int) -> list[int]:
-    """All nodes, next the linked one that has the fewest others left to go on to (Warnsdorff).
+def _walk(cables: _Cables, nodes: Sequence[Sequence[int]], chips: int) -> list[int]:
+    """The nodes that hold so many chips, in order: of two walks the one that has more cables."""
+    return max(
+        (_steps(cables, nodes, chips, eager) for eager in (True, False)),
+        key=lambda walk: _worth(cables, walk),
+    )
 
-    Where none is left, the walk goes on with the first node that it has not seen.
+
+def _worth(cables: _Cables, walk: Sequence[int]) -> tuple[int, int]:
+    """Steps along a cable, and all cables along the steps."""
+    along = [len(cables[a][b]) for a, b in pairwise(walk)]
+    return sum(map(bool, along)), sum(along)
+
+
+def _steps(cables: _Cables, nodes: Sequence[Sequence[int]], chips: int, eager: bool) -> list[int]:
+    """Go next to the linked node that has the fewest others left to go on to (Warnsdorff).
+
+    `eager`: first of all to the one with the most cables. Where none is left, the walk goes on
+    with the first node that it has not seen.
     """
-    walk, left = [0], set(range(1, count))
+    walk, left = [0], set(range(1, len(nodes)))
+    held = len(nodes[0])
 
-    def onward(node: int) -> tuple[int, int]:
-        return sum(other in left for other in cables[node]), node
+    def rank(node: int) -> tuple[int, int, int]:
+        onward = sum(other in left for other in cables[node])
+        return -len(cables[walk[-1]][node]) * eager, onward, node
 
-    while left:
+    while held < chips:
         linked = [node for node in cables[walk[-1]] if node in left]
-        walk.append(min(linked, key=onward) if linked else min(left))
+        walk.append(min(linked, key=rank) if linked else min(left))
         left.remove(walk[-1])
+        held += len(nodes[walk[-1]])
     return walk
 
 

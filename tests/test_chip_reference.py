@@ -50,6 +50,7 @@ def caches(rack: LocalRack) -> list[bytes]:
         ("1x1", "int8", 3),
         ("1x2", "int8", 0),
         ("2x2", "int8", 0),
+        ("2x4", "int8", 0),
         ("1x1", "fp16", 0),
         ("1x2", "fp16", 3),
         ("2x2", "fp16", 0),

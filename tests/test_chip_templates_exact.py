@@ -65,7 +65,7 @@ def test_a_product_of_more_rows_than_the_accumulators_hold(dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "positions"),
-    [(4, 2, 16, (5,)), (8, 3, 12, (0, 1)), (3, 1, 128, (9, 10, 4)), (2, 2, 160, (63,))],
+    [(4, 2, 16, (5,)), (8, 3, 12, (0, 1)), (3, 3, 128, (9, 10, 4)), (2, 2, 160, (63,))],
 )
 def test_rope(heads: int, kv_heads: int, dim: int, positions: tuple[int, ...]) -> None:
     rows = len(positions)

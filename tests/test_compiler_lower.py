@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from schedules import compiled, find, with_args
 
+from chip.isa import Read, Send
 from chip.operations import Opcode
 from compiler.errors import LoweringError
 from compiler.lower import lower_operation
@@ -56,3 +57,21 @@ def test_more_vectors_at_once_than_a_port_takes() -> None:
         place_transfers(crowded, model.chip, [], {link: 0}, slots)
     alone = replace(program, operations=(send,))
     assert len(place_transfers(alone, model.chip, [], {link: 0}, slots)) == 2 * send.args["vectors"]
+
+
+def test_copies_of_a_message_that_leave_at_once_are_read_once_a_side() -> None:
+    model = compiled("1x5", "groqrack")
+    program = model.steps["decode/32"].programs[0]
+    first = next(o for o in program.operations if o.opcode is Opcode.SEND)
+    sends = [
+        o for o in program.operations
+        if o.opcode is Opcode.SEND and (o.name, o.start) == (first.name, first.start)
+    ]  # fmt: skip
+    ports = {o.args["link"]: port for port, o in enumerate(sends)}
+    slots = dict.fromkeys(ports, model.network.links[first.args["link"]].slot_cycles)
+    alone = replace(program, operations=tuple(sends))
+    issues = [issue.instruction for issue in place_transfers(alone, model.chip, [], ports, slots)]
+    vectors = first.args["vectors"]
+    assert len(sends) == 4
+    assert sum(isinstance(i, Send) for i in issues) == 4 * vectors
+    assert sum(isinstance(i, Read) for i in issues) == 2 * vectors

@@ -1,4 +1,4 @@
-"""ATTEND in fp16: scores, softmax and weighted values, one row after another.
+"""ATTEND in fp16: scores, softmax and weighted values, for a batch of rows at a time.
 
 A cached vector holds several heads' keys or values of a token, 160 fp16 values. Scores: 320 tokens
 are the columns of a tile, runs of 16 in the pair of planes of their hemisphere; a query is the
@@ -12,32 +12,47 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
-from chip.isa import ABC, ACC, IW, LW, AluOp, Permute, Transpose
+from chip.isa import ABC, ACC, IW, LW, Permute, Transpose
 from chip.issue import Issue, delays
-from chip.operand import Immediate, In, Lane, Position, Stream, group
+from chip.operand import Stream, group
 from chip.operations import Args, kv_layout, row_bytes
+from chip.scratch import ITEM, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.templates.builder import LANES, Block, Load, Ref
+from chip.templates.blocks16 import (
+    HALF,
+    query_block,
+    result_block,
+    score_block,
+    softmax_block,
+    weight_block,
+    zeros_block,
+)
+from chip.templates.builder import LANES, Block, Ref
 from chip.templates.control import Control, Fetch
-from chip.templates.product16 import FEED, FEEDERS, SUMS, TURNED
-from chip.templates.softmax16 import softmax16
+from chip.templates.product16 import FEED, SUMS, TURNED
 from chip.templates.template import Placed, Template, aligned, row_block
-from chip.templates.vector import f32
 
-HALF = LANES // 2  # values of a vector
 RUN, WINDOW = 16, 64  # tokens that lie in one hemisphere, and in which every pair has 32
 TOKENS = 8  # first eastward stream of values on their way to be turned
 ZEROS = 0  # activation slot
 MOST_OVERLAPPED = 8  # chunks; of more, a head alone fills the VXM
-HIDDEN = Immediate(float("-inf"))
 
 
-class _Row:
-    """Lays out one row: what is placed, fetched and issued, and `at`, until when."""
+class Query(NamedTuple):
+    """A head of one row of a batch."""
 
-    def __init__(self, a: Args, spec: ChipSpec) -> None:
+    row: int
+    head: int
+
+
+class _Batch:
+    """Lays out a batch of rows: what is placed, fetched and issued, and `at`, until when."""
+
+    def __init__(self, a: Args, spec: ChipSpec, rows: int) -> None:
+        self.rows = rows
         self.a, self.spec, self.delay, self.layout = a, spec, delays(spec), kv_layout(a)
         self.per, self.dim = self.layout.heads_per_group, int(a["head_dim"])
         self.chunks = -(-int(a["bucket"]) // LANES)
@@ -48,34 +63,35 @@ class _Row:
         self.fixed: list[Issue] = []
         self.fetches: list[Fetch] = []
         self.at = 0
-        by_group = [
-            [j for j, head in enumerate(a["kv_of"]) if head // self.per == g]
-            for g in range(self.layout.groups)
-        ]
+        every = [Query(row, head) for row in range(rows) for head in range(len(a["kv_of"]))]
+        groups = sorted({head // self.per for head in a["kv_of"]})
+        of = {g: [q for q in every if a["kv_of"][q.head] // self.per == g] for g in groups}
         self._zeros()
-        for g, heads in enumerate(by_group):
-            if heads:
-                self._queries(heads)
-                for chunk in range(self.chunks):
-                    self._scores(g, heads, chunk)
-        self._softmax()
-        for g, heads in enumerate(by_group):
-            for half in range(2 * self.chunks if heads else 0):
-                self._values(g, heads, half)
+        for g in groups:
+            self._queries(of[g])
+            for chunk in range(self.chunks):
+                self._scores(g, of[g], chunk)
+        self._softmax(every)
+        for g in groups:
+            for half in range(2 * self.chunks):
+                self._values(g, of[g], half)
         self._results()
 
     def _issue(self, queue: Queue, cycle: int, instruction: object, n: int = 1, d: int = 1) -> None:
         self.fixed.append(Issue(queue, cycle, instruction, n, d))  # type: ignore[arg-type]
 
-    def _place(self, block: Block, start: int, **shift: int) -> None:
-        self.placed.append(Placed(block=block, start=start, shift=shift))
+    def _place(self, block: Block, start: int, row: int = 0, **shift: int) -> None:
+        self.placed.append(Placed(block=block, start=start, n=1, row=row, shift=shift))
 
     def _lane(self, head: int) -> int:
         """Return the first lane of a query head's KV head."""
         return int(self.a["kv_of"][head]) % self.per * self.layout.pitch
 
-    def _scratch(self, head: int, chunk: int) -> int:
-        return 4 * (head * self.chunks + chunk)
+    def _number(self, query: Query) -> int:
+        return query.row * len(self.a["kv_of"]) + query.head
+
+    def _scratch(self, query: Query, chunk: int) -> int:
+        return ITEM * (self._number(query) * self.chunks + chunk)
 
     # -- activations
 
@@ -86,37 +102,31 @@ class _Row:
             fill = ABC(stream=Stream(pair == 1, FEED), slot=slot)
             self._issue(mxm(2 * pair, Role.FEED), arrive, fill)
 
-    def _both_ways(self, b: Block, value: In | Immediate, lanes: int, at: int | None) -> Block:
-        west, east = (group(Stream(side == 1, FEED), 1) for side in (0, 1))
-        b.twin(
-            b.alu(AluOp.COPY, value, lanes=lanes, at=at, on=FEEDERS[0], out=west), FEEDERS[1], east
-        )
-        return b.finish()
-
     def _zeros(self) -> None:
-        block = self._both_ways(Block(self.spec), f32(0.0), VECTOR_BYTES // 4, None)
+        block = zeros_block(self.spec)
         self._place(block, self.at)
         self._fill(block, self.at, ZEROS)
         self.at += aligned(block.end)
 
-    def _queries(self, heads: list[int]) -> None:
+    def _queries(self, queries: list[Query]) -> None:
         """Bring queries to the planes, each in the lanes of its KV head: slots 1 and up."""
-        for i, head in enumerate(heads):
-            b, place = Block(self.spec), head % self.per * self.layout.pitch
-            own = self._lane(head)
-            spread = [None] * own + [place + d for d in range(self.dim)]
-            ref = Ref("q", head // self.per, 1)
-            at, operand = b.through_sxm(ref, tuple(spread), 2, HALF)
-            block = self._both_ways(b, In(operand.taps[:1], "f16"), HALF, at)
-            self._place(block, self.at)
+        blocks = {head: self._query_block(head) for head in dict.fromkeys(q.head for q in queries)}
+        for i, query in enumerate(queries):
+            block = blocks[query.head]
+            self._place(block, self.at, query.row)
             self._fill(block, self.at, 1 + i)
-            self.at += block.initiation(8) if i < len(heads) - 1 else aligned(block.end)
+            self.at += block.initiation(8) if i < len(queries) - 1 else aligned(block.end)
+
+    def _query_block(self, head: int) -> Block:
+        place, own = head % self.per * self.layout.pitch, self._lane(head)
+        spread = [None] * own + [place + d for d in range(self.dim)]
+        return query_block(self.spec, Ref("q", head // self.per, 1), tuple(spread))
 
     # -- scores
 
-    def _scores(self, g: int, heads: list[int], chunk: int) -> None:
+    def _scores(self, g: int, queries: list[Query], chunk: int) -> None:
         """Multiply up to 320 tokens' keys by every query of a group."""
-        bucket, n = int(self.a["bucket"]), len(heads)
+        bucket, n = int(self.a["bucket"]), len(queries)
         windows = -(-min(LANES, bucket - chunk * LANES) // WINDOW)
         first = self.layout.head_offset(g * self.per, value=False) // VECTOR_BYTES + LANES * chunk
         loaded = self.at + self.delay["READ"].d_func + self.to_mxm
@@ -136,11 +146,12 @@ class _Row:
                 self._issue(feed, fed + half, activation, n, 2)
                 add = ACC(slot=0, step=1, first=True, half=half)
                 self._issue(acc, summed + half, add, n, 2)
-        block = self._score_block(chunk, windows)
+        block = score_block(self.spec, self.dim, chunk)
         pace = block.initiation(8)
         start = aligned(summed + 2 * n + self.drain_delay)
-        for i, head in enumerate(heads):
-            self._place(block, start + i * pace, scratch=self._scratch(head, chunk))
+        for i, query in enumerate(queries):
+            scratch = self._scratch(query, chunk)
+            self._place(block, start + i * pace, query.row, scratch=scratch)
         for pair in (0, 1):
             self._drain_scores(pair, windows, start - self.drain_delay, n, pace)
         self.at = start + (n - 1) * pace + aligned(block.end)
@@ -159,53 +170,43 @@ class _Row:
         )
         self._issue(sxm(pair, 0), at + self.delay["ACC"].d_func + 1, turn, n, pace)
 
-    def _score_block(self, chunk: int, windows: int) -> Block:
-        """Scale one query's scores; tokens that its row does not see become minus infinity."""
-        b = Block(self.spec)
-        parts = [In(group(Stream(pair == 0, TURNED), 4)) for pair in (0, 1)]
-        score = b.alu(AluOp.MUL, b.alu(AluOp.OR, *parts, at=0), f32(self.dim**-0.5))
-        seen = b.alu(AluOp.LE, Lane(LANES * chunk), Position(0), after=score.done - 2)
-        b.alu(AluOp.CHOOSE, seen, score, HIDDEN, out=Ref("scratch", 0, 4))
-        return b.finish()
-
     # -- softmax
 
-    def _softmax(self) -> None:
-        heads = len(self.a["kv_of"])
-        overlap = heads > 1 and self.chunks <= MOST_OVERLAPPED
-        block = row_block(partial(softmax16, self.spec, self.chunks), overlap)
+    def _softmax(self, queries: list[Query]) -> None:
+        overlap = len(queries) > 1 and self.chunks <= MOST_OVERLAPPED
+        block = row_block(partial(softmax_block, self.spec, self.chunks), overlap)
         period = block.period or aligned(block.end)
-        for head in range(heads):
-            self._place(block, self.at + head * period, scratch=self._scratch(head, 0))
-        self.at += (heads - 1) * period + aligned(block.end)
+        for i, query in enumerate(queries):
+            self._place(block, self.at + i * period, scratch=self._scratch(query, 0))
+        self.at += (len(queries) - 1) * period + aligned(block.end)
 
     # -- values
 
-    def _values(self, g: int, heads: list[int], half: int) -> None:
+    def _values(self, g: int, queries: list[Query], half: int) -> None:
         """Multiply 160 tokens' values by the weights of every query of a group."""
         tokens = min(HALF, int(self.a["bucket"]) - half * HALF)
         feed, acc = mxm(2, Role.FEED), mxm(2, Role.DRAIN)
         if tokens <= 0:  # nothing: the tile's other half is weights of zero
-            for head in heads:
+            for query in queries:
                 self._issue(feed, self.at, ABC(slot=ZEROS, fp16=True))
-                self._add(acc, self.at + self.delay["ABC"].d_func, head, half)
+                self._add(acc, self.at + self.delay["ABC"].d_func, query, half)
                 self.at += 1
             return
         installed = self._turn(g, half, tokens)
-        block = self._weight_block()
+        block = weight_block(self.spec)
         late = block.nodes[0].done + self.to_mxm
         start = max(installed - late, self.at)
         start += start % 2  # so that no read falls on the C2C's turn
-        for head in heads:
-            scratch = self._scratch(head, half // 2) + half % 2
+        for query in queries:
+            scratch = self._scratch(query, half // 2) + half % 2
             self._place(block, start, scratch=scratch)
             self._issue(feed, start + late, ABC(stream=Stream(True, FEED), fp16=True))
-            self._add(acc, start + late + self.delay["ABC"].d_func, head, half)
+            self._add(acc, start + late + self.delay["ABC"].d_func, query, half)
             start += 2
         self.at = start + late
 
-    def _add(self, acc: Queue, cycle: int, head: int, half: int) -> None:
-        self._issue(acc, cycle, ACC(slot=head, first=half < 2, half=half % 2))
+    def _add(self, acc: Queue, cycle: int, query: Query, half: int) -> None:
+        self._issue(acc, cycle, ACC(slot=self._number(query), first=half < 2, half=half % 2))
 
     def _turn(self, g: int, half: int, tokens: int) -> int:
         """Install tokens' values as lanes; return from when on activations may come."""
@@ -227,39 +228,32 @@ class _Row:
         heads = min(self.per, int(self.a["kv_heads"]) - g * self.per)
         return -(-heads * self.layout.pitch // RUN) * RUN
 
-    def _weight_block(self) -> Block:
-        """Bring one vector of weights to the eastern pair."""
-        b = Block(self.spec)
-        out = group(Stream(True, FEED), 1)
-        b.alu(AluOp.COPY, Load(Ref("scratch", 0, 1), "i8"), on=FEEDERS[1], out=out)
-        return b.finish()
-
     # -- results
 
     def _results(self) -> None:
-        """Put heads side by side, 320 values at a time, in fp16."""
+        """Put a row's heads side by side, 320 values at a time, in fp16."""
         n = len(self.a["kv_of"]) * self.dim
         self.at += self.delay["ABC"].d_func + 1
         for first in range(0, n, LANES):
             lanes = min(LANES, n - first)
             heads = range(first // self.dim, -(-(first + lanes) // self.dim))
-            b = Block(self.spec)
-            inward = In(group(Stream(False, TURNED), 4))
-            total = b.alu(AluOp.COPY, inward, at=0)
-            for i in range(1, len(heads)):
-                total = b.alu(AluOp.OR, total, inward, at=i)
-            b.alu(AluOp.CVT_F16, total, lanes=lanes, out=Ref("y", 0, vectors(2 * lanes)))
-            start = aligned(self.at + self.drain_delay)
-            self._place(b.finish(), start, y=first * 2 // VECTOR_BYTES)
-            for i, head in enumerate(heads):
-                self._drain(head, first, start - self.drain_delay + i)
-            self.at = start + aligned(b.end)
+            block = result_block(self.spec, len(heads), lanes)
+            for row in range(self.rows):
+                start = aligned(self.at + self.drain_delay)
+                self._place(block, start, row, y=first * 2 // VECTOR_BYTES)
+                for i, head in enumerate(heads):
+                    self._drain(Query(row, head), first, start - self.drain_delay + i)
+                self.at = start - self.drain_delay + aligned(block.end)
+        self.at += self.drain_delay
 
-    def _drain(self, head: int, first: int, at: int) -> None:
-        """Bring a head's sums to their lanes among 320 results."""
+    def _drain(self, query: Query, first: int, at: int) -> None:
+        """Bring a query's sums to their lanes among 320 results."""
+        head = query.head
         columns = self._columns(int(self.a["kv_of"][head]) // self.per)
         out = group(Stream(False, SUMS), vectors(4 * columns))
-        acc = ACC(slot=head, first=False, half=1, product=False, lanes=columns, out=out)
+        acc = ACC(
+            slot=self._number(query), first=False, half=1, product=False, lanes=columns, out=out
+        )
         self._issue(mxm(2, Role.DRAIN), at, acc)
         spread = [
             self._lane(head) + value % self.dim if value // self.dim == head else None
@@ -271,27 +265,33 @@ class _Row:
         self._issue(sxm(1, 0), at + self.delay["ACC"].d_func + 1, turn)
 
 
+def _kept(a: Args) -> Scratch:
+    return Scratch(kv_layout(a), tuple(a["kv_of"]), int(a["rows"]), int(a["bucket"]))
+
+
 def fits(a: Args, spec: ChipSpec) -> bool:
     """Tell whether a group's queries have slots, and all heads accumulator rows."""
-    per, kv_of = kv_layout(a).heads_per_group, a["kv_of"]
-    largest = max(sum(head // per == g for head in kv_of) for g in range(kv_layout(a).groups))
-    return largest < spec.mxm_activation_slots and len(kv_of) <= spec.mxm_accumulator_rows
+    kept = _kept(a)
+    rows = kept.batch * len(kept.kv_of)
+    return (
+        kept.batch * kept.shared < spec.mxm_activation_slots and rows <= spec.mxm_accumulator_rows
+    )
 
 
 def attend16(a: Args, spec: ChipSpec) -> Template:
     """Attention over the whole bucket, fp16."""
-    row, rows = _Row(a, spec), int(a["rows"])
-    period = aligned(row.at)
-    placed = [
-        replace(block, start=block.start + r * period, n=1, row=r)
-        for r in range(rows) for block in row.placed
-    ]  # fmt: skip
-    control = Control(spec, rows, period, row.fixed, row.fetches)
-    width = len(a["kv_of"]) * int(a["head_dim"])
+    rows, batch = int(a["rows"]), _kept(a).batch
+    placed: list[Placed] = []
+    controls = []
+    at, made = 0, _Batch(a, spec, batch)
+    for row in range(0, rows, batch):
+        if rows - row < batch:
+            made = _Batch(a, spec, rows - row)
+        placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
+        controls.append(Control(spec, at, made.fixed, made.fetches))
+        at += aligned(made.at)
     steps = {
         "q": kv_layout(a).query_bytes(a["heads"]) // VECTOR_BYTES,
-        "y": row_bytes(width, 2) // VECTOR_BYTES,
+        "y": row_bytes(len(a["kv_of"]) * int(a["head_dim"]), 2) // VECTOR_BYTES,
     }
-    return Template(
-        placed=tuple(placed), cycles=rows * period, row_vectors=steps, streams=(control,)
-    )
+    return Template(placed=tuple(placed), cycles=at, row_vectors=steps, streams=tuple(controls))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from chip.floorplan import Queue, hops, mem
 from chip.isa import Read
@@ -28,26 +28,25 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Reads of the cache and fixed instructions of one row, for `rows` rows, `period` apart."""
+    """Reads of the cache and fixed instructions, on cycles from `start`."""
 
     spec: ChipSpec
-    rows: int
-    period: int
-    fixed: list[Issue] = field(default_factory=list)
-    fetches: list[Fetch] = field(default_factory=list)
+    start: int
+    fixed: Sequence[Issue]
+    fetches: Sequence[Fetch]
 
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
-        """Yield every row's instructions."""
-        for start in range(0, self.rows * self.period, self.period):
-            for issue in self.fixed:
-                yield issue.moved(start)
-            for fetch in self.fetches:
-                for n in range(RUN):
-                    yield self._read(fetch, n, base("kv"), start)
+        """Yield the instructions."""
+        for issue in self.fixed:
+            yield issue.moved(self.start)
+        for fetch in self.fetches:
+            for n in range(RUN):
+                yield self._read(fetch, n, base("kv"))
 
-    def _read(self, fetch: Fetch, n: int, base: int, start: int) -> Issue:
+    def _read(self, fetch: Fetch, n: int, base: int) -> Issue:
         side, index, word = bulk_place(self.spec, base + fetch.offset + n)
         queue = mem(side, index)
         lead = delays(self.spec)["READ"].d_func + hops(queue, fetch.to, self.spec)
         stream = Stream(fetch.stream.eastward, fetch.stream.number + n)
-        return Issue(queue, start + fetch.cycle - lead, Read(address=word, stream=stream))
+        cycle = self.start + fetch.cycle - lead
+        return Issue(queue, cycle, Read(address=word, stream=stream))

@@ -1,4 +1,4 @@
-"""Closed forms for what has no template yet: fp16 products, fp16 or very wide heads, TOPK.
+"""Closed forms for what no template fits (chip/templates/table.py): very wide heads, and the like.
 
 Read with care: they know nothing of ports, hops or queues. Such an operation can be scheduled and
 run by the fast executor, but not lowered (`Template.lowered`).

@@ -22,12 +22,13 @@ from chip.operand import Group, In, Stream, group
 from chip.operations import Args, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
-from chip.templates.builder import Block, Load, Node, Ref
+from chip.templates.builder import C2C_TURN, Block, Load, Node, Ref
 from chip.templates.columns16 import ColumnGroup, Columns, groups_of, lanes_of
 from chip.templates.template import Placed, Template
 
 FEED = 28  # outward stream of activations
 FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
+PINNED = frozenset(FEEDERS)
 SUMS, TURNED = 4, 16  # first inward streams of sums, and of sums in their lanes: four a block
 CROSSING = 8  # first eastward stream of weights that come from the west, and how many
 LEAD = 24  # cycles by which a product may start before its activations are there
@@ -99,7 +100,7 @@ class Product16:
             if self.rows > 1:  # between the products that the next group sums
                 drain += (drain + last + 1) % 2
             block = self._drain(blocks, frozenset(), drain)
-            pace = block.initiation(2) if self.rows > 1 else 0
+            pace = block.initiation(C2C_TURN) if self.rows > 1 else 0
             self.groups.append(replace(g, drain=drain, pace=pace))
             at += self.halves * period
             drained = [drained[1], drain + pace * (self.rows - 1) + block.end + 8]
@@ -108,7 +109,10 @@ class Product16:
     def _place_drains(self) -> None:
         alone = self.rows == 1
         every = [(g, half) for g in self.groups if alone for half in range(self.halves)]
-        feeds = {self.fed(g, half) - self.feed_delay for g, half in every}
+        lead = self.delay["READ"].d_func + 1  # transfers pass the loads in the same gaps
+        ways = {hops(mem(side, 0), sxm(1, 0), self.spec) + lead for side in (0, 1)}
+        leads = {self.feed_delay, *ways}
+        feeds = {self.fed(g, half) - cycles for g, half in every for cycles in leads}
         sums = {self.summed(g, half) for g, half in every}
         for number, g in enumerate(self.groups):
             drain = g.drain
@@ -126,20 +130,25 @@ class Product16:
     # -- the VXM's part
 
     def _arrival(self, drain: int) -> int:
-        """Return the sums' cycle in a drain block: with several rows, blocks start on even ones."""
-        return (drain + self.drain_delay) % 2 if self.rows > 1 else 0
+        """Return the sums' cycle in a drain block: blocks start on whole turns of the ports."""
+        return (drain + self.drain_delay) % C2C_TURN
 
     def _drain(self, blocks: tuple[Columns, ...], near: frozenset[int], drain: int) -> Block:
         """Return the block that takes one row of a group's sums.
 
-        `near`: cycles at which an only row's activations take the port; several have the even ones.
+        `near`: cycles at which an only row's activations, or transfers in the gaps between loads,
+        take the ports; several rows' activations have the even ones.
         """
         arrival = self._arrival(drain)
         key = (tuple(block.width for block in blocks), near, arrival)
         if key not in self._blocks:
-            busy: Callable[[int], bool] = near.__contains__ if self.rows == 1 else _even
-            stride = 1 if self.rows == 1 else 2
-            b = Block(self.spec, pinned=frozenset(FEEDERS), busy=busy, stride=stride)
+            alone = self.rows == 1
+
+            def busy(cycle: int) -> bool:
+                fed = cycle in near if alone else cycle % 2 == 0
+                return fed or cycle % C2C_TURN == C2C_TURN - 1
+
+            b = Block(self.spec, pinned=PINNED, busy=busy, stride=1 if alone else 2)
             joined = [self._join(b, block, j, arrival) for j, block in enumerate(blocks)]
             for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
                 out = Ref("y", self.item * j, vectors(block.width * self.item))
@@ -230,10 +239,6 @@ class Product16:
 def _turned(pair: int, j: int, width: int) -> Group:
     """Streams on which block j of a pair comes to the VXM."""
     return group(Stream(pair == 0, TURNED + 4 * j), vectors(width * 4))
-
-
-def _even(cycle: int) -> bool:
-    return cycle % 2 == 0
 
 
 _never = frozenset[int]().__contains__

@@ -152,10 +152,14 @@ class _Row:
             b.alu(AluOp.CVT_F16, y, lanes=lanes, out=Ref("q", part.group, 1))
             return
         half = b.alu(AluOp.CVT_F16, y, lanes=lanes)
-        east = b.alu(AluOp.COPY, half, lanes=lanes, out=group(Stream(True, TO_CACHE), 1))
-        west = group(Stream(False, TO_CACHE), 1)
-        b.alu(AluOp.COPY, half, lanes=lanes, out=west, at=east.cycle)
-        self._note_row(part, east.done)
+        late, taken = b.delay["COPY"].d_func, {cycle for cycle, _ in self.update.rows}
+        at = half.done
+        while at + late in taken:
+            at += 1
+        for eastward in (True, False):
+            out = group(Stream(eastward, TO_CACHE), 1)
+            b.alu(AluOp.COPY, half, lanes=lanes, out=out, at=at)
+        self._note_row(part, at + late)
 
     def _note_row(self, part: Packed, cycle: int) -> None:
         """Note that a vector for the cache leaves the VXM both ways."""
