@@ -29,7 +29,7 @@ from chip.templates.reductions import lane_max, lane_sum
 from chip.templates.results import Results
 from chip.templates.scores import Scores
 from chip.templates.softmax import Exponentials
-from chip.templates.template import Placed, Template, aligned, row_block
+from chip.templates.template import Placed, Template, aligned, even_stream, row_block
 from chip.templates.tiles import AHEAD, Planes, load_issues
 from chip.templates.tiles import Load as TileLoad
 from chip.templates.vector import scale_factor
@@ -139,9 +139,9 @@ class Batch:
                 load, free = planes.values(shape, tile, free)
                 first.append(load)
             ready = free + clock.after_outward
-        results = Results(shape, clock, ports, feeds)
-        self.passes: list[Pass] = [scores, powers, peaks, feeds, results]
-        self.cycles = aligned(results.end)
+        self.results = Results(shape, clock, ports, feeds)
+        self.passes: list[Pass] = [scores, powers, peaks, feeds, self.results]
+        self.cycles = aligned(self.results.end)
 
     def _reduce(self, fill: Callable[[Block, int], None], before: Before, ports: Ports) -> int:
         """Place a block for every quad; return when all are done.
@@ -213,9 +213,17 @@ def attend(a: Args, spec: ChipSpec) -> Template:
         for n, start in enumerate(starts)
         for one in batch.placed(start, min(rows, shape.rows - n * rows))
     ]
+    end = starts[-1] + batch.results.end
+    ready = [
+        start + at
+        for n, start in enumerate(starts)
+        for row, at in batch.results.ready()
+        if n * rows + row < shape.rows
+    ]
     return Template(
         placed=tuple(placed),
-        cycles=starts[-1] + batch.cycles,
+        cycles=end,
         row_vectors={"stats": shape.scratch.known},
+        stream_cycles=even_stream(ready, end),
         streams=(Passes(batch, starts),),
     )
