@@ -17,7 +17,7 @@ from chip.scratch import QUAD
 from chip.spec import vectors
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES
-from chip.templates.scores import PARTS, SUMS
+from chip.templates.queries import PARTS, SUMS
 from chip.templates.weights import Feeds
 from chip.templates.wires import Clock, Ports, Wires
 

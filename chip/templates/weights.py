@@ -19,7 +19,7 @@ from chip.sram import RUN
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES
 from chip.templates.quarters import BEST, CHOSEN, MASK, POWERS, keep, mask, running_best, stored
-from chip.templates.scores import FED
+from chip.templates.queries import FED
 from chip.templates.tiles import Load, Planes
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items
