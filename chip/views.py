@@ -24,7 +24,7 @@ class Packed(NamedTuple):
 
     def load(self, rows: int) -> None:
         for heads, view in self.parts:
-            self.heads[:rows, heads] = view[:rows]
+            self.heads[:rows, heads] = view[:rows, :, : self.heads.shape[2]]
 
 
 class Views:
@@ -67,9 +67,9 @@ class Views:
 
     def query_scales(self, a: Any) -> Packed:
         heads, row = a["heads"], kv_layout(a).query_scale_bytes(a["heads"])
-        shape, strides = (a["rows"], heads, 1), (row, VECTOR_BYTES, 4)
+        shape, strides = (a["rows"], heads, VECTOR_BYTES // 4), (row, VECTOR_BYTES, 4)
         view = self.sram.view(a["sq"], np.float32, shape, strides)
-        return Packed(np.zeros(shape, np.float32), [(slice(heads), view)])
+        return Packed(np.zeros((a["rows"], heads, 1), np.float32), [(slice(heads), view)])
 
     def cache(self, a: Any, tokens: int, *, value: bool) -> tuple[list[Any], list[Any]]:
         """Views of each KV head's keys or values [tokens, head_dim], and its scales [tokens]."""

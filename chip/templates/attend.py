@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from chip.isa import AluOp
 from chip.issue import Issue
@@ -28,7 +29,7 @@ from chip.templates.reductions import lane_max, lane_sum
 from chip.templates.results import Results
 from chip.templates.scores import Scores
 from chip.templates.softmax import Exponentials
-from chip.templates.template import Placed, Template, aligned, row_block
+from chip.templates.template import Placed, Template, aligned, even_stream, row_block
 from chip.templates.tiles import AHEAD, Planes, load_issues
 from chip.templates.tiles import Load as TileLoad
 from chip.templates.vector import scale_factor
@@ -81,6 +82,30 @@ def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Bl
     return row_block(build, True)
 
 
+def _ports(block: Block) -> tuple[int, list[int]]:
+    """Return a block's first read and all cycles at which it takes the work slices' ports."""
+    cycles = [
+        (block.issue_cycle(access, 0, beat), access.write)
+        for access in block.accesses for beat in access.beats
+    ]  # fmt: skip
+    return min(at for at, write in cycles if not write), [at for at, _ in cycles]
+
+
+class Before(Protocol):
+    """A pass that leaves numbers of every quad for the blocks behind it."""
+
+    @property
+    def stored(self) -> list[int]:
+        """When each quad's numbers are in memory."""
+
+    @property
+    def came(self) -> int:
+        """When the last value arrives at the VXM."""
+
+    def busy(self, number: int) -> int:
+        """Return from when on an ALU is free."""
+
+
 class Batch:
     """When everything of one batch of rows happens; cycles from the batch's start."""
 
@@ -93,15 +118,15 @@ class Batch:
         self.loads += scores.loads
         left = scores.jobs[-1].last + scores.masked + 1
         waiting = list(shape.tiles)
-        ready, free = self._reduce(_tops, scores.end), left
+        ready, free = self._reduce(_tops, scores, ports), left
         first = []
         for tile in waiting[:AHEAD]:
             load, free = planes.values(shape, tile, free)
             first.append(load)
         powers = Exponentials(shape, clock, ports, max(ready, free + clock.after_outward))
-        ready = self._reduce(_shares, powers.end)
+        ready = self._reduce(_shares, powers, ports)
         peaks = Peaks(shape, clock, ports, ready)
-        ready = self._reduce(_scales, peaks.end)
+        ready = self._reduce(_scales, peaks, ports)
         feeds = Feeds(shape, clock, ports, ready)
         while first:
             self.loads += first
@@ -114,16 +139,27 @@ class Batch:
                 load, free = planes.values(shape, tile, free)
                 first.append(load)
             ready = free + clock.after_outward
-        results = Results(shape, clock, ports, feeds)
-        self.passes: list[Pass] = [scores, powers, peaks, feeds, results]
-        self.cycles = aligned(results.end)
+        self.results = Results(shape, clock, ports, feeds)
+        self.passes: list[Pass] = [scores, powers, peaks, feeds, self.results]
+        self.cycles = aligned(self.results.end)
 
-    def _reduce(self, fill: Callable[[Block, int], None], start: int) -> int:
-        """Place a block for every quad; return when all are done."""
+    def _reduce(self, fill: Callable[[Block, int], None], before: Before, ports: Ports) -> int:
+        """Place a block for every quad; return when all are done.
+
+        Quads that are stored may begin while the pass before still works on later ones, where none
+        of its ALUs and ways is in use any more.
+        """
         block = _block(fill, self.shape.scratch.tiles, self.shape.spec)
-        at, step = aligned(start), block.period or aligned(block.end)
-        self.reductions.append((block, at))
-        return at + step * (len(self.shape.quads) - 1) + block.end
+        quads, step = len(self.shape.quads), block.period or aligned(block.end)
+        reads, used = _ports(block)
+        start = max(before.busy(node.alu or 0) - node.cycle for node in block.nodes)
+        start = max(start, before.came + 1 - min(step.cycle for step in block.passes))
+        start = max(start, *(at - step * n - reads for n, at in enumerate(before.stored)))
+        while not all(ports.free(start + step * n + at) for n in range(quads) for at in used):
+            start += 1
+        ports.taken.update(start + step * n + at for n in range(quads) for at in used)
+        self.reductions.append((block, start))
+        return start + step * (quads - 1) + block.end
 
     def placed(self, start: int, rows: int) -> Iterator[Placed]:
         """Yield the blocks of a batch of `rows` rows."""
@@ -177,9 +213,17 @@ def attend(a: Args, spec: ChipSpec) -> Template:
         for n, start in enumerate(starts)
         for one in batch.placed(start, min(rows, shape.rows - n * rows))
     ]
+    end = starts[-1] + batch.results.end
+    ready = [
+        start + at
+        for n, start in enumerate(starts)
+        for row, at in batch.results.ready()
+        if n * rows + row < shape.rows
+    ]
     return Template(
         placed=tuple(placed),
-        cycles=starts[-1] + batch.cycles,
+        cycles=end,
         row_vectors={"stats": shape.scratch.known},
+        stream_cycles=even_stream(ready, end),
         streams=(Passes(batch, starts),),
     )

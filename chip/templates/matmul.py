@@ -10,7 +10,7 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.product import Product
 from chip.templates.prologue import arrivals
 from chip.templates.row import RowProduct
-from chip.templates.template import Placed, Template
+from chip.templates.template import Placed, Template, even_stream
 
 
 def matmul(a: Args, spec: ChipSpec) -> Template:
@@ -51,7 +51,7 @@ def _row(a: Args, spec: ChipSpec) -> Template:
         placed=(*product.feeds(), *drains),
         cycles=end,
         needed=needed,
-        stream_cycles=_even_stream(ready, end),
+        stream_cycles=even_stream(ready, end),
         streams=(product,),
     )
 
@@ -66,15 +66,3 @@ def _ready(drains: list[Placed], operand: str) -> list[int]:
                 for n in range(access.ref.count):
                     ready[first + n] = placed.start + access.cycle + access.beats[n // 2] + 2
     return [ready[v] for v in range(len(ready))]
-
-
-def _even_stream(ready: list[int], end: int) -> int:
-    """Return the longest time over which even delivery until `end` is never ahead.
-
-    Vector v of n is taken `stream * v / (n - 1)` cycles after the first, or later. With a `pace`
-    (cycles that a link takes for a vector) the product is over when a link that began early
-    enough would take the last vector: so a block that is ready at once does not hold it back.
-    """
-    last = len(ready) - 1
-    spans = [(end - at) * last // (last - v) for v, at in enumerate(ready[:-1])]
-    return min(spans, default=0)

@@ -11,7 +11,7 @@ from chip.isa import AluOp
 from chip.issue import Issue
 from chip.operand import Held, Immediate, Lane, Position
 from chip.scratch import COLUMN
-from chip.templates.wires import Wires
+from chip.templates.wires import Clock, Wires
 
 LANE = 14  # ALU whose register has every lane's number within its quarter
 MASK, CHOSEN, PAIR, BEST, STORE = 12, (2, 5), 7, 8, 13  # CHOSEN: of even columns, of odd ones
@@ -41,6 +41,11 @@ def keep(wires: Wires, number: int, vector: int, cycle: int) -> Iterator[Issue]:
     writes, taps = wires.store("stats", vector, 4, cycle + wires.clock.of["COPY"])
     yield wires.alu(STORE, cycle, AluOp.COPY, Held(number), out=taps)
     yield from writes
+
+
+def stored(clock: Clock) -> int:
+    """Cycles from the issue of `keep` until what it writes may be read."""
+    return clock.of["COPY"] + clock.near + clock.of["WRITE"] + 2
 
 
 def lanes_within(wires: Wires) -> Iterator[Issue]:

@@ -17,7 +17,7 @@ from chip.scratch import QUAD
 from chip.spec import vectors
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES
-from chip.templates.scores import PARTS, SUMS
+from chip.templates.queries import PARTS, SUMS
 from chip.templates.weights import Feeds
 from chip.templates.wires import Clock, Ports, Wires
 
@@ -103,6 +103,14 @@ class Results:
                 part.first = i == 0 or parts[i - 1].number < part.number
                 part.last = i + 1 == len(parts) or parts[i + 1].number > part.number
             yield from parts
+
+    def ready(self) -> Iterator[tuple[int, int]]:
+        """Yield (row, when it may be read) of each vector of results, in their order."""
+        n = len(self.shape.kv_of) * self.shape.dim
+        for part in self.parts:
+            if part.last:
+                for _ in range(vectors(2 * min(LANES, n - part.number * LANES))):
+                    yield part.quad.row, self._away(part.time) + 1
 
     def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
         """Yield the pass's instructions for a batch whose first row is given."""

@@ -24,6 +24,8 @@ from chip.templates.reductions import lane_max
 from chip.templates.template import Template, by_rows, paced
 from chip.templates.vector import f32, scale_factor
 
+KEPT = 6  # parts of a row whose values can wait in registers
+AHEAD = 8  # cycles in which a value is made again
 TO_CACHE = 30  # stream of either direction on which rows go to the cache
 PER_VECTOR = VECTOR_BYTES // 4
 Lanes = Sequence[int | None]
@@ -75,6 +77,7 @@ class _Row:
     def __init__(self, a: Args, spec: ChipSpec, pace: int) -> None:
         self.a, self.layout, self.half = a, kv_layout(a), a["head_dim"] // 2
         self.pace = pace
+        self.again = len(list(self.packed())) > KEPT
         self.b = Block(spec)
         self.update = Update([], [], [])
 
@@ -115,18 +118,26 @@ class _Row:
         below_node = b.alu(AluOp.COPY, below, at=at)
         return cos_node, b.alu(AluOp.OR, above_node, below_node)
 
-    def _part(self, part: Packed, cos: Node, sin: Node, after: int) -> None:
+    def _value(self, part: Packed, cos: Node, sin: Node, after: int) -> Node:
+        """Bring heads to their lanes; turn queries and keys."""
         b, dim, half = self.b, self.a["head_dim"], self.half
         y = spread(b, "qkv", self.lanes(part.heads, lambda p, d: part.first + p * dim + d), after)
-        if part.kind != "v":
-            turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
-            other = spread(b, "qkv", turned, after)
-            y = b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
+        if part.kind == "v":
+            return y
+        turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
+        other = spread(b, "qkv", turned, after)
+        return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
+
+    def _part(self, part: Packed, cos: Node, sin: Node, after: int) -> None:
+        b, dim = self.b, self.a["head_dim"]
+        y = self._value(part, cos, sin, after)
         if self.a["dtype"] == "fp16":
             self._store16(part, y)
             return
         peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
         factor, scale = scale_factor(b, peak)
+        if self.again:  # registers are few: made anew, rather than kept until its factor is known
+            y = self._value(part, cos, sin, factor.done - b.delay["MUL"].d_func - AHEAD)
         scaled = b.alu(AluOp.MUL, y, factor)
         if part.kind == "q":
             b.alu(AluOp.CVT_I8, scaled, out=Ref("q", part.group, 1))

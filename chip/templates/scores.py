@@ -1,58 +1,35 @@
 """Attention's first pass: queries meet keys; scores, scaled and masked, and their maxima.
 
-A job is a quad and a tile of keys. Its heads are fed to the planes one after another; each head's
-sums leave the accumulators at once, and the SXMs put both sides' tokens in order, one column after
-another, each head on a stream of its own and a cycle after the head before: so the VXM takes a
-column of all heads as one operand.
+A job is a quad and a tile of keys. Its heads' sums come to the VXM column by column (see
+chip/templates/queries.py); work memory gives the scales just in time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from chip.floorplan import Role, mxm, sxm
-from chip.isa import ABC, ACC, AluOp, Permute
+from chip.isa import AluOp
 from chip.issue import Issue
-from chip.operand import Group, Held, Immediate, In, Stream, Tap, group
-from chip.scratch import COLUMN
-from chip.spec import VECTOR_BYTES, vectors
+from chip.operand import Group, Held, Immediate, In, Stream, Tap
 from chip.templates.attention import Attention, Quad, Tile
-from chip.templates.quarters import BEST, CHOSEN, MASK, SCORED, keep, mask, running_best
+from chip.templates.quarters import (
+    BEST,
+    CHOSEN,
+    MASK,
+    SCORED,
+    keep,
+    mask,
+    running_best,
+    stored,
+)
+from chip.templates.queries import SENDERS, SUMS, Job, feed, through_planes, to_sums
 from chip.templates.tiles import AHEAD, Load, Planes
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items, paired
 
-SENDERS, SUM, CONVERT, FACTORS, SCORE = (1, 3), 4, 0, (6, 9), 11
-SCALES = (10, 15)
-QUERY, FED, SUMS, PARTS = 8, 28, 8, 24  # first streams of each traffic
+SUM, CONVERT, FACTORS, SCORE, SCALES = 4, 0, (6, 9), 11, (10, 15)
 PATIENCE = 24  # cycles that a query may wait in the SXMs, or a scale in its register
-TURNS = (2, 6)  # first SXM queues of queries that flowed on, and of copies
 NEVER = f32(float("-inf"))
-
-
-@dataclass(slots=True)
-class Job:
-    """A quad and a tile. `times`: when the last head's part of each pair's first column comes."""
-
-    number: int
-    tile: Tile
-    quad: Quad
-    fed: int = 0  # the first head's cycle at the planes
-    queries: tuple[tuple[tuple[int, ...], int], ...] = ()  # (packed vectors, port's cycle)
-    scale_ports: tuple[int, ...] = ()
-    key_ports: tuple[tuple[int, ...], ...] = ()  # of each pair of columns
-    times: tuple[int, ...] = ()
-    store: int = 0  # when the maximum leaves for memory
-
-    @property
-    def skew(self) -> int:
-        return len(self.quad.heads) - 1
-
-    @property
-    def last(self) -> int:
-        """When the last column has come."""
-        return self.times[-1] + (self.tile.columns - 1) % 2
 
 
 class Scores:
@@ -68,7 +45,7 @@ class Scores:
         self.best = self.masked + 2 * of["MAX"]
         self.pace = max(2, of["MAX"])  # cycles between pairs of columns
         # from the planes' activations to sums at the SXMs; from a query's port to the planes
-        self.to_sums = of["ABC"] + of["ACC"] + clock.to_mxm - clock.to_sxm
+        self.to_sums = to_sums(clock)
         self.to_planes = clock.fetch + of["COPY"] + clock.to_mxm + of["PERMUTE"]
         self.back = of["PERMUTE"] + clock.to_sxm
         self.slots: set[int] = set()  # at which something leaves outwards in the east
@@ -124,7 +101,7 @@ class Scores:
             self.ports.taken.difference_update(taken, scales)
             return False
         job.scale_ports, job.queries = scales, queries
-        self.slots.update(self._time(job, c) + self.masked for c in range(job.tile.columns))
+        self.slots.update(job.time(c) + self.masked for c in range(job.tile.columns))
         return True
 
     def _keys(self, job: Job, earliest: int) -> None:
@@ -177,9 +154,22 @@ class Scores:
         return tuple(out)
 
     @property
-    def end(self) -> int:
-        """When everything is in memory, and the last score has left the VXM for good."""
-        return self.jobs[-1].store + self.clock.of["COPY"] + self.clock.near + 2
+    def stored(self) -> list[int]:
+        """When each quad's maxima of all tiles are in memory."""
+        last = {job.quad.number: job.store + stored(self.clock) for job in self.jobs}
+        return [last[quad.number] for quad in self.shape.quads]
+
+    @property
+    def came(self) -> int:
+        """When the last column arrives at the VXM."""
+        return self.jobs[-1].last
+
+    def busy(self, number: int) -> int:
+        """Return from when on an ALU is free."""
+        last = self.jobs[-1]
+        if number in SENDERS:
+            return max(port for _, port in last.queries) + self.clock.fetch + 1
+        return self.came + 1 if number == SUM else last.store + 1
 
     # -- what
 
@@ -188,68 +178,11 @@ class Scores:
         for job in self.jobs:
             row = first_row + job.quad.row
             if row < self.shape.rows:
-                yield from self._feed(job, row, wires)
-                yield from self._sums(job)
+                yield from feed(job, row, self.shape, wires)
+                yield from through_planes(job, self.clock)
                 yield from self._scales(job, row, wires)
                 yield from self._columns(job, row, wires)
                 yield from self._peak(job, wires)
-
-    def _feed(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
-        """Queries: work memory, past the VXM or through it, both SXMs, planes."""
-        step = self.shape.layout.query_bytes(len(self.shape.kv_of)) // VECTOR_BYTES
-        for pair, port in job.queries:
-            for number, vector in enumerate(pair):
-                yield from wires.fetch("q", [row * step + vector], port)
-                tap, at = wires.tap("q", row * step + vector), port + self.clock.fetch
-                own = int(not tap.stream.eastward)  # the side that it comes from
-                if 1 - own in job.tile.sides():  # it flows on to the other
-                    yield from self._turned(job, vector, 1 - own, (tap,), at)
-                if own in job.tile.sides():
-                    back = group(Stream(own == 1, QUERY), 1)
-                    copy = In((tap,), "i8")
-                    yield wires.alu(SENDERS[number], at, AluOp.COPY, copy, out=back)
-                    yield from self._turned(job, vector, own, back, at + self.clock.of["COPY"])
-
-    def _turned(self, job: Job, vector: int, side: int, src: Group, left: int) -> Iterator[Issue]:
-        """Turn a query vector that passes the VXM at `left` for each head that it has."""
-        clock, there = self.clock, left + self.clock.to_sxm
-        first = TURNS[src[0].stream.number == QUERY]
-        for i, head in enumerate(job.quad.heads):
-            own, spread = self.shape.queries[head]
-            if own == vector:
-                leave = job.fed + i - (clock.to_mxm - clock.to_sxm)
-                late = leave - there - clock.of["PERMUTE"]
-                dst = (Tap(Stream(side == 1, FED), late),)
-                turn = Permute(src=src, dst=dst, item=1, map=spread)
-                yield Issue(sxm(side, first + i), there, turn)
-
-    def _sums(self, job: Job) -> Iterator[Issue]:
-        """Queries through the planes; sums through the SXMs, where tokens come in order."""
-        tile, of = job.tile, self.clock.of
-        for side in tile.sides():
-            plane, width = tile.plane(side), tile.width(side)
-            src = group(Stream(side == 0, PARTS), vectors(4 * width))
-            heads = len(job.quad.heads)
-            abc = ABC(stream=Stream(side == 1, FED))
-            yield Issue(mxm(plane, Role.FEED), job.fed, abc, heads)
-            acc = ACC(slot=0, first=True, lanes=width, out=src)
-            yield Issue(mxm(plane, Role.DRAIN), job.fed + of["ABC"], acc, heads)
-            for vector in tile.vectors:
-                if side not in tile.sides(vector):
-                    continue
-                late = [self._time(job, c) - self._time(job, 0) for c in tile.columns_of(vector)]
-                spread = tile.spread(vector, side)
-                for i in range(heads):
-                    dst = tuple(Tap(Stream(side == 0, SUMS + i), beat) for beat in late)
-                    turn = Permute(
-                        src=src, dst=dst, item=4, lanes=width, out_lanes=COLUMN * len(late),
-                        map=spread,
-                    )  # fmt: skip
-                    yield Issue(sxm(side, vector), job.fed + self.to_sums + i, turn)
-
-    @staticmethod
-    def _time(job: Job, column: int) -> int:
-        return job.times[column // 2] + column % 2
 
     def _scales(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
         """Scales of queries, kept for a job; times those of keys, a pair of columns at a time."""
@@ -279,7 +212,7 @@ class Scores:
         """Add the sides, scale, mask, keep in scratch memory."""
         of, scratch = self.clock.of, self.shape.scratch
         for c in range(job.tile.columns):
-            at = self._time(job, c)
+            at = job.time(c)
             sides = [In(taps, "i32") for taps in self._arrivals(job, c)]
             other = sides[1] if len(sides) > 1 else Immediate(0, "i32")
             yield wires.alu(SUM, at - job.skew, AluOp.ADD, sides[0], other)

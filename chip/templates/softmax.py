@@ -14,7 +14,7 @@ from chip.isa import AluOp
 from chip.issue import Issue
 from chip.operand import Held, In
 from chip.templates.attention import Attention, Quad
-from chip.templates.quarters import POWERS, SCORED, keep
+from chip.templates.quarters import POWERS, SCORED, keep, stored
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items
 
@@ -67,15 +67,18 @@ class Exponentials:
         return last + levels * self.clock.of["ADD"]
 
     @property
-    def end(self) -> int:
-        """When everything is in memory."""
-        last = self.jobs[-1]
-        return last.store + self.clock.of["COPY"] + self.clock.near + 2
+    def stored(self) -> list[int]:
+        """When each quad's sums are in memory."""
+        return [job.store + stored(self.clock) for job in self.jobs]
 
     @property
-    def left(self) -> int:
-        """When the last column leaves the VXM."""
-        return self.jobs[-1].start + self.span + self.powered
+    def came(self) -> int:
+        """When the last column arrives at the VXM."""
+        return self.jobs[-1].start + self.span - self.pace
+
+    def busy(self, number: int) -> int:
+        """Return from when on an ALU is free."""
+        return self.came + 1 if number in (*TOPS, LESS) else self.jobs[-1].store + 1
 
     def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
         """Yield the pass's instructions for a batch whose first row is given."""

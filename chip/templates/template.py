@@ -52,6 +52,18 @@ class Template:
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
 
 
+def even_stream(ready: list[int], end: int) -> int:
+    """Return the longest time over which even delivery until `end` is never ahead.
+
+    Vector v of n is taken `stream * v / (n - 1)` cycles after the first, or later. With a `pace`
+    (cycles that a link takes for a vector) the product is over when a link that began early
+    enough would take the last vector: so a block that is ready at once does not hold it back.
+    """
+    last = len(ready) - 1
+    spans = [(end - at) * last // (last - v) for v, at in enumerate(ready[:-1])]
+    return min(spans, default=0)
+
+
 def aligned(cycles: int) -> int:
     """Round up to whole turns of the work slices' ports."""
     return -(-cycles // 8) * 8

@@ -18,8 +18,8 @@ from chip.scratch import COLUMN, QUAD
 from chip.sram import RUN
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES
-from chip.templates.quarters import BEST, CHOSEN, MASK, POWERS, keep, mask, running_best
-from chip.templates.scores import FED
+from chip.templates.quarters import BEST, CHOSEN, MASK, POWERS, keep, mask, running_best, stored
+from chip.templates.queries import FED
 from chip.templates.tiles import Load, Planes
 from chip.templates.vector import f32
 from chip.templates.wires import Clock, Ports, Wires, items
@@ -177,9 +177,18 @@ class Peaks(Weights):
             job.store = ports.take_run(done + away, 2) - away
 
     @property
-    def end(self) -> int:
-        """When everything is in memory."""
-        return self.jobs[-1].store + self.clock.of["COPY"] + self.clock.near + 2
+    def stored(self) -> list[int]:
+        """When each quad's maxima are in memory."""
+        return [job.store + stored(self.clock) for job in self.jobs]
+
+    @property
+    def came(self) -> int:
+        """When the last column arrives at the VXM."""
+        return self.jobs[-1].last
+
+    def busy(self, number: int) -> int:
+        """Return from when on an ALU is free."""
+        return self.came + 1 if number in (*SHARES, SHARE) else self.jobs[-1].store + 1
 
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
         times = [time + self.masked for time in job.times]
