@@ -10,6 +10,7 @@ from schedules import compiled, find, with_args
 
 from chip.isa import Read, Send
 from chip.operations import Opcode
+from chip.templates.table import template
 from compiler.errors import LoweringError
 from compiler.lower import lower_operation
 from compiler.lower_links import place_transfers
@@ -37,6 +38,20 @@ def test_an_operation_without_instructions(
         f"{operation.name}: {opcode} has no instructions for {dtype} and this shape; its cost is "
         "an estimate"
     )
+
+
+def test_products_that_a_chip_cannot_hold() -> None:
+    """32 vectors, two apart, want an odd number of slices; passes of rows, vectors of scales."""
+    chip = compiled("1x1").chip
+    shape = {"k": 64, "n": 64, "out": "f32"}
+    even = replace(chip, slices=90, sram_bytes=chip.sram_bytes // 88 * 90)
+    few = replace(chip, mxm_accumulator_rows=100)
+    for spec, dtype, rows, lowered in (
+        (even, "fp16", 1, False), (even, "int8", 1, True),
+        (few, "int8", 50, True), (few, "int8", 51, False),
+    ):  # fmt: skip
+        a = {**shape, "rows": rows, "dtype": dtype}
+        assert template(Opcode.MATMUL, a, spec).lowered is lowered
 
 
 def test_more_of_the_largest_than_lanes() -> None:
