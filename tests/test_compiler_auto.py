@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from schedules import machine
 
 from compiler import auto
 from compiler.auto import choose_layout, smallest_layout
-from compiler.errors import CompilerError
+from compiler.errors import CapacityError, CompilerError
 from compiler.pipeline import Options, compile_model
 from compiler.presets import PRESETS
 
 TINY = PRESETS["tiny"]
-SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 24)  # 245,760 bytes
+SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 30)  # 307,200 bytes
 LITTLE = replace(machine("lesson"), chip=SMALL)
 OPTIONS = Options(max_model_len=32, prefill_chunk=4, buckets=(32,))
 
@@ -30,7 +31,11 @@ def test_the_fewest_cycles_in_one_rack() -> None:
     search = auto._Search(TINY, LITTLE, OPTIONS)
     every = list(search.candidates(LITTLE.chips_per_rack))
     assert best in every
-    assert cycles(best) == min(cycles(layout) for layout in every)
+    found = []
+    for layout in every:
+        with suppress(CapacityError):  # what passes through a chip is known once links are laid
+            found.append(cycles(layout))
+    assert cycles(best) == min(found)
 
 
 def test_candidates_fit_and_fewer_stages_would_not() -> None:
