@@ -22,9 +22,10 @@ COLUMN = VECTOR_BYTES // QUAD  # tokens of each head in a vector
 TILE = 2 * VECTOR_BYTES  # tokens that meet the planes at once
 ITEM = 4  # vectors of 320 fp32 values
 PER_WINDOW = WINDOW_VECTORS // ITEM // 2  # items of a hemisphere
-ITEMS_AT_ONCE, QUADS_AT_ONCE = 128, 64  # in a batch of several rows
+ITEMS_AT_ONCE = {"int8": 64, "fp16": 256}  # in a batch of several rows, at least
+QUADS_AT_ONCE = 64
 QUERIES_AT_ONCE = 63  # fp16: of heads that share vectors; a plane has 64 activations, one zeros
-HEADS_KNOWN = 3  # numbers a head besides the maxima of tiles: maximum or share, factor, scale
+HEADS_KNOWN = 3  # numbers a head: maximum, sum or share; largest weight or factor; scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,21 @@ class Scratch:
         return -(-self.bucket // TILE)
 
     @property
+    def items(self) -> int:
+        """Items that there is room for: an int8 row's over the whole context, or a few."""
+        least = ITEMS_AT_ONCE[self.layout.dtype]
+        if self.layout.dtype == "fp16":
+            return max(least, self._row_of_fp16)
+        return max(least, len(self.quads) * -(-self.layout.context // COLUMN))
+
+    @property
     def batch(self) -> int:
         """Rows at a time: batches are as even as can be."""
         if self.layout.dtype == "fp16":
-            most = min(ITEMS_AT_ONCE // self._row_of_fp16, QUERIES_AT_ONCE // self.shared)
+            most = min(self.items // self._row_of_fp16, QUERIES_AT_ONCE // self.shared)
         else:
             quads = len(self.quads)
-            most = min(ITEMS_AT_ONCE // (quads * self.columns), QUADS_AT_ONCE // quads)
+            most = min(self.items // (quads * self.columns), QUADS_AT_ONCE // quads)
         most = max(1, most)
         return -(-self.rows // -(-self.rows // most))
 
@@ -91,20 +100,20 @@ class Scratch:
         """
         fp16 = self.layout.dtype == "fp16"
         row = self._row_of_fp16 if fp16 else len(self.quads) * self.columns
-        items = min(self.rows * row, max(ITEMS_AT_ONCE, row))
+        items = min(self.rows * row, self.items)
         if fp16:
             return items * ITEM * VECTOR_BYTES
         return -(-items // PER_WINDOW) * WINDOW_VECTORS * VECTOR_BYTES
 
     @property
     def known(self) -> int:
-        """Vectors of work memory that a quad has: maxima of its tiles, then `HEADS_KNOWN`."""
-        return ITEM * (self.tiles + HEADS_KNOWN)
+        """Vectors of work memory that a quad has: for maxima of its tiles, then `HEADS_KNOWN`."""
+        return ITEM * max(self.tiles, HEADS_KNOWN)
 
     @property
     def known_bytes(self) -> int:
         """Bytes of work memory, for this bucket and all smaller ones."""
         row = len(self.quads) * self.known
         quads = max(QUADS_AT_ONCE, len(self.quads))
-        least = ITEM * (ITEMS_AT_ONCE * COLUMN // TILE + quads * (HEADS_KNOWN + 1))
+        least = ITEM * (self.items * COLUMN // TILE + quads * HEADS_KNOWN)
         return min(self.rows * row, max(least, row)) * VECTOR_BYTES

@@ -22,7 +22,7 @@ from compiler.pipeline import MIN_CHUNK, Options, compile_model, prefill_sizes
 from compiler.target import Target
 
 GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
-MIN_CONTEXT = 1536  # an automatic layout leaves room for this much, or for the model's own limit
+MIN_CONTEXT = 1728  # an automatic layout leaves room for this much, or for the model's own limit
 RANK_BUCKET = 512  # context at which candidates are compared
 FINALISTS = 3
 MAX_RACKS = 64

@@ -64,9 +64,9 @@ def test_equals_the_kernel(
 
 
 def test_a_batch_that_is_not_full() -> None:
-    """Nineteen rows in batches of ten: the second has nine."""
+    """Nineteen rows in batches of four: the last has three."""
     kept = Scratch(kv_layout(shaped(8, 2, 128, 512)), (0,) * 4 + (1,) * 4, 19, 512)
-    assert kept.batch == 10
+    assert kept.batch == 4
     test_equals_the_kernel(8, 2, 16, 512, tuple(range(100, 119)))
 
 
@@ -91,9 +91,9 @@ def test_cost_grows_with_the_rows() -> None:
     shape = {"heads": 8, "kv_heads": 2, "head_dim": 128}
     one, four, eight = (cost(512, rows, **shape) for rows in (16, 64, 128))
     assert 3 * (eight - four) == 4 * (four - one)
-    assert one < 16 * cost(512, **shape) / 3
+    assert one < 16 * cost(512, **shape) / 2
     kept = [Scratch(kv_layout(shaped(8, 2, 128, 512)), (0,) * 8, n, 512) for n in (16, 128)]
-    assert [one.batch for one in kept] == [16, 16]
+    assert [one.batch for one in kept] == [4, 4]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 128])

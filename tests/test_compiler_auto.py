@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -16,19 +15,12 @@ from compiler.pipeline import Options, compile_model
 from compiler.presets import PRESETS
 
 TINY = PRESETS["tiny"]
-SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 40)  # 409,600 bytes
+SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 30)  # 307,200 bytes
 LITTLE = replace(machine("lesson"), chip=SMALL)
 OPTIONS = Options(max_model_len=32, prefill_chunk=4, buckets=(32,))
 
 
-def cycles(layout: object) -> float:
-    """Cycles of a layout's decode step; endless where cables or forwarding buffers do not do."""
-    with contextlib.suppress(LayoutError, CapacityError):
-        return _cycles(layout)
-    return math.inf
-
-
-def _cycles(layout: object) -> int:
+def cycles(layout: object) -> int:
     model = compile_model(TINY, LITTLE, layout, OPTIONS, kinds="decode")  # type: ignore[arg-type]
     return model.steps["decode/32"].cycles
 
@@ -39,7 +31,11 @@ def test_the_fewest_cycles_in_one_rack() -> None:
     search = auto._Search(TINY, LITTLE, OPTIONS)
     every = list(search.candidates(LITTLE.chips_per_rack))
     assert best in every
-    assert cycles(best) == min(cycles(layout) for layout in every)
+    found = []
+    for layout in every:
+        with suppress(CapacityError, LayoutError):  # links, and what passes through, come later
+            found.append(cycles(layout))
+    assert cycles(best) == min(found)
 
 
 def test_candidates_fit_and_fewer_stages_would_not() -> None:
@@ -69,7 +65,8 @@ def test_a_model_that_one_chip_holds_may_still_use_more(monkeypatch: pytest.Monk
 def test_more_racks_are_taken_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "FINALISTS", 1)
     monkeypatch.setattr(auto, "GROUP_SIZES", (1, 2))
-    tight = replace(LITTLE, cards_per_rack=1)  # two chips a rack
+    chip = replace(SMALL, sram_bytes=SMALL.sram_bytes * 2)
+    tight = replace(LITTLE, cards_per_rack=1, chip=chip)  # two chips a rack
     best = choose_layout(TINY, tight, OPTIONS)
     smallest = smallest_layout(TINY, tight, OPTIONS)
     assert smallest is not None

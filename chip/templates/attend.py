@@ -39,13 +39,13 @@ from chip.templates.wires import Clock, Ports, Wires
 Pass = Scores | Exponentials | Peaks | Feeds | Results
 
 
-def _known(tiles: int, which: int) -> Ref:
+def _known(which: int) -> Ref:
     """Where the numbers of a quad's heads are: maximum or share, factor, scale."""
-    return Ref("stats", 4 * (tiles + which), 4)
+    return Ref("stats", 4 * which, 4)
 
 
-def _loaded(b: Block, tiles: int = 1) -> Node:
-    """Load what a pass left: the largest of all tiles."""
+def _largest(b: Block, tiles: int) -> Node:
+    """Load the maxima of all tiles; return the largest."""
     node = b.alu(AluOp.COPY, Load(Ref("stats", 0, 4), "f32"))
     for tile in range(1, tiles):
         node = b.alu(AluOp.MAX, Load(Ref("stats", 4 * tile, 4), "f32"), node)
@@ -54,20 +54,20 @@ def _loaded(b: Block, tiles: int = 1) -> Node:
 
 def _tops(b: Block, tiles: int) -> None:
     """The maximum of every head's scores."""
-    b.alu(AluOp.COPY, lane_max(b, _loaded(b, tiles), COLUMN), out=_known(tiles, 0))
+    b.alu(AluOp.COPY, lane_max(b, _largest(b, tiles), COLUMN), out=_known(0))
 
 
-def _shares(b: Block, tiles: int) -> None:
+def _shares(b: Block, _: int) -> None:
     """The reciprocal of every head's sum of exponentials: rsqrt twice."""
-    root = b.alu(AluOp.RSQRT, lane_sum(b, _loaded(b), COLUMN))
-    b.alu(AluOp.MUL, root, root, out=_known(tiles, 0))
+    root = b.alu(AluOp.RSQRT, lane_sum(b, b.alu(AluOp.COPY, Load(_known(0), "f32")), COLUMN))
+    b.alu(AluOp.MUL, root, root, out=_known(0))
 
 
-def _scales(b: Block, tiles: int) -> None:
+def _scales(b: Block, _: int) -> None:
     """Factor and scale of every head's weights."""
-    factor, scale = scale_factor(b, lane_max(b, _loaded(b), COLUMN))
-    b.alu(AluOp.COPY, factor, out=_known(tiles, 1))
-    b.alu(AluOp.COPY, scale, out=_known(tiles, 2))
+    factor, scale = scale_factor(b, lane_max(b, b.alu(AluOp.COPY, Load(_known(1), "f32")), COLUMN))
+    b.alu(AluOp.COPY, factor, out=_known(1))
+    b.alu(AluOp.COPY, scale, out=_known(2))
 
 
 @lru_cache(maxsize=64)

@@ -156,7 +156,7 @@ class Results:
         (total,) = terms
         yield wires.alu(CONVERT, at + self.added, AluOp.CVT_F32, total)
         known = part.quad.number * self.shape.scratch.known
-        scale = known + 4 * (self.shape.scratch.tiles + SCALE) + part.place
+        scale = known + 4 * SCALE + part.place
         port = at + self.to_port
         yield from wires.fetch("stats", [scale], port)
         operand = In((wires.tap("stats", scale),) * 4)

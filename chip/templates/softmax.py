@@ -93,7 +93,7 @@ class Exponentials:
     def _columns(self, job: Job, wires: Wires) -> Iterator[Issue]:
         of, scratch, quad = self.clock.of, self.shape.scratch, job.quad.number
         top = TOPS[quad % 2]
-        first = quad * scratch.known + 4 * scratch.tiles
+        first = quad * scratch.known
         vectors = range(first, first + 4)
         reads, taps = wires.fetched("stats", vectors, job.ports, vectors)
         yield from reads

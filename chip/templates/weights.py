@@ -128,7 +128,7 @@ class Weights:
         """Bring what is known of the heads to registers."""
         for which, ports in job.known.items():
             first = job.quad.number * self.shape.scratch.known
-            first += 4 * (self.shape.scratch.tiles + which)
+            first += 4 * which
             vectors = range(first, first + 4)
             reads, taps = wires.fetched("stats", vectors, ports, vectors)
             yield from reads
@@ -193,7 +193,7 @@ class Peaks(Weights):
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
         times = [time + self.masked for time in job.times]
         yield from running_best(wires, times, job.columns)
-        yield from keep(wires, BEST, job.quad.number * self.shape.scratch.known, job.store)
+        yield from keep(wires, BEST, job.quad.number * self.shape.scratch.known + 4, job.store)
 
 
 class Feeds(Weights):
