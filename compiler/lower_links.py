@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from chip.cost import TURNS
-from chip.floorplan import Queue, hops, mem, position, sxm
+from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
 from chip.isa import Alu, Lanes, Read, Receive, Send, Write
 from chip.issue import Issue, delays
 from chip.operand import Group, Stream, Tap
@@ -25,24 +26,50 @@ from compiler.errors import LoweringError
 
 FIRST_QUEUE, QUEUES = 8, 6  # of the SXM's, for C2C: its own instructions use those below
 FIRST_STREAM, STREAMS = 16, 12  # a stream for each port
-Slot = tuple[bool, int, int]
-"""A place in the stream registers: eastward, number, diagonal (all of a value's way)."""
+Line = tuple[bool, int, int]
+"""Places in the stream registers that a value passes: eastward, number, diagonal."""
+
+
+class Trip(NamedTuple):
+    """A value's way along a line, in hops downstream: where it is put, and who takes it."""
+
+    line: Line
+    source: int
+    sink: int
+
+    def meets(self, other: Trip) -> bool:
+        """Tell whether one of two values on a line would be put over the other on its way."""
+        first, second = sorted((self, other), key=lambda trip: trip.source)
+        return first.source == second.source or second.source < first.sink
 
 
 @dataclass(slots=True)
 class _Taken:
-    """What is in use: (queue, cycle), and stream slots of the C2C's streams."""
+    """What is in use: (queue, cycle), and what travels on the C2C's streams."""
 
     spec: ChipSpec
     queues: set[tuple[Queue, int]] = field(default_factory=set)
-    slots: set[Slot] = field(default_factory=set)
+    trips: dict[Line, list[Trip]] = field(default_factory=dict)
     # slice, word, hemisphere and departure of a vector that is sent -> its Send
     sent: dict[tuple[Queue, int, int, int], Send] = field(default_factory=dict)
 
-    def slot(self, queue: Queue, stream: Stream, cycle: int) -> Slot:
-        """Return the slot of a value that a unit puts on a stream at a cycle."""
-        at = position(queue, self.spec)
-        return stream.eastward, stream.number, cycle - at if stream.eastward else cycle + at
+    def trip(self, queue: Queue, stream: Stream, cycle: int, sink: Queue | None = None) -> Trip:
+        """Return the way of a value that a unit puts on a stream at a cycle.
+
+        Without a known `sink` it goes on to the edge.
+        """
+        at, edge = position(queue, self.spec), position(mxm(2, Role.LOAD), self.spec)
+        end = edge if stream.eastward else 0
+        end = end if sink is None else position(sink, self.spec)
+        if stream.eastward:
+            return Trip((True, stream.number, cycle - at), at, end)
+        return Trip((False, stream.number, cycle + at), edge - at, edge - end)
+
+    def take(self, trip: Trip) -> None:
+        self.trips.setdefault(trip.line, []).append(trip)
+
+    def is_free(self, trip: Trip) -> bool:
+        return not any(trip.meets(other) for other in self.trips.get(trip.line, ()))
 
     def note(self, issues: Iterable[Issue]) -> None:
         """Note the computations' instructions."""
@@ -55,7 +82,7 @@ class _Taken:
                 self.queues.add((issue.queue, cycle))
                 for stream, beat in _results(instruction):
                     if stream.number >= FIRST_STREAM:
-                        self.slots.add(self.slot(issue.queue, stream, cycle + func + beat))
+                        self.take(self.trip(issue.queue, stream, cycle + func + beat))
 
 
 def _results(instruction: object) -> Group:
@@ -114,12 +141,12 @@ def _share(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...
 def _place(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
     """Return the C2C instruction and the slice's access for a vector that meets the link then."""
     for wait in range(TURNS * C2C_TURN + 1):
-        c2c, access, slot = way.issues(cycle, wait, taken)
+        c2c, access, trip = way.issues(cycle, wait, taken)
         wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
-        if wanted & taken.queues or slot in taken.slots or c2c.cycle <= after:
+        if wanted & taken.queues or not taken.is_free(trip) or c2c.cycle <= after:
             continue
         taken.queues |= wanted
-        taken.slots.add(slot)
+        taken.take(trip)
         if isinstance(c2c.instruction, Send):
             taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
         return c2c, access
@@ -144,21 +171,22 @@ class _Way:
         self.stream = Stream(eastward, FIRST_STREAM + port % STREAMS)
         self.hops = hops(self.slice, self.c2c, spec)
 
-    def issues(self, cycle: int, wait: int, taken: _Taken) -> tuple[Issue, Issue, Slot]:
-        """Return C2C instruction, access and stream slot when the vector waits so long."""
+    def issues(self, cycle: int, wait: int, taken: _Taken) -> tuple[Issue, Issue, Trip]:
+        """Return C2C instruction, access and the vector's trip when the vector waits so long."""
         table = delays(self.spec)
         if self.send:
             at = cycle - wait
             read = at - self.hops - table["READ"].d_func
             c2c = Issue(self.c2c, at, Send(port=self.port, stream=self.stream, wait=wait))
             access = Issue(self.slice, read, Read(address=self.word, stream=self.stream))
-            slot = taken.slot(self.slice, self.stream, read + table["READ"].d_func)
+            left = read + table["READ"].d_func
+            trip = taken.trip(self.slice, self.stream, left, self.c2c)
         else:
             at = cycle + wait
             leaves = at + table["RECEIVE"].d_func
             c2c = Issue(self.c2c, at, Receive(port=self.port, stream=self.stream, wait=wait))
             write = Write(address=self.word, stream=self.stream)
             access = Issue(self.slice, leaves + self.hops, write)
-            slot = taken.slot(self.c2c, self.stream, leaves)
+            trip = taken.trip(self.c2c, self.stream, leaves, self.slice)
         named = (Issue(i.queue, i.cycle, i.instruction, name=self.name) for i in (c2c, access))
-        return (*named, slot)  # type: ignore[return-value]
+        return (*named, trip)  # type: ignore[return-value]

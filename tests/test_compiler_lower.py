@@ -13,7 +13,7 @@ from chip.operations import Opcode
 from chip.templates.table import template
 from compiler.errors import LoweringError
 from compiler.lower import lower_operation
-from compiler.lower_links import place_transfers
+from compiler.lower_links import Trip, place_transfers
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,15 @@ def test_copies_of_a_message_that_leave_at_once_are_read_once_a_side() -> None:
     assert len(sends) == 4
     assert sum(isinstance(i, Send) for i in issues) == 4 * vectors
     assert sum(isinstance(i, Read) for i in issues) == 2 * vectors
+
+
+def test_values_on_a_line_meet_where_one_is_put_over_the_other() -> None:
+    """A value that is taken west of the VXM does not mind what is put on its line further east."""
+    line = (True, 16, 0)
+    arrives, weight = Trip(line, 1, 12), Trip(line, 14, 26)
+    assert not arrives.meets(weight)
+    assert not weight.meets(arrives)
+    assert not Trip(line, 1, 14).meets(weight)  # a unit sees what is strictly upstream of it
+    assert Trip(line, 1, 15).meets(weight)
+    assert weight.meets(Trip(line, 12, 25))
+    assert arrives.meets(Trip(line, 1, 2))
