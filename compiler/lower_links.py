@@ -35,7 +35,7 @@ class _Taken:
 
     spec: ChipSpec
     queues: set[tuple[Queue, int]] = field(default_factory=set)
-    slots: set[Slot] = field(default_factory=set)
+    slots: dict[Slot, int] = field(default_factory=dict)  # how far along the first one writes
     # slice, word, hemisphere and departure of a vector that is sent -> its Send
     sent: dict[tuple[Queue, int, int, int], Send] = field(default_factory=dict)
 
@@ -43,6 +43,21 @@ class _Taken:
         """Return the slot of a value that a unit puts on a stream at a cycle."""
         at = position(queue, self.spec)
         return stream.eastward, stream.number, cycle - at if stream.eastward else cycle + at
+
+    def along(self, queue: Queue, eastward: bool) -> int:
+        """Return how far along a stream a unit is."""
+        at = position(queue, self.spec)
+        return at if eastward else -at
+
+    def take(self, slot: Slot, writer: Queue) -> None:
+        """Note that a unit puts a value there."""
+        at = self.along(writer, slot[0])
+        self.slots[slot] = min(at, self.slots.get(slot, at))
+
+    def free(self, slot: Slot, reader: Queue) -> bool:
+        """Tell whether nobody puts a value there before a reader; who does behind it may."""
+        at = self.along(reader, slot[0])
+        return self.slots.get(slot, at + 1) > at
 
     def note(self, issues: Iterable[Issue]) -> None:
         """Note the computations' instructions."""
@@ -55,7 +70,7 @@ class _Taken:
                 self.queues.add((issue.queue, cycle))
                 for stream, beat in _results(instruction):
                     if stream.number >= FIRST_STREAM:
-                        self.slots.add(self.slot(issue.queue, stream, cycle + func + beat))
+                        self.take(self.slot(issue.queue, stream, cycle + func + beat), issue.queue)
 
 
 def _results(instruction: object) -> Group:
@@ -114,15 +129,18 @@ def _share(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...
 def _place(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
     """Return the C2C instruction and the slice's access for a vector that meets the link then."""
     for wait in range(TURNS * C2C_TURN + 1):
-        c2c, access, slot = way.issues(cycle, wait, taken)
-        wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
-        if wanted & taken.queues or slot in taken.slots or c2c.cycle <= after:
-            continue
-        taken.queues |= wanted
-        taken.slots.add(slot)
-        if isinstance(c2c.instruction, Send):
-            taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
-        return c2c, access
+        for stream in range(STREAMS):  # the port's own first
+            c2c, access, slot = way.issues(cycle, wait, stream, taken)
+            wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
+            if wanted & taken.queues or c2c.cycle <= after:
+                break  # no other stream would help
+            if not taken.free(slot, way.reader):
+                continue
+            taken.queues |= wanted
+            taken.take(slot, way.writer)
+            if isinstance(c2c.instruction, Send):
+                taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
+            return c2c, access
     raise LoweringError(
         f"{way.name} ({'send' if way.send else 'receive'}), vector {way.n}, cycle {cycle}: no free "
         f"way between port {way.port} and its work slice within {TURNS * C2C_TURN} cycles"
@@ -140,25 +158,30 @@ class _Way:
         self.hemisphere = port % 2
         self.c2c = sxm(self.hemisphere, FIRST_QUEUE + port // 2 % QUEUES)
         self.slice = mem(side, index)
-        eastward = (self.hemisphere == 1) == self.send
-        self.stream = Stream(eastward, FIRST_STREAM + port % STREAMS)
+        self.eastward = (self.hemisphere == 1) == self.send
+        ends = (self.slice, self.c2c) if self.send else (self.c2c, self.slice)
+        self.writer, self.reader = ends
         self.hops = hops(self.slice, self.c2c, spec)
 
-    def issues(self, cycle: int, wait: int, taken: _Taken) -> tuple[Issue, Issue, Slot]:
-        """Return C2C instruction, access and stream slot when the vector waits so long."""
+    def issues(self, cycle: int, wait: int, shift: int, taken: _Taken) -> tuple[Issue, Issue, Slot]:
+        """Return C2C instruction, access and stream slot when the vector waits so long.
+
+        `shift`: which of the C2C's streams it takes, counted from the port's own.
+        """
         table = delays(self.spec)
+        stream = Stream(self.eastward, FIRST_STREAM + (self.port + shift) % STREAMS)
         if self.send:
             at = cycle - wait
             read = at - self.hops - table["READ"].d_func
-            c2c = Issue(self.c2c, at, Send(port=self.port, stream=self.stream, wait=wait))
-            access = Issue(self.slice, read, Read(address=self.word, stream=self.stream))
-            slot = taken.slot(self.slice, self.stream, read + table["READ"].d_func)
+            c2c = Issue(self.c2c, at, Send(port=self.port, stream=stream, wait=wait))
+            access = Issue(self.slice, read, Read(address=self.word, stream=stream))
+            slot = taken.slot(self.slice, stream, read + table["READ"].d_func)
         else:
             at = cycle + wait
             leaves = at + table["RECEIVE"].d_func
-            c2c = Issue(self.c2c, at, Receive(port=self.port, stream=self.stream, wait=wait))
-            write = Write(address=self.word, stream=self.stream)
+            c2c = Issue(self.c2c, at, Receive(port=self.port, stream=stream, wait=wait))
+            write = Write(address=self.word, stream=stream)
             access = Issue(self.slice, leaves + self.hops, write)
-            slot = taken.slot(self.c2c, self.stream, leaves)
+            slot = taken.slot(self.c2c, stream, leaves)
         named = (Issue(i.queue, i.cycle, i.instruction, name=self.name) for i in (c2c, access))
         return (*named, slot)  # type: ignore[return-value]

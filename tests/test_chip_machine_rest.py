@@ -82,9 +82,7 @@ def test_one_register_with_results_of_two_types() -> None:
         issue(alu(3), 10, Alu(op=AluOp.COPY, a=Immediate(1, "i32"))),
         issue(alu(4), 5, Alu(op=AluOp.NEG, a=Held(3)), 2, 10),
     ]
-    with pytest.raises(
-        MachineError, match="results of several types in one operand: NEG of op5"
-    ):
+    with pytest.raises(MachineError, match="results of several types in one operand: NEG of op5"):
         bound(*issues)
 
 

@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from schedules import compiled, find, with_args
+from schedules import compiled, find, machine, with_args
 
 from chip.isa import Read, Send
 from chip.operations import Opcode
 from compiler.errors import LoweringError
-from compiler.lower import lower_operation
+from compiler.layout import parse_layout
+from compiler.lower import lower, lower_operation
 from compiler.lower_links import place_transfers
+from compiler.pipeline import Options, compile_model
+from compiler.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -75,3 +78,21 @@ def test_copies_of_a_message_that_leave_at_once_are_read_once_a_side() -> None:
     assert len(sends) == 4
     assert sum(isinstance(i, Send) for i in issues) == 4 * vectors
     assert sum(isinstance(i, Read) for i in issues) == 2 * vectors
+
+
+@pytest.mark.parametrize("layout", ["1x1", "1x2", "1x4"])
+def test_vectors_find_a_way_beside_products(layout: str) -> None:
+    """Wide enough for exchanges that go on while weights load and results drain."""
+    config = replace(
+        PRESETS["tiny"], hidden_size=2048, intermediate_size=5632, num_layers=1, num_heads=16,
+        num_kv_heads=4, head_dim=128,
+    )  # fmt: skip
+    options = Options(max_model_len=64, prefill_chunk=4, buckets=(64,))
+    hardware = machine("groqrack")
+    model = compile_model(config, hardware, parse_layout(layout), options, kinds="decode")
+    (step,) = model.steps.values()
+    links = [link for link in model.network.links if 0 in (link.src, link.dst)]
+    ports = {link.id: number // 2 for number, link in enumerate(links)}
+    slots = {link.id: link.slot_cycles for link in links}
+    issues = lower(step.programs[0], spec=model.chip, ports=ports, slots=slots)
+    assert any(isinstance(issue.instruction, Send) for issue in issues)
