@@ -141,15 +141,18 @@ def _share(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...
 def _place(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
     """Return the C2C instruction and the slice's access for a vector that meets the link then."""
     for wait in range(TURNS * C2C_TURN + 1):
-        c2c, access, trip = way.issues(cycle, wait, taken)
-        wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
-        if wanted & taken.queues or not taken.is_free(trip) or c2c.cycle <= after:
-            continue
-        taken.queues |= wanted
-        taken.take(trip)
-        if isinstance(c2c.instruction, Send):
-            taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
-        return c2c, access
+        for shift in range(STREAMS):  # the port's own first
+            c2c, access, trip = way.issues(cycle, wait, shift, taken)
+            wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
+            if wanted & taken.queues or c2c.cycle <= after:
+                break  # no other stream would help
+            if not taken.is_free(trip):
+                continue
+            taken.queues |= wanted
+            taken.take(trip)
+            if isinstance(c2c.instruction, Send):
+                taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
+            return c2c, access
     raise LoweringError(
         f"{way.name} ({'send' if way.send else 'receive'}), vector {way.n}, cycle {cycle}: no free "
         f"way between port {way.port} and its work slice within {TURNS * C2C_TURN} cycles"
@@ -167,26 +170,29 @@ class _Way:
         self.hemisphere = port % 2
         self.c2c = sxm(self.hemisphere, FIRST_QUEUE + port // 2 % QUEUES)
         self.slice = mem(side, index)
-        eastward = (self.hemisphere == 1) == self.send
-        self.stream = Stream(eastward, FIRST_STREAM + port % STREAMS)
+        self.eastward = (self.hemisphere == 1) == self.send
         self.hops = hops(self.slice, self.c2c, spec)
 
-    def issues(self, cycle: int, wait: int, taken: _Taken) -> tuple[Issue, Issue, Trip]:
-        """Return C2C instruction, access and the vector's trip when the vector waits so long."""
+    def issues(self, cycle: int, wait: int, shift: int, taken: _Taken) -> tuple[Issue, Issue, Trip]:
+        """Return C2C instruction, access and the vector's trip when the vector waits so long.
+
+        `shift`: which of the C2C's streams it takes, counted from the port's own.
+        """
         table = delays(self.spec)
+        stream = Stream(self.eastward, FIRST_STREAM + (self.port + shift) % STREAMS)
         if self.send:
             at = cycle - wait
             read = at - self.hops - table["READ"].d_func
-            c2c = Issue(self.c2c, at, Send(port=self.port, stream=self.stream, wait=wait))
-            access = Issue(self.slice, read, Read(address=self.word, stream=self.stream))
+            c2c = Issue(self.c2c, at, Send(port=self.port, stream=stream, wait=wait))
+            access = Issue(self.slice, read, Read(address=self.word, stream=stream))
             left = read + table["READ"].d_func
-            trip = taken.trip(self.slice, self.stream, left, self.c2c)
+            trip = taken.trip(self.slice, stream, left, self.c2c)
         else:
             at = cycle + wait
             leaves = at + table["RECEIVE"].d_func
-            c2c = Issue(self.c2c, at, Receive(port=self.port, stream=self.stream, wait=wait))
-            write = Write(address=self.word, stream=self.stream)
+            c2c = Issue(self.c2c, at, Receive(port=self.port, stream=stream, wait=wait))
+            write = Write(address=self.word, stream=stream)
             access = Issue(self.slice, leaves + self.hops, write)
-            trip = taken.trip(self.c2c, self.stream, leaves, self.slice)
+            trip = taken.trip(self.c2c, stream, leaves, self.slice)
         named = (Issue(i.queue, i.cycle, i.instruction, name=self.name) for i in (c2c, access))
         return (*named, trip)  # type: ignore[return-value]

@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from schedules import compiled, find, with_args
+from schedules import compiled, find, machine, with_args
 
 from chip.isa import Read, Send
 from chip.operations import Opcode
 from chip.templates.table import template
 from compiler.errors import LoweringError
-from compiler.lower import lower_operation
+from compiler.layout import parse_layout
+from compiler.lower import lower, lower_operation
 from compiler.lower_links import Trip, place_transfers
+from compiler.pipeline import Options, compile_model
+from compiler.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -102,3 +105,21 @@ def test_values_on_a_line_meet_where_one_is_put_over_the_other() -> None:
     assert Trip(line, 1, 15).meets(weight)
     assert weight.meets(Trip(line, 12, 25))
     assert arrives.meets(Trip(line, 1, 2))
+
+
+@pytest.mark.parametrize("layout", ["1x1", "1x2", "1x4"])
+def test_vectors_find_a_way_beside_products(layout: str) -> None:
+    """Wide enough for exchanges that go on while weights load and results drain."""
+    config = replace(
+        PRESETS["tiny"], hidden_size=2048, intermediate_size=5632, num_layers=1, num_heads=16,
+        num_kv_heads=4, head_dim=128,
+    )  # fmt: skip
+    options = Options(max_model_len=64, prefill_chunk=4, buckets=(64,))
+    hardware = machine("groqrack")
+    model = compile_model(config, hardware, parse_layout(layout), options, kinds="decode")
+    (step,) = model.steps.values()
+    links = [link for link in model.network.links if 0 in (link.src, link.dst)]
+    ports = {link.id: number // 2 for number, link in enumerate(links)}
+    slots = {link.id: link.slot_cycles for link in links}
+    issues = lower(step.programs[0], spec=model.chip, ports=ports, slots=slots)
+    assert any(isinstance(issue.instruction, Send) for issue in issues)
