@@ -93,6 +93,7 @@ def test_rope(heads: int, kv_heads: int, dim: int, positions: tuple[int, ...]) -
         (8, 1, 128, 330, (329,)),  # a second chunk of ten tokens
         (5, 5, 12, 64, (0, 63, 30)),
         (3, 3, 160, 1000, (310,)),
+        (8, 2, 64, 330, tuple(range(320, 329))),  # two batches of rows
         (20, 10, 24, 200, (170,)),  # two groups of heads; half a tile, and the other cut short
     ],
 )
