@@ -38,7 +38,7 @@ from compiler.steps import StepPlanner
 from compiler.target import Target
 from compiler.verify import verify
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise
 MIN_CHUNK = 16  # the chunk that the default context leaves room for
 FIRST_BUCKET = 256

@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(artifact: Path) -> None:
 
 def test_another_version_is_refused(artifact: Path) -> None:
     edit(artifact, format_version=99)
-    assert "wanted format version 2, got 99" in refused(artifact)
+    assert "wanted format version 3, got 99" in refused(artifact)
 
 
 def test_a_manifest_that_is_not_json_is_refused(artifact: Path) -> None:
