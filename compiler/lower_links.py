@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from chip.cost import TURNS
+from chip.cost import TURNS, send_lead_cycles
 from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
 from chip.isa import Alu, Lanes, Read, Receive, Send, Write
 from chip.issue import Issue, delays
@@ -26,6 +26,7 @@ from compiler.errors import LoweringError
 
 FIRST_QUEUE, QUEUES = 8, 6  # of the SXM's, for C2C: its own instructions use those below
 FIRST_STREAM, STREAMS = 16, 12  # a stream for each port
+WAITING = 2  # slots that a vector may be early: a port holds four
 Line = tuple[bool, int, int]
 """Places in the stream registers that a value passes: eastward, number, diagonal."""
 
@@ -108,20 +109,43 @@ def place_transfers(
     taken = _Taken(spec)
     taken.note(issues)
     out: list[Issue] = []
-    for operation in program.operations:
-        if operation.opcode not in MOVES:
-            continue
-        link, last = operation.args["link"], -(1 << 30)
-        for n in range(operation.args["vectors"]):
+    moves = [operation for operation in program.operations if operation.opcode in MOVES]
+    # what is sent finds gaps among the loads' vectors; what is received has more to choose from
+    for operation in sorted(moves, key=lambda move: move.opcode is Opcode.RECEIVE):
+        link, early = operation.args["link"], _early(operation, program, spec)
+        numbers, last = range(operation.args["vectors"]), -(1 << 30)
+        if operation.opcode is Opcode.SEND:  # the last first: those before it may be earlier still
+            numbers, last = numbers[::-1], 1 << 30
+        for n in numbers:
             cycle = operation.start + n * slots[link]
             way = _Way(operation, n, ports[link], spec)
-            found = _share(way, cycle, taken, last) or _place(way, cycle, taken, last)
+            most = TURNS * C2C_TURN + min(n + early, WAITING) * slots[link] * (early >= 0)
+            found = _share(way, cycle, taken, last) or _place(way, cycle, taken, last, most)
             last = found[0].cycle
             out += found
     return out
 
 
-def _share(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
+def _early(operation: Operation, program: Program, spec: ChipSpec) -> int:
+    """Return how many slots earlier than it must a SEND's first vector may be at the port.
+
+    -1 where vectors leave as they are made. What is passed on has been in memory for long; of what
+    was whole when the first left, each further vector may be a slot earlier.
+    """
+    if operation.opcode is Opcode.RECEIVE:
+        return -1
+    if "forward" in operation.args:
+        return WAITING
+    (first, size), ready = operation.regions()[0][0], operation.start - send_lead_cycles(spec)
+    for other in program.operations:
+        if other.opcode is Opcode.SEND or other.end <= ready or other.start >= operation.start:
+            continue
+        if any(at < first + size and first < at + n for at, n in other.regions()[1]):
+            return -1
+    return 0
+
+
+def _share(way: _Way, cycle: int, taken: _Taken, turn: int) -> tuple[Issue, ...]:
     """Return the Send of a vector that leaves by another port of this side in the same cycle.
 
     One read serves them all: the vector passes all ports of its side at once. Empty where none
@@ -131,20 +155,25 @@ def _share(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...
     if other is None:
         return ()
     at = cycle - other.wait
-    if (way.c2c, at) in taken.queues or at <= after:
+    if (way.c2c, at) in taken.queues or at >= turn:
         return ()
     taken.queues.add((way.c2c, at))
     send = Send(port=way.port, stream=other.stream, wait=other.wait)
     return (Issue(way.c2c, at, send, name=way.name),)
 
 
-def _place(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...]:
-    """Return the C2C instruction and the slice's access for a vector that meets the link then."""
-    for wait in range(TURNS * C2C_TURN + 1):
+def _place(way: _Way, cycle: int, taken: _Taken, turn: int, most: int) -> tuple[Issue, ...]:
+    """Return the C2C instruction and the slice's access for a vector that meets the link then.
+
+    It waits at the port for up to `most` cycles; `turn` is the issue of the vector that was placed
+    before it: of the next one sent, of the last one received.
+    """
+    for wait in range(most + 1):
         for shift in range(STREAMS):  # the port's own first
             c2c, access, trip = way.issues(cycle, wait, shift, taken)
             wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
-            if wanted & taken.queues or c2c.cycle <= after:
+            late = c2c.cycle >= turn if way.send else c2c.cycle <= turn
+            if wanted & taken.queues or late:
                 break  # no other stream would help
             if not taken.is_free(trip):
                 continue
@@ -155,7 +184,7 @@ def _place(way: _Way, cycle: int, taken: _Taken, after: int) -> tuple[Issue, ...
             return c2c, access
     raise LoweringError(
         f"{way.name} ({'send' if way.send else 'receive'}), vector {way.n}, cycle {cycle}: no free "
-        f"way between port {way.port} and its work slice within {TURNS * C2C_TURN} cycles"
+        f"way between port {way.port} and its work slice within {most} cycles"
     )
 
 

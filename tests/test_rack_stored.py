@@ -116,4 +116,4 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
         prepare(RunConfig(model="llama-8b", layout="4x4", transport="local"))
     text = str(caught.value)
     assert "chip 0 wants 447,303,680 bytes of SRAM and has 230,686,720" in text
-    assert "216,616,960 bytes missing; the smallest layout that fits is 32x1+3" in text
+    assert "216,616,960 bytes missing; the smallest layout that fits is 8x4+3" in text
