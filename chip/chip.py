@@ -70,10 +70,12 @@ Watch = Callable[[Opcode, Callable[[], bool]], Callable[[], bool]]
 
 
 @dataclass(slots=True)
-class _Loaded:
+class Loaded:
+    """A program, and what it does, in working order."""
+
     program: Program
-    operations: list[Operation]  # in working order
     actions: list[Callable[[], bool]]  # False: waiting for vectors
+    operations: Sequence[Operation | None]  # of each action; None: not one operation's
     spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
 
 
@@ -87,11 +89,11 @@ class Chip:
         self.index, self.spec, self.sram, self.links = index, spec, sram, links
         self.state = StepState()
         self.checks = 0  # sum of hash shares received in this step
-        self._binder = Binder(sram, kernels)
+        self.kernels, self._binder = kernels, Binder(sram, kernels)
         self._bound: dict[tuple[object, ...], Bound] = {}
         self._send = send
         self._watch = watch
-        self._programs: dict[str, _Loaded] = {}
+        self._programs: dict[str, Loaded] = {}
         self._inbox: dict[int, deque[Arrival]] = {link: deque() for link in links}
         self._consumed: dict[int, tuple[int, int]] = {}  # link -> last (sequence, transfer)
         self._queue: deque[StepMessage] = deque()
@@ -109,12 +111,16 @@ class Chip:
         """
         slots = {number: link.slot_cycles for number, link in self.links.items()}
         UnitClocks(program, self.spec, slots).check()
+        self._programs[program.step] = self._bind(program)
+
+    def _bind(self, program: Program) -> Loaded:
+        """Return the program as actions on this chip's memory."""
         operations = working_order(program.operations)
         actions = [self._action(operation) for operation in operations]
         if self._watch is not None:
             pairs = zip(operations, actions, strict=True)
             actions = [self._watch(operation.opcode, action) for operation, action in pairs]
-        self._programs[program.step] = _Loaded(program, operations, actions, unit_spans(program))
+        return Loaded(program, actions, operations, unit_spans(program))
 
     def _action(self, operation: Operation) -> Callable[[], bool]:
         if operation.opcode is Opcode.SEND:
@@ -151,19 +157,24 @@ class Chip:
         args = operation.args
         size = args["vectors"] * VECTOR_BYTES
         target = self.sram.memory(args["dst"], size)
-        inbox = self._inbox[args["link"]]
 
         def action() -> bool:
-            if not inbox:
-                return False
-            arrival = inbox.popleft()
-            self._check_arrival(operation, arrival, size)
-            target[:] = arrival.payload
-            self.checks += arrival.check
-            self._consumed[arrival.link] = (arrival.sequence, arrival.transfer)
-            return True
+            if (arrival := self._take(operation, size)) is not None:
+                target[:] = arrival.payload
+            return arrival is not None
 
         return action
+
+    def _take(self, operation: Operation, size: int) -> Arrival | None:
+        """Return the arrival that a RECEIVE wants, None while it has not come."""
+        inbox = self._inbox[operation.args["link"]]
+        if not inbox:
+            return None
+        arrival = inbox.popleft()
+        self._check_arrival(operation, arrival, size)
+        self.checks += arrival.check
+        self._consumed[arrival.link] = (arrival.sequence, arrival.transfer)
+        return arrival
 
     # -- run
 

@@ -3,6 +3,7 @@
     ChipError
     ├── SramError           an address or a tensor does not fit the memory
     ├── ProgramError        a program the chip cannot execute
+    ├── MachineError        instructions that the hardware could not run together
     └── ScheduleViolation   the run and the schedule disagree; names chip, link, cycle, operation
 
 Each keeps its fields and survives pickle, because errors cross processes.
@@ -68,3 +69,14 @@ class ScheduleViolation(ChipError):
 
 def _rebuild_violation(what: str, fields: dict[str, Any]) -> ScheduleViolation:
     return ScheduleViolation(what, **fields)
+
+
+class MachineError(ChipError):
+    """What the hardware could not do: where and when, and the instructions that want it."""
+
+    def __init__(self, what: str, *culprits: str) -> None:
+        super().__init__(what, *culprits)
+        self.what, self.culprits = what, culprits
+
+    def __str__(self) -> str:
+        return f"{self.what}: {' and '.join(self.culprits)}"

@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from chip.errors import ProgramError
 from chip.kernels.interface import Kernels
-from chip.operations import Opcode, item_bytes, kv_layout, row_bytes, segment_offsets
+from chip.operations import (
+    Opcode,
+    gated_widths,
+    row_bytes,
+)
 from chip.program import Operation
-from chip.spec import pad_vector
+from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
+from chip.views import Views
 
 
 @dataclass(slots=True)
@@ -33,11 +38,12 @@ class StepState:
 Bound = Callable[[StepState], None]
 
 
-class Binder:
+class Binder(Views):
     """Makes bound operations for one chip."""
 
     def __init__(self, sram: Sram, kernels: Kernels) -> None:
-        self.sram, self.kernels = sram, kernels
+        super().__init__(sram)
+        self.kernels = kernels
 
     def bind(self, operation: Operation) -> Bound:
         """Return the operation as a call. Raises ProgramError for one that computes nothing."""
@@ -55,56 +61,13 @@ class Binder:
             raise ProgramError(f"{operation.name}: {operation.opcode} is not a computation")
         return binders[operation.opcode](operation.args)
 
-    # -- views
-
-    def _f32(self, address: int, rows: int, n: int) -> NDArray[np.float32]:
-        return self.sram.rows(address, np.float32, rows, n, row_bytes(n, 4))
-
-    def _f16(self, address: int, rows: int, n: int) -> NDArray[np.float16]:
-        return self.sram.rows(address, np.float16, rows, n, row_bytes(n, 2))
-
-    def _vector(self, address: int, n: int) -> NDArray[np.float32]:
-        return self._f32(address, 1, n).reshape(n)
-
-    def _activation(self, a: Any, name: str, k: int) -> NDArray[Any]:
-        padded, item = pad_vector(k), item_bytes(a["dtype"])
-        dtype = np.int8 if item == 1 else np.float16
-        return self.sram.rows(a[name], dtype, a["rows"], padded, row_bytes(padded, item))
-
-    def _segments(self, a: Any) -> list[NDArray[np.float16]]:
-        offsets = segment_offsets(a["shares"], a["rows"])
-        return [
-            self._f16(a["src"] + offset, a["rows"], share)
-            for offset, share in zip(offsets, a["shares"], strict=False)
-        ]
-
-    def _query(self, a: Any) -> NDArray[Any]:
-        item = item_bytes(a["dtype"])
-        stride = row_bytes(a["heads"] * a["head_dim"], item)
-        shape = (a["rows"], a["heads"], a["head_dim"])
-        dtype = np.int8 if item == 1 else np.float16
-        return self.sram.view(a["q"], dtype, shape, (stride, a["head_dim"] * item, item))
-
-    def _cache(self, a: Any, tokens: int, *, value: bool) -> tuple[list[Any], list[Any]]:
-        """Views of each KV head's keys or values [tokens, head_dim], and its scales [tokens]."""
-        layout = kv_layout(a)
-        dtype = np.int8 if layout.item_bytes == 1 else np.float16
-        heads, scales = [], []
-        for head in range(a["kv_heads"]):
-            at = a["kv"] + layout.head_offset(head, value=value)
-            heads.append(self.sram.rows(at, dtype, tokens, a["head_dim"], layout.row_bytes))
-            if a["dtype"] == "int8":
-                scale_at = a["kv"] + layout.scale_offset(head, value=value)
-                scales.append(self.sram.view(scale_at, np.float32, (tokens,), (4,)))
-        return heads, scales
-
     # -- operations
 
     def _norm(self, a: Any) -> Bound:
-        x, gamma = self._f32(a["x"], a["rows"], a["hidden"]), self._vector(a["gamma"], a["hidden"])
-        y, eps, kernels = self._activation(a, "q", a["hidden"]), a["eps"], self.kernels
+        x, gamma = self.f32(a["x"], a["rows"], a["hidden"]), self.vector(a["gamma"], a["hidden"])
+        y, eps, kernels = self.activation(a, "q", a["hidden"]), a["eps"], self.kernels
         if a["dtype"] == "int8":
-            s = self._vector(a["s"], a["rows"])
+            s = self.vector(a["s"], a["rows"])
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -119,10 +82,10 @@ class Binder:
         return run_f16
 
     def _gather(self, a: Any) -> Bound:
-        segments, kernels = self._segments(a), self.kernels
-        y = self._activation(a, "q", sum(a["shares"]))
+        segments, kernels = self.segments(a), self.kernels
+        y = self.activation(a, "q", sum(a["shares"]))
         if a["dtype"] == "int8":
-            s = self._vector(a["s"], a["rows"])
+            s = self.vector(a["s"], a["rows"])
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -137,14 +100,14 @@ class Binder:
         return run_f16
 
     def _matmul(self, a: Any) -> Bound:
-        x, kernels, n_cols = self._activation(a, "x", a["k"]), self.kernels, a["n"]
+        before, (y, after) = self._prologue(a), self._epilogue(a)
+        names = ("x", "s") if before is None else ("q", "qs")
+        x, kernels, n_cols = self.activation(a, names[0], a["k"]), self.kernels, a["n"]
         size = n_cols * pad_vector(a["k"])
-        out = self._f32 if a["out"] == "f32" else self._f16
-        y: NDArray[Any] = out(a["y"], a["rows"], n_cols)
         product: Callable[[int], int]
         if a["dtype"] == "int8":
             w = self.sram.view(a["w"], np.int8, (size,), (1,))
-            sw, s = self._vector(a["sw"], n_cols), self._vector(a["s"], a["rows"])
+            sw, s = self.vector(a["sw"], n_cols), self.vector(a[names[1]], a["rows"])
 
             def product(n: int) -> int:
                 return kernels.matmul_i8(x[:n], s[:n], w, sw, y[:n])
@@ -158,29 +121,54 @@ class Binder:
         first_column = a.get("first_column")
 
         def run(state: StepState) -> None:
+            if before is not None:
+                before(state)
             state.saturated += product(state.rows)
+            if after is not None:
+                after(state)
             if first_column is not None:  # logits: this chip's share of data_hash (law 5)
                 state.hash_share = kernels.logit_hash(y[0], first_column)
 
         return run
 
+    def _prologue(self, a: Any) -> Bound | None:
+        """What makes a product's activations, where that is a part of it."""
+        if a.get("prologue") == "norm":
+            return self._norm({**a, "x": a["src"], "hidden": a["k"], "s": a["qs"]})
+        return self._gather({**a, "s": a["qs"]}) if a.get("prologue") == "gather" else None
+
+    def _epilogue(self, a: Any) -> tuple[NDArray[Any], Bound | None]:
+        """Return where a product goes [rows, n], and what follows it as a part of it."""
+        shape, kernels = (a["rows"], a["n"]), self.kernels
+        if a.get("epilogue") == "add":
+            delta, total = np.empty(shape, np.float16), self.f32(a["r"], *shape)
+            return delta, lambda state: kernels.add(total[: state.rows], [delta[: state.rows]])
+        if a.get("epilogue") == "silu":
+            gate_up = np.empty(shape, np.float32)
+            return gate_up, self._gated(gate_up, self.f16(a["y"], a["rows"], a["n"] // 2))
+        return (self.f32 if a["out"] == "f32" else self.f16)(a["y"], *shape), None
+
     def _rope(self, a: Any) -> Bound:
         kernels, dim = self.kernels, a["head_dim"]
-        qkv = self._f32(a["qkv"], a["rows"], (a["heads"] + 2 * a["kv_heads"]) * dim)
+        qkv = self.f32(a["qkv"], a["rows"], (a["heads"] + 2 * a["kv_heads"]) * dim)
         stride = row_bytes(dim, 4)
         shape, strides = (a["rows"], 2, dim // 2), (stride, dim * 2, 4)
         rope = self.sram.view(a["rope"], np.float32, shape, strides)
-        q = self._query(a)
-        k, ks = self._cache(a, a["context"], value=False)
-        v, vs = self._cache(a, a["context"], value=True)
+        packed = self.queries(a)
+        q = packed.heads
+        k, ks = self.cache(a, a["context"], value=False)
+        v, vs = self.cache(a, a["context"], value=True)
         if a["dtype"] == "int8":
-            sq = self._f32(a["sq"], a["rows"], a["heads"])
+            packed_scales = self.query_scales(a)
+            sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
                 n = state.rows
                 kernels.rope_cache_i8(
                     qkv[:n], rope[:n], state.positions, q[:n], sq[:n], k, ks, v, vs
                 )
+                packed.store(n)
+                packed_scales.store(n)
 
             return run
 
@@ -189,19 +177,24 @@ class Binder:
             state.saturated += kernels.rope_cache_f16(
                 qkv[:n], rope[:n], state.positions, q[:n], k, v
             )
+            packed.store(n)
 
         return run_f16
 
     def _attend(self, a: Any) -> Bound:
-        kernels, kv_of, q = self.kernels, a["kv_of"], self._query(a)
-        out = self._f16(a["y"], a["rows"], a["heads"] * a["head_dim"])
-        k, ks = self._cache(a, a["bucket"], value=False)
-        v, vs = self._cache(a, a["bucket"], value=True)
+        kernels, kv_of, packed = self.kernels, a["kv_of"], self.queries(a)
+        q = packed.heads
+        out = self.f16(a["y"], a["rows"], a["heads"] * a["head_dim"])
+        k, ks = self.cache(a, a["bucket"], value=False)
+        v, vs = self.cache(a, a["bucket"], value=True)
         if a["dtype"] == "int8":
-            sq = self._f32(a["sq"], a["rows"], a["heads"])
+            packed_scales = self.query_scales(a)
+            sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
                 n = state.rows
+                packed.load(n)
+                packed_scales.load(n)
                 state.saturated += kernels.attention_i8(
                     q[:n], sq[:n], k, ks, v, vs, kv_of, state.positions, out[:n]
                 )
@@ -211,6 +204,7 @@ class Binder:
 
         def run_f16(state: StepState) -> None:
             n = state.rows
+            packed.load(n)
             state.saturated += kernels.attention_f16(
                 q[:n], k, v, kv_of, state.positions, scale, out[:n]
             )
@@ -218,8 +212,8 @@ class Binder:
         return run_f16
 
     def _add(self, a: Any) -> Bound:
-        x, kernels = self._f32(a["x"], a["rows"], sum(a["shares"])), self.kernels
-        segments = self._segments(a)
+        x, kernels = self.f32(a["x"], a["rows"], sum(a["shares"])), self.kernels
+        segments = self.segments(a)
 
         def run(state: StepState) -> None:
             n = state.rows
@@ -228,17 +222,36 @@ class Binder:
         return run
 
     def _silu(self, a: Any) -> Bound:
-        gate_up, kernels = self._f32(a["x"], a["rows"], 2 * a["n"]), self.kernels
-        out = self._f16(a["y"], a["rows"], a["n"])
+        gate_up = self.f32(a["x"], a["rows"], 2 * a["n"])
+        return self._gated(gate_up, self.f16(a["y"], a["rows"], a["n"]))
+
+    def _gated(self, gate_up: NDArray[np.float32], out: NDArray[np.float16]) -> Bound:
+        """Gate [rows, 2n], whose columns alternate as `gated_widths` says, to [rows, n]."""
+        kernels, at, blocks, narrow = self.kernels, 0, 0, []
+        for width in gated_widths(out.shape[1]):
+            if width == VECTOR_BYTES:
+                blocks += 1
+            else:
+                pair = slice(2 * at, 2 * (at + width))
+                narrow.append((gate_up[:, pair], out[:, at : at + width]))
+            at += width
+        end = blocks * VECTOR_BYTES
+        wide = [
+            (row[: 2 * end].reshape(blocks, -1), to[:end].reshape(blocks, -1))
+            for row, to in zip(gate_up, out, strict=True) if blocks
+        ]  # fmt: skip
 
         def run(state: StepState) -> None:
             n = state.rows
-            state.saturated += kernels.silu(gate_up[:n], out[:n])
+            for row, to in wide[:n]:
+                state.saturated += kernels.silu(row, to)
+            for pair, to in narrow:
+                state.saturated += kernels.silu(pair[:n], to[:n])
 
         return run
 
     def _topk(self, a: Any) -> Bound:
-        logits, kernels, k = self._vector(a["x"], a["n"]), self.kernels, a["k"]
+        logits, kernels, k = self.vector(a["x"], a["n"]), self.kernels, a["k"]
         ids = self.sram.view(a["y"], np.uint32, (k,), (4,))
         values = self.sram.view(a["y"] + 4 * k, np.float32, (k,), (4,))
         first = a["first_column"]

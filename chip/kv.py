@@ -1,9 +1,13 @@
 """Where a layer's KV cache lies: heads packed into 320-byte vectors, one row per token.
 
 Several small heads share one vector (two 128-wide int8 heads, ten 16-byte ones), a head larger
-than a vector takes several. A cache is [K groups][V groups][K scales][V scales]; a group is
-[context][row_bytes]; int8 scales are one fp32 per token and head, [head][context], so that token t
-is lane t mod 320 of vector t div 320 when the VXM reads them.
+than a vector takes several. A cache is [K groups][V groups]; a group is [context][row_bytes], in
+whole windows of 64 vectors, so that it loads into the planes as weights do. int8 scales are apart,
+in work memory: one fp32 per token and head, [K, then V head][context], so that token t is lane
+t mod 320 of 4-vector group t div 320 when the VXM reads them.
+
+Queries are packed as keys are: head j of a row in vector j div heads_per_group. Its fp32 scale
+fills a vector of its own: 80 times the same.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from chip.spec import VECTOR_BYTES, pad_vector
 
 HEAD_ALIGN_BYTES = 16  # one superlane: a head never starts inside one
+WINDOW_VECTORS = 64  # that the four planes load in a cycle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class KvLayout:
 
     @property
     def group_bytes(self) -> int:
-        return self.context * self.row_bytes
+        return -(-self.context // WINDOW_VECTORS) * WINDOW_VECTORS * self.row_bytes
 
     @property
     def scale_bytes(self) -> int:
@@ -60,13 +65,35 @@ class KvLayout:
         return (group + (self.groups if value else 0)) * self.group_bytes + place * self.head_bytes
 
     def scale_offset(self, head: int, *, value: bool) -> int:
-        """Offset of one head's key scales, or value scales (int8 only)."""
-        index = head + (self.kv_heads if value else 0)
-        return 2 * self.groups * self.group_bytes + index * self.scale_bytes
+        """Offset of one head's key scales, or value scales, from the first (int8 only)."""
+        return (head + (self.kv_heads if value else 0)) * self.scale_bytes
 
     @property
     def total_bytes(self) -> int:
-        return 2 * self.groups * self.group_bytes + 2 * self.kv_heads * self.scale_bytes
+        """Bytes of keys and values."""
+        return 2 * self.groups * self.group_bytes
+
+    @property
+    def scales_bytes(self) -> int:
+        """Bytes of all scales; zero for fp16."""
+        return 2 * self.kv_heads * self.scale_bytes
+
+    @property
+    def pitch(self) -> int:
+        """Lanes from head to head in a packed vector."""
+        return self.head_bytes // self.item_bytes
+
+    def query_groups(self, heads: int) -> int:
+        """Packed vectors (or, of large heads, groups of vectors) of one row's queries."""
+        return -(-heads // self.heads_per_group)
+
+    def query_bytes(self, heads: int) -> int:
+        """Bytes of one row's queries."""
+        return self.query_groups(heads) * self.row_bytes
+
+    def query_scale_bytes(self, heads: int) -> int:
+        """Bytes of one row's query scales: a vector each."""
+        return heads * VECTOR_BYTES
 
     def read_bytes(self, bucket: int) -> int:
         """Bytes that attention over `bucket` tokens reads."""

@@ -16,7 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from chip.kv import KvLayout
-from chip.spec import pad_vector
+from chip.scratch import Scratch
+from chip.spec import VECTOR_BYTES, pad_vector
 
 Args = Mapping[str, Any]
 Region = tuple[int, int]
@@ -38,6 +39,9 @@ class Opcode(StrEnum):
     RECEIVE = "receive"
 
 
+MOVES = (Opcode.SEND, Opcode.RECEIVE)
+
+
 def item_bytes(dtype: str) -> int:
     """Bytes of one activation or weight element."""
     return {"int8": 1, "fp16": 2}[dtype]
@@ -54,6 +58,16 @@ def segment_offsets(shares: Sequence[int], rows: int) -> list[int]:
     for share in shares:
         offsets.append(offsets[-1] + rows * row_bytes(share, 2))
     return offsets
+
+
+def gated_widths(n: int) -> list[int]:
+    """Cut the n columns of a gate: columns of gate and up projection alternate in these widths.
+
+    Whole column blocks, then a pair within a block each: so a gate meets its up in the VXM.
+    """
+    blocks, rest = divmod(n, VECTOR_BYTES)
+    half = VECTOR_BYTES // 2
+    return [VECTOR_BYTES] * blocks + [w for w in (min(rest, half), rest - half) if w > 0]
 
 
 def _activation(a: Args, k: int) -> int:
@@ -77,9 +91,15 @@ def kv_layout(a: Args) -> KvLayout:
 
 
 def _query(a: Args) -> list[Region]:
-    size = a["rows"] * row_bytes(a["heads"] * a["head_dim"], item_bytes(a["dtype"]))
-    scales = [(a["sq"], a["rows"] * row_bytes(a["heads"], 4))] if a["dtype"] == "int8" else []
-    return [(a["q"], size), *scales]
+    layout, rows = kv_layout(a), a["rows"]
+    scales = [(a["sq"], rows * layout.query_scale_bytes(a["heads"]))] if "sq" in a else []
+    return [(a["q"], rows * layout.query_bytes(a["heads"])), *scales]
+
+
+def _cache(a: Args) -> list[Region]:
+    layout = kv_layout(a)
+    scales = [(a["kvs"], layout.scales_bytes)] if "kvs" in a else []
+    return [(a["kv"], layout.total_bytes), *scales]
 
 
 def _norm_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -93,22 +113,44 @@ def _gather_regions(a: Args) -> tuple[list[Region], list[Region]]:
 
 
 def _matmul_regions(a: Args) -> tuple[list[Region], list[Region]]:
-    weight = (a["w"], a["n"] * row_bytes(pad_vector(a["k"]), item_bytes(a["dtype"])))
-    scales = [(a["sw"], row_bytes(a["n"], 4))] if a["dtype"] == "int8" else []
-    out = (a["y"], a["rows"] * row_bytes(a["n"], 4 if a["out"] == "f32" else 2))
-    return [(a["x"], _activation(a, a["k"])), *_scale(a, "s"), weight, *scales], [out]
+    """Activations as they are (x, s), or what they are made of; then weights, and what follows."""
+    k, n, prologue = a["k"], a["n"], a.get("prologue")
+    reads: list[Region] = []
+    writes: list[Region] = []
+    if prologue is None:
+        reads += [(a["x"], _activation(a, k)), *_scale(a, "s")]
+    else:
+        writes += [(a["q"], _activation(a, k)), *_scale(a, "qs")]
+    if prologue == "norm":
+        reads += [(a["src"], a["rows"] * row_bytes(k, 4)), (a["gamma"], row_bytes(k, 4))]
+    if prologue == "gather":
+        reads.append(_segments(a, "src"))
+    if a.get("epilogue") == "add":
+        reads.append((a["r"], a["rows"] * row_bytes(n, 4)))
+    reads.append((a["w"], n * row_bytes(pad_vector(k), item_bytes(a["dtype"]))))
+    if a["dtype"] == "int8":
+        reads.append((a["sw"], row_bytes(n, 4)))
+    if a.get("epilogue") == "add":
+        writes.append((a["r"], a["rows"] * row_bytes(n, 4)))
+    else:
+        columns = n // 2 if a.get("epilogue") == "silu" else n
+        item = 4 if a["out"] == "f32" else 2
+        writes.append((a["y"], a["rows"] * row_bytes(columns, item)))
+    return reads, writes
 
 
 def _rope_regions(a: Args) -> tuple[list[Region], list[Region]]:
     n = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
     qkv = (a["qkv"], a["rows"] * row_bytes(n, 4))
     rope = (a["rope"], a["rows"] * row_bytes(a["head_dim"], 4))
-    return [qkv, rope], [*_query(a), (a["kv"], kv_layout(a).total_bytes)]
+    return [qkv, rope], [*_query(a), *_cache(a)]
 
 
 def _attend_regions(a: Args) -> tuple[list[Region], list[Region]]:
     out = (a["y"], a["rows"] * row_bytes(a["heads"] * a["head_dim"], 2))
-    return [*_query(a), (a["kv"], kv_layout(a).total_bytes)], [out]
+    kept = Scratch(kv_layout(a), a["kv_of"], a["rows"], a["bucket"])
+    known = [(a["stats"], kept.known_bytes)] if "stats" in a else []
+    return [*_query(a), *_cache(a)], [out, (a["scratch"], kept.bytes), *known]
 
 
 def _add_regions(a: Args) -> tuple[list[Region], list[Region]]:
@@ -133,6 +175,8 @@ def _receive_regions(a: Args) -> tuple[list[Region], list[Region]]:
     return [], [(a["dst"], a["vectors"] * pad_vector(1))]
 
 
+CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
+
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 
 
@@ -140,7 +184,7 @@ MXM = tuple(f"MXM{plane}" for plane in range(4))
 class OpcodeDefinition:
     """What one opcode holds, touches and costs."""
 
-    units: tuple[str, ...]  # held from start to end; a SEND holds its link instead
+    units: tuple[str, ...]  # held from start to end, see `units`; a SEND holds its link instead
     regions: Callable[[Args], tuple[list[Region], list[Region]]]  # (read, written)
     reads: tuple[str, ...]  # operands in the order of `regions`; an absent one is skipped
     writes: tuple[str, ...]
@@ -167,16 +211,24 @@ DEFINITIONS: dict[Opcode, OpcodeDefinition] = {
     Opcode.NORM: _define(("VXM",), _norm_regions, "x gamma", "q s", "vector"),
     Opcode.GATHER: _define(("VXM",), _gather_regions, "src", "q s", "vector"),
     # ALUs of the MXM's result chain are set apart from those of vector programs
-    # (assumption: 4 of 16), so a product does not hold the VXM.
-    Opcode.MATMUL: _define(MXM, _matmul_regions, "x s w sw", "y", "weights"),
-    Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv", "vector"),
-    Opcode.ATTEND: _define((*MXM, "VXM", "SXM"), _attend_regions, "q sq kv", "y", "attention"),
+    # (assumption: 4 of 16), so a product holds no VXM, unless vector work is part of it (`units`).
+    Opcode.MATMUL: _define(MXM, _matmul_regions, "x s src gamma r w sw", "q qs y r", "weights"),
+    Opcode.ROPE: _define(("VXM",), _rope_regions, "qkv rope", "q sq kv kvs", "vector"),
+    Opcode.ATTEND: _define(
+        (*MXM, "VXM", "SXM"), _attend_regions, "q sq kv kvs", "y scratch stats", "attention"
+    ),
     Opcode.ADD: _define(("VXM",), _add_regions, "x src", "x", "vector"),
     Opcode.SILU: _define(("VXM",), _silu_regions, "x", "y", "vector"),
     Opcode.TOPK: _define(("VXM",), _topk_regions, "x", "y", "vector"),
     Opcode.SEND: _define((), _send_regions, "src", "", "exchange"),
     Opcode.RECEIVE: _define((), _receive_regions, "", "dst", "exchange"),
 }
+
+
+def units(opcode: Opcode, a: Args) -> tuple[str, ...]:
+    """Return the units that an operation holds from start to end."""
+    fused = "prologue" in a or "epilogue" in a
+    return (*DEFINITIONS[opcode].units, *(("VXM",) if fused else ()))
 
 
 def operands(opcode: Opcode, a: Args) -> tuple[list[tuple[str, Region]], list[tuple[str, Region]]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chip.operations import DEFINITIONS, Args, Opcode, Region
+from chip.operations import DEFINITIONS, Args, Opcode, Region, units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Operation:
         """Units held from start to end."""
         if self.opcode is Opcode.SEND:
             return (f"C2C:{self.args['link']}",)
-        return DEFINITIONS[self.opcode].units
+        return units(self.opcode, self.args)
 
     def regions(self) -> tuple[list[Region], list[Region]]:
         """SRAM regions read and written."""

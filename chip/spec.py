@@ -51,12 +51,21 @@ class ChipSpec:
     sxm_latency_cycles: int  # shift, permute, transpose
     forward_cycles: int  # last byte in to first byte out, for a vector passed on to another chip
     ecc_bits_per_word: int
+    slices_per_hop: int  # MEM slices between two stream registers
+    mxm_activation_slots: int  # rows that a plane's activation buffer holds
+    mxm_accumulator_rows: int  # rows that a plane's accumulators hold
+    delays: tuple[tuple[str, int, int], ...]  # (instruction, d_func, d_skew), sorted; chip/isa.py
 
     def __post_init__(self) -> None:
+        delays = tuple(sorted((str(name), func, skew) for name, func, skew in self.delays))
+        object.__setattr__(self, "delays", delays)
         for field in fields(self):
+            if field.name == "delays":
+                continue
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"chip.{field.name}: wanted a positive integer, got {value!r}")
+        self._check_delays()
         if self.lanes != VECTOR_BYTES:
             raise ValueError(f"chip.lanes: wanted {VECTOR_BYTES}, got {self.lanes}")
         if self.lanes % self.superlanes:
@@ -72,6 +81,18 @@ class ChipSpec:
                 f"chip.mxm_weight_streams: {self.mxm_planes} planes x {self.mxm_weight_streams} "
                 f"exceed {self.streams} streams"
             )
+
+    def __hash__(self) -> int:
+        """Hash a few fields: costs are looked up by spec for every operation."""
+        return hash((self.clock_hz, self.sram_bytes, self.streams))
+
+    def _check_delays(self) -> None:
+        for name, func, skew in self.delays:
+            if not all(type(cycles) is int and cycles >= 0 for cycles in (func, skew)):
+                raise ValueError(
+                    f"chip.delays.{name}: wanted [d_func, d_skew], integers >= 0, "
+                    f"got {[func, skew]!r}"
+                )
 
     @property
     def words_per_bank(self) -> int:

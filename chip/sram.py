@@ -7,6 +7,7 @@ free costs nothing. Everything a chip holds is a view of this buffer.
 from __future__ import annotations
 
 import mmap
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,32 +16,76 @@ from numpy.typing import DTypeLike, NDArray
 from chip.errors import SramError
 from chip.spec import VECTOR_BYTES, ChipSpec
 
+RUN = 16  # neighbouring vectors in one hemisphere: what one plane loads in a cycle
+
 
 class Location(NamedTuple):
     """Where a vector lies on the die."""
 
     hemisphere: int
-    slice: int  # within the hemisphere
+    slice: int  # within the hemisphere, from the VXM outwards
     bank: int
-    word: int
+    word: int  # within the bank
+
+
+def work_start(spec: ChipSpec) -> int:
+    """Return the byte address at which the work slices begin.
+
+    The slice beside the VXM in each hemisphere is a work slice: buffers, scales and norms live
+    there, and nothing else, so that vector programs never meet a weight or cache read.
+    """
+    return spec.sram_bytes // spec.slices * (spec.slices - spec.hemispheres)
+
+
+def work_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
+    """Return (hemisphere, slice, word of the slice) of a work vector: sides take turns."""
+    at = vector - work_start(spec) // VECTOR_BYTES
+    return at % spec.hemispheres, 0, at // spec.hemispheres
+
+
+def bulk_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
+    """Return (hemisphere, slice, word of the slice) of a weight or cache vector.
+
+    Runs of 16 take turns between the hemispheres, and a hemisphere's vectors between its slices:
+    any aligned 64 vectors lie in 64 different slices, a quarter for each plane.
+    """
+    run, place = divmod(vector, RUN)
+    turn, hemisphere = divmod(run, spec.hemispheres)
+    word, index = divmod(turn * RUN + place, spec.slices // spec.hemispheres - 1)
+    return hemisphere, index + 1, word
 
 
 def locate(spec: ChipSpec, address: int) -> Location:
     """Map a byte address on a vector boundary to its place on the die.
 
-    Consecutive vectors lie in consecutive slices of one hemisphere, so the 16 streams that load a
-    tile read 16 different slices. Raises SramError outside the memory or off a vector.
+    Raises SramError outside the memory or off a vector.
     """
     if address % VECTOR_BYTES or not 0 <= address < spec.sram_bytes:
         raise SramError(
             f"address {address}: wanted a multiple of {VECTOR_BYTES} below {spec.sram_bytes}"
         )
-    slices = spec.slices // spec.hemispheres
-    per_hemisphere = spec.sram_bytes // VECTOR_BYTES // spec.hemispheres
-    hemisphere, vector = divmod(address // VECTOR_BYTES, per_hemisphere)
-    row, place = divmod(vector, slices)
-    bank, word = divmod(row, spec.words_per_bank)
-    return Location(hemisphere, place, bank, word)
+    place = work_place if address >= work_start(spec) else bulk_place
+    hemisphere, index, at = place(spec, address // VECTOR_BYTES)
+    bank, word = divmod(at, spec.words_per_bank)
+    return Location(hemisphere, index, bank, word)
+
+
+@lru_cache(maxsize=4)
+def places(spec: ChipSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return each vector's slice and word: slice = hemisphere x slices of one + its number there.
+
+    As `locate`, for all vectors of the memory in address order.
+    """
+    per = spec.slices // spec.hemispheres
+    vectors = np.arange(spec.sram_bytes // VECTOR_BYTES)
+    first = work_start(spec) // VECTOR_BYTES
+    run, place = np.divmod(vectors, RUN)
+    turn, side = np.divmod(run, spec.hemispheres)
+    word, index = np.divmod(turn * RUN + place, per - 1)
+    work = np.arange(len(vectors) - first)
+    side[first:], index[first:] = work % spec.hemispheres, -1
+    word[first:] = work // spec.hemispheres
+    return (side * per + index + 1).astype(np.int64), word.astype(np.int64)
 
 
 class Sram:
@@ -67,6 +112,10 @@ class Sram:
                     f"[{start}, {start + length})"
                 )
         self._tensors[name] = (address, size)
+
+    def reserved(self) -> list[tuple[int, int]]:
+        """Return (first byte, bytes) of every named region."""
+        return list(self._tensors.values())
 
     def tensor(self, name: str) -> NDArray[np.uint8]:
         """Return the bytes of a named region. Raises SramError for an unknown name."""

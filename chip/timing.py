@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from chip.cost import cycles, needed, result_stream_cycles
+from chip.cost import (
+    cycles,
+    needed,
+    receive_cycles,
+    result_stream_cycles,
+    send_lead_cycles,
+)
 from chip.errors import ProgramError, ScheduleViolation
 from chip.operations import Opcode, Region, operands
 from chip.program import Operation, Program
@@ -91,7 +97,8 @@ class UnitClocks:
         tail = (int(operation.args["vectors"]) - 1) * self._slot(operation)
         if arrived is None:
             region = operation.regions()[0][0]
-            return max(self._hazard(region, self.begun), self._hazard(region, self.written) - tail)
+            begun, ended = self._hazard(region, self.begun), self._hazard(region, self.written)
+            return max(begun, ended - tail) + (send_lead_cycles(self.spec) if ended else 0)
         return max(arrived.start, arrived.end - tail) + self.spec.forward_cycles
 
     def _operands_ready(self, operation: Operation) -> int:
@@ -123,9 +130,11 @@ class UnitClocks:
             first = end
         else:
             first = end - result_stream_cycles(operation.opcode, operation.args, self.spec)
+        landed = receive_cycles(self.spec) if operation.opcode is Opcode.RECEIVE else 0
+        first, last = first + landed, end + landed
         for table, regions, at in (
             (self.read, reads, end),
-            (self.written, writes, end),
+            (self.written, writes, last),
             (self.begun, writes, first),
         ):
             for region in regions:  # accesses may end out of order: two sends of one segment

@@ -1,8 +1,11 @@
 """Give every tensor of a chip its SRAM address: weights, scales, norms, KV cache, buffers.
 
-Constants come first, then the KV cache, then the step's buffers, which share addresses where
+Weights, keys and values lie in the bulk slices from address 0 on, each on a window of 64 vectors,
+so that any of them loads into the planes without two reads in one slice; behind them what attention
+keeps between its passes. Scales, norms and the step's other buffers lie in the work slices, which
+nothing else touches. Buffers share addresses where
 their lifetimes do not meet. Steps follow each other, so each row count has its own arrangement
-of the buffer region. Everything starts on a 320-byte vector. What does not fit is refused.
+of the buffers. What does not fit is refused.
 """
 
 from __future__ import annotations
@@ -10,25 +13,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from chip.kv import KvLayout
+from chip.kv import WINDOW_VECTORS, KvLayout
 from chip.operations import item_bytes, row_bytes, segment_offsets
-from chip.spec import pad_vector
+from chip.scratch import Scratch
+from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
+from chip.sram import work_start
 from compiler.errors import CapacityError
 from compiler.graph import Kind, Split
-from compiler.ir import INSTRUCTION_BYTES, Memory, Tensor
+from compiler.ir import Memory, Tensor
 from compiler.partition import Group, Partition, weight_of
 
+WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
+HANDED = "handed"  # the gather buffer of segments that the group before hands over
 FORWARD_SLOTS = 4  # messages that may pass through a chip at once; the schedule holds back a fifth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
-    """A buffer of one step: `first` and `last` are its lifetime, in places of the template."""
+    """A buffer of one step: `first` and `last` are its lifetime, in places of the template.
+
+    Place -1 is what comes in front of a group's first layer.
+    """
 
     name: str
     size: int
     first: int
     last: int
+    bulk: bool = False  # in the bulk slices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +71,10 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
     return out
 
 
-def kv_tensors(partition: Partition, chip: int, dtype: str, context: int) -> list[tuple[str, int]]:
-    """(name, bytes) of the KV cache of each layer of a chip that has KV heads."""
+def kv_tensors(
+    partition: Partition, chip: int, dtype: str, context: int
+) -> list[tuple[str, str, int]]:
+    """(name, kind, bytes) of the KV cache of each layer of a chip that has KV heads."""
     out = []
     for group, rank in partition.groups_of(chip):
         start, stop = group.kv_heads[rank]
@@ -72,7 +85,10 @@ def kv_tensors(partition: Partition, chip: int, dtype: str, context: int) -> lis
                 context=context,
                 dtype=dtype,
             )
-            out += [(f"layers.{index}.kv", layout.total_bytes) for index in group.layers]
+            for index in group.layers:
+                out.append((f"layers.{index}.kv", "kv", layout.total_bytes))
+                if layout.scales_bytes:
+                    out.append((f"layers.{index}.kv.scale", "kv", layout.scales_bytes))
     return out
 
 
@@ -82,17 +98,22 @@ def step_buffers(
     """Return the buffers of one step on one chip, with lifetimes."""
     config, dtype = partition.config, options.dtype
     out = [
-        Buffer(name="residual", size=rows * row_bytes(config.hidden_size, 4), first=0, last=99),
-        Buffer(name="rope", size=rows * row_bytes(config.head_dim, 4), first=0, last=99),
+        Buffer(name="residual", size=rows * row_bytes(config.hidden_size, 4), first=-1, last=99),
+        Buffer(name="rope", size=rows * row_bytes(config.head_dim, 4), first=-1, last=99),
     ]
     for group, rank in partition.groups_of(chip):
+        if group.index and rows == 1:
+            shares = partition.groups[group.index - 1].shares(Split.HIDDEN, config.head_dim)
+            size = segment_offsets(shares, rows)[-1]
+            out.append(Buffer(name=HANDED, size=size, first=-1, last=-1))
         if len(group.layers):
             out += _layer_buffers(partition, group, rank, rows, dtype)
+            out += _attention_buffers(partition, group, rank, rows, options)
         if group.has_head and rows == 1:
             out += _head_buffers(partition, group, rank, options)
     width = options.forward_row_bytes.get(chip, 0)
     out += [
-        Buffer(name=f"forward.{slot}", size=rows * width, first=0, last=99)
+        Buffer(name=f"forward.{slot}", size=rows * width, first=-1, last=99)
         for slot in range(FORWARD_SLOTS if width else 0)
     ]
     return out
@@ -124,12 +145,13 @@ def _layer_buffers(
         size = segment_offsets(group.shares(split, dim), rows)[-1]
         return Buffer(name=name, size=size, first=first, last=last)
 
-    query = rows * row_bytes(heads * dim, item_bytes(dtype))
+    layout = KvLayout(kv_heads=max(kv, 1), head_dim=dim, context=1, dtype=dtype)
+    query, scales = layout.query_bytes(heads), layout.query_scale_bytes(heads)
     return [
         *_activation("attn.in", rows, config.hidden_size, dtype, 0, 1),
         Buffer(name="qkv", size=rows * row_bytes((heads + 2 * kv) * dim, 4), first=1, last=2),
-        Buffer(name="query", size=query, first=2, last=3),
-        Buffer(name="query.scale", size=rows * row_bytes(heads, 4), first=2, last=3),
+        Buffer(name="query", size=rows * query, first=2, last=3),
+        Buffer(name="query.scale", size=rows * scales, first=2, last=3),
         segments("attn.out", Split.HEADS, 0, 4),
         *_activation("o.in", rows, config.num_heads * dim, dtype, 4, 5),
         segments("o.out", Split.HIDDEN, 3, 6),
@@ -139,6 +161,24 @@ def _layer_buffers(
         *_activation("down.in", rows, config.intermediate_size, dtype, 10, 11),
         segments("mlp.out", Split.HIDDEN, 9, 12),
     ]
+
+
+def _attention_buffers(
+    partition: Partition, group: Group, rank: int, rows: int, options: MemoryOptions
+) -> list[Buffer]:
+    """What ATTEND keeps between its passes."""
+    start, stop = group.kv_heads[rank]
+    if start == stop:
+        return []
+    layout = KvLayout(
+        kv_heads=stop - start, head_dim=partition.config.head_dim, context=options.context,
+        dtype=options.dtype,
+    )  # fmt: skip
+    kept = Scratch(layout, partition.kv_of(group, rank), rows, options.context)
+    int8 = options.dtype == "int8"
+    scores = Buffer(name="scores", size=kept.bytes, first=3, last=3, bulk=int8)
+    stats = Buffer(name="stats", size=kept.known_bytes, first=3, last=3)
+    return [scores, stats] if int8 else [scores]
 
 
 def _head_buffers(
@@ -166,39 +206,58 @@ def place_buffers(buffers: tuple[Buffer, ...]) -> tuple[dict[str, int], int]:
     return offsets, max((offset + buffer.size for offset, buffer in placed), default=0)
 
 
-def allocate_chip(
-    partition: Partition, chip: int, options: MemoryOptions, sram_bytes: int
-) -> Memory:
-    """Place everything on one chip. Raises CapacityError with the bytes missing."""
-    tensors: list[Tensor] = []
-    address = INSTRUCTION_BYTES
-    for name, kind, size in constants(partition, chip, options.dtype):
-        tensors.append(Tensor(name=name, kind=kind, address=address, size=size))
-        address += size
-    constant_end = address
-    for name, size in kv_tensors(partition, chip, options.dtype, options.context):
-        tensors.append(Tensor(name=name, kind="kv", address=address, size=size))
-        address += size
-    kv_end, peak = address, 0
+def _lay(tensors: list[tuple[str, str, int]], start: int, align: int) -> tuple[list[Tensor], int]:
+    """Place tensors one after another; return them and the end."""
+    out = []
+    for name, kind, size in tensors:
+        out.append(Tensor(name=name, kind=kind, address=start, size=size))
+        start += -(-size // align) * align
+    return out, start
+
+
+def _place(
+    partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
+) -> tuple[Memory, int]:
+    """Place everything, whether it fits or not; return also the bytes missing."""
+    work = work_start(spec)
+    fixed = constants(partition, chip, options.dtype)
+    caches = kv_tensors(partition, chip, options.dtype, options.context)
+    bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
+    kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
+    small, small_end = _lay([t for t in fixed if t[1] != "weight"], work, VECTOR_BYTES)
+    scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
+    peaks = {True: 0, False: 0}  # of the buffers in the bulk slices, and of the others
     buffers: dict[int, dict[str, int]] = {}
     for rows in options.rows:
-        offsets, size = place_buffers(tuple(step_buffers(partition, chip, rows, options)))
-        buffers[rows] = {name: kv_end + offset for name, offset in offsets.items()}
-        peak = max(peak, size)
+        wanted, buffers[rows] = step_buffers(partition, chip, rows, options), {}
+        for far, start in ((True, kv_end), (False, at)):
+            offsets, size = place_buffers(tuple(b for b in wanted if b.bulk == far))
+            buffers[rows] |= {name: start + offset for name, offset in offsets.items()}
+            peaks[far] = max(peaks[far], size)
+    missing = max(0, kv_end + peaks[True] - work) + max(0, at + peaks[False] - spec.sram_bytes)
     memory = Memory(
         chip=chip,
-        tensors=tuple(tensors),
+        tensors=(*bulk, *small, *kv, *scales),
         buffers=buffers,
-        constant_bytes=constant_end - INSTRUCTION_BYTES,
-        kv_bytes=kv_end - constant_end,
-        buffer_bytes=peak,
-        sram_bytes=sram_bytes,
+        constant_bytes=bulk_end + small_end - work,
+        kv_bytes=kv_end - bulk_end + at - small_end,
+        buffer_bytes=peaks[True] + peaks[False],
+        sram_bytes=spec.sram_bytes,
+        work_start=work,
     )
-    if memory.free_bytes < 0:
+    return memory, missing
+
+
+def allocate_chip(
+    partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
+) -> Memory:
+    """Place everything on one chip. Raises CapacityError with the bytes missing."""
+    memory, missing = _place(partition, chip, options, spec)
+    if missing:
         raise CapacityError(
             chip=chip,
-            needed=sram_bytes - memory.free_bytes,
-            available=sram_bytes,
+            needed=spec.sram_bytes + missing,
+            available=spec.sram_bytes,
             layout=str(partition.layout),
             context=options.context,
         )
@@ -216,11 +275,12 @@ def chip_classes(
             sizes = tuple(span[rank][1] - span[rank][0] for span in spans)
             vocab = group.vocab[rank][1] - group.vocab[rank][0] if group.has_head else 0
             width = forward_row_bytes.get(chip, 0)
-            classes.setdefault((len(group.layers), len(group.chips), *sizes, vocab, width), chip)
+            key = (group.index > 0, len(group.layers), len(group.chips), *sizes, vocab, width)
+            classes.setdefault(key, chip)
     return classes
 
 
-def bytes_needed(partition: Partition, chip: int, options: MemoryOptions) -> int:
-    """Bytes one chip needs, without a limit."""
-    unlimited = 1 << 62
-    return unlimited - allocate_chip(partition, chip, options, unlimited).free_bytes
+def bytes_needed(partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec) -> int:
+    """Bytes one chip needs: more than it has when either bulk or work slices are too small."""
+    memory, missing = _place(partition, chip, options, spec)
+    return spec.sram_bytes + missing if missing else spec.sram_bytes - memory.free_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from chip.cost import needed, result_stream_cycles
+from chip.cost import needed, receive_cycles, result_stream_cycles, send_lead_cycles
 from chip.operations import DEFINITIONS, Opcode, item_bytes, kv_layout, row_bytes
 from chip.program import Operation
 from chip.spec import pad_vector
@@ -99,11 +99,13 @@ def _before(
 ) -> Operation | None:
     """Return the operation that let `current` start just then, by its first or last vector."""
     wanted = []
+    passes_on = "forward" in current.args
     if current.opcode is Opcode.SEND:
         n = current.args["vectors"]
         tail = (current.end - current.start) // n * (n - 1)
-        passed = compiled.chip.forward_cycles if "forward" in current.args else 0
-        wanted.append((current.start - passed, current.start + tail - passed))
+        chip = compiled.chip
+        taken = current.start - (chip.forward_cycles if passes_on else send_lead_cycles(chip))
+        wanted.append((taken, taken + tail))
     for name in DEFINITIONS[current.opcode].reads if current.opcode is not Opcode.SEND else ():
         first, last = needed(current.opcode, name, current.args, compiled.chip)
         wanted.append((current.start + first, current.start + last))
@@ -112,17 +114,19 @@ def _before(
         for operation in operations:
             if operation.opcode is Opcode.SEND or operation.start >= current.start:
                 continue
-            if operation.end == last_at or _first(operation, compiled) == first_at:
+            begun, ended = _given(operation, compiled, landed=not passes_on)
+            if ended == last_at or begun == first_at:
                 return operation
     return None
 
 
-def _first(operation: Operation, compiled: CompiledModel) -> int:
-    """When an operation's first result is there."""
+def _given(operation: Operation, compiled: CompiledModel, *, landed: bool) -> tuple[int, int]:
+    """When an operation's first and last results are there; `landed`: in SRAM."""
     if operation.opcode is Opcode.RECEIVE:
-        return operation.start
+        behind = receive_cycles(compiled.chip) if landed else 0
+        return operation.start + behind, operation.end + behind
     stream = result_stream_cycles(operation.opcode, operation.args, compiled.chip)
-    return operation.end - stream
+    return operation.end - stream, operation.end
 
 
 def _busiest_link(compiled: CompiledModel, schedule: StepSchedule) -> Busiest | None:

@@ -2,7 +2,7 @@
 
     manifest.json        versions, hashes, resolved configuration, where the weights came from
     schedules.msgpack    links, memories, every step
-    chip_0000.bin …      the constants of each chip's SRAM, from address 0
+    chip_0000.bin …      the constants of each chip's SRAM: weights, then scales and norms
 
 Written once into a temporary name and moved into place; read back with every file's SHA-256
 checked (images when a chip loads them). What does not match is refused by file name.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def file_digest(path: Path) -> str:
 def write_artifact(
     folder: Path,
     compiled: CompiledModel,
-    images: Iterable[tuple[int, memoryview]],
+    images: Iterable[tuple[int, Sequence[memoryview]]],
     extra: Mapping[str, Any],
 ) -> None:
-    """Write everything; `images` gives (chip, constant bytes) one after another.
+    """Write everything; `images` gives (chip, its regions of constants) one after another.
 
     `extra` is kept in the manifest as it is. Raises ArtifactError where the folder is in use.
     """
@@ -78,8 +78,12 @@ def write_artifact(
     digests: dict[str, str] = {}
     for chip, image in images:
         path = folder / image_name(chip)
-        path.write_bytes(image)
-        digests[path.name] = hashlib.sha256(image).hexdigest()
+        digest = hashlib.sha256()
+        with path.open("wb") as file:
+            for region in image:
+                file.write(region)
+                digest.update(region)
+        digests[path.name] = digest.hexdigest()
     (folder / SCHEDULES).write_bytes(msgpack.packb(_schedules(compiled)))
     digests[SCHEDULES] = file_digest(folder / SCHEDULES)
     manifest = {
@@ -140,7 +144,7 @@ def read_artifact(folder: Path) -> tuple[CompiledModel, dict[str, Any]]:
     links = tuple(LinkUse.from_list(item) for item in data["links"])
     network = Network(
         links=links,
-        routes={(src, dst): tuple(route) for src, dst, route in data["routes"]},
+        routes={(src, tuple(dst)): tuple(way) for src, dst, way in data["routes"]},
         binding=tuple(manifest["binding"]),
         ports_in_use=data["ports_in_use"],
         clock=ClockSpec(**data["clock"]),
@@ -178,7 +182,7 @@ def _schedules(compiled: CompiledModel) -> dict[str, Any]:
     network = compiled.network
     return {
         "links": [link.to_list() for link in network.links],
-        "routes": [[src, dst, list(route)] for (src, dst), route in network.routes.items()],
+        "routes": [[src, list(dst), list(way)] for (src, dst), way in network.routes.items()],
         "ports_in_use": network.ports_in_use,
         "clock": asdict(network.clock),
         "sync": [[[hop.slot, hop.latency_cycles] for hop in path] for path in network.sync],

@@ -22,7 +22,7 @@ from compiler.pipeline import MIN_CHUNK, Options, compile_model, prefill_sizes
 from compiler.target import Target
 
 GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
-MIN_CONTEXT = 2048  # an automatic layout leaves room for this much, or for the model's own limit
+MIN_CONTEXT = 1728  # an automatic layout leaves room for this much, or for the model's own limit
 RANK_BUCKET = 512  # context at which candidates are compared
 FINALISTS = 3
 MAX_RACKS = 64
@@ -49,7 +49,8 @@ class _Search:
         """Bytes that the fullest chip lacks; zero or less when the layout fits."""
         split = partition(build_graph(self.config), layout)
         needed = max(
-            bytes_needed(split, chip, self.memory) for chip in chip_classes(split, {}).values()
+            bytes_needed(split, chip, self.memory, self.target.chip)
+            for chip in chip_classes(split, {}).values()
         )
         return needed - self.target.chip.sram_bytes
 
@@ -58,7 +59,7 @@ class _Search:
         layout = Layout(stages=1, group=1, head=head)
         split = partition(build_graph(replace(self.config, num_layers=1)), layout)
         chips = [chip for chip in chip_classes(split, {}).values() if chip in layout.head_chips]
-        needed = max(bytes_needed(split, chip, self.memory) for chip in chips)
+        needed = max(bytes_needed(split, chip, self.memory, self.target.chip) for chip in chips)
         return needed - self.target.chip.sram_bytes
 
     def fewest_stages(self, group: int, most: int) -> int | None:

@@ -5,6 +5,7 @@
       LayoutError            a layout that cannot be parsed, cabled, or does not suit the model
       CapacityError          the model does not fit; names the bytes missing and what would fit
       ScheduleError          the verifier refuses a schedule
+      LoweringError          an operation has no instructions
       ArtifactError          an artifact is missing, corrupt or stale
 
 Every error keeps its fields and survives pickle, because compilation may run in another process.
@@ -34,6 +35,10 @@ class ModelError(CompilerError):
 
 class LayoutError(CompilerError):
     """A layout that cannot be parsed, cabled, or does not suit the model."""
+
+
+class LoweringError(CompilerError):
+    """An operation that can be scheduled but not lowered to instructions."""
 
 
 class CapacityError(CompilerError):

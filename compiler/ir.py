@@ -12,7 +12,7 @@ from typing import Any
 
 from chip.program import Program
 
-INSTRUCTION_BYTES = 0  # assumption: until lowering measures what the programs take
+INSTRUCTION_BYTES = 0  # reported, not reserved: docs/decisions/0006-where-instructions-live.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What a chip's memory holds. `buffers` maps a step's row count to buffer addresses."""
+    """What a chip's memory holds. `buffers` maps a step's row count to buffer addresses.
+
+    Weights and keys and values lie from address 0 on, everything else from `work_start` on
+    (`chip.sram.work_start`).
+    """
 
     chip: int
     tensors: tuple[Tensor, ...]
@@ -67,11 +71,22 @@ class Memory:
     kv_bytes: int
     buffer_bytes: int
     sram_bytes: int
+    work_start: int
 
     @property
     def free_bytes(self) -> int:
         used = self.constant_bytes + self.kv_bytes + self.buffer_bytes + INSTRUCTION_BYTES
         return self.sram_bytes - used
+
+    @property
+    def constant_regions(self) -> tuple[tuple[int, int], ...]:
+        """(first byte, bytes) of the two regions that constants lie in: the SRAM image."""
+        ends = [0, self.work_start]
+        for tensor in self.tensors:
+            if tensor.kind != "kv":
+                side = int(tensor.address >= self.work_start)
+                ends[side] = max(ends[side], tensor.address + tensor.size)
+        return (0, ends[0]), (self.work_start, ends[1] - self.work_start)
 
     def address(self, name: str) -> int:
         """Address of a constant or of a KV cache."""

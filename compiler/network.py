@@ -1,32 +1,38 @@
-"""Which chips talk, over which cables: connections, cabling, and a route for every pair.
+"""Which chips talk, over which cables: cabling, and a tree for every message (compiler/routes.py).
 
-Where cables are free (any port to any chip) the compiler lays one per pair that talks; where a
-chip has too few ports, groups become circulant graphs and the rest is forwarded. Links are named
-by logical chips; the binding says which physical slot each logical chip sits in.
+Where cables are free (any port to any chip) the compiler lays one per pair in a group and one from
+rank to rank of groups that follow; where a chip has too few ports, groups become circulant graphs
+and the rest is forwarded. Links are named by logical chips; the binding says which physical slot
+each logical chip sits in, and follows the cables (compiler/placement.py) unless it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from chip.operations import row_bytes
+from chip.spec import vectors
 from compiler.errors import LayoutError
+from compiler.graph import Split
 from compiler.ir import LinkUse
-from compiler.partition import Partition
+from compiler.partition import Group, Partition
+from compiler.placement import place
+from compiler.routes import Flow, Router
 from compiler.target import Target
 from interconnect.clock import EXACT, ClockSpec, SyncHop, SyncPath, slack_cycles, stall_cycles
 from interconnect.errors import PortsExhaustedError, UnreachableError
-from interconnect.topology import Link, Topology, paths_from, shortest_path
+from interconnect.topology import Link, Topology, paths_from
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """Links in use, and for every pair of nodes that talks the links on its way."""
+    """Links in use, and for every message the links of its tree, nearest to its source first."""
 
     links: tuple[LinkUse, ...]
-    routes: dict[Pair, tuple[int, ...]]
+    routes: dict[Flow, tuple[int, ...]]
     binding: tuple[int, ...]  # logical chip -> physical slot
     ports_in_use: int
     clock: ClockSpec = EXACT
@@ -37,17 +43,28 @@ class Network:
         """Idle cycles that a realignment takes; 0 where clocks are exact."""
         return stall_cycles(self.clock, self.sync)
 
-    def forwarders(self) -> dict[int, list[Pair]]:
-        """Chips that pass other chips' vectors on, with the pairs they serve."""
-        out: dict[int, list[Pair]] = {}
-        for pair, route in self.routes.items():
-            for link in route[1:]:
-                out.setdefault(self.links[link].src, []).append(pair)
+    def forwarders(self) -> dict[int, list[Flow]]:
+        """Chips that pass on what they do not want themselves, with the messages they serve."""
+        out: dict[int, list[Flow]] = {}
+        for (source, targets), route in self.routes.items():
+            for chip in sorted({self.links[link].src for link in route} - {source, *targets}):
+                out.setdefault(chip, []).append((source, targets))
         return out
+
+    def nearest_first(self, flows: Iterable[Flow]) -> list[Flow]:
+        """Sort messages that start together: those that need fewer hops keep links for less."""
+        return sorted(flows, key=self._hops)
+
+    def _hops(self, flow: Flow) -> int:
+        hops = {flow[0]: 0}
+        for number in self.routes[flow]:
+            link = self.links[number]
+            hops[link.dst] = hops[link.src] + 1
+        return max(hops.values())
 
 
 def stage_pairs(partition: Partition) -> list[Pair]:
-    """(source, destination) of the residual between groups: rank i from rank i mod size."""
+    """(source, destination) of the cables between groups: rank i from rank i mod size."""
     out = []
     for before, after in zip(partition.groups, partition.groups[1:], strict=False):
         for rank, chip in enumerate(after.chips):
@@ -61,10 +78,17 @@ def group_pairs(partition: Partition) -> list[Pair]:
     return [(a, b) for group in groups for a in group.chips for b in group.chips if a != b]
 
 
+def flows_between(before: Group, after: Group) -> list[Flow]:
+    """Messages from each chip of a group to all of the next; inside a group, to all others."""
+    if before is after:
+        return [(a, tuple(b for b in before.chips if b != a)) for a in before.chips]
+    return [(chip, after.chips) for chip in before.chips]
+
+
 def build_network(
     partition: Partition, target: Target, binding: Sequence[int] | None = None
 ) -> Network:
-    """Cable the layout and route every pair. Raises LayoutError when a pair has no way."""
+    """Cable the layout and route every message. Raises LayoutError when one has no way."""
     n_chips = partition.layout.chips
     slots = tuple(binding) if binding is not None else tuple(range(n_chips))
     if len(slots) != n_chips or len(set(slots)) != n_chips or min(slots) < 0:
@@ -72,27 +96,47 @@ def build_network(
             f"binding: wanted {n_chips} different physical slots, got {len(set(slots))} "
             f"in a list of {len(slots)}"
         )
-    pairs = stage_pairs(partition) + group_pairs(partition)
     topology = _cable(partition, target, slots)
+    if binding is None:
+        slots = place(topology, n_chips)
     cabling = _Cabling(target, topology, slots)
     used: dict[int, int] = {}
     links: list[LinkUse] = []
-    routes: dict[Pair, tuple[int, ...]] = {}
-    for src, dst in pairs:
-        try:
-            path = shortest_path(topology, slots[src], slots[dst], frozenset(slots))
-        except UnreachableError as error:
-            raise LayoutError(f"layout {partition.layout}: {error}") from error
-        for link in path:
+    routes: dict[Flow, tuple[int, ...]] = {}
+    for flow, tree in _trees(partition, target, topology, slots, cabling.slot_cycles):
+        for link in tree:
             if link.id not in used:
                 used[link.id] = len(links)
                 links.append(cabling.use(link, len(links)))
-        routes[src, dst] = tuple(used[link.id] for link in path)
+        routes[flow] = tuple(used[link.id] for link in tree)
     _add_host_links(partition, target, links, routes, cabling.sync)
     return Network(
         links=tuple(links), routes=routes, binding=slots, ports_in_use=topology.max_ports_used,
         clock=target.clock, sync=cabling.sync,
     )  # fmt: skip
+
+
+def _trees(
+    partition: Partition, target: Target, topology: Topology, slots: tuple[int, ...],
+    slot_cycles: int,
+) -> Iterator[tuple[Flow, tuple[Link, ...]]]:  # fmt: skip
+    """Every message with its tree: inside each group, then from each group to the next."""
+    layers = [group for group in partition.groups if len(group.layers)]
+    following = zip(partition.groups, partition.groups[1:], strict=False)
+    spec = target.link_spec(max(1, topology.max_ports_used))
+    for before, after in (*((group, group) for group in layers), *following):
+        width = max(before.shares(Split.HIDDEN, partition.config.head_dim))
+        router = Router(
+            topology, frozenset(slots),
+            hop_cycles=slot_cycles + spec.latency_cycles + target.chip.forward_cycles,
+            message_cycles=vectors(row_bytes(width, 2)) * slot_cycles,
+        )  # fmt: skip
+        for source, targets in flows_between(before, after):
+            wanted = (slots[source], tuple(slots[chip] for chip in targets))
+            try:
+                yield (source, targets), router.tree(wanted)
+            except UnreachableError as error:
+                raise LayoutError(f"layout {partition.layout}: {error}") from error
 
 
 class _Cabling:
@@ -157,7 +201,7 @@ def _group_cables(partition: Partition, distances: int | None) -> set[Pair]:
 
 
 def _add_host_links(
-    partition: Partition, target: Target, links: list[LinkUse], routes: dict[Pair, tuple[int, ...]],
+    partition: Partition, target: Target, links: list[LinkUse], routes: dict[Flow, tuple[int, ...]],
     sync: tuple[SyncPath, ...],
 ) -> None:  # fmt: skip
     """One host port per chip of the first group (in) and of the last groups (out).
@@ -169,7 +213,7 @@ def _add_host_links(
     ends = [(host, chip) for chip in partition.groups[0].chips] + [(chip, host) for chip in out]
     for src, dst in ends:
         name = f"host->{dst}" if src == host else f"{src}->host"
-        routes[src, dst] = (len(links),)
+        routes[src, (dst,)] = (len(links),)
         slot_cycles, slack = spec.slot_cycles(target.chip.clock_hz), 0
         if sync:
             one, two = (() if node == host else sync[node] for node in (src, dst))

@@ -1,7 +1,7 @@
-"""Independent checks on all cores: each core but one gets a forked copy of this process.
+"""Independent checks on the other cores, in forked copies of this process.
 
 What is checked is too large to be sent (a schedule of 300 chips is gigabytes as objects), and a
-fork shares it. A copy gives back nothing but the error it met.
+fork shares it. A copy gives back nothing but the error it met, and this process goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -35,30 +35,67 @@ def collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def run_checks(checks: Sequence[Check], *, forked: bool) -> None:
-    """Run `checks`; raises the error of the first, in their order, that fails.
+class Checks:
+    """Checks that run in copies while this process goes on, and here when it leaves the context.
 
-    With `forked` on as many cores as there are (where the system can fork), else one by one.
-    Raises CompilerError for a copy that ended without a word, or not within half an hour.
+    Leaving raises the error of the first check, in the order of `add`, that fails; CompilerError
+    for a copy that ended without a word, or not within half an hour. Without `forked`, or where
+    the system cannot fork, all run here.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    shares = [range(first, len(checks), cores) for first in range(min(cores, len(checks)))]
-    if not forked or len(shares) < 2:
-        shares = [range(len(checks))]
-    copies = [_fork(checks, share) for share in shares[1:]]
-    failed = {}
-    try:
-        failed = _failures(checks, shares[0])
-        until = time.monotonic() + DEADLINE_SECONDS
-        for _, pipe in copies:
-            failed |= _answer(pipe, until)
-    finally:
-        for pid, pipe in copies:
-            os.close(pipe)
-            os.kill(pid, signal.SIGKILL)  # it has answered, or nobody listens any more
-            os.waitpid(pid, 0)
-    if failed:
-        raise failed[min(failed)]
+
+    def __init__(self, *, forked: bool) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._most = cores - 1 if forked else 0  # copies at once: this process has work of its own
+        self._checks: list[Check] = []
+        self._next = 0  # checks before it have begun
+        self._failed: dict[int, Exception] = {}
+        self._copies: list[tuple[int, int]] = []  # (process, pipe of its answer)
+
+    def __enter__(self) -> Checks:
+        return self
+
+    def add(self, check: Check) -> None:
+        """Take a check on; begin the next one elsewhere if there is a core for it."""
+        self._checks.append(check)
+        self._begin()
+
+    def __exit__(self, failed: type[BaseException] | None, *rest: object) -> None:
+        try:
+            while failed is None and self._next < len(self._checks):
+                self._begin()
+                if self._next < len(self._checks):
+                    self._next += 1
+                    self._failed |= _failures(self._checks, [self._next - 1])
+            until = time.monotonic() + DEADLINE_SECONDS
+            while failed is None and self._copies:
+                self._collect(self._copies[0], until)
+        finally:
+            for copy in list(self._copies):
+                self._end(copy)
+        if self._failed and failed is None:
+            raise self._failed[min(self._failed)]
+
+    def _begin(self) -> None:
+        """Start copies for waiting checks, as many as may run at once."""
+        for copy in list(self._copies):
+            if select.select([copy[1]], [], [], 0)[0]:
+                self._collect(copy, time.monotonic() + DEADLINE_SECONDS)
+        while self._next < len(self._checks) and len(self._copies) < self._most:
+            self._next += 1
+            self._copies.append(_fork(self._checks, [self._next - 1]))
+
+    def _collect(self, copy: tuple[int, int], until: float) -> None:
+        try:
+            self._failed |= _answer(copy[1], until)
+        finally:
+            self._end(copy)
+
+    def _end(self, copy: tuple[int, int]) -> None:
+        pid, pipe = copy
+        self._copies.remove(copy)
+        os.close(pipe)
+        os.kill(pid, signal.SIGKILL)  # it has answered, or nobody listens any more
+        os.waitpid(pid, 0)
 
 
 def _failures(checks: Sequence[Check], share: Sequence[int]) -> dict[int, Exception]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chip.operations import gated_widths
 from compiler.errors import LayoutError
 from compiler.graph import Graph, GraphOp, Kind, Split
 from compiler.layout import Layout
@@ -89,6 +90,14 @@ class Partition:
         """Return the groups a chip belongs to, with its rank in each."""
         return [(g, g.chips.index(chip)) for g in self.groups if chip in g.chips]
 
+    def kv_of(self, group: Group, rank: int) -> tuple[int, ...]:
+        """Return, for each query head of a rank, which of the rank's KV heads it reads."""
+        per_kv, kv_first = (
+            self.config.num_heads // self.config.num_kv_heads,
+            group.kv_heads[rank][0],
+        )
+        return tuple(head // per_kv - kv_first for head in range(*group.heads[rank]))
+
     def ops(self, group: Group) -> list[GraphOp]:
         """Return the graph operations of a group in order."""
         layers = [op for index in group.layers for op in self.graph.layers[index]]
@@ -167,6 +176,8 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
         dim = config.head_dim
         spans = [group.heads[rank], group.kv_heads[rank], group.kv_heads[rank]]
         columns = [(start * dim, stop * dim) for start, stop in spans]
+    elif op.split is Split.INTER:  # gate and up alternate, so that they meet in the VXM
+        return Weight(name=op.name, pieces=_gated(op.weights, group.inter[rank]), k=op.in_features)
     else:
         columns = [group.spans(op.split)[rank]] * len(op.weights)
     pieces = tuple(
@@ -175,3 +186,12 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
         if stop > start
     )
     return Weight(name=op.name, pieces=pieces, k=op.in_features)
+
+
+def _gated(tensors: tuple[str, ...], span: Span) -> tuple[Piece, ...]:
+    """Return a rank's columns of the gate and up projections in turns."""
+    pieces, at = [], span[0]
+    for width in gated_widths(span[1] - span[0]):
+        pieces += [Piece(tensor=tensor, start=at, stop=at + width) for tensor in tensors]
+        at += width
+    return tuple(pieces)

@@ -24,20 +24,21 @@ from compiler.allocate import (
     chip_classes,
 )
 from compiler.errors import CompilerError
-from compiler.graph import Split, build_graph
+from compiler.graph import build_graph
 from compiler.interval import initiation_cycles
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
+from compiler.movement import forward_rows
 from compiler.network import Network, build_network
-from compiler.parallel import collector_off, run_checks
+from compiler.parallel import Checks, collector_off
 from compiler.partition import Partition, partition
 from compiler.schedule import Scheduler
 from compiler.steps import StepPlanner
 from compiler.target import Target
 from compiler.verify import verify
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise
 MIN_CHUNK = 16  # the chunk that the default context leaves room for
 FIRST_BUCKET = 256
@@ -141,26 +142,8 @@ def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
     ]
 
 
-def _forward_rows(split: Partition, network: Network) -> dict[int, int]:
-    """Bytes of the widest row that each forwarding chip passes on."""
-    config = split.config
-    residual = row_bytes(config.hidden_size, 4)
-    widest: dict[tuple[int, int], int] = {}
-    for group in split.groups:
-        for rank, src in enumerate(group.chips if len(group.layers) else ()):
-            shares = [
-                group.shares(axis, config.head_dim)[rank]
-                for axis in (Split.HEADS, Split.HIDDEN, Split.INTER)
-            ]
-            widest |= {(src, dst): row_bytes(max(shares), 2) for dst in group.chips}
-    return {
-        chip: max(widest.get(pair, residual) for pair in pairs)
-        for chip, pairs in network.forwarders().items()
-    }
-
-
 def fit_options(
-    split: Partition, network: Network, sram_bytes: int, options: Options
+    split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> MemoryOptions:
     """Choose context and prefill chunk: the largest context that fits, then the largest chunk.
 
@@ -171,19 +154,19 @@ def fit_options(
     if asked is not None and asked > limit:
         name = split.config.name
         raise CompilerError(f"max_model_len: {name} has {limit} positions, got {asked}")
-    forward = _forward_rows(split, network)
+    forward = forward_rows(split, network)
     chips = chip_classes(split, forward).values()
 
-    def fits(context: int, chunk: int) -> bool:
+    def enough(context: int, chunk: int) -> bool:
         memory = _memory_options(options, context, chunk, forward)
-        return all(bytes_needed(split, chip, memory) <= sram_bytes for chip in chips)
+        return all(bytes_needed(split, c, memory, spec) <= spec.sram_bytes for c in chips)
 
     chunk = options.prefill_chunk or min(MIN_CHUNK, asked or limit)
-    context = asked or _largest(lambda n: fits(n, min(chunk, n)), limit)
+    context = asked or _largest(lambda n: enough(n, min(chunk, n)), limit)
     chunk = min(chunk, context)
     if options.prefill_chunk is None:
         most = min(MAX_CHUNK, context, _rows_at_once(split, network))
-        while chunk * 2 <= most and fits(context, chunk * 2):
+        while chunk * 2 <= most and enough(context, chunk * 2):
             chunk *= 2
     return _memory_options(options, context, chunk, forward)
 
@@ -226,7 +209,9 @@ def schedule_step(
     kind: StepKind, target: Target,
 ) -> StepSchedule:  # fmt: skip
     """Plan one step and place it in time."""
-    planner = StepPlanner(split, list(memories), kind, memory.dtype, memory.context, memory.top_k)
+    planner = StepPlanner(
+        split, network, list(memories), kind, memory.dtype, memory.context, memory.top_k
+    )
     slots = {
         chip: ([buffers[f"forward.{slot}"] for slot in range(FORWARD_SLOTS)], 0)
         for chip, buffers in enumerate(planner.buffers)
@@ -258,21 +243,20 @@ def compile_model(
     options = options or Options()
     split = partition(build_graph(config), layout)
     network = build_network(split, target, options.binding)
-    memory = fit_options(split, network, target.chip.sram_bytes, options)
+    memory = fit_options(split, network, target.chip, options)
     memories = tuple(
-        allocate_chip(split, chip, memory, target.chip.sram_bytes) for chip in range(layout.chips)
+        allocate_chip(split, chip, memory, target.chip) for chip in range(layout.chips)
     )
     buckets = context_buckets(options, memory.context)
     wanted = _wanted(kinds, memory.rows[-1], _holding(contexts, buckets))
-    steps = {
-        kind.name: schedule_step(split, network, memories, memory, kind, target) for kind in wanted
-    }
-    if kinds != "estimate":
-        about = (target.chip, network.links, memories, network.clock, network.sync)
-        run_checks(
-            [partial(verify, [(step, 0)], *about) for step in steps.values()],
-            forked=layout.chips * len(steps) > WORTH_FORKING,
-        )
+    steps: dict[str, StepSchedule] = {}
+    about = (target.chip, network.links, memories, network.clock, network.sync)
+    with Checks(forked=layout.chips * len(wanted) > WORTH_FORKING) as checks:
+        for kind in wanted:
+            step = schedule_step(split, network, memories, memory, kind, target)
+            steps[kind.name] = step
+            if kinds != "estimate":
+                checks.add(partial(verify, [(step, 0)], *about))
     compiled = CompiledModel(
         config=config, target_name=target.name, chip=target.chip, layout=layout,
         dtype=options.dtype, max_model_len=memory.context, prefill_chunk=memory.rows[-1],

@@ -16,15 +16,17 @@ class Counter:
     """One node's SAC, as the scheduler fills the node's time, more or less from front to back.
 
     `spans` has the stops so far, each (from, to). What is placed later may still go into the idle
-    time in front of the last one, which is then shorter; nothing goes further back.
+    time in front of the last one, which is then shorter; nothing goes further back. A vector is
+    read up to `lead` cycles before it leaves, and written up to `landed` cycles after it has come.
     """
 
-    __slots__ = ("_chip", "_interval", "_quiet", "_stall", "_strays", "spans")
+    __slots__ = ("_chip", "_interval", "_quiet", "_stall", "landed", "lead", "spans", "strays")
 
-    def __init__(self, network: Network, chip: int) -> None:
+    def __init__(self, network: Network, chip: int, lead: int = 0, landed: int = 0) -> None:
         is_host = chip == len(network.binding)
         self._chip = chip
-        self._strays = bool(network.sync) and not is_host
+        self.lead, self.landed = (0, 0) if is_host else (lead, landed)
+        self.strays = bool(network.sync) and not is_host
         self._interval, self._stall = network.clock.realign_cycles, network.stall_cycles
         self._quiet = 0  # the end of everything placed so far
         self.spans: list[tuple[int, int]] = []
@@ -36,11 +38,11 @@ class Counter:
     @property
     def settled(self) -> int:
         """The first cycle at which the next step may begin: there the chip is set right again."""
-        return self._quiet + self._stall if self._strays else 0
+        return self._quiet + self._stall if self.strays else 0
 
     def room(self, start: int, length: int) -> int:
         """Return when something may start that wants to at `start`. Raises CompilerError."""
-        if not self._strays:
+        if not self.strays:
             return start
         if self._fits(start, length):
             return start
@@ -71,7 +73,7 @@ class Counter:
 
     def take(self, start: int, end: int) -> None:
         """Note something that was given room from `start` to `end`."""
-        if not self._strays:
+        if not self.strays:
             return
         if self._fits(start, end - start):
             begin, to = self.spans[-1]
@@ -88,15 +90,17 @@ def meet(
     """Return when a transfer may start so that both ends have room, and take it there.
 
     It takes the sender `stream` cycles; its vectors are received from `flight` cycles after its
-    start, one a `slot`, in a cycle each.
+    start, one a `slot`, in a cycle each. Ways between port and memory come on top.
     """
-    receiving = stream - slot + 1
+    if not (sender.strays or receiver.strays):
+        return start
+    sending, receiving = sender.lead + stream, stream - slot + 1 + receiver.landed
     while True:
-        start = sender.room(start, stream)
+        start = sender.room(start - sender.lead, sending) + sender.lead
         first = receiver.room(start + flight, receiving)
         if first == start + flight:
             break
         start = first - flight
-    sender.take(start, start + stream)
+    sender.take(start - sender.lead, start + stream)
     receiver.take(first, first + receiving)
     return start

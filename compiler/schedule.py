@@ -11,67 +11,70 @@ received as late as the slack of their link allows, and chips stop to realign th
 
 from __future__ import annotations
 
-from typing import Any
-
-from chip.cost import cycles, needed, result_stream_cycles
-from chip.operations import DEFINITIONS, Opcode, Region, operands
+from chip.cost import cost, receive_cycles, send_lead_cycles
+from chip.operations import CONSTANTS, Opcode, Region, operands, units
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.movement import Transfer
 from compiler.network import Network
 from compiler.realign import Counter, meet
-from compiler.steps import Planned, Transfer
+from compiler.steps import Planned
 
-_Cost = tuple[int, int, dict[str, tuple[int, int]]]
-"""(cycles, cycles between first and last result, operand -> when its ends are needed)."""
+
+class _Place:
+    """One region of a node's memory: what its accesses so far mean to the next one.
+
+    `first` and `last` are when its last write gives its first and its last vector, `busy` when its
+    last access ends; `near` has the regions that share bytes with it, itself included.
+    """
+
+    __slots__ = ("busy", "first", "last", "near", "region")
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.first = self.last = self.busy = 0
+        self.near = [self]
+
+    def readable(self, first: int, last: int) -> int:
+        """When a reader may start that needs its first and last vector so much later."""
+        start = 0
+        for other in self.near:
+            start = max(start, other.first - first, other.last - last)
+        return start
+
+    def writable(self) -> int:
+        return max([other.busy for other in self.near])
+
+    def read(self, end: int) -> None:
+        self.busy = max(self.busy, end)
+
+    def write(self, first: int, last: int) -> None:
+        self.first, self.last = max(self.first, first), max(self.last, last)
+        self.busy = max(self.busy, last)
 
 
 class _Node:
-    """Clocks of one node: when each unit is free, when each region was last written and read.
+    """Clocks of one node: when each unit is free, and what happens to its memory."""
 
-    `written` has the cycles of a region's first and last vector.
-    """
-
-    __slots__ = ("counter", "free", "near", "operations", "read_end", "written")
+    __slots__ = ("_places", "counter", "free", "operations")
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
         self.free: dict[str, int] = {}
-        self.written: dict[Region, tuple[int, int]] = {}
-        self.read_end: dict[Region, int] = {}
-        self.near: dict[Region, list[Region]] = {}  # region -> known regions that overlap it
         self.operations: list[Operation] = []
+        self._places: dict[Region, _Place] = {}
 
-    def know(self, region: Region) -> list[Region]:
-        near = self.near.get(region)
-        if near is None:
-            address, size = region
-            near = [o for o in self.near if o[0] < address + size and address < o[0] + o[1]]
-            for other in near:
-                self.near[other].append(region)
-            near.append(region)
-            self.near[region] = near
-        return near
-
-    def readable(self, region: Region, first: int, last: int) -> int:
-        """When a reader may start that needs its first and last vector so much later."""
-        start = 0
-        for other in self.know(region):
-            begin, end = self.written.get(other, (0, 0))
-            start = max(start, begin - first, end - last)
-        return start
-
-    def writable(self, region: Region) -> int:
-        written, reads = self.written, self.read_end
-        near = self.know(region)
-        return max(max(written.get(o, (0, 0))[1], reads.get(o, 0)) for o in near)
-
-    def did_read(self, region: Region, end: int) -> None:
-        self.read_end[region] = max(self.read_end.get(region, 0), end)
-
-    def did_write(self, region: Region, first: int, last: int) -> None:
-        before = self.written.get(region, (0, 0))
-        self.written[region] = (max(before[0], first), max(before[1], last))
+    def at(self, region: Region) -> _Place:
+        place = self._places.get(region)
+        if place is None:
+            place = self._places[region] = _Place(region)
+            start, stop = region[0], region[0] + region[1]
+            for (address, size), other in self._places.items():
+                if address < stop and start < address + size and other is not place:
+                    place.near.append(other)
+                    other.near.append(place)
+        return place
 
 
 class Scheduler:
@@ -82,11 +85,11 @@ class Scheduler:
     ) -> None:
         self.spec, self.network = spec, network
         self.n_chips = len(network.binding)
-        self.nodes = [_Node(Counter(network, chip)) for chip in range(self.n_chips + 1)]
+        ways = send_lead_cycles(spec), receive_cycles(spec)
+        self.nodes = [_Node(Counter(network, chip, *ways)) for chip in range(self.n_chips + 1)]
         self.transfers: list[ScheduledTransfer] = []
         # chip -> (addresses of its forward slots, how many were used)
         self.forward = {chip: (slots, 0) for chip, (slots, _) in forward.items()}
-        self._costs: dict[tuple[Any, ...], _Cost] = {}
 
     def place(self, item: Planned | Transfer) -> None:
         if isinstance(item, Planned):
@@ -94,36 +97,27 @@ class Scheduler:
         else:
             self._place_transfer(item)
 
-    def _cost(self, opcode: Opcode, args: dict[str, Any]) -> _Cost:
-        key = (opcode, *(args.get(name) for name in _COST_KEYS))
-        if key not in self._costs:
-            reads = DEFINITIONS[opcode].reads
-            self._costs[key] = (
-                cycles(opcode, args, self.spec),
-                result_stream_cycles(opcode, args, self.spec),
-                {name: needed(opcode, name, args, self.spec) for name in reads},
-            )
-        return self._costs[key]
-
     def _place_operation(self, item: Planned) -> None:
         node = self.nodes[item.chip]
         reads, writes = operands(item.opcode, item.args)
-        units = DEFINITIONS[item.opcode].units
-        duration, stream, needs = self._cost(item.opcode, item.args)
-        start = max(node.free.get(unit, 0) for unit in units)
-        for name, region in reads:
-            start = max(start, node.readable(region, *needs[name]))
-        for _, region in writes:
-            start = max(start, node.writable(region))
+        sources = [(name, node.at(region)) for name, region in reads if name not in CONSTANTS]
+        results = [node.at(region) for _, region in writes]
+        held = units(item.opcode, item.args)
+        duration, stream, needed = cost(item.opcode, item.args, self.spec)
+        start = max(node.free.get(unit, 0) for unit in held)
+        for name, place in sources:
+            start = max(start, place.readable(*needed.get(name, (0, 0))))
+        for place in results:
+            start = max(start, place.writable())
         ready, start = start, node.counter.room(start, duration)
         end = start + duration
         node.counter.take(start, end)
-        for unit in units:
+        for unit in held:
             node.free[unit] = end
-        for _, region in reads:
-            node.did_read(region, end)
-        for _, region in writes:
-            node.did_write(region, end - stream, end)
+        for _, place in sources:
+            place.read(end)
+        for place in results:
+            place.write(end - stream, end)
         node.operations.append(
             Operation(
                 opcode=item.opcode, name=item.name, args=item.args, start=start, end=end,
@@ -132,14 +126,14 @@ class Scheduler:
         )  # fmt: skip
 
     def _place_transfer(self, item: Transfer) -> None:
-        route = self.network.routes[item.src, item.dst]
-        address, through = item.src_address, None
-        for hop, link_id in enumerate(route):
-            link = self.network.links[link_id]
-            last = hop == len(route) - 1
-            target = item.dst_address if last else self._forward_slot(link.dst)
-            through = self._hop(item, link, address, target, through)
-            address = target
+        """Place a message's tree of hops; who has received it passes it on from there."""
+        targets = dict(item.targets)
+        at: dict[int, tuple[int, ScheduledTransfer | None]] = {item.src: (item.src_address, None)}
+        for number in self.network.routes[item.src, tuple(targets)]:
+            link = self.network.links[number]
+            address = targets.get(link.dst)
+            address = self._forward_slot(link.dst) if address is None else address
+            at[link.dst] = address, self._hop(item, link, address, at[link.src])
 
     def _forward_slot(self, chip: int) -> int:
         slots, used = self.forward[chip]
@@ -147,55 +141,58 @@ class Scheduler:
         return slots[used % len(slots)]
 
     def _hop(
-        self, item: Transfer, link: LinkUse, src: int, dst: int, arrived: ScheduledTransfer | None
-    ) -> ScheduledTransfer:
-        """Place SEND and RECEIVE of one hop. `arrived` is the hop before, when forwarding."""
+        self, item: Transfer, link: LinkUse, dst: int,
+        origin: tuple[int, ScheduledTransfer | None],
+    ) -> ScheduledTransfer:  # fmt: skip
+        """Place SEND and RECEIVE of one hop. `origin`: the address, and the hop that led there."""
+        src, arrived = origin
         sender, receiver = self.nodes[link.src], self.nodes[link.dst]
         size = item.vectors * VECTOR_BYTES
         stream = item.vectors * link.slot_cycles
+        source, target = sender.at((src, size)), receiver.at((dst, size))
         unit = f"C2C:{link.id}"
         start = sender.free.get(unit, 0)
         if arrived is None:
             tail = (item.vectors - 1) * link.slot_cycles
-            start = max(start, sender.readable((src, size), 0, tail))
+            ready = source.readable(0, tail)
+            start = max(start, ready + (send_lead_cycles(self.spec) if ready else 0))
         else:  # vectors are passed on as they come; the last may not overtake its arrival
             behind = arrived.arrive - (item.vectors - 1) * link.slot_cycles
             start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
         flight = link.slot_cycles + link.latency_cycles + link.slack_cycles
-        ready, start = start, max(start, receiver.writable((dst, size)) - flight)
+        ready, start = start, max(start, target.writable() - flight)
         start = meet(sender.counter, receiver.counter, start, stream, flight, link.slot_cycles)
         nop, first, arrive = start - ready, start + flight, start + flight + stream
         arrive -= link.slot_cycles
         sender.free[unit] = start + stream
-        sender.did_read((src, size), start + stream)
-        receiver.did_write((dst, size), first, arrive)
+        source.read(start + stream)
+        landed = receive_cycles(self.spec)
+        target.write(first + landed, arrive + landed)
         transfer = ScheduledTransfer(
             id=len(self.transfers), name=item.name, link=link.id, src=link.src, dst=link.dst,
             vectors=item.vectors, depart=start, first_arrive=first, arrive=arrive,
         )  # fmt: skip
         self.transfers.append(transfer)
-        common = {"link": link.id, "transfer": transfer.id, "vectors": item.vectors}
         forward = {"forward": arrived.id} if arrived is not None else {}
-        sender.operations.append(
-            Operation(
-                opcode=Opcode.SEND,
-                name=item.name,
-                args={"src": src, **common, **forward},
-                start=start,
-                end=start + stream,
-                nop=nop,
-            )
-        )
-        receiver.operations.append(
-            Operation(
-                opcode=Opcode.RECEIVE,
-                name=item.name,
-                args={"dst": dst, **common},
-                start=first,
-                end=arrive,
-            )
-        )
+        self._both_ends(transfer, {"src": src, **forward}, {"dst": dst}, nop)
         return transfer
+
+    def _both_ends(
+        self, transfer: ScheduledTransfer, sent: dict[str, int], received: dict[str, int], nop: int
+    ) -> None:
+        """Put a transfer's SEND and RECEIVE in their programs."""
+        link = self.network.links[transfer.link]
+        common = {"link": link.id, "transfer": transfer.id, "vectors": transfer.vectors}
+        end = transfer.depart + transfer.vectors * link.slot_cycles
+        for node, opcode, args, start, stop, held in (
+            (link.src, Opcode.SEND, sent, transfer.depart, end, nop),
+            (link.dst, Opcode.RECEIVE, received, transfer.first_arrive, transfer.arrive, 0),
+        ):
+            operation = Operation(
+                opcode=opcode, name=transfer.name, args={**args, **common}, start=start, end=stop,
+                nop=held,
+            )  # fmt: skip
+            self.nodes[node].operations.append(operation)
 
     def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
         programs = tuple(
@@ -211,9 +208,3 @@ class Scheduler:
             kind=kind, programs=programs, transfers=tuple(self.transfers), host=host,
             cycles=last + turnaround_cycles,
         )  # fmt: skip
-
-
-_COST_KEYS = (
-    "rows", "hidden", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim", "context",
-    "bucket", "out",
-)  # fmt: skip

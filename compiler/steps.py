@@ -9,11 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from chip.cost import C2C_TURN, TURNS
 from chip.operations import Opcode, row_bytes, segment_offsets
-from chip.spec import VECTOR_BYTES
+from compiler.allocate import HANDED
 from compiler.graph import GraphOp, Kind, Split
-from compiler.ir import HostMemory, Memory, StepKind
+from compiler.ir import Memory, StepKind
+from compiler.movement import Movement, Transfer, host_memory, result_bytes, vectors_of
+from compiler.network import Network
 from compiler.partition import Group, Partition, weight_of
+
+GAPS = TURNS * C2C_TURN  # cycles that a vector may wait for a gap in a product's loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,117 +31,41 @@ class Planned:
     args: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """`vectors` from `src_address` on one node to `dst_address` on another."""
-
-    name: str
-    src: int
-    src_address: int
-    dst: int
-    dst_address: int
-    vectors: int
-
-
-def vectors_of(n_bytes: int) -> int:
-    return n_bytes // VECTOR_BYTES
-
-
-def result_bytes(partition: Partition, rank: int, top_k: int) -> int:
-    """Bytes a head chip returns for a decode step: its logits, or (id, logit) of the largest."""
-    start, stop = partition.groups[-1].vocab[rank]
-    return row_bytes(2 * min(top_k, stop - start) if top_k else stop - start, 4)
-
-
-def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
-    """Lay out the host's buffer: embedding rows, RoPE rows, then the results."""
-    config = partition.config
-    rope = kind.rows * row_bytes(config.hidden_size, 4)
-    end = rope + kind.rows * row_bytes(config.head_dim, 4)
-    results: dict[int, int] = {}
-    if kind.decode:
-        for rank, chip in enumerate(partition.groups[-1].chips):
-            if size := result_bytes(partition, rank, top_k):
-                results[chip] = end
-                end += size
-    else:
-        results[partition.last_layers.chips[0]] = end
-        end += VECTOR_BYTES
-    return HostMemory(embedding=0, rope=rope, results=results, size=end)
-
-
 class StepPlanner:
     """Walks the groups of a partition and lists what each chip does in one step."""
 
     def __init__(
-        self, partition: Partition, memories: list[Memory], kind: StepKind, dtype: str,
-        context: int, top_k: int,
+        self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
+        dtype: str, context: int, top_k: int,
     ) -> None:  # fmt: skip
-        self.partition, self.memories, self.kind = partition, memories, kind
+        self.partition, self.network, self.kind = partition, network, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
+        self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.host = host_memory(partition, kind, top_k)
-        self.items: list[Planned | Transfer] = []
+        self.arrives: dict[str, int] = {}  # of the next norm: a residual that comes off a link
+        self.before: dict[tuple[int, str], dict[str, Any]] = {}  # a product's prologue, by buffer
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
+        self.items: list[Planned | Transfer] = []
+        self.moves = Movement(partition, network, kind, self.host, self.buffers, self.items)
         self.constants = [memory.addresses() for memory in memories]
 
     def plan(self) -> list[Planned | Transfer]:
         """Return the step's operations and transfers in order."""
         groups = [g for g in self.partition.groups if len(g.layers) or self.kind.decode]
-        previous: Group | None = None
-        for group in groups:
-            self._enter(group, previous)
+        self.moves.enter(groups[0])
+        befores: list[Group | None] = [None, *groups[:-1]]
+        for before, group, after in zip(befores, groups, [*groups[1:], None], strict=True):
+            if before is None or len(before.chips) == 1:  # whole residuals come, link by link
+                self.arrives = {"arrives": self._slot(host=before is None)}
             for index in group.layers:
-                self._layer(group, self.partition.graph.layers[index])
-            previous = group
-        assert previous is not None
+                last = index == group.layers[-1]
+                self._layer(group, self.partition.graph.layers[index], after if last else None)
         if self.kind.decode:
-            self._head(previous)
+            self._head(groups[-1])
         else:
-            self._done(previous)
+            self._done(groups[-1])
         return self.items
-
-    # -- movement
-
-    def _send(self, name: str, src: tuple[int, int], dst: tuple[int, int], n_bytes: int) -> None:
-        transfer = Transfer(
-            name=name, src=src[0], src_address=src[1], dst=dst[0], dst_address=dst[1],
-            vectors=vectors_of(n_bytes),
-        )  # fmt: skip
-        self.items.append(transfer)
-
-    def _enter(self, group: Group, previous: Group | None) -> None:
-        """Bring residual and RoPE rows to a group: from the host, or from the group before."""
-        rows, host = self.kind.rows, self.partition.layout.chips
-        parts = [
-            ("rope", self.host.rope, rows * row_bytes(self.config.head_dim, 4)),
-            ("residual", self.host.embedding, rows * row_bytes(self.config.hidden_size, 4)),
-        ]
-        for rank, chip in enumerate(group.chips):
-            for name, offset, size in parts:
-                if name == "rope" and not len(group.layers):
-                    continue
-                dst = (chip, self.buffers[chip][name])
-                if previous is None:
-                    self._send(f"host.{name}", (host, offset), dst, size)
-                else:
-                    source = previous.chips[rank % len(previous.chips)]
-                    src = (source, self.buffers[source][name])
-                    self._send(f"stage{group.index}.{name}", src, dst, size)
-
-    def _exchange(self, group: Group, name: str, buffer: str, split: Split) -> None:
-        """All-gather: every chip sends its segment to every other, nearest rank first."""
-        shares = group.shares(split, self.config.head_dim)
-        offsets = segment_offsets(shares, self.kind.rows)
-        ranks = len(group.chips)
-        for step in range(1, ranks):
-            for rank, chip in enumerate(group.chips):
-                peer = group.chips[(rank + step) % ranks]
-                size = offsets[rank + 1] - offsets[rank]
-                if size:
-                    src = (chip, self.buffers[chip][buffer] + offsets[rank])
-                    dst = (peer, self.buffers[peer][buffer] + offsets[rank])
-                    self._send(name, src, dst, size)
 
     # -- operations
 
@@ -149,73 +78,138 @@ class StepPlanner:
             out[scale] = self.buffers[chip][f"{buffer}.scale"]
         return out
 
+    def _activations(
+        self, chip: int, opcode: Opcode, name: str, source: str, buffer: str, **args: Any
+    ) -> None:
+        """Make quantised rows of a buffer: in an operation of their own, or in the product's."""
+        src = self.buffers[chip][source]
+        if self.fuses:
+            q = self._quantised(chip, buffer, "q", "qs")
+            self.before[chip, buffer] = {"prologue": str(opcode), "src": src, **q, **args}
+            return
+        operand = "x" if opcode is Opcode.NORM else "src"
+        self._op(
+            chip, opcode, name, rows=self.kind.rows, dtype=self.dtype,
+            **{operand: src}, **args, **self._quantised(chip, buffer, "q", "s"),
+        )  # fmt: skip
+
     def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
+        more = self.arrives if self.fuses else {"hidden": op.features}
         for chip in group.chips:
-            self._op(
-                chip, Opcode.NORM, op.name, x=self.buffers[chip]["residual"],
-                gamma=self.constants[chip][op.name], rows=self.kind.rows,
-                hidden=op.features, eps=self.config.rms_norm_eps, dtype=self.dtype,
-                **self._quantised(chip, buffer, "q", "s"),
+            self._activations(
+                chip, Opcode.NORM, op.name, "residual", buffer,
+                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **more,
             )  # fmt: skip
+        self.arrives = {}
 
     def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
         shares = group.shares(split, self.config.head_dim)
         for chip in group.chips:
-            self._op(
-                chip, Opcode.GATHER, name, src=self.buffers[chip][source], shares=shares,
-                rows=self.kind.rows, dtype=self.dtype, **self._quantised(chip, buffer, "q", "s"),
-            )  # fmt: skip
+            self._activations(chip, Opcode.GATHER, name, source, buffer, shares=shares)
 
-    def _linear(self, group: Group, op: GraphOp, source: str, target: str, **extra: int) -> None:
-        """Every rank's columns of a product; fp16 results go to the rank's own segment."""
-        exchanged = op.dtype == "f16"
+    def _epilogue(self, group: Group, op: GraphOp) -> str | None:
+        """Name what follows a product as a part of it: for one row, where nothing is exchanged."""
+        if not self.fuses:
+            return None
+        if op.split is Split.HIDDEN and len(group.chips) == 1:
+            return "add"
+        return "silu" if op.split is Split.INTER else None
+
+    def _slot(self, *, host: bool) -> int:
+        """Return the cycles that a vector takes on links between chips, or on the host's."""
+        return max(link.slot_cycles for link in self.network.links if link.is_host == host)
+
+    def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> dict[str, int]:
+        """Return what a product must know of links: the pace of its result, and room for vectors.
+
+        A chip alone has nothing on its links until its result leaves; one of several may.
+        """
+        out: dict[str, int] = {}
+        slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
+        alone = len(group.chips) == 1
+        if leaves:
+            out["pace"] = slot
+        if leaves or not alone:
+            out["gaps"] = max(C2C_TURN, min(slot // C2C_TURN * C2C_TURN, GAPS))
+        if leaves and alone:
+            out["gaps_last"] = vectors_of(row_bytes(n, 4)) * slot + 4 * GAPS
+        return out
+
+    def _linear(
+        self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
+    ) -> None:
+        """Every rank's columns of a product; fp16 results go to the rank's own segment.
+
+        `leaves`: links take the result even if it is not exchanged.
+        """
+        epilogue = self._epilogue(group, op)
+        half = op.dtype == "f16" or epilogue is not None
         offsets = [0] * len(group.chips)
-        if exchanged:
+        if half:
             shares = group.shares(op.split, self.config.head_dim)
             offsets = segment_offsets(shares, self.kind.rows)
+        if epilogue is not None:
+            target = {"add": "residual", "silu": "mlp.mid"}[epilogue]
         for rank, chip in enumerate(group.chips):
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
-            args: dict[str, Any] = self._quantised(chip, source, "x", "s")
+            made = self.before.get((chip, source))
+            args = dict(made or self._quantised(chip, source, "x", "s"))
             if self.dtype == "int8":
                 args["sw"] = self.constants[chip][f"{op.name}.scale"]
             if op.split is Split.VOCAB:
                 args["first_column"] = group.vocab[rank][0]
+            if epilogue is not None:
+                args["epilogue"] = epilogue
+            if self.fuses:
+                out = leaves or (half and len(group.chips) > 1)
+                args |= self._on_links(group, op, weight.n, out)
+            args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
             self._op(
                 chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],
-                y=self.buffers[chip][target] + offsets[rank], rows=self.kind.rows,
-                k=op.in_features, n=weight.n, out="f16" if exchanged else "f32",
-                dtype=self.dtype, **args, **extra,
+                rows=self.kind.rows, k=op.in_features, n=weight.n, out="f16" if half else "f32",
+                dtype=self.dtype, **args,
             )  # fmt: skip
 
     def _attention(self, group: Group, rope: GraphOp, attend: GraphOp) -> None:
         layer = rope.name.rsplit(".", 2)[0]
         shares = group.shares(Split.HEADS, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
-        per_kv = self.config.num_heads // self.config.num_kv_heads
         for rank, chip in enumerate(group.chips):
             (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
             if last == first:
                 continue
             buffers = self.buffers[chip]
             shape = {
-                "rows": self.kind.rows, "heads": last - first, "kv_heads": kv_last - kv_first,
-                "head_dim": self.config.head_dim, "context": self.context, "dtype": self.dtype,
+                "rows": self.kind.rows,
+                "heads": last - first,
+                "kv_heads": kv_last - kv_first,
+                "head_dim": self.config.head_dim,
+                "context": self.context,
+                "dtype": self.dtype,
                 "kv": self.constants[chip][f"{layer}.kv"],
                 **self._quantised(chip, "query", "q", "sq"),
-            }  # fmt: skip
+            }
+            scratch = {"scratch": buffers["scores"]}
+            if self.dtype == "int8":
+                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]
+                scratch["stats"] = buffers["stats"]
             qkv, rows = buffers["qkv"], buffers["rope"]
             self._op(chip, Opcode.ROPE, rope.name, qkv=qkv, rope=rows, **shape)
-            kv_of = tuple(head // per_kv - kv_first for head in range(first, last))
+            kv_of = self.partition.kv_of(group, rank)
             self._op(
                 chip, Opcode.ATTEND, attend.name, y=buffers["attn.out"] + offsets[rank],
-                bucket=self.kind.bucket, kv_of=kv_of, **shape,
+                bucket=self.kind.bucket, kv_of=kv_of, **scratch, **shape,
             )  # fmt: skip
 
-    def _add(self, group: Group, op: GraphOp, source: str) -> None:
+    def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:
+        """Add the group's segments to the residual, on its own chips or on those of the next."""
+        if self.fuses and len(group.chips) == 1:
+            return  # a part of the product
         shares = group.shares(Split.HIDDEN, self.config.head_dim)
-        for chip in group.chips:
+        to, source = (group, source) if after is None else (after, HANDED)
+        for chip in to.chips:
             buffers = self.buffers[chip]
             self._op(
                 chip, Opcode.ADD, op.name, x=buffers["residual"], src=buffers[source],
@@ -223,6 +217,8 @@ class StepPlanner:
             )  # fmt: skip
 
     def _silu(self, group: Group, op: GraphOp) -> None:
+        if self.fuses:
+            return  # a part of the product
         shares = group.shares(Split.INTER, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
         for rank, chip in enumerate(group.chips):
@@ -234,30 +230,46 @@ class StepPlanner:
                     k=self.config.hidden_size, dtype=self.dtype,
                 )  # fmt: skip
 
-    def _layer(self, group: Group, ops: tuple[GraphOp, ...]) -> None:
+    def _layer(self, group: Group, ops: tuple[GraphOp, ...], after: Group | None) -> None:
+        """One layer; `after` is the group that takes over behind it."""
         norm, qkv, rope, attend, o_proj, add, post, gate_up, silu, down, add_mlp = ops
         assert (rope.kind, attend.kind, silu.kind) == (Kind.ROPE, Kind.ATTEND, Kind.SILU)
         self._norm(group, norm, "attn.in")
         self._linear(group, qkv, "attn.in", "qkv")
         self._attention(group, rope, attend)
-        self._exchange(group, attend.name, "attn.out", Split.HEADS)
+        self.moves.exchange(group, attend.name, "attn.out", Split.HEADS)
         self._gather(group, o_proj.name, "attn.out", "o.in", Split.HEADS)
         self._linear(group, o_proj, "o.in", "o.out")
-        self._exchange(group, o_proj.name, "o.out", Split.HIDDEN)
+        self.moves.exchange(group, o_proj.name, "o.out", Split.HIDDEN)
         self._add(group, add, "o.out")
+        ahead = after if self._goes_ahead(group) else None
+        if ahead is not None:
+            self.moves.hand_over(group, ahead, add.name)
         self._norm(group, post, "mlp.in")
         self._linear(group, gate_up, "mlp.in", "gate_up")
         self._silu(group, silu)
-        self._exchange(group, silu.name, "mlp.mid", Split.INTER)
+        self.moves.exchange(group, silu.name, "mlp.mid", Split.INTER)
         self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
-        self._linear(group, down, "down.in", "mlp.out")
-        self._exchange(group, down.name, "mlp.out", Split.HIDDEN)
-        self._add(group, add_mlp, "mlp.out")
+        self._linear(group, down, "down.in", "mlp.out", leaves=after is not None)
+        self.moves.exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
+        self._add(group, add_mlp, "mlp.out", ahead)
+        if after is not None and ahead is None:
+            self.moves.hand_over(group, after, add_mlp.name)
+
+    def _goes_ahead(self, group: Group) -> bool:
+        """Whether the residual leaves a group before the sum that ends its last layer.
+
+        So it does in a decode step, while the MLP runs: then only the MLP's result is left to go,
+        and the next group adds it. Not from a chip alone, which adds with no exchange before; nor
+        with chunks of a prompt, which follow each other: it would keep the next group waiting with
+        half of its input.
+        """
+        return self.kind.decode and len(group.chips) > 1
 
     def _head(self, group: Group) -> None:
         norm, lm_head = self.partition.graph.head
         self._norm(group, norm, "head.in")
-        self._linear(group, lm_head, "head.in", "logits")
+        self._linear(group, lm_head, "head.in", "logits", leaves=not self.top_k)
         host, buffer = self.partition.layout.chips, "logits"
         for rank, chip in enumerate(group.chips):
             size = result_bytes(self.partition, rank, self.top_k)
@@ -272,10 +284,11 @@ class StepPlanner:
                     k=min(self.top_k, last - first), first_column=first,
                 )  # fmt: skip
             dst = (host, self.host.results[chip])
-            self._send("host.result", (chip, self.buffers[chip][buffer]), dst, size)
+            src = (chip, self.buffers[chip][buffer])
+            self.moves.send("host.result", src, [dst], vectors_of(size))
 
     def _done(self, group: Group) -> None:
         """A prefill step ends with one vector to the host, so that the host knows."""
         host, chip = self.partition.layout.chips, group.chips[0]
         src = (chip, self.buffers[chip]["residual"])
-        self._send("host.done", src, (host, self.host.results[chip]), VECTOR_BYTES)
+        self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)

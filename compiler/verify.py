@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from chip.cost import cycles
-from chip.operations import Opcode
+from chip.operations import MOVES, Opcode
 from chip.program import Operation
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
@@ -24,8 +24,6 @@ from compiler.ir import LinkUse, Memory, ScheduledTransfer, StepSchedule
 from compiler.verify_clock import check_clocks
 from compiler.verify_memory import check_memory
 from interconnect.clock import EXACT, ClockSpec, SyncPath
-
-_MOVES = (Opcode.SEND, Opcode.RECEIVE)
 
 
 def verify(
@@ -52,7 +50,7 @@ def verify(
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
     check_memory(steps, spec, links, memories)
-    check_clocks(steps, links, clock, sync)
+    check_clocks(steps, spec, links, clock, sync)
 
 
 def _label(node: int, chips: int) -> str:
@@ -75,7 +73,7 @@ def _check_duration(
     operation: Operation, label: str, spec: ChipSpec, links: Sequence[LinkUse]
 ) -> None:
     got = operation.end - operation.start
-    if operation.opcode in _MOVES:  # _check_transfers saw that its link exists
+    if operation.opcode in MOVES:  # _check_transfers saw that its link exists
         slot, n = links[operation.args["link"]].slot_cycles, operation.args["vectors"]
         wanted = n * slot if operation.opcode is Opcode.SEND else (n - 1) * slot
     else:
@@ -115,7 +113,7 @@ def _check_forward(
 
 def _ends_of(schedule: StepSchedule) -> dict[Opcode, dict[int, tuple[int, Operation]]]:
     """Return for SEND and for RECEIVE: transfer -> (node, operation)."""
-    ends: dict[Opcode, dict[int, tuple[int, Operation]]] = {opcode: {} for opcode in _MOVES}
+    ends: dict[Opcode, dict[int, tuple[int, Operation]]] = {opcode: {} for opcode in MOVES}
     for program in schedule.programs:
         for operation in program.operations:
             if operation.opcode in ends:

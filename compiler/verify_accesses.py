@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from chip.cost import needed, result_stream_cycles
+from chip.cost import needed, receive_cycles, result_stream_cycles, send_lead_cycles
 from chip.operations import Opcode, Region, operands
 from chip.program import Operation
 from chip.spec import VECTOR_BYTES, ChipSpec
@@ -59,11 +59,16 @@ def collect(operation: Operation, node: Node, step: int, base: int, spec: ChipSp
             )
     for name, region in reads:
         first, last = _taken(operation, name, spec)
+        if operation.opcode is Opcode.SEND and node.memory is not None and "forward" not in args:
+            first, last = (cycle - send_lead_cycles(spec) for cycle in (first, last))
         access = Access(operation, name, step, start + first, end, start + first, start + last)
         node.reads.append((region, access))
+    arrives = operation.opcode is Opcode.RECEIVE and node.memory is not None
+    landed = receive_cycles(spec) if arrives else 0
     for name, region in writes:
         first = start if operation.opcode is Opcode.RECEIVE else end - _given(operation, spec)
-        access = Access(operation, name, step, start, end, first, end)
+        first, last = first + landed, end + landed
+        access = Access(operation, name, step, start, last, first, last)
         if region[1]:
             node.writes[region].append(access)
         if operation.opcode is Opcode.RECEIVE:

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from chip.cost import receive_cycles, send_lead_cycles
 from chip.operations import Opcode
-from chip.program import Program
+from chip.program import Operation, Program
+from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, StepSchedule
 from interconnect.clock import ClockSpec, SyncPath
 
+_Busy = tuple[int, int, str]
+"""From, to, the operation's name."""
 _Bounds = tuple[Fraction, Fraction]
 """Most cycles early, most cycles late."""
 
 
 def check_clocks(
     steps: Sequence[tuple[StepSchedule, int]],
+    spec: ChipSpec,
     links: Sequence[LinkUse],
     clock: ClockSpec,
     sync: Sequence[SyncPath],
@@ -37,7 +42,8 @@ def check_clocks(
     for schedule, _ in steps:
         for chip, program in enumerate(schedule.programs[:-1]):
             off = sum(counters[chip]) + 2 * drift * clock.realign_cycles
-            _check_stops(program, schedule.cycles, clock.realign_cycles, off / (1 - drift))
+            busy = sorted(_busy(operation, spec) for operation in program.operations)
+            _check_stops(program, busy, schedule.cycles, clock.realign_cycles, off / (1 - drift))
 
 
 def _check_nothing_stops(steps: Sequence[tuple[StepSchedule, int]]) -> None:
@@ -78,11 +84,23 @@ def _check_window(link: LinkUse, clock: ClockSpec, src: _Bounds, dst: _Bounds) -
             )
 
 
-def _check_stops(program: Program, cycles: int, interval: int, off: Fraction) -> None:
+def _busy(operation: Operation, spec: ChipSpec) -> _Busy:
+    """When a chip has to do with an operation: also while a vector is on its way to or from a port.
+
+    A RECEIVE's end is its last vector's arrival, in a cycle of its own.
+    """
+    start, end = operation.start, operation.end
+    if operation.opcode is Opcode.SEND:
+        start -= send_lead_cycles(spec)
+    elif operation.opcode is Opcode.RECEIVE:
+        end += receive_cycles(spec) + 1
+    return start, end, operation.name
+
+
+def _check_stops(
+    program: Program, busy: Sequence[_Busy], cycles: int, interval: int, off: Fraction
+) -> None:
     """A chip counts alone for no longer than it may, and does nothing while it stops."""
-    busy = sorted(
-        (op.start, op.end + (op.opcode is Opcode.RECEIVE), op.name) for op in program.operations
-    )
     quiet = max((end for _, end, _ in busy), default=0)
     stops = [*program.realign, (quiet, cycles)]
     where, aligned, at = f"chip {program.chip}, step {program.step}", 0, 0

@@ -17,7 +17,17 @@ from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
 from compiler.verify_accesses import Access, Node, collect
-from compiler.verify_sources import CONSTANTS, is_known, may_read, place_of
+from compiler.verify_sources import (
+    CACHES,
+    CONSTANTS,
+    is_known,
+    made_as,
+    may_read,
+    norm_before,
+    place_of,
+)
+
+IN_PLACE = (("x", "x"), ("r", "r"), ("kvs", "kvs"))  # operands that an operation changes as it goes
 
 
 def check_memory(
@@ -67,7 +77,7 @@ def _check_node(node: Node, nodes: Sequence[Node], links: Sequence[LinkUse]) -> 
     near = _near(node)
     _check_writers(node, near, tensors)
     for region, access in node.reads:
-        if access.operand in CONSTANTS or access.operand == "kv":
+        if access.operand in CONSTANTS or access.operand in CACHES:
             _check_own(node, region, access, tensors)
         if access.operand in CONSTANTS or node.memory is None or not region[1]:
             continue  # the host's memory is the driver's to write
@@ -76,8 +86,8 @@ def _check_node(node: Node, nodes: Sequence[Node], links: Sequence[LinkUse]) -> 
         else:
             found = _written(node, region, access, near[region])
             _check_sources(node, region, access, found)
-            if "shares" in access.operation.args and access.operand == "src":
-                _check_segments(access, found, nodes, links)
+            if any(write.operation.opcode is Opcode.RECEIVE for _, write in found):
+                _check_places(node, region, access, found, nodes, links)
 
 
 def _near(node: Node) -> dict[Region, list[Region]]:
@@ -108,9 +118,10 @@ def _check_tensors(node: Node, tensors: list[Tensor]) -> None:
 
 def _check_own(node: Node, region: Region, access: Access, tensors: dict[str, Tensor]) -> None:
     """A constant or a cache is where this operation's own tensor lies."""
-    name = access.operation.name + CONSTANTS.get(access.operand, "")
-    if access.operand == "kv":
-        name = f"layers.{place_of(access.operation.name)[0]}.kv"
+    base = norm_before(access.operation) if access.operand == "gamma" else access.operation.name
+    name = base + CONSTANTS.get(access.operand, "")
+    if access.operand in CACHES:
+        name = f"layers.{place_of(access.operation.name)[0]}{CACHES[access.operand]}"
     own = tensors.get(name)
     if own is None or (own.address, own.size) != region:
         raise ScheduleError(
@@ -126,9 +137,9 @@ def _check_writers(
     apart = sorted(tensors.values(), key=lambda tensor: tensor.address)
     ends = [tensor.address + tensor.size for tensor in apart]
     for region, accesses in node.writes.items():
-        others = [access for access in accesses if access.operand != "kv"]
+        others = [access for access in accesses if access.operand not in CACHES]
         for access in accesses:
-            if access.operand == "kv":
+            if access.operand in CACHES:
                 _check_own(node, region, access, tensors)
         if others and (place := bisect_right(ends, region[0])) < len(ends):
             tensor = apart[place]
@@ -171,7 +182,7 @@ def _written(
         for write in writes[done:]:
             if write.start >= access.end:
                 break
-            if write.operation is reader and (access.operand, write.operand) != ("x", "x"):
+            if write.operation is reader and (access.operand, write.operand) not in IN_PLACE:
                 raise ScheduleError(
                     f"{node.label}, cycle {access.start}: {reader.name} ({reader.opcode}) writes "
                     f"{write.operand} over live SRAM that it reads as {access.operand}"
@@ -234,25 +245,46 @@ def _check_sources(
             )
 
 
-def _check_segments(
-    access: Access, found: list[tuple[Region, Access]], nodes: Sequence[Node],
-    links: Sequence[LinkUse],
+def _check_places(
+    node: Node, region: Region, access: Access, found: list[tuple[Region, Access]],
+    nodes: Sequence[Node], links: Sequence[LinkUse],
 ) -> None:  # fmt: skip
-    """Gathered segments lie in the same place of the buffer as on the chip that made them."""
-    reader, step = access.operation, access.step
-    for region, write in found:
-        if write.operation.opcode is not Opcode.RECEIVE:
+    """What came over links lies in its place of what is read.
+
+    That is where it lay on the chip that made it; in a gather buffer behind the segments of chips
+    with lower numbers, because columns are dealt to chips in that order.
+    """
+    reader = access.operation
+    parts = []
+    for place, write in found:
+        source, sent = -1 if node.memory is None else node.memory.chip, place[0]
+        if write.operation.opcode is Opcode.RECEIVE:
+            source, sent = _origin(write.operation, access.step, nodes, links)
+        parts.append((source, sent, place, write.operation))
+    gathers = "shares" in reader.args and access.operand == "src"
+    for source, sent, place, writer in parts:
+        if writer.opcode is not Opcode.RECEIVE:
             continue
-        source, sent = _origin(write.operation, step, nodes, links)
-        peer = nodes[source].gathers.get((step, reader.opcode, reader.name))
-        wanted = None if peer is None else sent - peer.args["src"]
-        got = region[0] - reader.args["src"]
-        if peer is None or wanted != got or peer.args["shares"] != reader.args["shares"]:
+        wanted = sent - _made_at(writer, access.step, sent, nodes[source])
+        if gathers:
+            wanted += sum(size for other, _, (_, size), _ in parts if other < source)
+        if place[0] - region[0] != wanted:
             raise ScheduleError(
-                f"{nodes[links[write.operation.args['link']].dst].label}, {reader.name} "
-                f"({reader.opcode}): the segment of {write.operation.name} from "
-                f"{nodes[source].label} lies at {got} of its gather buffer, wanted {wanted}"
+                f"{node.label}, {reader.name} ({reader.opcode}): the part of {writer.name} from "
+                f"{nodes[source].label} lies at {place[0] - region[0]} of {access.operand}, "
+                f"wanted {wanted}"
             )
+
+
+def _made_at(receive: Operation, step: int, sent: int, source: Node) -> int:
+    """Return where the value lies, on the chip that made it, of which a part was sent."""
+    for (address, size), writes in source.writes.items():
+        if address <= sent < address + size and any(
+            write.step == step and made_as(write.operation) == place_of(receive.name)
+            for write in writes
+        ):
+            return address
+    return sent  # from the host: whole, and where the driver has it (_check_host)
 
 
 def _origin(

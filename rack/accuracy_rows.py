@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from chip.floorplan import Role, hops, mem
+from chip.floorplan import mxm as mxm_queue
+from chip.issue import delays
 from chip.operations import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
 from compiler.allocate import constants
@@ -25,6 +28,7 @@ from rack.accuracy import Row
 from rack.errors import MachineError
 from rack.exchange import all_to_all, exchange_cycles
 from rack.hardware import Cabling, Hardware
+from rack.validate_lstm import lstm_rows
 
 LARGE_VECTORS = 4096  # a tensor of 1.3 MB a chip: large enough that latency does not count
 CONTEXT = 512  # of the token rates
@@ -51,6 +55,7 @@ def chip_rows(hardware: Hardware) -> list[Row]:
     planes = chip.mxm_planes * chip.mxm_columns / chip.streams
     mxm = ("chip.clock_hz", "chip.mxm_planes", "chip.mxm_rows", "chip.mxm_columns")
     load = ("chip.mxm_columns", "chip.mxm_weight_streams")
+    table, way = delays(chip), hops(mem(0, 1), mxm_queue(0, Role.LOAD), chip)
     figures: list[tuple[str, str, float | tuple[float, float], str, str, float, tuple[str, ...]]]
     figures = [
         ("peak, int8", "TOPS", 750, "A", "as sold", tops, mxm),
@@ -75,8 +80,8 @@ def chip_rows(hardware: Hardware) -> list[Row]:
         ("weight load, all planes", "cycles", 20, "D", "all 64 streams", planes, load),
         (
             "weight load with SRAM read and transit", "cycles", (0, 40), "B", "ISCA 2020",
-            chip.weight_load_cycles + chip.mem_latency_cycles,
-            (*load, "chip.mem_latency_cycles"),
+            table["READ"].d_func + way + chip.weight_load_cycles + table["LW"].d_func,
+            (*load, "chip.slices_per_hop", "delays.READ", "delays.LW"),
         ),
     ]  # fmt: skip
     return [_row("chip", *figure) for figure in figures]
@@ -190,7 +195,7 @@ def rate_rows(hardware: Hardware) -> list[Row]:
         )  # fmt: skip
         cycles = compiled.step(1, CONTEXT, decode=True).cycles
         figure = f"{model}, int8, context {CONTEXT}, {compiled.layout.chips} chips ({layout})"
-        keys = ("chip.*", "link.*", "clock.*", "host.*", "system.*")
+        keys = ("chip.*", "delays.*", "link.*", "clock.*", "host.*", "system.*")
         source = "API responses 2024-2025; chips, batch and configured rates unknown"
         out.append(
             _row("rate", figure, "tok/s", band, "A", source, hardware.chip.clock_hz / cycles, keys)
@@ -199,7 +204,9 @@ def rate_rows(hardware: Hardware) -> list[Row]:
 
 
 RowSource = Callable[[Hardware], list[Row]]
-ROW_SOURCES: tuple[RowSource, ...] = (chip_rows, link_rows, capacity_rows, rate_rows)
+ROW_SOURCES: tuple[RowSource, ...] = (
+    chip_rows, lstm_rows, link_rows, capacity_rows, rate_rows,
+)  # fmt: skip
 
 
 def all_rows(hardware: Hardware) -> list[Row]:

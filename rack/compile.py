@@ -68,8 +68,8 @@ def _run(config: RunConfig, folder: Path) -> int:
     return 0
 
 
-def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, memoryview]]:
-    """Each chip's constants, one chip in memory at a time."""
+def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, list[memoryview]]]:
+    """Each chip's constants, region by region, one chip in memory at a time."""
     compiled = prepared.compiled
     source = prepared.model.weights_ref.open()
     for chip in range(compiled.layout.chips):
@@ -77,7 +77,7 @@ def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, 
         job = chip_job(compiled, chip, prepared.model.weights_ref)
         reserve_tensors(job, sram)
         load_weights(job, sram, source)
-        yield chip, sram.memory(0, compiled.memories[chip].constant_bytes)
+        yield chip, [sram.memory(*region) for region in compiled.memories[chip].constant_regions]
         sram.close()
         progress.report("images written", chip + 1, compiled.layout.chips)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from rack.errors import ConfigError
 
-EXECUTORS = ("fast", "timing")
+EXECUTORS = ("fast", "reference", "timing")
 TRANSPORTS = ("ray", "local", "process")
 ENV_PREFIX = "LPU_RACK_"
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, StepKind
+from compiler.movement import Transfer
 from compiler.network import Network
+from compiler.routes import Flow
 from compiler.schedule import Scheduler
-from compiler.steps import Transfer
 from rack.hardware import Hardware
 
 Path = tuple[int, ...]
@@ -36,8 +37,8 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> 
         )
         for number, (src, dst) in enumerate(hops)
     }  # fmt: skip
-    routes = {
-        (path[0], path[-1]): tuple(
+    routes: dict[Flow, tuple[int, ...]] = {
+        (path[0], (path[-1],)): tuple(
             links[hop].id for hop in itertools.pairwise(path)
         )
         for path in paths
@@ -50,11 +51,11 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> 
     size = vectors * VECTOR_BYTES
     forward = {chip: ([size * chips], size) for chip in range(chips)}
     scheduler = Scheduler(hardware.chip, network, forward)
-    for path in paths:
+    for number, path in enumerate(paths):  # each to a place of its own
         scheduler.place(
             Transfer(
-                name="exchange", src=path[0], src_address=path[0] * size, dst=path[-1],
-                dst_address=path[0] * size, vectors=vectors,
+                name="exchange", src=path[0], src_address=path[0] * size, vectors=vectors,
+                targets=((path[-1], (chips + 1 + number) * size),),
             )
         )  # fmt: skip
     host = HostMemory(embedding=0, rope=0, results={}, size=0)

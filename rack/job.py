@@ -5,8 +5,9 @@ The weights are not in it: a chip opens the `WeightsRef` and reads its own colum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.chip import Chip, ChipLink, Departure, Watch
+from chip.cost import Costs, known_costs, learn_costs
 from chip.kernels import load as load_kernels
+from chip.operations import MOVES, Region
 from chip.program import Program
 from chip.quant import write_tiles
+from chip.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
 from compiler.graph import Kind
@@ -52,7 +56,10 @@ class ChipJob:
     weights: WeightsRef
     host: int
     used_bytes: int  # of SRAM: weights, cache, buffers
+    constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
+    costs: Costs  # of the programs' operations, on the spec they were compiled for
     images: Images | None = None  # read the constants from here instead of the weights
+    executor: str = "fast"  # or "reference"
 
 
 def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
@@ -76,8 +83,9 @@ def programs_of(compiled: CompiledModel, node: int) -> tuple[Program, ...]:
 
 
 def chip_job(
-    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None
-) -> ChipJob:
+    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None,
+    executor: str = "fast",
+) -> ChipJob:  # fmt: skip
     """Cut one chip's part out of a compiled model."""
     memory = compiled.memories[index]
     weights_of: dict[str, Weight] = {}
@@ -96,19 +104,32 @@ def chip_job(
             loads.append(TensorLoad(tensor=tensor, norm=norms[tensor.name]))
         elif tensor.kind == "scale":
             loads.append(TensorLoad(tensor=tensor))
+    programs = programs_of(compiled, index)
+    operations = (o for program in programs for o in program.operations)
+    computing = ((o.opcode, o.args) for o in operations if o.opcode not in MOVES)
     return ChipJob(
         index=index,
         spec=compiled.chip,
         dtype=compiled.dtype,
         loads=tuple(loads),
         caches=tuple(tensor for tensor in memory.tensors if tensor.kind == "kv"),
-        programs=programs_of(compiled, index),
+        programs=programs,
         links=links_of(compiled, index),
         weights=weights,
         host=compiled.layout.chips,
         used_bytes=memory.sram_bytes - memory.free_bytes,
+        constant_regions=memory.constant_regions,
         images=images,
+        executor=executor,
+        costs=known_costs(computing, compiled.chip),
     )
+
+
+def ports_of(links: Sequence[LinkUse], node: int) -> dict[int, int]:
+    """Number a chip's ports by its links, each direction from 0 on: link -> port."""
+    out = [sorted(link.id for link in links if link.src == node)]
+    out.append(sorted(link.id for link in links if link.dst == node))
+    return {link: port for links in out for port, link in enumerate(links)}
 
 
 def reserve_tensors(job: ChipJob, sram: Sram) -> None:
@@ -117,12 +138,13 @@ def reserve_tensors(job: ChipJob, sram: Sram) -> None:
         sram.reserve(tensor.name, tensor.address, tensor.size)
 
 
-def load_image(sram: Sram, path: Path) -> None:
-    """Read a chip's constants from its SRAM image, straight into the memory."""
+def load_image(sram: Sram, path: Path, regions: Sequence[Region]) -> None:
+    """Read a chip's constants from its SRAM image, straight into the memory, region by region."""
     with path.open("rb", buffering=0) as file:
-        view = sram.memory(0, path.stat().st_size)
-        while len(view) and (count := file.readinto(view)):
-            view = view[count:]
+        for region in regions:
+            view = sram.memory(*region)
+            while len(view) and (count := file.readinto(view)):
+                view = view[count:]
 
 
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
@@ -180,15 +202,24 @@ def build_chip(
     job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
 ) -> Chip:
     """Make the chip: memory, weights, programs. Raises what loading or checking raises."""
+    learn_costs(job.costs)
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:
-        load_image(sram, job.images.path(job.index))
+        load_image(sram, job.images.path(job.index), job.constant_regions)
     else:
         load_weights(job, sram, job.weights.open())
-    chip = Chip(
-        job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send, watch
-    )
+    parts = (job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send)
+    if job.executor == "reference":
+        from compiler.lower import lower
+
+        ports = ports_of(job.links, job.index)
+        slots = {link.id: link.slot_cycles for link in job.links}
+        chip: Chip = ReferenceChip(
+            *parts, lower=partial(lower, spec=job.spec, ports=ports, slots=slots), ports=ports
+        )
+    else:
+        chip = Chip(*parts, watch)
     for program in job.programs:
         chip.load_program(program)
     return chip

@@ -27,13 +27,13 @@ class LocalRack:
     """
 
     transport = "local"
-    executor = "fast"
 
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, *,
         slots: LinkSlots | None = None, faults: Sequence[Fault] = (), kernels: str | None = None,
-        images: Images | None = None,
+        images: Images | None = None, executor: str = "fast",
     ) -> None:  # fmt: skip
+        self.executor = executor
         self.compiled = compiled
         self._watch = Stopwatch()
         hub = LocalHub()
@@ -47,7 +47,7 @@ class LocalRack:
 
         watch = self._watch.watch
         for index in range(compiled.layout.chips):
-            job = chip_job(compiled, index, weights, images)
+            job = chip_job(compiled, index, weights, images, executor)
             node = ChipNode(job.links, index, join(index), slots or {})
             node.attach(lambda node, job=job: build_chip(job, node.send, kernels, watch))  # type: ignore[misc]
             self.nodes.append(node)

@@ -17,6 +17,7 @@ from compiler.ir import StepSchedule
 from compiler.pipeline import Options, compile_model
 from rack.config import RunConfig, add_flags, parse
 from rack.errors import ConfigError
+from rack.instructions import step_sizes
 from rack.progress import say
 from rack.provenance import code_version
 from rack.session import KNOWN_ERRORS, Prepared, prepare
@@ -33,6 +34,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser)
     parser.add_argument("--context", type=int, help="tokens in context (default 512)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--instructions", action="store_true",
+        help="lower the step and show what its programs take (a minute for llama-8b)",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what is placed where instead")
     return parser
 
@@ -58,6 +63,8 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     schedule = prepared.compiled.step(1, context, decode=True)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
+    if args.instructions:
+        report["instructions"] = instructions(prepared, schedule)
     if args.json:
         print(json.dumps(report))
     else:
@@ -131,6 +138,25 @@ def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any
     }
 
 
+def instructions(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
+    """Return what the step's programs take as instructions, by chip. Raises LoweringError."""
+    compiled = prepared.compiled
+    sizes = step_sizes(compiled, schedule)
+    weights = [memory.constant_bytes for memory in compiled.memories]
+    total = [size.bytes for size in sizes]
+    longest = max(
+        (item for size in sizes for item in size.queue_bytes.items() if item[0] != "maps"),
+        key=lambda item: item[1],
+    )
+    return {
+        "step": schedule.name,
+        "bytes_per_chip": {"min": min(total), "max": max(total), "total": sum(total)},
+        "share_of_weights": sum(total) / sum(weights),
+        "instructions": sum(size.instructions for size in sizes),
+        "longest_queue": {"name": longest[0], "bytes": longest[1]},
+    }
+
+
 def _decode_report(analysis: Analysis, clock_hz: int) -> dict[str, Any]:
     def time_of(cycles: int) -> dict[str, Any]:
         return {"cycles": cycles, "microseconds": cycles * 1e6 / clock_hz}
@@ -169,6 +195,10 @@ def _print(report: dict[str, Any]) -> None:
     for name in ("weights", "kv_cache", "buffers", "free"):
         row = report["sram_bytes_per_chip"][name]
         memory.add_row(name, *(f"{row[key]:,}" for key in ("min", "max", "total")))
+    if programs := report.get("instructions"):
+        row = programs["bytes_per_chip"]
+        cells = (f"{row[key]:,}" for key in ("min", "max", "total"))
+        memory.add_row(f"program of {programs['step']} (in no region)", *cells)
     memory.add_row("capacity", f"{capacity:,}", f"{capacity:,}", f"{capacity * report['chips']:,}")
     console.print(memory)
     table = Table(f"per token, {decode['step']}", "cycles", "us", "share")

@@ -1,11 +1,12 @@
 """Read a machine from TOML: `load_hardware("lesson")`, `load_hardware("my.toml")`.
 
 A file has `name`, optionally `inherits` (a shipped profile's name, or a path beside the file), and
-the tables chip, system, link, clock and host. Every value in them is an inline table that says
-where it comes from: `{ value = 4, grade = "A", source = "..." }` or
-`{ value = 4, source = "assumption: ..." }`; a value without is refused. So are an unknown key, and
-a key of the file's own that the chosen `system.cabling` or `link.rate` does not use (an inherited
-one is passed over). `fitted = "..."` names the published figure that a value was chosen to meet.
+the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock and host. Every
+value in them is an inline table that says where it comes from:
+`{ value = 4, grade = "A", source = "..." }` or `{ value = 4, source = "assumption: ..." }`; a value
+without is refused. So are an unknown key, and a key of the file's own that the chosen
+`system.cabling` or `link.rate` does not use (an inherited one is passed over).
+`fitted = "..."` names the published figure that a value was chosen to meet.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
+from chip.isa import MNEMONICS
 from chip.spec import ChipSpec
 from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
@@ -26,11 +28,13 @@ from rack.hardware import Cabling, Hardware, SharedEgress, Sourced
 _T = TypeVar("_T")
 _FOLDER = Path(__file__).parent / "profiles"
 GRADES = ("A", "B", "C", "D", "M")
-_TABLES = ("chip", "system", "link", "clock", "host")
+_TABLES = ("chip", "delays", "system", "link", "clock", "host")
 _TEXT = {"system.cabling": ("free", "dragonfly"), "link.rate": ("per_link", "shared_egress")}
 
+_CHIP = tuple(field.name for field in fields(ChipSpec) if field.name != "delays")
 _COMMON = (
-    *(f"chip.{field.name}" for field in fields(ChipSpec)),
+    *(f"chip.{name}" for name in _CHIP),
+    *(f"delays.{name}" for name in MNEMONICS),
     *("system.cabling", "system.chips_per_card", "system.cards_per_rack", "system.chips_per_node"),
     *("system.ports_per_chip", "link.rate"),
     *("link.overhead_bytes", "link.latency_cycles"),
@@ -161,6 +165,12 @@ def _check_value(file: str, key: str, value: object) -> None:
             wanted = " or ".join(map(repr, _TEXT[key]))
             raise ProfileError(file=file, key=key, wanted=wanted, got=repr(value))
         return
+    if key.startswith("delays."):
+        pair = value if isinstance(value, list) else []
+        if len(pair) != 2 or not all(type(cycles) is int and cycles >= 0 for cycles in pair):
+            wanted = "[d_func, d_skew], integers >= 0"
+            raise ProfileError(file=file, key=key, wanted=wanted, got=repr(value))
+        return
     least = 0 if key.endswith(_MAY_BE_ZERO) else 1
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         wanted = f"an integer >= {least}"
@@ -191,6 +201,10 @@ class _Profile:
     def _table(self, table: str, *keys: str) -> dict[str, int]:
         return {key: self._int(f"{table}.{key}") for key in keys}
 
+    def _delays(self) -> tuple[tuple[str, int, int], ...]:
+        pairs = [(name, self.used[f"delays.{name}"].value) for name in MNEMONICS]
+        return tuple((name, pair[0], pair[1]) for name, pair in pairs if isinstance(pair, list))
+
     def _built(self, key: str, make: Callable[[], _T]) -> _T:
         """Run a constructor; what it finds wrong concerns several keys of the file together."""
         try:
@@ -201,7 +215,7 @@ class _Profile:
 
     def build(self, name: str) -> Hardware:
         """Make the Hardware; ProfileError when the numbers contradict each other."""
-        chip_table = self._table("chip", *(field.name for field in fields(ChipSpec)))
+        chip_table = self._table("chip", *_CHIP)
         clock = self._table("clock", *(field.name for field in fields(ClockSpec)))
         system = self._table(
             "system", "chips_per_card", "cards_per_rack", "chips_per_node", "ports_per_chip"
@@ -214,7 +228,7 @@ class _Profile:
             self._check_dragonfly(system, ports)
         hardware = Hardware(
             name=name,
-            chip=self._built("chip", lambda: ChipSpec(**chip_table)),
+            chip=self._built("chip", lambda: ChipSpec(**chip_table, delays=self._delays())),
             cabling=cabling,
             chip_link=self._built("link", lambda: self._link(system)),
             host_link=self._built("host", self._host),

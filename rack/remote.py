@@ -26,6 +26,7 @@ from rack.stored import Images
 from rack.worker import Seat, rebuild_violation
 
 START_TIMEOUT_S = 600.0
+LOWERING_TIMEOUT_S = 1800.0  # the reference executor lowers a step when it first runs
 REPORT_TIMEOUT_S = 2.0  # how long chips have to say what they wait for
 POLL_SECONDS = 0.5
 
@@ -53,18 +54,17 @@ class Launcher(Protocol):
 class RemoteRack:
     """Chips in other processes."""
 
-    executor = "fast"
-
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, launcher: Launcher, *,
         step_timeout_s: float, start_timeout_s: float = START_TIMEOUT_S,
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
-        images: Images | None = None,
-        rings: bool = True,
+        images: Images | None = None, executor: str = "fast", rings: bool = True,
     ) -> None:  # fmt: skip
+        self.executor = executor
         self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
         self.step_timeout_s = step_timeout_s
+        self._lowered: set[str] = set()  # steps whose first run has had its time
         self._progress = progress or (lambda stage, done, total: None)
         self._failed: str | None = None
         self._folder = tempfile.mkdtemp(prefix="lpu-")
@@ -81,7 +81,7 @@ class RemoteRack:
             launcher.start(
                 [
                     (
-                        chip_job(compiled, chip, weights, images),
+                        chip_job(compiled, chip, weights, images, executor),
                         Seat(
                             bind=launcher.bind(chip, self._folder),
                             host_endpoint=self._socket.endpoint,
@@ -144,6 +144,9 @@ class RemoteRack:
         self._check_usable()
         self._step = f"step {name}"
         self._deadline = time.monotonic() + self.step_timeout_s
+        if self.executor == "reference" and name not in self._lowered:
+            self._deadline += LOWERING_TIMEOUT_S
+            self._lowered.add(name)
         try:
             schedule = self.compiled.steps[name]
             return self.driver.run_step(schedule, positions, tokens, self._wait, following)

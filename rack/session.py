@@ -125,13 +125,17 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
     if config.executor == "timing":
         return TimingRack(prepared.compiled)
     if config.transport == "local":
-        return LocalRack(prepared.compiled, prepared.model.weights_ref, images=prepared.images)
+        return LocalRack(
+            prepared.compiled, prepared.model.weights_ref, images=prepared.images,
+            executor=config.executor,
+        )  # fmt: skip
     from rack.remote import start_process_rack, start_ray_rack  # heavy: only where chips start
 
     start = start_ray_rack if config.transport == "ray" else start_process_rack
     return start(
         prepared.compiled, prepared.model.weights_ref, prepared.hardware,
         step_timeout_s=config.step_timeout_s, progress=progress, images=prepared.images,
+        executor=config.executor,
     )  # fmt: skip
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from chip.operations import Opcode
-
-MOVES = (Opcode.SEND, Opcode.RECEIVE)
+from chip.operations import MOVES, Opcode
 
 
 class Stopwatch:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from chip.operations import Opcode
+from chip.operations import MOVES, Opcode
 from chip.program import Operation
 from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
@@ -90,7 +90,7 @@ def _states(
         (op.start, op.end)
         for node in nodes
         for op in schedule.programs[node].operations
-        if op.opcode not in (Opcode.SEND, Opcode.RECEIVE)
+        if op.opcode not in MOVES
     ]
     compute = union([*computing, *extra])
     moving = union((t.depart, t.arrive) for node in nodes for t in moves.get(node, ()))
@@ -217,7 +217,7 @@ def _short(name: str) -> str:
 
 def _lanes(op: Operation, compiled: CompiledModel) -> list[tuple[str, int, int, str]]:
     """(lane, start, end, state) of an operation; the planes of the MXM share a lane."""
-    if op.opcode in (Opcode.SEND, Opcode.RECEIVE):
+    if op.opcode in MOVES:
         link = compiled.network.links[op.args["link"]]
         if op.opcode is Opcode.SEND:
             return [(f"C2C to {link.dst} out", op.start, op.end, "exchange")]

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from chip.operations import DEFINITIONS, Opcode, Region
+from chip.operations import DEFINITIONS, MOVES, Opcode, Region
 from chip.program import Operation, Program
 from compiler.ir import Memory, StepSchedule
 from compiler.pipeline import CompiledModel
@@ -118,7 +118,7 @@ class TraceEvents:
         if operation.nop:
             args["nop_cycles"] = operation.nop
         cat = DEFINITIONS[operation.opcode].part
-        if operation.opcode not in (Opcode.SEND, Opcode.RECEIVE):
+        if operation.opcode not in MOVES:
             for unit in _own_units(operation):
                 tid = tids["unit", unit]
                 yield self._slice(tid, operation.name, start, end, cat, args)
@@ -143,7 +143,7 @@ class TraceEvents:
         changes: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for program, base in programs:
             for operation in program.operations:
-                if operation.opcode not in (Opcode.SEND, Opcode.RECEIVE):
+                if operation.opcode not in MOVES:
                     continue
                 side = int(operation.opcode is Opcode.RECEIVE)
                 slot = self.links[operation.args["link"]].slot_cycles
@@ -199,7 +199,7 @@ class TraceEvents:
 
 def _own_units(operation: Operation) -> tuple[str, ...]:
     """Units of the chip that an operation holds; a move holds a link instead."""
-    return () if operation.opcode in (Opcode.SEND, Opcode.RECEIVE) else operation.units
+    return () if operation.opcode in MOVES else operation.units
 
 
 def live_changes(program: Program, memory: Memory) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ from rack.hardware import Hardware
 from rack.profiles import load_hardware
 from rack.provenance import code_version
 from rack.session import KNOWN_ERRORS
+from rack.validate_lstm import lstm
 
 BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->"
 
@@ -57,7 +58,7 @@ def table(argv: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"table": table}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"table": table, "lstm": lstm}
 """The first word of the command line; without one it is `table`."""
 
 

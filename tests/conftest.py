@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no deadline", deadline=None)  # tests do not depend on wall-clock speed
+settings.load_profile("no deadline")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -33,7 +33,7 @@ def machine(name: str) -> Hardware:
         return replace(load_hardware("lesson"), ports_per_chip=2, global_ports=2)
     if name == "stops":
         drift = load_hardware("groqrack-drift")
-        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=4096))
+        return replace(drift, clock=replace(drift.clock, drift_ppm=400, realign_cycles=16_384))
     return load_hardware(name)
 
 
@@ -124,6 +124,8 @@ BUFFERS = {  # the allocator's buffers, and who has them as which operand (any l
     "qkv": "matmul self_attn.qkv_proj y, rope self_attn.rope qkv",
     "query": "rope self_attn.rope q, attend self_attn.attend q",
     "query.scale": "rope self_attn.rope sq, attend self_attn.attend sq",
+    "scores": "attend self_attn.attend scratch",
+    "stats": "attend self_attn.attend stats",
     "attn.out": "attend self_attn.attend y, send self_attn.attend src, "
     "receive self_attn.attend dst, gather self_attn.o_proj src",
     "o.in": "gather self_attn.o_proj q, matmul self_attn.o_proj x",
@@ -138,8 +140,10 @@ BUFFERS = {  # the allocator's buffers, and who has them as which operand (any l
     "down.in.scale": "gather mlp.down_proj s, matmul mlp.down_proj s",
     "mlp.out": "matmul mlp.down_proj y, send mlp.down_proj src, receive mlp.down_proj dst, "
     "add mlp.add src",
+    "handed": "receive mlp.down_proj dst, add mlp.add src",
     "residual": "receive residual dst, norm input_layernorm x, add self_attn.add x, "
-    "norm post_attention_layernorm x, add mlp.add x, norm norm x, send residual src",
+    "norm post_attention_layernorm x, add mlp.add x, norm norm x, send self_attn.add src, "
+    "receive self_attn.add dst, send mlp.add src, receive mlp.add dst",
     "rope": "receive rope dst, rope self_attn.rope rope, send rope src",
     "head.in": "norm norm q, matmul lm_head x",
     "head.in.scale": "norm norm s, matmul lm_head s",

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import compiled, machine
 
-from chip.cost import cycles, mxm_pass_cycles, needed, result_stream_cycles
+from chip.cost import cycles, needed, result_stream_cycles
 from chip.operations import (
     DEFINITIONS,
     Opcode,
@@ -20,6 +20,8 @@ from chip.operations import (
     row_bytes,
     segment_offsets,
 )
+from chip.templates.row import RowProduct
+from chip.templates.table import template
 
 CHIP = machine("lesson").chip
 
@@ -62,41 +64,45 @@ def test_regions_are_whole_vectors_inside_the_memory(layout: str, dtype: str) ->
 
 
 def matmul(k: int, n: int, rows: int = 1, dtype: str = "int8") -> dict[str, Any]:
-    return {"k": k, "n": n, "rows": rows, "dtype": dtype}
+    return {"k": k, "n": n, "rows": rows, "dtype": dtype, "out": "f32"}
 
 
-@given(st.integers(1, 8192), st.integers(1, 8192), st.sampled_from(["int8", "fp16"]))
-def test_weights_reach_the_mxm_no_faster_than_the_streams(k: int, n: int, dtype: str) -> None:
-    """DESIGN 7: 20,480 bytes a cycle; with one row and a large matrix nothing else counts."""
-    roofline = k * n * item_bytes(dtype) / CHIP.stream_bytes_per_cycle
-    took = mxm_pass_cycles(matmul(k, n, 1, dtype), CHIP, k, n, 1)
-    assert took >= roofline
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4096), st.integers(1, 4096))
+def test_weights_reach_the_mxm_no_faster_than_the_streams(k: int, n: int) -> None:
+    """DESIGN 7: 20,480 bytes a cycle."""
+    took = cycles(Opcode.MATMUL, matmul(k, n, 1), CHIP)
+    assert took > k * n / CHIP.stream_bytes_per_cycle
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp16"])
-def test_large_matrices_are_at_the_roofline(dtype: str) -> None:
-    args = matmul(3200, 12_800, 1, dtype)
-    roofline = 3200 * 12_800 * item_bytes(dtype) // CHIP.stream_bytes_per_cycle
-    assert mxm_pass_cycles(args, CHIP, 3200, 12_800, 1) == roofline
-    assert cycles(Opcode.MATMUL, args, CHIP) < 1.1 * roofline
+def test_large_matrices_are_near_the_roofline() -> None:
+    """Ten cycles are the activations'; the rest is filling and draining."""
+    args = matmul(3200, 12_800, 1)
+    roofline = 3200 * 12_800 // CHIP.stream_bytes_per_cycle
+    assert roofline < cycles(Opcode.MATMUL, args, CHIP) < roofline + 120
 
 
 def test_published_plane_load() -> None:
-    """ISCA 2020: an int8 plane of 320 x 320 loads in 20 cycles; four load side by side."""
-    assert mxm_pass_cycles(matmul(320, 1280), CHIP, 320, 1280, 1) == 20
+    """ISCA 2020: 320 columns of a plane load in 20 cycles; all four side by side."""
+    product = RowProduct(matmul(640, 1280), CHIP)
+    (group,) = product.groups
+    windows = [product.times[0, tile].windows for tile in (0, 1)]
+    assert [len(cycles) for cycles in windows] == [20, 20]
+    assert windows[1][-1] - windows[0][0] == 39
+    assert group.lanes == 320
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp16"])
-def test_fp16_costs_and_rows(dtype: str) -> None:
-    base = cycles(Opcode.MATMUL, matmul(4096, 5120, 1, dtype), CHIP)
-    assert cycles(Opcode.MATMUL, matmul(4096, 5120, 10, dtype), CHIP) == base  # under the load
-    assert cycles(Opcode.MATMUL, matmul(4096, 5120, 200, dtype), CHIP) > 4 * base
+def test_rows_cost_more_than_their_loads() -> None:
+    base = cycles(Opcode.MATMUL, matmul(4096, 5120, 4), CHIP)
+    assert cycles(Opcode.MATMUL, matmul(4096, 5120, 16), CHIP) < 4 * base
+    assert cycles(Opcode.MATMUL, matmul(4096, 5120, 128), CHIP) > 4 * base
 
 
 def attend(**changes: int) -> dict[str, Any]:
     args = {
         "rows": 1, "heads": 4, "kv_heads": 2, "head_dim": 16, "context": 640, "bucket": 320,
-        "dtype": "int8", "hidden": 64, "shares": (32, 32), "n": 64, "k": 64,
+        "dtype": "int8", "hidden": 64, "shares": (32, 32), "n": 64, "k": 64, "out": "f32",
+        "eps": 1e-5, "kv_of": (0, 0, 1, 1),
     }  # fmt: skip
     return {**args, **changes}
 
@@ -112,8 +118,9 @@ def test_costs_are_positive_and_grow(opcode: Opcode, dtype: str) -> None:
     large = cycles(opcode, attend(dtype=dtype, **more), CHIP)
     assert small > 0
     assert opcode is Opcode.TOPK or small < large
-    slower = replace(CHIP, mem_latency_cycles=CHIP.mem_latency_cycles + 10)
-    assert cycles(opcode, attend(dtype=dtype), slower) >= small + 20
+    delays = tuple((name, func + 10 * (name == "READ"), skew) for name, func, skew in CHIP.delays)
+    if template(opcode, attend(dtype=dtype), CHIP).lowered:
+        assert cycles(opcode, attend(dtype=dtype), replace(CHIP, delays=delays)) != small
     assert 0 <= result_stream_cycles(opcode, attend(dtype=dtype), CHIP) < small
 
 
@@ -126,11 +133,9 @@ def test_attention_costs_its_bucket_not_its_context() -> None:
 
 def test_a_product_needs_its_activations_after_its_first_weights() -> None:
     args = matmul(4096, 4096)
-    assert needed(Opcode.MATMUL, "x", args, CHIP) == needed(Opcode.MATMUL, "s", args, CHIP)
-    assert needed(Opcode.MATMUL, "x", args, CHIP) == (20, 20)
+    first, last = needed(Opcode.MATMUL, "x", args, CHIP)
+    assert 0 < first == needed(Opcode.MATMUL, "s", args, CHIP)[0] < last
     assert needed(Opcode.MATMUL, "w", args, CHIP) == (0, 0)
-    first, last = needed(Opcode.ADD, "src", attend(rows=8), CHIP)
-    assert (first, last) == (0, 7)
     for opcode in COMPUTING:
         for name in DEFINITIONS[opcode].reads:
             first, last = needed(opcode, name, attend(), CHIP)

@@ -26,8 +26,13 @@ def test_an_unknown_opcode() -> None:
 
 def test_units() -> None:
     units = {o.opcode: o.units for o in PROGRAM.operations}
-    assert units[Opcode.MATMUL] == MXM == ("MXM0", "MXM1", "MXM2", "MXM3")
-    assert units[Opcode.NORM] == ("VXM",)
+    products = [o for o in PROGRAM.operations if o.opcode is Opcode.MATMUL]
+    fused = [o for o in products if {"prologue", "epilogue"} & o.args.keys()]
+    assert fused
+    assert {o.units for o in fused} == {(*MXM, "VXM")}
+    alone = Operation(opcode=Opcode.MATMUL, name="x", args={}, start=0, end=1)
+    assert alone.units == MXM == ("MXM0", "MXM1", "MXM2", "MXM3")
+    assert units[Opcode.ROPE] == ("VXM",)
     assert units[Opcode.RECEIVE] == ()
     assert units[Opcode.SEND][0].startswith("C2C:")
 

@@ -11,6 +11,7 @@ from schedules import machine
 from chip.spec import ChipSpec, pad_vector, vectors
 
 CHIP = machine("groqrack").chip
+COUNTS = [field.name for field in fields(ChipSpec) if field.name != "delays"]
 
 
 def test_vectors() -> None:
@@ -24,12 +25,18 @@ def test_what_follows_from_the_floor_plan() -> None:
     assert CHIP.weight_load_cycles == 20
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(ChipSpec)])
+@pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "4"])
 def test_no_positive_integer(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match="wanted a positive integer") as caught:
         replace(CHIP, **{name: value})
     assert str(caught.value) == f"chip.{name}: wanted a positive integer, got {value!r}"
+
+
+@pytest.mark.parametrize("pair", [(-1, 0), (1.0, 0), (1, True), ("4", 0)])
+def test_delays_are_cycles(pair: Any) -> None:
+    with pytest.raises(ValueError, match=r"^chip\.delays\.READ: wanted \[d_func, d_skew\]"):
+        replace(CHIP, delays=(("READ", *pair),))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from schedules import machine
 
 from chip.errors import SramError
-from chip.sram import Location, Sram, locate
+from chip.sram import Location, Sram, locate, work_start
+from chip.sram import places as all_places
 
 CHIP = machine("lesson").chip
 SMALL = replace(CHIP, sram_bytes=88 * 2 * 320 * 3)  # three words a bank
@@ -18,15 +19,28 @@ SMALL = replace(CHIP, sram_bytes=88 * 2 * 320 * 3)  # three words a bank
 def test_every_vector_has_one_place() -> None:
     places = [locate(SMALL, address) for address in range(0, SMALL.sram_bytes, 320)]
     assert len(set(places)) == 2 * 44 * 2 * 3 == len(places)
-    assert places[0] == Location(0, 0, 0, 0)
-    assert places[-1] == Location(1, 43, 1, 2)
+    assert places[0] == Location(0, 1, 0, 0)
+    assert places[-1] == Location(1, 0, 1, 2)  # the work slices come last
+    first = work_start(SMALL) // 320
+    assert {place.slice for place in places[first:]} == {0}
+    assert 0 not in {place.slice for place in places[:first]}
+
+
+def test_all_places_at_once() -> None:
+    slice_of, word_of = all_places(SMALL)
+    for vector in range(SMALL.sram_bytes // 320):
+        place = locate(SMALL, 320 * vector)
+        word = place.bank * SMALL.words_per_bank + place.word
+        assert (slice_of[vector], word_of[vector]) == (44 * place.hemisphere + place.slice, word)
 
 
 def test_a_tiles_streams_read_different_slices() -> None:
-    for start in range(0, SMALL.sram_bytes // 2 - 16 * 320, 320 * 7):
-        tile = [locate(SMALL, start + 320 * vector) for vector in range(16)]
-        assert len({(place.hemisphere, place.slice) for place in tile}) == 16
-        assert len({place.hemisphere for place in tile}) == 1
+    """Any aligned 64 vectors are read at once: 16 for each plane, two planes a hemisphere."""
+    for start in range(0, work_start(SMALL) - 64 * 320, 64 * 320):
+        window = [locate(SMALL, start + 320 * vector) for vector in range(64)]
+        assert len({(place.hemisphere, place.slice) for place in window}) == 64
+        sides = [place.hemisphere for place in window]
+        assert sides == [0] * 16 + [1] * 16 + [0] * 16 + [1] * 16
 
 
 @pytest.mark.parametrize("address", [-320, 1, 319, SMALL.sram_bytes, SMALL.sram_bytes + 320])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from schedules import machine
 
 from compiler import auto
 from compiler.auto import choose_layout, smallest_layout
-from compiler.errors import CompilerError
+from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.pipeline import Options, compile_model
 from compiler.presets import PRESETS
 
 TINY = PRESETS["tiny"]
-SMALL = replace(machine("lesson").chip, sram_bytes=88 * 2 * 320 * 2)  # 112,640 bytes
+SMALL = replace(machine("lesson").chip, slices=16, sram_bytes=16 * 2 * 320 * 30)  # 307,200 bytes
 LITTLE = replace(machine("lesson"), chip=SMALL)
 OPTIONS = Options(max_model_len=32, prefill_chunk=4, buckets=(32,))
 
@@ -30,7 +31,11 @@ def test_the_fewest_cycles_in_one_rack() -> None:
     search = auto._Search(TINY, LITTLE, OPTIONS)
     every = list(search.candidates(LITTLE.chips_per_rack))
     assert best in every
-    assert cycles(best) == min(cycles(layout) for layout in every)
+    found = []
+    for layout in every:
+        with suppress(CapacityError, LayoutError):  # links, and what passes through, come later
+            found.append(cycles(layout))
+    assert cycles(best) == min(found)
 
 
 def test_candidates_fit_and_fewer_stages_would_not() -> None:
@@ -81,7 +86,7 @@ def test_the_head_group_is_sized_by_its_fullest_chip() -> None:
     """20 superlanes of vocabulary over 3 chips are 6, 7 and 7: the first one holds least."""
     search = auto._Search(TINY, LITTLE, OPTIONS)
     needs = {head: search.head_excess(head) for head in range(1, 21)}
-    assert needs[3] - needs[4] >= 2 * 16 * 320  # 7 superlanes against 5 of 16 int8 columns
+    assert needs[1] > needs[2] > needs[20]  # in whole windows of 64 columns
     assert all(needs[head] >= needs[head + 1] for head in range(1, 20))
     for head in (2, 3, 5, 6, 7):
         room = needs[head] + SMALL.sram_bytes

@@ -12,7 +12,7 @@ from compiler.errors import LayoutError
 from compiler.graph import build_graph
 from compiler.ir import LinkUse
 from compiler.layout import parse_layout
-from compiler.network import Network, build_network, group_pairs, stage_pairs
+from compiler.network import Network, build_network, flows_between
 from compiler.partition import Partition, partition
 from compiler.presets import PRESETS
 
@@ -26,20 +26,25 @@ def network(layout: str, hardware: str = "lesson") -> tuple[Partition, Network]:
 
 @pytest.mark.parametrize("hardware", ["lesson", "groqrack"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_pair_has_a_route(layout: str, hardware: str) -> None:
+def test_every_message_has_a_tree(layout: str, hardware: str) -> None:
     split, net = network(layout, hardware)
     host = split.layout.chips
     assert [link.id for link in net.links] == list(range(len(net.links)))
     assert len({link.name for link in net.links}) == len(net.links)
-    for pair in stage_pairs(split) + group_pairs(split):
-        route = [net.links[link] for link in net.routes[pair]]
-        assert (route[0].src, route[-1].dst) == pair
-        assert all(a.dst == b.src for a, b in itertools.pairwise(route))
-        assert not any(link.is_host for link in route)
+    layers = [(group, group) for group in split.groups if len(group.layers)]
+    for before, after in (*layers, *itertools.pairwise(split.groups)):
+        for source, targets in flows_between(before, after):
+            reached = [source]
+            for link in (net.links[number] for number in net.routes[source, targets]):
+                assert link.src in reached  # what has come can be passed on
+                assert link.dst not in reached  # once
+                assert not link.is_host
+                reached.append(link.dst)
+            assert set(targets) <= set(reached)
     for chip in split.groups[0].chips:
-        assert len(net.routes[host, chip]) == 1
+        assert len(net.routes[host, (chip,)]) == 1
     for chip in split.groups[-1].chips:
-        assert net.links[net.routes[chip, host][0]].name == f"PCIe {chip}->host"
+        assert net.links[net.routes[chip, (host,)][0]].name == f"PCIe {chip}->host"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -53,12 +58,40 @@ def test_no_chip_has_more_cables_than_ports(layout: str) -> None:
 
 
 def test_forwarders_are_named_where_ports_are_short() -> None:
-    split, net = network("1x13")
+    """They pass on what they do not want; in an exchange everybody wants everything."""
+    net = network("2x4+1", "groqrack")[1]  # the head's chip is on a node of its own
     forwarders = net.forwarders()
     assert forwarders
-    assert all(len(net.routes[pair]) == 1 + sum(p == pair for ps in forwarders.values() for p in ps)
-               for pair in group_pairs(split))  # fmt: skip
-    assert network("1x12")[1].forwarders() == {}  # eleven ports reach eleven others
+    for chip, flows in forwarders.items():
+        for source, targets in flows:
+            route = [net.links[link] for link in net.routes[source, targets]]
+            assert chip in {link.src for link in route} & {link.dst for link in route}
+            assert chip not in (source, *targets)
+    assert network("1x13")[1].forwarders() == {}
+
+
+def test_a_message_leaves_its_node_once() -> None:
+    split, net = network("1x16", "groqrack")
+    for flow in flows_between(split.groups[0], split.groups[0]):
+        links = [net.links[number] for number in net.routes[flow]]
+        nodes = [(net.binding[link.src] // 8, net.binding[link.dst] // 8) for link in links]
+        assert sum(a != b for a, b in nodes) == 1
+    crossing = Counter(
+        link.id for route in net.routes.values() for link in (net.links[n] for n in route)
+        if not link.is_host and net.binding[link.src] // 8 != net.binding[link.dst] // 8
+    )  # fmt: skip
+    assert sorted(crossing.values()) == [2] * 8  # over all four cables of two nodes, both ways
+
+
+def test_groups_begin_and_end_where_the_cables_are() -> None:
+    """The last group of a node and the first of the next have direct links."""
+    split, net = network("2x4+4", "groqrack")
+    assert net.binding == (4, 5, 6, 7, 0, 1, 2, 3, 15, 14, 13, 12)
+    out = [net.links[number] for flow in flows_between(split.groups[1], split.groups[2])
+           for number in net.routes[flow]]  # fmt: skip
+    assert {(link.src, link.dst) for link in out if link.src in split.groups[1].chips} == {
+        (4, 11), (5, 10), (6, 9), (7, 8)
+    }  # fmt: skip
 
 
 def test_slots_follow_the_ports_in_use() -> None:
@@ -77,10 +110,9 @@ def test_a_binding_moves_chips_to_other_slots() -> None:
     plain = build_network(split, machine("groqrack"))
     assert net.binding == (5, 0, 7)
     assert plain.binding == (0, 1, 2)
-    assert [(link.src, link.dst) for link in net.links] == [
-        (link.src, link.dst) for link in plain.links
-    ]
-    assert [link.name for link in net.links] != [link.name for link in plain.links]
+    pairs = [sorted((link.src, link.dst) for link in n.links) for n in (net, plain)]
+    assert pairs[0] == pairs[1]
+    assert {link.name for link in net.links} != {link.name for link in plain.links}
 
 
 @pytest.mark.parametrize(
@@ -99,8 +131,10 @@ def test_a_binding_that_is_none(binding: tuple[int, ...], text: str) -> None:
 
 
 def test_no_way_between_nodes_that_hold_too_little() -> None:
+    split = partition(build_graph(PRESETS["tiny"]), parse_layout("1x1+9"))
+    assert build_network(split, machine("groqrack")).binding[8:] == (15, 14)  # with cables
     with pytest.raises(LayoutError) as caught:
-        network("1x1+9", "groqrack")
+        build_network(split, machine("groqrack"), range(10))
     assert str(caught.value) == (
         "layout 1x1+9: topology: chip 0 to chip 8: wanted a path, got none over the chips allowed "
         "to forward"

@@ -5,18 +5,24 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from compiler import parallel
 from compiler.errors import CompilerError, ScheduleError
-from compiler.parallel import collector_off, run_checks
+from compiler.parallel import Check, Checks, collector_off
 
 
 @pytest.fixture(autouse=True)
 def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+
+
+def run_checks(checks: Sequence[Check], *, forked: bool) -> None:
+    with Checks(forked=forked) as running:
+        for check in checks:
+            running.add(check)
 
 
 def passes() -> None:
@@ -48,13 +54,33 @@ def test_the_collector_is_off_and_on_again() -> None:
     gc.enable()
 
 
-def test_copies_do_the_work() -> None:
-    here = os.getpid()
+def test_copies_work_while_this_process_goes_on() -> None:
+    here, (reads, writes) = os.getpid(), os.pipe()
 
     def elsewhere() -> None:
         assert os.getpid() != here
+        os.write(writes, b"done")
 
-    run_checks([passes, elsewhere, elsewhere, passes, elsewhere], forked=True)
+    with Checks(forked=True) as checks:
+        checks.add(elsewhere)
+        assert os.read(reads, 4) == b"done"
+        for _ in range(5):
+            checks.add(passes)
+    os.close(reads)
+    os.close(writes)
+
+
+def test_an_error_of_ones_own_comes_first_and_ends_the_copies() -> None:
+    def work() -> None:
+        with Checks(forked=True) as checks:
+            checks.add(lambda: time.sleep(60))
+            checks.add(fails("theirs"))
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        work()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_copy_that_dies_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

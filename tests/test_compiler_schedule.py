@@ -14,9 +14,9 @@ from chip.operations import Opcode
 from chip.program import Operation
 from compiler.errors import ScheduleError
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.movement import Transfer
 from compiler.network import Network
 from compiler.schedule import Scheduler
-from compiler.steps import Transfer
 from compiler.verify import _check_links, _check_transfers
 from interconnect.link import Arrival, LinkModel
 
@@ -28,7 +28,7 @@ def one_link(slot: int, latency: int) -> Network:
         id=0, name="C2C 0.0->1.0", src=0, dst=1, slot_cycles=slot, latency_cycles=latency,
         rx_window_cycles=0, is_host=False,
     )  # fmt: skip
-    return Network(links=(link,), routes={(0, 1): (0,)}, binding=(0, 1), ports_in_use=1)
+    return Network(links=(link,), routes={(0, (1,)): (0,)}, binding=(0, 1), ports_in_use=1)
 
 
 def placed(network: Network, wanted: list[tuple[int, int]]) -> StepSchedule:
@@ -37,14 +37,13 @@ def placed(network: Network, wanted: list[tuple[int, int]]) -> StepSchedule:
     address = 0
     for number, (vectors, busy_until) in enumerate(wanted):
         size = vectors * 320
-        scheduler.nodes[1].did_read((address, size), busy_until)
+        scheduler.nodes[1].at((address, size)).read(busy_until)
         scheduler.place(
             Transfer(
                 name=f"transfer.{number}",
                 src=0,
                 src_address=address,
-                dst=1,
-                dst_address=address,
+                targets=((1, address),),
                 vectors=vectors,
             )
         )

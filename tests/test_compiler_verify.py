@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from schedules import (
     with_transfer,
 )
 
+from chip.cost import receive_cycles
 from chip.errors import ScheduleViolation
 from chip.operations import DEFINITIONS, Opcode, operands
 from chip.program import Operation
@@ -46,8 +48,11 @@ LAYOUTS = [
 ]
 
 
-def decode(layout: str, hardware: str = "lesson") -> tuple[CompiledModel, StepSchedule]:
-    model = compiled(layout, hardware)
+def decode(
+    layout: str, hardware: str = "lesson", dtype: str = "fp16"
+) -> tuple[CompiledModel, StepSchedule]:
+    """A decode step; in fp16 every operation is one of its own (int8 joins them in products)."""
+    model = compiled(layout, hardware, dtype=dtype)
     return model, model.steps["decode/32"]
 
 
@@ -214,7 +219,9 @@ def test_a_transfer_on_no_link(change: dict[str, int]) -> None:
 
 
 def busiest(schedule: StepSchedule) -> int:
-    return Counter(transfer.link for transfer in schedule.transfers).most_common(1)[0][0]
+    """The link with the most transfers, those apart that are only passed on."""
+    firsts = [t.link for t in schedule.transfers if "forward" not in ends(schedule, t)[0][1].args]
+    return Counter(firsts).most_common(1)[0][0]
 
 
 @pytest.mark.parametrize(("layout", "hardware"), LAYOUTS[1:])
@@ -222,7 +229,10 @@ def test_a_link_over_capacity(layout: str, hardware: str) -> None:
     model, schedule = decode(layout, hardware)
     link = model.network.links[busiest(schedule)]
     carried = [t for t in schedule.transfers if t.link == link.id]
-    one, two = sorted(carried, key=lambda t: t.depart)[:2]
+    carried.sort(key=lambda t: t.depart)
+    one, two = next(
+        (a, b) for a, b in pairwise(carried) if "forward" not in ends(schedule, b)[0][1].args
+    )
     free = one.depart + one.vectors * link.slot_cycles
     spoiled = move_transfer(schedule, two, free - 1 - two.depart)
     refused(
@@ -235,7 +245,10 @@ def test_a_link_over_capacity(layout: str, hardware: str) -> None:
 @pytest.mark.parametrize("by", [-1, 1])
 def test_an_arrival_off_by_one(by: int) -> None:
     model, schedule = decode("2x2+1")
-    for transfer in schedule.transfers[::5]:
+    sends = [ends(schedule, transfer)[0][1] for transfer in schedule.transfers]
+    passed_on = {send.args.get("forward") for send in sends}
+    last_hops = [transfer for transfer in schedule.transfers if transfer.id not in passed_on]
+    for transfer in last_hops[::5]:
         link = model.network.links[transfer.link].name
         dst, receive = ends(schedule, transfer)[1]
         shifted = replace(
@@ -312,11 +325,12 @@ def test_forwarding_from_elsewhere(layout: str, hardware: str) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("layout", "hardware"), FORWARDING)
-def test_a_forward_slot_overwritten_before_it_has_left(layout: str, hardware: str) -> None:
+@pytest.mark.parametrize("layout", ["2x4+1", "2x8+1"])
+def test_a_forward_slot_overwritten_before_it_has_left(layout: str) -> None:
     """All messages through one slot instead of four: two that pass at once collide by name."""
-    model, schedule = decode(layout, hardware)
-    node = forwarded(schedule)[0]
+    model, schedule = decode(layout, "groqrack")
+    forwarders = model.network.forwarders()
+    node = max(forwarders, key=lambda chip: len(forwarders[chip]))
     spoiled = through_one_slot(model, schedule, node)
     text = refused(model, spoiled, f"chip {node}, cycle")
     assert "overwrites live SRAM" in text or "collides with" in text or "before its write" in text
@@ -380,10 +394,13 @@ def test_any_buffer_on_any_other_is_refused_or_harmless(layout: str) -> None:
 
 
 def test_the_residual_on_anything_is_refused() -> None:
-    """It lives all the time, so nothing may lie on it, nor it on anything."""
-    model, schedule = decode("2x2+1")
+    """It lives all the time, so nothing may lie on it, nor it on anything.
+
+    Only a stage that hands it over is done with it before its last product.
+    """
+    model, schedule = decode("1x2")
     buffers = buffer_sizes(model, 0)
-    for name in set(buffers) - {"residual"}:
+    for name in set(buffers) - {"residual", "scores", "query.scale"}:  # int8 only
         refused(model, relocate(model, schedule, 0, name, buffers["residual"][0]), "chip 0")
         refused(model, relocate(model, schedule, 0, "residual", buffers[name][0]), "chip 0")
 
@@ -410,17 +427,18 @@ def test_a_read_before_its_write_ends(layout: str, hardware: str) -> None:
 
 
 def test_a_stream_whose_first_vector_comes_too_late() -> None:
-    """A sum takes its vectors one a cycle: the last would be there in time, the first is not."""
+    """A received vector is in SRAM only some cycles after the link delivered it."""
     model = compiled("1x5", model="tiny-wide", kinds="decode")
     schedule = model.steps["decode/32"]
     add = find(schedule, 0, O.ADD, "layers.0.self_attn.add")
     arrived = find(schedule, 0, O.RECEIVE, "layers.0.self_attn.o_proj", 3)
-    early = arrived.end - 1
-    assert (arrived.args["vectors"], early) == (1, add.start - 1)
+    landed = receive_cycles(model.chip)
+    early = add.start - 1
+    assert (arrived.args["vectors"], arrived.end + landed) == (1, add.start)
     refused(
         model, edit(schedule, 0, add, moved(add, early - add.start)),
-        f"chip 0, cycle {early}: layers.0.self_attn.add reads src before the first vector of "
-        f"its write by layers.0.self_attn.o_proj comes at {arrived.start}",
+        f"chip 0, cycle {early}: layers.0.self_attn.add reads src before its write by "
+        f"layers.0.self_attn.o_proj ends at {arrived.end + landed}",
     )  # fmt: skip
 
 
@@ -481,7 +499,7 @@ def test_an_address_outside_the_memory(address: int) -> None:
 
 @pytest.mark.parametrize("operand", sorted(CONSTANTS))
 def test_a_wrong_constant(operand: str) -> None:
-    model, schedule = decode("2x2+1")
+    model, schedule = decode("2x2+1", dtype="fp16" if operand == "gamma" else "int8")
     opcode = O.NORM if operand == "gamma" else O.MATMUL
     one, other = find(schedule, 0, opcode, "", 0), find(schedule, 0, opcode, "", 1)
     spoiled = edit(schedule, 0, one, with_args(one, **{operand: other.args[operand]}))
@@ -550,7 +568,7 @@ def test_stale_bytes_of_the_layer_before() -> None:
 
 def test_operands_mixed_up() -> None:
     """Scores read the scales where the query should be: same writer, same size."""
-    model, schedule = decode("1x1")
+    model, schedule = decode("1x1", dtype="int8")
     attend = find(schedule, 0, O.ATTEND, "layers.0.self_attn.attend")
     spoiled = edit(schedule, 0, attend, with_args(attend, q=attend.args["sq"]))
     refused(
@@ -566,8 +584,8 @@ def test_segments_in_each_others_place() -> None:
     places = one.args["dst"], two.args["dst"]
     spoiled = edit(schedule, 0, one, with_args(one, dst=places[1]))
     spoiled = edit(spoiled, 0, two, with_args(two, dst=places[0]))
-    text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the segment of layers")
-    assert re.search(r"mlp\.silu from chip [12] lies at \d+ of its gather buffer, wanted \d+", text)
+    text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the part of layers")
+    assert re.search(r"mlp\.silu from chip [12] lies at \d+ of src, wanted \d+", text)
 
 
 def test_the_host_looks_elsewhere() -> None:
@@ -606,10 +624,10 @@ def test_steps_that_overlap_in_time() -> None:
 
 def test_bytes_that_another_step_left_are_no_source() -> None:
     model, schedule = decode("1x1")
-    top = model.memories[0].sram_bytes
-    schedule = relocate(model, schedule, 0, "head.in", top - 640)
+    top, size = model.memories[0].sram_bytes, buffer_sizes(model, 0)["head.in"][1]
+    schedule = relocate(model, schedule, 0, "head.in", top - 2 * size)
     norm = find(schedule, 0, O.NORM, "norm", -1)
-    second = edit(schedule, 0, norm, with_args(norm, q=top - 320))
+    second = edit(schedule, 0, norm, with_args(norm, q=top - size))
     steps = [(schedule, 0), (second, schedule.cycles)]
     with pytest.raises(
         ScheduleError, match=r"lm_head \(matmul\) reads x .* written by norm \(norm"
@@ -620,13 +638,15 @@ def test_bytes_that_another_step_left_are_no_source() -> None:
 # -- any single mutation
 
 MUTATED = {"1x1": "lesson", "1x2+1": "groqrack", "1x5": "two-ports"}  # the last forwards
-ADDRESSES = ("x", "src", "dst", "y", "q", "s", "qkv", "rope", "sq", "kv", "w", "sw", "gamma")
+ADDRESSES = (
+    "x", "src", "dst", "y", "r", "q", "qs", "s", "qkv", "rope", "sq", "kv", "w", "sw", "gamma",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def originals() -> dict[str, tuple[CompiledModel, StepSchedule, list[int]]]:
     out = {}
-    assert compiled("1x5", "two-ports", kinds="decode").network.forwarders()
+    assert forwarded(compiled("1x5", "two-ports", kinds="decode").steps["decode/32"])
     for layout, hardware in MUTATED.items():
         model = compiled(layout, hardware, kinds="decode")
         schedule = model.steps["decode/32"]

@@ -16,8 +16,16 @@ MAX_FILE_LINES = 320
 MAX_FUNCTION_LINES = 50
 
 COMPILER_MAY_IMPORT = {
-    *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv"),
-    *("chip.quant", "chip.synthetic"),
+    *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv", "chip.scratch"),
+    *("chip.quant", "chip.synthetic", "chip.isa", "chip.issue", "chip.operand", "chip.floorplan"),
+    *(
+        "chip.sram",
+        "chip.templates.builder",
+        "chip.templates.parts",
+        "chip.templates.table",
+        "chip.templates.template",
+    ),
+    "chip.templates.lstm",
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
     "interconnect.clock",
 }

@@ -110,10 +110,12 @@ def test_stops_in_mid_step(layout: str) -> None:
             assert min(found.parts.values()) >= 0
 
 
-def stopping(layout: str = "2x2+1") -> tuple[CompiledModel, StepSchedule, int]:
-    """A model whose decode step stops, and a chip that does."""
+def stopping(
+    layout: str = "2x2+1", name: str = "decode/32"
+) -> tuple[CompiledModel, StepSchedule, int]:
+    """A model whose step stops, and a chip that does."""
     model = compiled(layout, "stops")
-    step = model.steps["decode/32"]
+    step = model.steps[name]
     return model, step, next(p.chip for p in step.programs if p.realign)
 
 
@@ -129,7 +131,7 @@ def check_clocked(model: CompiledModel, step: StepSchedule) -> None:
 
 
 def test_the_verifier_sees_stops_that_are_wrong() -> None:
-    model, step, chip = stopping("1x1")
+    model, step, chip = stopping("1x1", "prefill8/64")
     check_clocked(model, step)
     stops = step.programs[chip].realign
     *before, (begin, end) = stops
@@ -195,7 +197,8 @@ def test_the_chunk_is_what_passes_a_link_in_one_go() -> None:
     for realign in (4096, 65_536):
         hardware = with_clock(machine(DRIFTING), realign_cycles=realign)
         config = replace(PRESETS["tiny"], hidden_size=1024)
-        model = compile_model(config, hardware, parse_layout("1x2"), Options(max_model_len=128))
+        options = Options(max_model_len=128)
+        model = compile_model(config, hardware, parse_layout("1x2"), options, kinds="decode")
         chunks.append(model.prefill_chunk)
     assert chunks == [16, 128]
 

@@ -190,7 +190,7 @@ def test_bad_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         ("tiny",): "the following arguments are required: --prompt",
         ("tiny", "--prompt", "x", "--speed", "9"): "unrecognized arguments: --speed 9",
         ("tiny", "--prompt", "x", "--max-tokens", "few"): "argument --max-tokens: invalid int",
-        ("tiny", "--prompt", "x", "--executor", "slow"): "executor: wanted one of fast, timing",
+        ("tiny", "--prompt", "x", "--executor", "slow"): "executor: wanted one of fast, ref",
         ("tiny", "--prompt", "x", "--config", str(bad)): f"{bad}: wanted a TOML file, got Invalid",
     }
     for argv, wanted in cases.items():

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from schedules import WEIGHTS, compiled
 
-from chip.errors import SramError
+from chip.cost import key
+from chip.errors import ScheduleViolation, SramError
+from chip.operations import MOVES
 from chip.quant import tile_weights
 from chip.sram import Sram
+from chip.templates.table import template
 from rack.job import (
     ChipJob,
     build_chip,
@@ -109,12 +112,13 @@ def test_overlapping_tensors_are_refused() -> None:
 def test_an_image_is_what_loading_gives(tmp_path: Path) -> None:
     model = compiled("1x2")
     job = chip_job(model, 1, WEIGHTS)
-    sram, size = loaded(job), model.memories[1].constant_bytes
+    sram, regions = loaded(job), model.memories[1].constant_regions
     image = tmp_path / "chip.bin"
-    image.write_bytes(sram.memory(0, size))
+    image.write_bytes(b"".join(sram.memory(*region) for region in regions))
     again = Sram(job.spec.sram_bytes)
-    load_image(again, image)
-    assert bytes(again.memory(0, size + 320)) == bytes(sram.memory(0, size)) + bytes(320)
+    load_image(again, image, regions)
+    for at, size in regions:
+        assert bytes(again.memory(at, size + 320)) == bytes(sram.memory(at, size)) + bytes(320)
     for memory in (sram, again):
         memory.close()
 
@@ -128,3 +132,24 @@ def test_a_chip_is_built_with_all_its_programs() -> None:
     with pytest.raises(ValueError, match="unknown implementation 'abacus'"):
         build_chip(job, nothing, "abacus")
     chip.sram.close()
+
+
+def test_a_chip_is_told_what_its_operations_cost() -> None:
+    model = compiled("1x2+1")
+    job = chip_job(model, 0, WEIGHTS)
+    wanted = {
+        key(operation.opcode, operation.args): template(
+            operation.opcode, operation.args, job.spec
+        ).cycles
+        for program in job.programs
+        for operation in program.operations
+        if operation.opcode not in MOVES
+    }
+    assert {about: cost.cycles for about, cost in job.costs.known.items()} == wanted
+
+
+def test_a_chip_that_differs_works_out_its_own_costs() -> None:
+    job = chip_job(compiled("1x1"), 0, WEIGHTS)
+    delays = tuple(d if d[0] != "MUL" else ("MUL", d[1] + 8, d[2]) for d in job.spec.delays)
+    with pytest.raises(ScheduleViolation, match="end is not the chip's own"):
+        build_chip(replace(job, spec=replace(job.spec, delays=delays)), lambda *_: None)

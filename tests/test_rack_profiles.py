@@ -107,7 +107,7 @@ def test_every_number_has_its_source() -> None:
             assert source, key
             assert (grade == "assumption") == source.startswith("assumption:"), key
             assert grade in (*GRADES, "assumption"), key
-    assert set(ChipSpec.__slots__) == {
+    assert set(ChipSpec.__slots__) - {"delays"} == {
         key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
     }
     assert GROQ.sources["link.latency_cycles"].grade == "B"
@@ -149,7 +149,7 @@ def test_a_user_adds_a_machine(tmp_path: Path) -> None:
 HEAD = 'name = "mine"\ninherits = "groqrack"\n'
 SOURCED = 'source = "assumption: a try"'
 SHAPE = '{ value, grade, source } or { value, source = "assumption: ..." }'
-TABLES = "one of name, inherits, [chip], [system], [link], [clock], [host]"
+TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host]"
 GRADED = "a grade (A, B, C, D, M) or a source that starts with 'assumption:'"
 FIT = "numbers that fit together"
 
@@ -266,6 +266,12 @@ FIT = "numbers that fit together"
             "link",
             FIT,
             "link.encoding_payload: wanted at most encoding_total (66), got 67",
+        ),
+        (
+            f"{HEAD}[delays]\nREAD = {{ value = 5, {SOURCED} }}",
+            "delays.READ",
+            "[d_func, d_skew], integers >= 0",
+            "5",
         ),
         (
             f"{HEAD}[system]\nchips_per_node = {{ value = 9, {SOURCED} }}",

@@ -53,6 +53,29 @@ def _no_process_is_left() -> Iterator[None]:
     assert not [name for name in names if "resource_tracker" not in name]
 
 
+def test_the_reference_executor_in_processes() -> None:
+    """Same steps as in one process; lowering in the first run has time of its own."""
+    options = Options(max_model_len=8, prefill_chunk=1, buckets=(8,))
+    layout = parse_layout("1x2")
+    model = compile_model(MODEL.config, load_hardware("lesson"), layout, options, kinds="decode")
+    racks: list[Rack] = [
+        LocalRack(model, MODEL.weights_ref),
+        RemoteRack(
+            model, MODEL.weights_ref, ProcessLauncher(), step_timeout_s=30, executor="reference"
+        ),
+    ]
+    results = []
+    for rack in racks:
+        assert rack.executor in ("fast", "reference")
+        try:
+            rack.reset()
+            steps = [rack.run_step("decode/8", [i], [5 + i]) for i in range(2)]
+            results.append([(step.cycles, step.hash_share) for step in steps])
+        finally:
+            rack.close()
+    assert results[0] == results[1]
+
+
 def pids(rack: RemoteRack) -> dict[int, int]:
     launcher = rack.launcher
     assert isinstance(launcher, ProcessLauncher)

@@ -124,7 +124,9 @@ def test_what_a_rack_of_processes_is_started_with(
     assert open_rack(with_images, progress) == "rack"  # type: ignore[comparison-overlap]
     ((args, options),) = calls
     assert args == (ready.compiled, ready.model.weights_ref, ready.hardware)
-    assert options == {"step_timeout_s": 9.0, "progress": progress, "images": images}
+    assert options == {
+        "step_timeout_s": 9.0, "progress": progress, "images": images, "executor": "fast",
+    }  # fmt: skip
 
 
 def test_a_session_answers() -> None:

@@ -46,7 +46,7 @@ def test_an_artifact_runs_as_the_model_it_was_made_from(artifact: Path) -> None:
     assert run(str(artifact)) == run("tiny", layout="2x2+1", prefill_chunk=4)
     compiled, manifest = read_artifact(artifact)
     sizes = [(artifact / f"chip_{chip:04}.bin").stat().st_size for chip in range(5)]
-    assert sizes == [memory.constant_bytes for memory in compiled.memories]
+    assert sizes == [sum(n for _, n in memory.constant_regions) for memory in compiled.memories]
     assert manifest["weights"] == {"kind": "synthetic", "seed": 0}
 
 
@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(artifact: Path) -> None:
 
 def test_another_version_is_refused(artifact: Path) -> None:
     edit(artifact, format_version=99)
-    assert "wanted format version 2, got 99" in refused(artifact)
+    assert "wanted format version 3, got 99" in refused(artifact)
 
 
 def test_a_manifest_that_is_not_json_is_refused(artifact: Path) -> None:
@@ -115,5 +115,5 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(CapacityError) as caught:
         prepare(RunConfig(model="llama-8b", layout="4x4", transport="local"))
     text = str(caught.value)
-    assert "chip 0 wants 442,426,880 bytes of SRAM and has 230,686,720" in text
-    assert "211,740,160 bytes missing; the smallest layout that fits is 32x1+3" in text
+    assert "chip 0 wants 447,303,680 bytes of SRAM and has 230,686,720" in text
+    assert "216,616,960 bytes missing; the smallest layout that fits is 8x4+3" in text

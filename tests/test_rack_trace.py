@@ -14,7 +14,8 @@ import pytest
 from rack_kit import refused
 from schedules import compiled
 
-from chip.operations import DEFINITIONS, Opcode
+from chip.cost import receive_cycles
+from chip.operations import MOVES, Opcode, units
 from compiler.pipeline import CompiledModel
 from rack.config import RunConfig
 from rack.engine import Engine
@@ -99,9 +100,7 @@ def check_unit_times(
     for schedule, _ in steps:
         for program in schedule.programs:
             for op in program.operations:
-                moves = op.opcode in (Opcode.SEND, Opcode.RECEIVE)
-                units = () if moves else DEFINITIONS[op.opcode].units
-                for unit in units:
+                for unit in () if op.opcode in MOVES else units(op.opcode, op.args):
                     busy[program.chip, unit] += op.end - op.start
             for begin, end in program.realign:
                 busy[program.chip, "ICU"] += end - begin
@@ -193,9 +192,10 @@ def test_live_bytes_of_a_norm_and_its_product() -> None:
     arrived = program.operations[:2]  # RoPE and residual rows come from the host
     assert [op.opcode for op in arrived] == [Opcode.RECEIVE, Opcode.RECEIVE]
     assert changes[arrived[0].start] == 320  # one row of 16 sines and cosines
-    # 64 fp32; the norm starts with them, so its result and scale are taken too
-    assert changes[arrived[1].start] == 3 * 320
-    assert program.operations[2].start == arrived[1].start
+    assert changes[arrived[1].start] == 320  # 64 fp32
+    product = program.operations[2]
+    assert product.start == arrived[1].end + receive_cycles(model.chip)
+    assert changes[product.start] == 4 * 320  # what its norm gives, the scale, 2 of its own result
     assert sum(changes.values()) == 0
 
 

@@ -131,15 +131,24 @@ def tile_dot(x: F64, m: F64) -> F32:
 
     Lane i goes into partial i mod 16 in order of i, from +0; then a tree by halves; rounded once.
     """
-    products = x * m
-    p: F64 = np.zeros(products.shape[1:], np.float64)
-    for step in products:
-        p += step
+    p: F64 = np.zeros(m.shape[1:], np.float64)
+    add_partials(p, x, m)
+    return sum_partials(p)
+
+
+def add_partials(p: F64, x: F64, m: F64) -> None:
+    """Add the products of spread lanes [steps, ..., 16] to partials p [..., 16], in order."""
+    for lanes, weights in zip(x, m, strict=True):
+        p += lanes * weights
+
+
+def sum_partials(p: F64) -> F32:
+    """Sum partials [..., 16] by halves, rounded once: [...] fp32."""
     width = PARTIALS
     while width > 1:
         width //= 2
-        p = p[:, :width] + p[:, width:]
-    return p[:, 0].astype(np.float32)
+        p = p[..., :width] + p[..., width:]
+    return p[..., 0].astype(np.float32)
 
 
 def softmax(scores: F32, visible: NDArray[np.bool_]) -> F32:

@@ -1,0 +1,94 @@
+"""Instructions of the ICUs and the C2C ports, and what all instructions have in common.
+
+ICU instructions may stand in any queue; all but RUNTIME_DESKEW come before the queues' common
+release (chip/queues.py). The others are in chip/isa.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from chip.operand import Stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """Base of all; `name` is the mnemonic whose delays the profile gives."""
+
+    @property
+    def name(self) -> str:
+        return mnemonic(type(self))
+
+
+def mnemonic(kind: type[Instruction]) -> str:
+    """Return a class's name as programs are written: RUNTIME_DESKEW."""
+    return _mnemonic(kind.__name__)
+
+
+@cache
+def _mnemonic(name: str) -> str:
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send(Instruction):
+    """C2C: give a vector to a port, where it departs `wait` cycles after the issue.
+
+    assumption: a port holds up to 4 waiting vectors each way.
+    """
+
+    port: int
+    stream: Stream
+    wait: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receive(Instruction):
+    """C2C: put on a stream the vector that arrived at a port `wait` cycles ago."""
+
+    port: int
+    stream: Stream
+    wait: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deskew(Instruction):
+    """ICU: hold the queue, before its program starts, until an epoch of the aligned counter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeDeskew(Instruction):
+    """ICU: hold the queue for `cycles`, more or less, until the program's counter is right again.
+
+    All of a chip's queues do so at once, and nothing is on its way meanwhile: how long the stop
+    takes in fact depends on the chip's clock. assumption: each queue has the instruction.
+    """
+
+    cycles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync(Instruction):
+    """ICU: park the queue until a Notify."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify(Instruction):
+    """ICU: release every parked queue, d_func later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ifetch(Instruction):
+    """ICU: fetch the next `words` program words of 320 bytes from MEM into the queue's buffer."""
+
+    words: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(Instruction):
+    """ICU: set a configuration register of the queue's unit."""
+
+    register: int
+    value: int

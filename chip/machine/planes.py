@@ -1,0 +1,128 @@
+"""What the MXM does to data: products of installed tiles, summed in accumulator rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from chip.errors import MachineError
+from chip.floorplan import plane_of
+from chip.isa import ACC
+from chip.kernels.twin_math import PARTIALS, add_partials, spread, sum_partials
+from chip.machine.check import culprit
+from chip.machine.collect import Burst
+from chip.machine.data import Array, Run
+from chip.machine.order import Part
+from chip.machine.tables import I64
+from chip.machine.units import Units, joined
+from chip.spec import VECTOR_BYTES, ChipSpec
+
+
+class Planes:
+    """The accumulators of all planes, and the calls of ACC parts.
+
+    int8: products of int8 go through fp32 BLAS, exact below 2^24. fp16: a tile's partials are kept
+    between its halves, and summed as `Kernels.matmul_f16` defines.
+    """
+
+    def __init__(self, spec: ChipSpec, units: Units, tiles: I64, tile_of: I64) -> None:
+        self.units, self.tiles, self.tile_of = units, tiles, tile_of
+        shape = (spec.mxm_planes, spec.mxm_accumulator_rows, spec.mxm_columns)
+        self.sums = np.zeros(shape, np.int32)
+        self.floats = self.sums.view(np.float32)  # a plane works in one type at a time
+        self._partials: dict[int, Array] = {}
+
+    def tile(self, burst: Burst, part: Part) -> int:
+        """Return the tile of a part's products; a part has one."""
+        offset = burst.operands[0].offset
+        tiles = np.unique(self.tile_of[offset + part.first : offset + part.last])
+        return int(tiles[0]) if len(tiles) == 1 else -1
+
+    def tile_values(self, tile: int) -> I64:
+        """Return the value numbers of a tile's columns, -1 for none."""
+        values: I64 = self.tiles[tile]
+        return values
+
+    def whole(self, burst: Burst, part: Part) -> bool:
+        """Tell whether the issues can be done at once: one tile, every row once."""
+        acc = burst.issue.instruction
+        assert isinstance(acc, ACC)
+        if part.last - part.first == 1:
+            return True
+        return acc.step != 0 and (not acc.product or self.tile(burst, part) >= 0)
+
+    def acc(self, burst: Burst, part: Part) -> Run:
+        """Bind an ACC's issues."""
+        acc = burst.issue.instruction
+        assert isinstance(acc, ACC)
+        plane = plane_of(burst.issue.queue)[0]
+        slots = acc.slot + acc.step * np.arange(part.first, part.last)
+        if int(slots.min()) < 0 or int(slots.max()) >= self.sums.shape[1]:
+            what = f"slot: wanted 0 to {self.sums.shape[1] - 1}, got {slots.min()} to {slots.max()}"
+            raise MachineError(what, culprit(burst.issue, part.first))
+        one_up = acc.step == 1 or len(slots) == 1
+        where = slice(int(slots[0]), int(slots[-1]) + 1) if one_up else slots
+        sums = (self.sums if acc.half is None else self.floats)[plane]
+        before: list[Run] = []
+        if acc.product and acc.half is None:
+            before.append(self._int8(burst, part, acc, sums, where))
+        elif acc.product:
+            before.append(self._fp16(burst, part, acc, plane, slots))
+        if not acc.out:
+            return joined(before[:-1], before[-1]) if before else lambda: None
+        out = self.units.made(burst, part).view(sums.dtype)[:, : acc.lanes]
+        return joined(before, lambda: np.copyto(out, sums[where, : acc.lanes]))
+
+    def _operands(self, burst: Burst, part: Part, before: list[Run]) -> tuple[Array, Array, I64]:
+        """Return activations [issues, 320], weights [columns, 320] as bytes, and the columns."""
+        values = self.tiles[self.tile(burst, part)]
+        columns = np.flatnonzero(values >= 0)
+        rows = self.units.row[values[columns]]
+        weights = self.units.gather(rows.reshape(1, -1), before).reshape(-1, VECTOR_BYTES)
+        rows = self.units.rows(burst, 0, part)
+        return self.units.gather(rows, before), weights, columns
+
+    def _int8(self, burst: Burst, part: Part, acc: ACC, sums: Array, where: slice | I64) -> Run:
+        before: list[Run] = []
+        first = acc.first
+        if self.tiles[self.tile(burst, part)].max() < 0:  # an empty array
+            return lambda: sums.__setitem__(where, 0) if first else None
+        x, w, columns = self._operands(burst, part, before)
+        x, w = x.view(np.int8), w.view(np.int8)
+        into = slice(0, len(columns)) if int(columns[-1]) < len(columns) else columns
+        rows = where if isinstance(where, slice) or isinstance(into, slice) else where[:, None]
+
+        def multiply() -> None:
+            product = np.matmul(x.astype(np.float32), w.astype(np.float32).T).astype(np.int32)
+            if first:
+                sums[where] = 0
+                sums[rows, into] = product
+            else:
+                sums[rows, into] += product
+
+        return joined(before, multiply)
+
+    def _fp16(self, burst: Burst, part: Part, acc: ACC, plane: int, slots: I64) -> Run:
+        before: list[Run] = []
+        x, w, columns = self._operands(burst, part, before)
+        x, w = x.view(np.float16), w.view(np.float16)
+        sums, partials = self.floats[plane], self._partials_of(plane)
+
+        def multiply() -> None:
+            p = partials[slots] if acc.half else np.zeros((len(slots), *partials.shape[1:]))
+            loaded = p[:, columns]
+            add_partials(loaded, spread(x)[:, :, None], spread(w))
+            p[:, columns] = loaded
+            if not acc.half:
+                partials[slots] = p
+                return
+            if acc.first:
+                sums[slots] = 0
+            sums[slots] += sum_partials(p)
+
+        return joined(before, multiply)
+
+    def _partials_of(self, plane: int) -> Array:
+        """Return the fp64 partials of a pair of planes: [rows, columns, 16]."""
+        if plane not in self._partials:
+            self._partials[plane] = np.zeros((*self.sums.shape[1:], PARTIALS), np.float64)
+        return self._partials[plane]

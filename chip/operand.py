@@ -1,0 +1,131 @@
+"""Operands of TSP instructions: streams, what the VXM computes with, and run-time addresses.
+
+assumption: a unit gathers an operand of several vectors over some cycles (beats) and lets a
+result's vectors leave over some cycles, so that one SRAM slice can serve 32-bit values. d_func
+counts from the last operand's last beat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import copysign
+from typing import NamedTuple
+
+from chip.spec import vectors
+
+STREAMS = 32  # in each direction
+ITEM_BYTES = {"i8": 1, "f16": 2, "i32": 4, "f32": 4}
+
+
+class Stream(NamedTuple):
+    """A stream by direction and number."""
+
+    eastward: bool
+    number: int
+
+    def __str__(self) -> str:
+        return f"{'E' if self.eastward else 'W'}{self.number}"
+
+
+class Tap(NamedTuple):
+    """One vector of an operand or a result: its stream, and how many cycles after the first."""
+
+    stream: Stream
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.stream}" + (f"@{self.beat}" if self.beat else "")
+
+
+Group = tuple[Tap, ...]
+"""The vectors of one operand or result, in host order."""
+
+
+def group(stream: Stream, count: int) -> Group:
+    """Return `count` neighbouring streams at once."""
+    return tuple(Tap(Stream(stream.eastward, stream.number + i)) for i in range(count))
+
+
+def streams_of(lanes: int, item: int) -> int:
+    """Streams (and vectors) that `lanes` values of `item` bytes take."""
+    return vectors(lanes * item)
+
+
+@dataclass(frozen=True, slots=True)
+class In:
+    """A stream operand of type i8, f16, i32 or f32."""
+
+    taps: Group
+    dtype: str = "f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The result of an ALU that completes in just this cycle."""
+
+    alu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An ALU's output register: the latest result that completed by now, its own included."""
+
+    alu: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Immediate:
+    """One constant in every lane; `dtype` f32 (an exact fp32 value) or i32. Zeros have a sign."""
+
+    value: float
+    dtype: str = "f32"
+
+    def _key(self) -> tuple[float, float, str]:
+        return self.value, copysign(1.0, self.value), self.dtype
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Immediate) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The lane's own number + `offset` (+ `step` an issue), i32."""
+
+    offset: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The position of step row `row` (+ `step` an issue) from the step message, i32 in every lane.
+
+    `% modulus` if that is not 0, then + offset. Rows that the step does not use stand at 0.
+    """
+
+    row: int
+    step: int = 0
+    offset: int = 0
+    modulus: int = 0
+
+
+Source = In | Chain | Held | Immediate | Lane | Position
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """An SRAM address known when the step starts: vector `base` + position(row) * num // den.
+
+    Below `base + limit`. The instruction stands in the queue of every slice that may hold it, and
+    acts in the one that does; a row that the step does not use is neither read nor written.
+    `step` is added to `row` an issue.
+    """
+
+    base: int
+    num: int
+    den: int
+    row: int
+    limit: int
+    step: int = 0

@@ -1,0 +1,114 @@
+"""Closed forms for what no template fits (chip/templates/table.py): very wide heads, and the like.
+
+Read with care: they know nothing of ports, hops or queues. Such an operation can be scheduled and
+run by the fast executor, but not lowered (`Template.lowered`).
+"""
+
+from __future__ import annotations
+
+from chip.operations import Args, Opcode, kv_layout
+from chip.spec import ChipSpec, vectors
+from chip.templates.template import Template
+
+
+def _vector_pass(spec: ChipSpec, passes: int, vecs: int, reductions: int) -> int:
+    """Cycles of VXM work: SRAM in and out, `passes` over `vecs` vectors, lane reductions."""
+    chains = (passes + reductions) * spec.vxm_chain * spec.vxm_latency_cycles
+    reduce = reductions * spec.lane_reduce_cycles
+    return 2 * spec.mem_latency_cycles + passes * vecs + chains + reduce
+
+
+def _plane_shape(a: Args, spec: ChipSpec) -> tuple[int, int, int]:
+    """Return (planes working side by side, K rows of one, columns loaded per cycle in one)."""
+    if a["dtype"] == "int8":
+        return spec.mxm_planes, spec.mxm_rows, spec.mxm_weight_streams
+    joined = spec.mxm_fp16_slowdown // 2  # a lane is a byte: K halves, and planes work in pairs
+    return spec.mxm_planes // joined, spec.mxm_rows // 2, spec.mxm_weight_streams * joined
+
+
+def _plane_blocks(n: int, planes: int, spec: ChipSpec) -> list[int]:
+    """Column counts of one plane's blocks, when n columns are dealt evenly over the planes."""
+    share = -(-n // (planes * 16)) * 16
+    full, rest = divmod(share, spec.mxm_columns)
+    return [spec.mxm_columns] * full + ([rest] if rest else [])
+
+
+def mxm_pass_cycles(a: Args, spec: ChipSpec, k: int, n: int, rows: int) -> int:
+    """Cycles the planes stream: a tile takes its weight load or its rows, if longer."""
+    planes, k_rows, per_cycle = _plane_shape(a, spec)
+    per_k = sum(max(-(-c // per_cycle), rows) for c in _plane_blocks(n, planes, spec))
+    return -(-k // k_rows) * per_k
+
+
+def _column_groups(a: Args, spec: ChipSpec, n: int, rows: int) -> int:
+    """Groups in which one plane finishes its columns, all K tiles of a group before the next.
+
+    A group is as narrow as its rows allow, so that results come early at no cost in cycles.
+    """
+    planes, _, per_cycle = _plane_shape(a, spec)
+    width = min(spec.mxm_columns, per_cycle * rows)
+    return -(-sum(_plane_blocks(n, planes, spec)) // width)
+
+
+def _product_stream(a: Args, spec: ChipSpec, n: int) -> int:
+    """Cycles between the first and the last result of a product of n columns."""
+    stream = mxm_pass_cycles(a, spec, a["k"], n, a["rows"])
+    return stream - -(-stream // _column_groups(a, spec, n, a["rows"]))
+
+
+def _first_load(a: Args, spec: ChipSpec, n: int) -> int:
+    planes, _, per_cycle = _plane_shape(a, spec)
+    return -(-_plane_blocks(n, planes, spec)[0] // per_cycle)
+
+
+def _matmul_cycles(a: Args, spec: ChipSpec) -> int:
+    stream = mxm_pass_cycles(a, spec, a["k"], a["n"], a["rows"])
+    drain = spec.mxm_fill_cycles + spec.vxm_chain * spec.vxm_latency_cycles
+    # the last tile's rows flow after its weights: one more load of latency than the stream itself
+    return 2 * spec.mem_latency_cycles + _first_load(a, spec, a["n"]) + stream + drain
+
+
+def _rope_cycles(a: Args, spec: ChipSpec) -> int:
+    vecs = a["rows"] * vectors((a["heads"] + 2 * a["kv_heads"]) * a["head_dim"])
+    reductions = 1 if a["dtype"] == "int8" else 0
+    return spec.sxm_latency_cycles + _vector_pass(spec, 2, vecs, reductions)
+
+
+def _attend_cycles(a: Args, spec: ChipSpec) -> int:
+    layout = kv_layout(a)
+    bucket, passes = a["bucket"], a["rows"] * -(-a["heads"] // layout.groups)
+    width = layout.heads_per_group * a["head_dim"]
+    scores = layout.groups * mxm_pass_cycles(a, spec, width, bucket, passes)
+    values = layout.groups * mxm_pass_cycles(a, spec, bucket, width, passes)
+    vecs = a["rows"] * a["heads"] * vectors(bucket)
+    # maximum; exp and sum; scale by v and find the maximum; quantise
+    softmax = (
+        _vector_pass(spec, 4, vecs, 3) if a["dtype"] == "int8" else _vector_pass(spec, 3, vecs, 2)
+    )
+    edges = 2 * (spec.mxm_fill_cycles + 2 * spec.mem_latency_cycles)
+    transpose = spec.sxm_latency_cycles  # values are loaded with tokens along K
+    return scores + softmax + transpose + values + edges
+
+
+def _topk_cycles(a: Args, spec: ChipSpec) -> int:
+    return _vector_pass(spec, a["k"], vectors(a["n"]), a["k"])
+
+
+ESTIMATES = {
+    Opcode.MATMUL: _matmul_cycles,
+    Opcode.ROPE: _rope_cycles,
+    Opcode.ATTEND: _attend_cycles,
+    Opcode.TOPK: _topk_cycles,
+}
+
+
+def estimate(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
+    """Return an empty template of the estimated length."""
+    needed, stream = {}, 0
+    if opcode is Opcode.MATMUL:
+        load = _first_load(a, spec, a["n"])
+        needed, stream = {"x": (load, load)}, _product_stream(a, spec, a["n"])
+    return Template(
+        placed=(), cycles=ESTIMATES[opcode](a, spec), needed=needed, stream_cycles=stream,
+        lowered=False,
+    )  # fmt: skip

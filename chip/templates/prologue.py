@@ -1,0 +1,139 @@
+"""What makes a row's activations on the way to its product: RMSNorm or joined segments, then int8.
+
+The same work as NORM and GATHER (chip/templates/vector.py), but each quantised vector goes from the
+VXM straight to the planes, beside its copy in memory, and the scale stays in an ALU's register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chip.floorplan import Role, alu, hops, mem, mxm, sxm
+from chip.isa import AluOp
+from chip.operand import Stream, group
+from chip.operations import Args
+from chip.spec import ChipSpec, vectors
+from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref
+from chip.templates.reductions import lane_max, lane_sum
+from chip.templates.template import paced
+from chip.templates.vector import (
+    f32,
+    groups,
+    joined,
+    load,
+    runs_of,
+    scale_factor,
+    store,
+)
+
+FEED = 28  # outward stream of activations
+SCALE = 9  # ALU whose register keeps the row's scale
+OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
+
+
+@dataclass(frozen=True, slots=True)
+class Prologue:
+    """A block, when each tile's activation is at the planes, and when weights may not be.
+
+    Both as seen from the planes: what goes out to the SXMs has the streams of weights.
+    """
+
+    block: Block
+    filled: tuple[int, ...]
+    busy: frozenset[int]
+
+
+def prologue(a: Args, spec: ChipSpec) -> Prologue:
+    """Return what comes before one row's product, by `a["prologue"]`."""
+    fed: list[Node] = []
+    build = {"norm": _norm, "gather": _gather}[a["prologue"]]
+
+    def attempt(pace: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALE, *OUTLETS}))
+        fed[:] = build(b, a, pace)
+        return b
+
+    block = paced(attempt)
+    way = hops(alu(0), mxm(0, Role.FEED), spec)
+    return Prologue(block, tuple(node.done + way for node in fed), outward(block))
+
+
+def outward(block: Block) -> frozenset[int]:
+    """Return when, seen from the planes, a block sends operands of SXM passes out."""
+    at_planes = hops(sxm(0, 0), mxm(0, Role.LOAD), block.spec)
+    out: set[int] = set()
+    for step in block.passes:
+        beats = -(-step.src.count // 2) if isinstance(step.src, Ref) else 1
+        out.update(step.cycle + at_planes + beat for beat in range(beats))
+    return frozenset(out)
+
+
+def _norm(b: Block, a: Args, pace: int) -> list[Node]:
+    lanes = groups(a["k"])
+    total: Node | None = None
+    for g, n in enumerate(lanes):
+        x = load("src", g, n, "f32")
+        square = b.alu(AluOp.MUL, x, x, lanes=n, after=_read_from(b, a, x) + g * pace)
+        total = square if total is None else b.alu(AluOp.ADD, total, square)
+    assert total is not None
+    mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / a["k"]))
+    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(a["eps"])))
+    root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
+
+    def value(g: int, after: int) -> Node:
+        x = b.alu(AluOp.MUL, load("src", g, lanes[g], "f32"), root, lanes=lanes[g], after=after)
+        return b.alu(AluOp.MUL, x, load("gamma", g, lanes[g], "f32"), lanes=lanes[g])
+
+    return _quantise(b, value, len(lanes), root.done, pace, 1)
+
+
+def arrivals(a: Args) -> tuple[int, int]:
+    """Return the cycles at which the first and last vector of a row that comes off a link come."""
+    return 0, a["arrives"] * (vectors(4 * a["k"]) - 1)
+
+
+def _read_from(b: Block, a: Args, x: Load) -> int:
+    """Return when the VXM may have a group of values, if they come as the block runs."""
+    if "arrives" not in a:
+        return 0
+    lead = b.delay["READ"].d_func + hops(mem(0, 0), alu(0), b.spec)
+    return int(a["arrives"]) * (x.ref.vector + x.ref.count - 1) + lead
+
+
+def _gather(b: Block, a: Args, pace: int) -> list[Node]:
+    lanes = groups(sum(a["shares"]))
+
+    def value(g: int, after: int) -> NodeSource:
+        return joined(b, runs_of(a["shares"], g * LANES, lanes[g]), 2, after)
+
+    return _quantise(b, value, len(lanes), 0, pace, 2)
+
+
+def _quantise(
+    b: Block,
+    value: Callable[[int, int], NodeSource],
+    count: int,
+    after: int,
+    pace: int,
+    turns: int,
+) -> list[Node]:
+    """Quantise groups of values to int8 by their largest; keep the scale. Two passes."""
+    peaks: list[Node] = []  # taken in turns: a maximum takes longer than the next value
+    for g in range(count):
+        size = b.alu(AluOp.ABS, value(g, after + g * pace))
+        if g < turns:
+            peaks.append(size)
+        else:
+            peaks[g % turns] = b.alu(AluOp.MAX, peaks[g % turns], size)
+    peak = peaks[0] if len(peaks) == 1 else b.alu(AluOp.MAX, *peaks)
+    factor, scale = scale_factor(b, lane_max(b, peak))
+    b.alu(AluOp.COPY, scale, on=SCALE)
+    b.alu(AluOp.COPY, scale, lanes=1, out=Ref("qs", 0, 1))
+    fed = []
+    for g in range(count):
+        y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 8), factor)
+        fed.append(b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1)))
+        for side, number in enumerate(OUTLETS):
+            b.twin(fed[-1], number, group(Stream(side == 1, FEED), 1))
+    return fed

@@ -1,0 +1,102 @@
+"""One operation on random data, lowered on the reference machine and by the fast executor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from schedules import machine
+
+from chip.cost import cycles
+from chip.executor import Binder, StepState
+from chip.isa import Write
+from chip.kernels.twin import NumpyKernels
+from chip.machine.machine import Machine
+from chip.machine.resolve import Memory, Resolver
+from chip.operations import Opcode, operands
+from chip.program import Operation
+from chip.spec import VECTOR_BYTES, pad_vector
+from chip.sram import Sram, places, work_start
+from compiler.lower import lower_operation
+
+CHIP = machine("groqrack").chip
+BULK = ("w", "kv")
+
+
+def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str, Any]:
+    """Give an operation's operands addresses: weights in bulk memory, the others in work memory.
+
+    Work operands begin `first` vectors into it.
+    """
+    a = dict(shape)
+    known = ("x", "s", "sw", "gamma", "src", "r", "qs", "qkv", "rope", "q", "sq", "kvs", "scratch",
+             "stats", "y", "w", "kv")  # fmt: skip
+    names = [name for name in known if a.get(name) is True]
+    bulk, work = 0, work_start(CHIP) + first * VECTOR_BYTES
+    sizes = dict.fromkeys(names, 0)
+    for name in names:
+        a[name] = 0
+    for side in operands(opcode, a):
+        for name, (_, size) in side:
+            sizes[name] = size
+    for name in names:
+        if name in BULK or (name == "scratch" and a["dtype"] == "int8"):
+            a[name], bulk = bulk, bulk + -(-sizes[name] // (64 * VECTOR_BYTES)) * 64 * VECTOR_BYTES
+        else:
+            a[name], work = work, work + pad_vector(sizes[name])
+    return a
+
+
+def both(
+    opcode: Opcode, a: Mapping[str, Any], data: Mapping[str, NDArray[Any]],
+    positions: tuple[int, ...],
+) -> tuple[list[bytes], int]:  # fmt: skip
+    """Run an operation both ways on `data`; the bytes of its results, and what saturated.
+
+    Operands without data are random, results zero at first. Asserts that both are equal, and that
+    the machine's last write is within the cost.
+    """
+    rng = np.random.default_rng(3)
+    touched = operands(opcode, a)
+    results, counts = [], []
+    operation = Operation(
+        opcode=opcode, name=str(opcode), args=dict(a), start=0, end=cycles(opcode, a, CHIP), nop=0
+    )
+    noise = {region: rng.integers(0, 256, region[1]).astype(np.uint8) for _, region in touched[0]}
+    for lowered in (False, True):
+        sram = Sram(CHIP.sram_bytes)
+        for (at, size), bytes_ in noise.items():
+            sram.bytes[at : at + size] = bytes_
+        for name, value in data.items():
+            flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            sram.bytes[a[name] : a[name] + len(flat)] = flat
+        if lowered:
+            counts.append(_lowered(operation, sram, positions))
+        else:
+            state = StepState(rows=len(positions), positions=np.array(positions, np.int64))
+            Binder(sram, NumpyKernels()).bind(operation)(state)
+            counts.append(state.saturated)
+        wanted = [region for name, region in touched[1] if name not in ("scratch", "stats")]
+        results.append([bytes(sram.bytes[at : at + size]) for at, size in wanted])
+        sram.close()
+    assert counts[0] == counts[1]
+    assert results[0] == results[1]
+    return results[0], counts[0]
+
+
+def _lowered(operation: Operation, sram: Sram, positions: tuple[int, ...]) -> int:
+    slice_of, word_of = places(CHIP)
+    valid = np.zeros(len(slice_of), np.bool_)
+    read, written = operands(operation.opcode, operation.args)
+    for _, (at, size) in [*read, *(pair for pair in written if pair[0] in ("kv", "kvs"))]:
+        valid[at // VECTOR_BYTES : -(-(at + size) // VECTOR_BYTES)] = True
+    memory = Memory(slice_of=slice_of, word_of=word_of, valid=valid)
+    issues = lower_operation(operation, CHIP)
+    assert min(issue.cycle for issue in issues) >= 0
+    assert max(i.last_cycle for i in issues if isinstance(i.instruction, Write)) < operation.end
+    resolved = Resolver(CHIP, memory).resolve(issues)
+    run = Machine(resolved, memory, sram.bytes.reshape(-1, VECTOR_BYTES))
+    run.run(positions)
+    return run.units.counter.saturated

@@ -1,0 +1,86 @@
+"""Operations of an artifact as text that assembles again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from schedules import compiled
+
+from chip.assembly import assemble, disassemble
+from compiler.artifact import read_artifact, write_artifact
+from rack.compile import main as compile_main
+from rack.disasm import main
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("disasm") / "artifact"
+    argv = ["tiny", "--layout", "1x2", "--max-model-len", "64", "--prefill-chunk", "4"]
+    assert compile_main([*argv, "-o", str(folder)]) == 0
+    return folder
+
+
+def test_an_operation_as_text(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "layers.0.self_attn.qkv_proj"
+    assert main([str(artifact), "--chip", "1", "--op", name]) == 0
+    head, _, text = capsys.readouterr().out.partition("\n")
+    assert "matmul" in head
+    assert name in head
+    for mnemonic in ("READ", "LW", "IW", "ABC", "ACC", "CVT_F32", "WRITE"):
+        assert f"  {mnemonic} " in text, mnemonic
+    model, _ = read_artifact(artifact)
+    assert disassemble(assemble(text, model.chip)).strip() == text.strip()
+
+
+def test_a_transfer_and_a_queue_as_text(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "layers.0.self_attn.attend"
+    assert main([str(artifact), "--op", name]) == 0
+    text = capsys.readouterr().out
+    for mnemonic in ("send ", "receive ", "  SEND port=", "  RECEIVE port=", "  EXP "):
+        assert mnemonic in text, mnemonic
+    assert main([str(artifact), "--queue", "SXM_W8"]) == 0
+    head, first, *rest = capsys.readouterr().out.splitlines()
+    assert (head.split()[0], first) == (".origin", ".queue SXM_W8")
+    assert {line.split()[0] for line in rest if line} <= {
+        "SYNC",
+        "NOP",
+        "SEND",
+        "RECEIVE",
+        "REPEAT",
+    }
+
+
+def test_a_chip_that_stops_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every queue in use has the RUNTIME_DESKEW; the first waits for an epoch in the beginning."""
+    model = compiled("1x1", "stops", context=32)
+    write_artifact(tmp_path / "a", model, ((chip, memoryview(b"")) for chip in range(1)), {})
+    step = model.steps["prefill8/32"]
+    begin, end = step.programs[0].realign[-1]
+    for queue in ("MEM_W0", "VXM3"):
+        assert main([str(tmp_path / "a"), "--step", step.name, "--queue", queue]) == 0
+        text = capsys.readouterr().out
+        assert f"RUNTIME_DESKEW cycles={end - begin} ; realign" in text
+        assert ("  DESKEW\n  NOTIFY\n  SYNC\n" in text) == (queue == "MEM_W0")
+
+
+def test_a_list_of_operations(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(artifact)]) == 0
+    assert "layers.0.self_attn.qkv_proj" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--chip", "2"], "chip: wanted 0 to 1, got 2"),
+        (["--op", "nothing"], "op: chip 0 has no 'nothing' in step decode/64"),
+        (["--queue", "MEM_N0"], "queue: wanted MEM_W0, SXM_E3, MXM_W2, VXM5, ...; got 'MEM_N0'"),
+        (["--queue", "SXM_W12"], "queue: SXM_W12 of chip 0 is idle in step decode/64"),
+        (["--step", "nothing"], "step: wanted one of decode/64"),
+    ],
+)
+def test_what_is_not_there(
+    artifact: Path, argv: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(artifact), *argv]) == 1
+    assert text in capsys.readouterr().err
