@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from chip.cost import TURNS, send_lead_cycles
+from chip.cost import TURNS, receive_cycles, send_lead_cycles
 from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
 from chip.isa import Alu, Lanes, Read, Receive, Send, Write
 from chip.issue import Issue, delays
@@ -112,36 +112,42 @@ def place_transfers(
     moves = [operation for operation in program.operations if operation.opcode in MOVES]
     # what is sent finds gaps among the loads' vectors; what is received has more to choose from
     for operation in sorted(moves, key=lambda move: move.opcode is Opcode.RECEIVE):
-        link, early = operation.args["link"], _early(operation, program, spec)
+        link = operation.args["link"]
+        early = _early_slots(operation, program, spec, slots[link])
         numbers, last = range(operation.args["vectors"]), -(1 << 30)
         if operation.opcode is Opcode.SEND:  # the last first: those before it may be earlier still
             numbers, last = numbers[::-1], 1 << 30
         for n in numbers:
             cycle = operation.start + n * slots[link]
             way = _Way(operation, n, ports[link], spec)
-            most = TURNS * C2C_TURN + min(n + early, WAITING) * slots[link] * (early >= 0)
+            spare = 0 if early is None else min(n + early, WAITING)
+            most = TURNS * C2C_TURN + spare * slots[link]
             found = _share(way, cycle, taken, last) or _place(way, cycle, taken, last, most)
             last = found[0].cycle
             out += found
     return out
 
 
-def _early(operation: Operation, program: Program, spec: ChipSpec) -> int:
+def _early_slots(
+    operation: Operation, program: Program, spec: ChipSpec, slot: int
+) -> int | None:  # fmt: skip
     """Return how many slots earlier than it must a SEND's first vector may be at the port.
 
-    -1 where vectors leave as they are made. What is passed on has been in memory for long; of what
-    was whole when the first left, each further vector may be a slot earlier.
+    None where vectors leave as they are made. What is passed on has been in memory since it landed;
+    of what was whole when the first left, each further vector may be a slot earlier.
     """
     if operation.opcode is Opcode.RECEIVE:
-        return -1
+        return None
+    landed, lead = receive_cycles(spec), send_lead_cycles(spec)
     if "forward" in operation.args:
-        return WAITING
-    (first, size), ready = operation.regions()[0][0], operation.start - send_lead_cycles(spec)
+        return max(0, spec.forward_cycles - landed - lead) // slot
+    (first, size), ready = operation.regions()[0][0], operation.start - lead
     for other in program.operations:
-        if other.opcode is Opcode.SEND or other.end <= ready or other.start >= operation.start:
+        end = other.end + (landed if other.opcode is Opcode.RECEIVE else 0)
+        if other.opcode is Opcode.SEND or end <= ready or other.start >= operation.start:
             continue
         if any(at < first + size and first < at + n for at, n in other.regions()[1]):
-            return -1
+            return None
     return 0
 
 

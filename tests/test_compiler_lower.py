@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from schedules import compiled, find, machine, with_args
 
+from chip.cost import receive_cycles, send_lead_cycles
 from chip.isa import Read, Send
 from chip.operations import Opcode
+from chip.program import Operation, Program
 from chip.templates.table import template
 from compiler.errors import LoweringError
 from compiler.layout import parse_layout
 from compiler.lower import lower, lower_operation
-from compiler.lower_links import Trip, place_transfers
+from compiler.lower_links import Trip, _early_slots, place_transfers
 from compiler.pipeline import Options, compile_model
 from compiler.presets import PRESETS
 
@@ -123,3 +125,27 @@ def test_vectors_find_a_way_beside_products(layout: str) -> None:
     slots = {link.id: link.slot_cycles for link in links}
     issues = lower(step.programs[0], spec=model.chip, ports=ports, slots=slots)
     assert any(isinstance(issue.instruction, Send) for issue in issues)
+
+
+def test_what_was_whole_or_landed_long_ago_may_wait_longer_at_its_port() -> None:
+    """How much earlier a vector may be read depends on when it was made, never on the schedule."""
+    spec = compiled("1x1").chip
+    lead, landed = send_lead_cycles(spec), receive_cycles(spec)
+
+    def move(opcode: Opcode, start: int, end: int, **args: int) -> Operation:
+        where = "src" if opcode is Opcode.SEND else "dst"
+        every = {where: 6400, "link": 0, "transfer": 0, "vectors": 2, **args}
+        return Operation(opcode=opcode, name="x", args=every, start=start, end=end)
+
+    def early(send: Operation, *before: Operation) -> int | None:
+        operations = (*before, send)
+        program = Program(chip=0, step="decode/32", rows=1, operations=operations)
+        return _early_slots(send, program, spec, 24)
+
+    came = move(Opcode.RECEIVE, 0, 100)
+    assert early(came) is None
+    assert early(move(Opcode.SEND, 100 + landed + lead, 999), came) == 0
+    assert early(move(Opcode.SEND, 99 + landed + lead, 999), came) is None
+    assert early(move(Opcode.SEND, 100, 999, src=0), came) == 0  # other bytes
+    passed_on = (spec.forward_cycles - landed - lead) // 24
+    assert early(move(Opcode.SEND, 500, 999, forward=0), came) == passed_on > 0

@@ -7,6 +7,7 @@ and sends them through the SXMs, which give each head its vector, to the planes 
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Job:
         return self.time(self.columns - 1)
 
 
-class Weights:
+class Weights(abc.ABC):
     """What both passes do: exponentials times shares times scales, zero for hidden tokens."""
 
     def __init__(
@@ -121,8 +122,9 @@ class Weights:
                     yield from self._column(job, column, row, wires)
                 yield from self._after(job, wires)
 
+    @abc.abstractmethod
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
-        raise NotImplementedError
+        """Yield what a pass does with a job's weights."""
 
     def _numbers(self, job: Job, wires: Wires) -> Iterator[Issue]:
         """Bring what is known of the heads to registers."""
