@@ -8,6 +8,7 @@ operations are listed.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"chip: wanted 0 to {chips - 1}, got {args.chip}")
         program = compiled.steps[name].programs[args.chip]
         if args.op is not None:
-            print(listing(compiled, program, args.op))
+            text = listing(compiled, program, args.op)
         elif args.queue is not None:
-            print(queue_listing(compiled, program, args.queue))
+            text = queue_listing(compiled, program, args.queue)
         else:
-            print(program)
+            text = str(program)
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KNOWN_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def test_an_operation_as_text(artifact: Path, capsys: pytest.CaptureFixture[str]
         assert f"  {mnemonic} " in text, mnemonic
     model, _ = read_artifact(artifact)
     assert disassemble(assemble(text, model.chip)).strip() == text.strip()
+
+
+def test_a_reader_that_has_seen_enough(artifact: Path) -> None:
+    command = [sys.executable, "-m", "rack.disasm", str(artifact), "--chip", "1", "--op"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "layers.0.mlp.gate_up_proj"], **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
 
 
 def test_a_transfer_and_a_queue_as_text(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
