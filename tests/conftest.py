@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def stories260k() -> Path:
-    """Give the trained test model's folder; it is not part of the project (DESIGN.md, 11)."""
-    models = Path(os.environ.get("LPU_RACK_TEST_MODELS") or ROOT.parent / "shared" / "models")
-    folder = models / "stories260K"
-    if not (folder / "config.json").is_file():
-        reason = f"no trained model at {folder}; set LPU_RACK_TEST_MODELS to the folder above it"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
+    """Give the folder of the trained test model (tests/models/README.md)."""
+    return ROOT / "tests" / "models" / "stories260K"
