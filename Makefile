@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= llama-8b
 ARGS ?=
+CLIENTS ?=
 BUILD := pyproject.toml $(wildcard setup.py) $(wildcard chip/kernels/native/*) $(wildcard interconnect/native/*)
 PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: serve test lint clean
+.PHONY: serve test lint clients clean
 
 serve: $(VENV)/.ready-run
 	$(VENV)/bin/python -m rack.serve $(MODEL) $(ARGS)
@@ -20,6 +21,10 @@ lint: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Real clients, each in an environment of its own (about 4 GB): make clients [CLIENTS="groq node-ai"]
+clients: $(VENV)/.ready-test
+	$(VENV)/bin/python tests/clients/run.py $(CLIENTS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,4 +42,4 @@ $(VENV)/.ready-test: $(BUILD) | $(VENV)/bin/python
 	@touch $@ $(VENV)/.ready-run
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

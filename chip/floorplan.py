@@ -2,7 +2,7 @@
 
 West to east: MXM, SXM with the C2C ports beside it, MEM slices 43 to 0, VXM, MEM slices 0 to 43,
 SXM with C2C, MXM. There is a stream register (one hop, one cycle) between neighbouring units, and
-one per `slices_per_hop` slices in a hemisphere's memory. HARDWARE.md, The chip; ISCA 2020.
+one per `slices_per_hop` slices in a hemisphere's memory. docs/hardware.md, The chip; ISCA 2020.
 """
 
 from __future__ import annotations

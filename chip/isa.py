@@ -14,7 +14,7 @@ ceil(lanes * size / 320) vectors; units work on 320 lanes, and those at or beyon
 
 The published address counters (Iterations, Countdown, Step) are what a Repeat and `step` say
 together: n more issues, d cycles apart, each `step` words, columns or slots further on.
-HARDWARE.md, The chip; ISCA 2020.
+docs/hardware.md, The chip; ISCA 2020.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The LSTM cell of the published single-chip result, as a program of one operation.
 
 A check of the chip's model, not a model that the rack runs: the cell's graph is one operation whose
-template (chip/templates/lstm.py) is made and lowered like any other. Numbers: HARDWARE.md,
+template (chip/templates/lstm.py) is made and lowered like any other. Numbers: docs/hardware.md,
 Single-chip results.
 """
 

@@ -6,7 +6,7 @@ node's chip `s % chips`, so neighbouring slots sit on different chips and load i
 
 Up to `max_linked_nodes`, every pair of nodes is linked directly and as often as the ports allow.
 Beyond, half of a node's pool links the nodes of its rack, and the other halves of all nodes of a
-rack are again one pool, which links every pair of racks. (ISCA 2022, section 2; HARDWARE.md.)
+rack are again one pool, which links every pair of racks. (ISCA 2022, section 2; docs/hardware.md.)
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def lstm_rows(hardware: Hardware) -> list[Row]:
     return [
         Row(
             part="chip", figure=f"LSTM cell, hidden 512, batch {batch}", unit="cycles",
-            published=wanted, grade="A", source="HARDWARE.md, single-chip results",
+            published=wanted, grade="A", source="docs/hardware.md, single-chip results",
             ours=cell_cycles(512, batch, hardware.chip), constants=("delays.*",),
         )
         for batch, wanted in PUBLISHED.items()

@@ -141,7 +141,7 @@ def test_a_program_is_its_text_and_its_bytes(program: QueueProgram) -> None:
 
 
 def test_every_queue_has_its_name() -> None:
-    assert len(queues(CHIP)) == 144  # HARDWARE.md: 2 x (44 MEM + 14 SXM + 6 MXM) + 16 VXM
+    assert len(queues(CHIP)) == 144  # docs/hardware.md: 2 x (44 MEM + 14 SXM + 6 MXM) + 16 VXM
     for queue in queues(CHIP):
         assert parse_queue(str(queue), CHIP) == queue
     with pytest.raises(ValueError, match="queue: wanted MEM_W0, SXM_E3, MXM_W2, VXM5"):

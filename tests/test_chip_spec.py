@@ -20,7 +20,7 @@ def test_vectors() -> None:
 
 
 def test_what_follows_from_the_floor_plan() -> None:
-    assert CHIP.words_per_bank == 4096  # HARDWARE.md: 4,096 words a bank
+    assert CHIP.words_per_bank == 4096  # docs/hardware.md: 4,096 words a bank
     assert CHIP.stream_bytes_per_cycle == 20_480
     assert CHIP.weight_load_cycles == 20
 

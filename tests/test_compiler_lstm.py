@@ -20,7 +20,7 @@ from rack.profiles import load_hardware
 from rack.validate import main
 
 SPEC = load_hardware("groqrack").chip
-PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # HARDWARE.md, grade A
+PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # docs/hardware.md, grade A
 
 
 def test_published_cycles() -> None:
