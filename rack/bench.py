@@ -29,7 +29,8 @@ from rack.engine import Completion
 from rack.progress import say, start_progress
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
-from rack.session import KNOWN_ERRORS, Prepared, Session, prepare
+from rack.session import Prepared, Session, prepare
+from rack.shell import put, verb
 
 READ_BYTES = 256 << 20  # per core and pass: far beyond any cache
 READ_PASSES = 5
@@ -49,18 +50,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
     parser = build_parser()
     args, config = parse(parser, argv)
     if min(args.prompt_tokens, args.decode_tokens, args.repeats) < 1:
         parser.error("--prompt-tokens, --decode-tokens and --repeats: wanted at least 1")
-    try:
-        report = measure(config, args.prompt_tokens, args.decode_tokens, args.repeats)
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(report) if args.json else text_of(report))
+    report = measure(config, args.prompt_tokens, args.decode_tokens, args.repeats)
+    put(json.dumps(report) if args.json else text_of(report))
     return 0
 
 

@@ -17,7 +17,8 @@ from compiler.artifact import write_artifact
 from rack.config import RunConfig, add_flags, parse
 from rack.job import chip_job, load_weights, reserve_tensors
 from rack.progress import StartProgress, say, start_progress
-from rack.session import KNOWN_ERRORS, Prepared, prepare
+from rack.session import Prepared, prepare
+from rack.shell import verb
 from rack.stored import weights_entry
 
 TOKENIZER_FILES = (
@@ -37,14 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args, config = parse(build_parser(), argv)
-    try:
-        return _run(config, Path(args.output))
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(config, Path(args.output))
 
 
 def _run(config: RunConfig, folder: Path) -> int:

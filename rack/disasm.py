@@ -8,7 +8,6 @@ operations are listed.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel
 from rack.errors import ConfigError
 from rack.instructions import step_issues
-from rack.session import KNOWN_ERRORS
+from rack.shell import put, verb
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,30 +42,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args = build_parser().parse_args(argv)
-    try:
-        compiled, _ = read_artifact(Path(args.folder))
-        name = args.step or next(iter(compiled.steps))
-        if name not in compiled.steps:
-            raise ConfigError(f"step: wanted one of {', '.join(compiled.steps)}, got {name!r}")
-        chips = compiled.layout.chips
-        if not 0 <= args.chip < chips:
-            raise ConfigError(f"chip: wanted 0 to {chips - 1}, got {args.chip}")
-        program = compiled.steps[name].programs[args.chip]
-        if args.op is not None:
-            text = listing(compiled, program, args.op)
-        elif args.queue is not None:
-            text = queue_listing(compiled, program, args.queue)
-        else:
-            text = str(program)
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    compiled, _ = read_artifact(Path(args.folder))
+    name = args.step or next(iter(compiled.steps))
+    if name not in compiled.steps:
+        raise ConfigError(f"step: wanted one of {', '.join(compiled.steps)}, got {name!r}")
+    chips = compiled.layout.chips
+    if not 0 <= args.chip < chips:
+        raise ConfigError(f"chip: wanted 0 to {chips - 1}, got {args.chip}")
+    program = compiled.steps[name].programs[args.chip]
+    if args.op is not None:
+        text = listing(compiled, program, args.op)
+    elif args.queue is not None:
+        text = queue_listing(compiled, program, args.queue)
+    else:
+        text = str(program)
+    put(text)
     return 0
 
 

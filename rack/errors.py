@@ -16,6 +16,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import chip.errors
+import compiler.errors
+import interconnect.errors
+
 
 def _bare(cls: type[RackError], args: tuple[Any, ...]) -> RackError:
     return cls.__new__(cls, *args)
@@ -67,3 +71,12 @@ class ChipFailedError(RackError):
 
 class RackClosedError(RackError):
     """A rack was used after it was closed or had failed."""
+
+
+KNOWN_ERRORS = (
+    chip.errors.ChipError,
+    compiler.errors.CompilerError,
+    interconnect.errors.InterconnectError,
+    RackError,
+)
+"""What a command reports in one line and exit code 1; anything else is a bug with a traceback."""

@@ -16,7 +16,8 @@ from rack.memory import executor_asked_for, fit_to_memory
 from rack.progress import say, start_progress
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
-from rack.session import KNOWN_ERRORS, Prepared, Session, prepare
+from rack.session import Prepared, Session, prepare
+from rack.shell import put, verb
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,17 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
     args, config = parse(build_parser(), argv)
-    try:
-        return _run(args, config)
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    return _run(args, config)
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:
@@ -64,7 +59,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     if args.dry_run:
         from rack.plan import placement
 
-        print(placement(prepared))
+        put(placement(prepared))
         return 0
     prepared, shortage = fit_to_memory(prepared, asked_for=executor_asked_for(args))
     if shortage:
@@ -80,12 +75,12 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         completion = session.engine.generate(prompt, params)
         for event in completion:
             if not args.json:
-                print(event.text, end="", flush=True)
+                put(event.text, end="")
         wall_seconds = time.perf_counter() - started - ready_seconds
         if args.json:
-            print(json.dumps(result(prepared, session, completion, ready_seconds, wall_seconds)))
+            put(json.dumps(result(prepared, session, completion, ready_seconds, wall_seconds)))
         else:
-            print()
+            put("")
             _summary(prepared, completion, wall_seconds)
     return 0
 

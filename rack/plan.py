@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from compiler.analyse import PARTS, Analysis, analyse
@@ -20,7 +19,9 @@ from rack.errors import ConfigError
 from rack.instructions import step_sizes
 from rack.progress import say
 from rack.provenance import code_version
-from rack.session import KNOWN_ERRORS, Prepared, prepare
+from rack.session import Prepared, prepare
+from rack.shell import put, verb
+from rack.tables import columns, shown
 
 DEFAULT_CONTEXT = 512  # tokens in context for the figures per token
 
@@ -42,14 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args, config = parse(build_parser(), argv)
-    try:
-        return _run(args, config)
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args, config)
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:
@@ -57,7 +55,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         raise ConfigError(f"context: wanted 1 or more, got {args.context}")
     prepared = prepare(config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,))
     if args.dry_run:
-        print(placement(prepared))
+        put(placement(prepared))
         return 0
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     schedule = prepared.compiled.step(1, context, decode=True)
@@ -66,11 +64,11 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     if args.instructions:
         report["instructions"] = instructions(prepared, schedule)
     if args.json:
-        print(json.dumps(report))
+        put(json.dumps(report))
     else:
         for notice in prepared.notices:
             say(notice)
-        _print(report)
+        put(text_of(report))
     return 0
 
 
@@ -181,51 +179,56 @@ def _decode_report(analysis: Analysis, clock_hz: int) -> dict[str, Any]:
     }
 
 
-def _print(report: dict[str, Any]) -> None:
-    console = Console()
+def text_of(report: dict[str, Any]) -> str:
+    """Return the report for a person."""
     decode = report["decode"]
-    console.print(
+    head = (
         f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "
         f"{report['chips']} chips, {report['racks']} racks; largest context that fits "
-        f"{report['max_model_len']} tokens beside a prefill chunk of {report['prefill_chunk']}",
-        highlight=False,
+        f"{report['max_model_len']} tokens beside a prefill chunk of {report['prefill_chunk']}"
     )
-    memory = Table("SRAM per chip", "min bytes", "max bytes", "all chips", title=None)
-    capacity = report["sram_bytes_per_chip"]["capacity"]
-    for name in ("weights", "kv_cache", "buffers", "free"):
-        row = report["sram_bytes_per_chip"][name]
-        memory.add_row(name, *(f"{row[key]:,}" for key in ("min", "max", "total")))
-    if programs := report.get("instructions"):
-        row = programs["bytes_per_chip"]
-        cells = (f"{row[key]:,}" for key in ("min", "max", "total"))
-        memory.add_row(f"program of {programs['step']} (in no region)", *cells)
-    memory.add_row("capacity", f"{capacity:,}", f"{capacity:,}", f"{capacity * report['chips']:,}")
-    console.print(memory)
-    table = Table(f"per token, {decode['step']}", "cycles", "us", "share")
-    for part in PARTS:
-        row = decode["parts"][part]
-        share = row["cycles"] / decode["cycles"]
-        table.add_row(part, f"{row['cycles']:,}", f"{row['microseconds']:.2f}", f"{share:.1%}")
-    table.add_row("all", f"{decode['cycles']:,}", f"{decode['microseconds']:.2f}", "100.0%")
-    console.print(table)
+    lines = []
     for kind in ("link", "unit"):
         item = decode.get(f"bottleneck_{kind}")
         text = f"{item['name']}, busy {item['busy_fraction']:.1%} of the step" if item else "none"
-        console.print(f"bottleneck {kind}: {text}", highlight=False)
+        lines.append(f"bottleneck {kind}: {text}")
     clocks = report["synchronisation"]
     if clocks["drift_ppm"] or clocks["jitter_cycles"]:
         slack = clocks["slack_cycles_per_hop"]
-        console.print(
+        lines.append(
             f"synchronisation: {clocks['cost_cycles']:,} cycles, {clocks['cost_fraction']:.2%} of "
             f"the step, for +-{clocks['drift_ppm']} ppm: {slack['min']}-{slack['max']} cycles of "
-            f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more",
-            highlight=False,
+            f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more"
         )
-    console.print(
+    lines.append(
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
-        f"{decode['roofline_ratio']:.2f} times that; {decode['tokens_per_second']:.1f} tokens/s",
-        highlight=False,
+        f"{decode['roofline_ratio']:.2f} times that; {decode['tokens_per_second']:.1f} tokens/s"
     )
+    return shown(head, _memory_table(report), _cycles_table(decode), *lines)
+
+
+def _memory_table(report: dict[str, Any]) -> Table:
+    out = columns("SRAM per chip", "min bytes", "max bytes", "all chips")
+    capacity = report["sram_bytes_per_chip"]["capacity"]
+    for name in ("weights", "kv_cache", "buffers", "free"):
+        row = report["sram_bytes_per_chip"][name]
+        out.add_row(name, *(f"{row[key]:,}" for key in ("min", "max", "total")))
+    if programs := report.get("instructions"):
+        row = programs["bytes_per_chip"]
+        cells = (f"{row[key]:,}" for key in ("min", "max", "total"))
+        out.add_row(f"program of {programs['step']} (in no region)", *cells)
+    out.add_row("capacity", f"{capacity:,}", f"{capacity:,}", f"{capacity * report['chips']:,}")
+    return out
+
+
+def _cycles_table(decode: dict[str, Any]) -> Table:
+    out = columns(f"per token, {decode['step']}", "cycles", "us", "share")
+    for part in PARTS:
+        row = decode["parts"][part]
+        share = row["cycles"] / decode["cycles"]
+        out.add_row(part, f"{row['cycles']:,}", f"{row['microseconds']:.2f}", f"{share:.1%}")
+    out.add_row("all", f"{decode['cycles']:,}", f"{decode['microseconds']:.2f}", "100.0%")
+    return out
 
 
 def placement(prepared: Prepared) -> str:

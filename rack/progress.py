@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 
 
 def say(text: str) -> None:
-    """Print a line for the person at the terminal; standard output stays clean for results."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for the person at the terminal; standard output stays clean for results.
+
+    Where nobody can read it (a full disk, a reader that left), work goes on without.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Let a standard stream that cannot be written any more end nowhere."""
+    with contextlib.suppress(OSError):  # one without a descriptor
+        number = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 class StartProgress:

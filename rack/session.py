@@ -9,9 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import chip.errors
-import compiler.errors
-import interconnect.errors
 from compiler.artifact import is_artifact
 from compiler.auto import choose_layout, smallest_layout
 from compiler.errors import CapacityError
@@ -20,21 +17,13 @@ from compiler.layout import parse_layout
 from compiler.pipeline import CompiledModel, Options, compile_model
 from rack.config import RunConfig
 from rack.engine import Engine, Rack
-from rack.errors import RackError
+from rack.errors import KNOWN_ERRORS as KNOWN_ERRORS
 from rack.hardware import Hardware
 from rack.local import LocalRack
 from rack.profiles import load_hardware
 from rack.stored import Images, load_stored
 from rack.timing import TimingRack
 from rack.tokenizer import Tokenizer, load_tokenizer
-
-KNOWN_ERRORS = (
-    chip.errors.ChipError,
-    compiler.errors.CompilerError,
-    interconnect.errors.InterconnectError,
-    RackError,
-)
-"""What a command reports in one line and exit code 1; anything else is a bug with a traceback."""
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total), as a rack starts."""

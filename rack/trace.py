@@ -24,7 +24,8 @@ from rack.errors import ConfigError
 from rack.progress import say
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
-from rack.session import KNOWN_ERRORS, Prepared, prepare
+from rack.session import Prepared, prepare
+from rack.shell import verb
 from rack.timing import TimingRack
 from rack.trace_events import Event, PlacedStep, TraceEvents
 
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     parser = build_parser()
@@ -61,11 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("context", "prompt_tokens", "max_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: wanted at least 1")
-    try:
-        return _run(args, config)
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return _run(args, config)
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:

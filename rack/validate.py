@@ -13,16 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from rack.accuracy import Row, behind, markdown, number, published
 from rack.accuracy_rows import all_rows
 from rack.errors import ConfigError
 from rack.hardware import Hardware
 from rack.profiles import load_hardware
 from rack.provenance import code_version
-from rack.session import KNOWN_ERRORS
+from rack.shell import put, verb
+from rack.tables import columns, shown
 from rack.validate_lstm import lstm
 
 BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->"
@@ -50,11 +48,11 @@ def table(argv: Sequence[str]) -> int:
     hardware = load_hardware(args.hardware)
     rows = all_rows(hardware)
     if args.json:
-        print(json.dumps(report(rows, hardware)))
+        put(json.dumps(report(rows, hardware)))
     elif args.markdown or args.check:
         return _page(Path(args.markdown or args.check), rows, hardware, write=bool(args.markdown))
     else:
-        _print(rows, hardware)
+        put(_text(rows, hardware))
     return 0
 
 
@@ -62,15 +60,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"table": table, "lstm": l
 """The first word of the command line; without one it is `table`."""
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     words = list(sys.argv[1:] if argv is None else argv)
     name = words.pop(0) if words and words[0] in COMMANDS else "table"
-    try:
-        return COMMANDS[name](words)
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return COMMANDS[name](words)
 
 
 def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
@@ -100,15 +95,15 @@ def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -
     return 0
 
 
-def _print(rows: Sequence[Row], hardware: Hardware) -> None:
-    out = Table("part", "figure", "published", "grade", "ours", "error", "behind ours")
+def _text(rows: Sequence[Row], hardware: Hardware) -> str:
+    out = columns("part", "figure", "published", "grade", "ours", "error", "behind ours")
     for row in rows:
         out.add_row(
             row.part, row.figure, f"{published(row)} {row.unit}", row.grade,
             f"{number(row.ours)} {row.unit}", f"{row.error_percent:+.1f} %",
             behind(row, hardware),
         )  # fmt: skip
-    Console().print(out)
+    return shown(out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rack.accuracy import Row
 from rack.errors import ConfigError
 from rack.hardware import Hardware
 from rack.profiles import load_hardware
+from rack.shell import put
 
 PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # batch -> cycles
 
@@ -43,10 +44,10 @@ def lstm(argv: Sequence[str]) -> int:
     sizes = batches(args.batch)
     cycles = [cell_cycles(args.hidden, batch, spec) for batch in sizes]
     if args.json:
-        print(json.dumps({"cycles": cycles}))
+        put(json.dumps({"cycles": cycles}))
     else:
         for batch, count in zip(sizes, cycles, strict=True):
-            print(f"LSTM-{args.hidden}, batch {batch}: {count} cycles ({args.hardware})")
+            put(f"LSTM-{args.hidden}, batch {batch}: {count} cycles ({args.hardware})")
     return 0
 
 

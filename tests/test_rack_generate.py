@@ -87,14 +87,15 @@ def test_text_goes_to_stdout_and_timing_to_stderr(capsys: pytest.CaptureFixture[
 def test_text_comes_as_it_is_made(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flushes: list[object] = []
+    pieces: list[tuple[str, str]] = []
 
-    def printed(*args: object, flush: bool = False, **_: object) -> None:
-        flushes.append(flush)
+    def put(text: str, end: str = "\n") -> None:  # the real one flushes: tests/test_rack_shell.py
+        pieces.append((text, end))
 
-    monkeypatch.setattr("rack.generate.print", printed, raising=False)
+    monkeypatch.setattr("rack.generate.put", put)
     assert main([*HI]) == 0
-    assert flushes == [True, True, True, False]  # three tokens, then the end of the line
+    assert [end for _, end in pieces] == ["", "", "", "\n"]  # three tokens, then the line's end
+    assert pieces[-1] == ("", "\n")
     assert capsys.readouterr().out == ""
 
 

@@ -24,7 +24,8 @@ from rack.serve.pacing import Pacer
 from rack.serve.runner import Runner
 from rack.serve.server import Server, listen
 from rack.serve.service import Service
-from rack.session import KNOWN_ERRORS, Progress, Session, prepare
+from rack.session import Progress, Session, prepare
+from rack.shell import put, verb
 
 CLOSE_SECONDS = 30.0  # what closing chips may take, beyond the step that is under way
 
@@ -70,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server; 0 ended cleanly, 1 refused or failed, 2 bad usage."""
     parser = build_parser()
@@ -78,14 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--max-queue: wanted 0 or more, got {args.max_queue}")
     if args.replicas < 1:
         parser.error(f"--replicas: wanted 1 or more, got {args.replicas}")
-    try:
-        return _run(args, config)
-    except KNOWN_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    return _run(args, config)
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:
@@ -93,7 +88,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     if args.dry_run:
         from rack.plan import placement
 
-        print(placement(prepared))
+        put(placement(prepared))
         return 0
     prepared, notice = fit_to_memory(
         prepared, asked_for=executor_asked_for(args, os.environ), racks=args.replicas
