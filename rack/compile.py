@@ -10,12 +10,12 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from chip.sram import Sram
 from compiler.artifact import write_artifact
 from rack.config import RunConfig, add_flags, parse
 from rack.job import chip_job, load_weights, reserve_tensors
+from rack.output import check_folder, writing_folder
 from rack.progress import StartProgress, say, start_progress
 from rack.session import Prepared, prepare
 from rack.shell import verb
@@ -42,14 +42,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args, config = parse(build_parser(), argv)
-    return _run(config, Path(args.output))
+    check_folder(args.output)
+    return _run(config, args.output)
 
 
-def _run(config: RunConfig, folder: Path) -> int:
+def _run(config: RunConfig, output: str) -> int:
     prepared = prepare(config)
     for notice in prepared.notices:
         say(notice)
-    with start_progress() as progress:
+    with writing_folder(output) as folder, start_progress() as progress:
         weights = prepared.model.weights_ref
         extra = {
             "weights": weights_entry(weights),
@@ -58,11 +59,11 @@ def _run(config: RunConfig, folder: Path) -> int:
             "config": config.to_dict(),
         }
         write_artifact(folder, prepared.compiled, _images(prepared, progress), extra)
-    if prepared.model.folder is not None:
-        for name in TOKENIZER_FILES:
-            if (prepared.model.folder / name).is_file():
-                shutil.copyfile(prepared.model.folder / name, folder / name)
-    say(f"{folder}: {prepared.compiled.layout.chips} chips, {prepared.compiled.schedule_hash}")
+        if prepared.model.folder is not None:
+            for name in TOKENIZER_FILES:
+                if (prepared.model.folder / name).is_file():
+                    shutil.copyfile(prepared.model.folder / name, folder / name)
+    say(f"{output}: {prepared.compiled.layout.chips} chips, {prepared.compiled.schedule_hash}")
     return 0
 
 

@@ -8,8 +8,9 @@ to open here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from io import BytesIO
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -19,7 +20,11 @@ from chip.operations import MOVES, Opcode
 from chip.program import Operation
 from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
-from rack.errors import ConfigError
+
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None},
+}  # fmt: skip
+"""Kinds of picture, with what to leave out of each because it changes from run to run."""
 
 COLOURS = {"compute": "#2a6f97", "exchange": "#e09f3e", "idle": "#e9ecef"}
 Span = tuple[int, int]
@@ -99,8 +104,8 @@ def _states(
     return {"compute": compute, "exchange": exchange, "idle": idle}
 
 
-def draw(path: Path, compiled: CompiledModel, schedule: StepSchedule, machine: str) -> None:
-    """Draw a step. Raises ConfigError where the file cannot be written."""
+def draw(compiled: CompiledModel, schedule: StepSchedule, machine: str, kind: str) -> bytes:
+    """Draw a step as a `kind` of METADATA; the same schedule gives the same bytes."""
     rows = activity(compiled, schedule)
     lanes = _layer(compiled, schedule)
     tall, low = 1.2 + 0.22 * min(len(rows), LABELLED), 0.8 + 0.3 * len(lanes[1])
@@ -114,10 +119,10 @@ def draw(path: Path, compiled: CompiledModel, schedule: StepSchedule, machine: s
     )
     _draw_stages(top, rows, schedule.cycles)
     _draw_layer(bottom, *lanes)
-    try:
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-    except (OSError, ValueError) as error:  # ValueError: a suffix that is no picture
-        raise ConfigError(f"{path}: wanted a picture to write, got {error}") from error
+    out = BytesIO()
+    with rc_context({"svg.hashsalt": "lpu-rack"}):  # its ids are random otherwise
+        figure.savefig(out, dpi=110, format=kind, metadata=METADATA[kind])
+    return out.getvalue()
 
 
 def _draw_stages(

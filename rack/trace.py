@@ -8,19 +8,19 @@ ui.perfetto.dev, `--png` draws the first step.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BufferedIOBase
+from gzip import GzipFile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rack.config import RunConfig, add_flags, parse
 from rack.driver import StepResult
 from rack.engine import Engine
 from rack.errors import ConfigError
+from rack.output import check_file, writing
 from rack.progress import say
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
@@ -30,6 +30,7 @@ from rack.timing import TimingRack
 from rack.trace_events import Event, PlacedStep, TraceEvents
 
 DEFAULT_CONTEXT = 512  # tokens in context of the decode step, as in rack.plan
+PICTURES = ("png", "svg", "pdf")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,8 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write a compiled model's schedule as Chrome trace events, or draw it.",
     )
     add_flags(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", help="trace.json or trace.json.gz")
-    parser.add_argument("--png", metavar="FILE", help="draw the first step here")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="trace.json or trace.json.gz; - is standard output"
+    )
+    parser.add_argument(
+        "--png", metavar="FILE", help=f"draw the first step here, as {', '.join(PICTURES)}"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--context", type=int, help="tokens in context (default 512)")
     what.add_argument(
@@ -58,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     parser = build_parser()
     args, config = parse(parser, argv)
-    if not args.output and not args.png:
+    if args.output is None and args.png is None:
         parser.error("nothing to write: wanted -o FILE, --png FILE or both")
+    if args.output == args.png:
+        parser.error(f"-o and --png: wanted two places, got {args.png} twice")
     for name in ("context", "prompt_tokens", "max_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: wanted at least 1")
@@ -67,20 +74,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:
+    if args.output is not None:
+        check_file(args.output)
+    if args.png is not None:
+        kind = picture_kind(args.png)
+        check_file(args.png, "a picture")
     prepared, steps = _steps(args, config)
     for notice in prepared.notices:
         say(notice)
-    if args.output:
-        written = write_trace(Path(args.output), prepared, steps)
+    if args.output is not None:
+        written = write_trace(args.output, prepared, steps)
         end = max(base + schedule.cycles for schedule, base in steps)
         say(f"{args.output}: {len(steps)} steps, {end:,} cycles, {written:,} events")
-    if args.png:
+    if args.png is not None:
         from rack.timeline import draw  # heavy, and only this needs it
 
         schedule = steps[0][0]
-        draw(Path(args.png), prepared.compiled, schedule, prepared.hardware.name)
+        picture = draw(prepared.compiled, schedule, prepared.hardware.name, kind)
+        with writing(args.png, "a picture") as file:
+            file.write(picture)
         say(f"{args.png}: {schedule.name}")
     return 0
+
+
+def picture_kind(path: str) -> str:
+    """Return what a picture's name says it is, png without an end. Raises ConfigError."""
+    kind = Path(path).suffix.lower().removeprefix(".") or PICTURES[0]
+    if kind not in PICTURES:
+        raise ConfigError(
+            f"{path}: wanted a picture to write, got a name that ends in .{kind}; known: "
+            f"{', '.join(PICTURES)}"
+        )
+    return kind
 
 
 def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[PlacedStep]]:
@@ -129,7 +154,7 @@ def request_steps(prepared: Prepared, prompt_tokens: int, max_tokens: int) -> li
     return recorder.steps
 
 
-def write_trace(path: Path, prepared: Prepared, steps: Sequence[PlacedStep]) -> int:
+def write_trace(path: str, prepared: Prepared, steps: Sequence[PlacedStep]) -> int:
     """Write the events of `steps`, gzipped where the name ends in .gz; returns their number.
 
     The same schedule gives the same bytes. Raises ConfigError where the file cannot be written.
@@ -149,17 +174,11 @@ def write_trace(path: Path, prepared: Prepared, steps: Sequence[PlacedStep]) -> 
             "code": code_version(),
         },
     }
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with _text(temporary, path.suffix == ".gz") as file:
-            count = _write(file, head, TraceEvents(compiled, steps).events())
-        temporary.rename(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: wanted a file to write, got {error}") from error
-    return count
+    with writing(path) as raw, _text(raw, path.endswith(".gz")) as file:
+        return _write(file, head, TraceEvents(compiled, steps).events())
 
 
-def _write(file: BufferedIOBase, head: dict[str, Any], events: Iterator[Event]) -> int:
+def _write(file: BinaryIO | GzipFile, head: dict[str, Any], events: Iterator[Event]) -> int:
     """One event a line, so that memory does not grow with the trace."""
     file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [')
     count = 0
@@ -172,14 +191,13 @@ def _write(file: BufferedIOBase, head: dict[str, Any], events: Iterator[Event]) 
 
 
 @contextmanager
-def _text(path: Path, zipped: bool) -> Iterator[BufferedIOBase]:
-    """Open a new file; a gzip without name and time in it, so that its bytes are always equal."""
-    with path.open("wb") as raw:
-        if not zipped:
-            yield raw
-            return
-        with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
-            yield file
+def _text(raw: BinaryIO, zipped: bool) -> Iterator[BinaryIO | GzipFile]:
+    """Wrap a new file; a gzip without name and time in it, so that its bytes are always equal."""
+    if not zipped:
+        yield raw
+        return
+    with GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
+        yield file
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rack.accuracy import Row, behind, markdown, number, published
 from rack.accuracy_rows import all_rows
 from rack.errors import ConfigError
 from rack.hardware import Hardware
+from rack.output import writing
 from rack.profiles import load_hardware
 from rack.provenance import code_version
 from rack.shell import put, verb
@@ -80,17 +81,18 @@ def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
 
 def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> int:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # its ends of lines stay as they are
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:
             raise ConfigError(f"{path}: wanted a page with {BEGIN} and {END}, got none")
         new = f"{before}{BEGIN}\n\n{markdown(rows, hardware)}\n\n{END}{after}"
         if write:
-            path.write_text(new, encoding="utf-8")
+            with writing(str(path), "a page") as file:
+                file.write(new.encode())
         elif new != text:
             raise ConfigError(f"{path}: its tables are not what rack.validate says; use --markdown")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: wanted a page to read and write, got {error}") from error
     return 0
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rack_kit import refused
 from schedules import compiled
 
-from rack.timeline import Span, activity, length, union, without
-from rack.trace import main
+from rack.timeline import METADATA, Span, activity, length, union, without
+from rack.trace import PICTURES, main
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
 
@@ -55,6 +56,23 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert int.from_bytes(data[16:20]) == 1650  # pixels across
     assert f"{out}: decode/64" in capsys.readouterr().err
-    for bad in (tmp_path / "none" / "x.png", tmp_path / "x.picture"):
-        assert main([*argv, str(bad)]) == 1
-        assert f"error: {bad}: wanted a picture to write, got " in capsys.readouterr().err
+    for bad, why in (
+        (tmp_path / "none" / "x.png", f"no folder {tmp_path / 'none'}"),
+        (tmp_path / "x.picture", "a name that ends in .picture; known: png, svg, pdf"),
+    ):
+        text = refused(capsys, 1, main, *argv, str(bad))
+        assert text == f"{bad}: wanted a picture to write, got {why}"
+
+
+def test_every_kind_of_picture_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    assert set(METADATA) == set(PICTURES)
+    argv = ["tiny", "--layout", "1x1", "--max-model-len", "64", "--png"]
+    begins = {"svg": b"<?xml", "pdf": b"%PDF", "PNG": b"\x89PNG", "": b"\x89PNG"}
+    for kind, begin in begins.items():
+        out = tmp_path / f"step.{kind}".rstrip(".")
+        assert main([*argv, str(out)]) == 0
+        once = out.read_bytes()
+        assert once.startswith(begin)
+        assert main([*argv, str(out)]) == 0
+        assert out.read_bytes() == once, kind
+    assert len(list(tmp_path.iterdir())) == len(begins)

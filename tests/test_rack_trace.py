@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
@@ -225,6 +227,16 @@ def test_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths)
 
 
+def test_the_trace_on_standard_output() -> None:
+    command = [sys.executable, "-m", "rack.trace", "tiny", "--layout", "1x1", "-o"]
+    outs = [
+        subprocess.run([*command, place], stdout=subprocess.PIPE, timeout=60, check=True).stdout
+        for place in ("-", "/dev/stdout")
+    ]
+    assert outs[0] == outs[1]
+    check_format(json.loads(outs[0])["traceEvents"])
+
+
 def test_steps_by_name_follow_one_another(tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     argv = ["tiny", "--layout", "1x2", "--max-model-len", "64", "-o", str(out)]
@@ -264,6 +276,8 @@ def test_what_cannot_be_traced_is_refused(
     assert text == "nothing to write: wanted -o FILE, --png FILE or both"
     text = refused(capsys, 2, main, *tiny, "-o", out, "--max-tokens", "0")
     assert text == "--max-tokens: wanted at least 1"
+    text = refused(capsys, 2, main, *tiny, "-o", out, "--png", out)
+    assert text == f"-o and --png: wanted two places, got {out} twice"
     nowhere = tmp_path / "none" / "t.json"
     assert main([*tiny, "-o", str(nowhere)]) == 1
     assert f"error: {nowhere}: wanted a file to write, got " in capsys.readouterr().err

@@ -137,6 +137,8 @@ def test_the_page_is_written_and_checked(
     page = tmp_path / "page.md"
     text = refused(capsys, 1, main, "--check", str(page))
     assert text.startswith(f"{page}: wanted a page to read and write, got ")
+    page.write_bytes(b"\xff")
+    assert "can't decode byte 0xff" in refused(capsys, 1, main, "--check", str(page))
     page.write_text("# No marks\n")
     text = refused(capsys, 1, main, "--markdown", str(page))
     assert text.endswith(f"{rack.validate.BEGIN} and {rack.validate.END}, got none")
