@@ -26,12 +26,16 @@ from compiler.graph import Kind
 from compiler.pipeline import CompiledModel
 from rack.config import RunConfig, add_flags, parse
 from rack.engine import Completion
+from rack.errors import ConfigError
+from rack.memory import fit_to_memory
+from rack.placement import add_dry_run, placement
 from rack.progress import say, start_progress
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
 from rack.session import Prepared, Session, prepare
 from rack.shell import put, verb
 
+PROMPT_TOKENS = 128
 READ_BYTES = 256 << 20  # per core and pass: far beyond any cache
 READ_PASSES = 5
 
@@ -43,10 +47,20 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measure decode, prefill, start-up and memory in one run.",
     )
     add_flags(parser)
-    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens to prefill")
-    parser.add_argument("--decode-tokens", type=int, default=16, help="tokens per completion")
-    parser.add_argument("--repeats", type=int, default=3, help="completions; medians are reported")
+    parser.add_argument(
+        "--prompt-tokens", type=int, metavar="N",
+        help=f"tokens to prefill (default {PROMPT_TOKENS}, or as many as the context has room for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decode-tokens", type=int, default=16, metavar="N",
+        help="tokens per completion (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N",
+        help="completions; medians are reported (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_dry_run(parser)
     return parser
 
 
@@ -55,8 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
     parser = build_parser()
     args, config = parse(parser, argv)
-    if min(args.prompt_tokens, args.decode_tokens, args.repeats) < 1:
-        parser.error("--prompt-tokens, --decode-tokens and --repeats: wanted at least 1")
+    for name in ("prompt_tokens", "decode_tokens", "repeats"):
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            parser.error(f"--{name.replace('_', '-')}: wanted at least 1, got {count}")
+    if args.dry_run:
+        put(placement(prepare(config, runs=False), as_json=args.json))
+        return 0
     report = measure(config, args.prompt_tokens, args.decode_tokens, args.repeats)
     put(json.dumps(report) if args.json else text_of(report))
     return 0
@@ -98,7 +117,23 @@ def products(compiled: CompiledModel) -> tuple[int, int]:
     return layers + head, layers
 
 
-def measure(config: RunConfig, prompt: int, decode: int, repeats: int) -> dict[str, Any]:
+def room(prompt: int | None, decode: int, limit: int) -> int:
+    """Return the prompt's tokens: those wanted, or what is left. Raises ConfigError.
+
+    One token more is in the context: the prompt's last, with which decode begins.
+    """
+    context, left = f"(the context is {limit}, see --max-model-len)", limit - decode - 1
+    if left < 1:
+        raise ConfigError(f"decode_tokens: wanted at most {limit - 2} {context}, got {decode}")
+    if prompt is not None and prompt > left:
+        raise ConfigError(
+            f"prompt_tokens: wanted at most {left} beside {decode} decode tokens {context}, got "
+            f"{prompt}"
+        )
+    return min(PROMPT_TOKENS, left) if prompt is None else prompt
+
+
+def measure(config: RunConfig, prompt: int | None, decode: int, repeats: int) -> dict[str, Any]:
     """Measure a run; returns what is printed. Raises KNOWN_ERRORS."""
     stages: dict[str, float] = {}
     started = time.perf_counter()
@@ -106,8 +141,9 @@ def measure(config: RunConfig, prompt: int, decode: int, repeats: int) -> dict[s
     stages["compiled"] = time.perf_counter() - started
     for notice in prepared.notices:
         say(notice)
-    limit = prepared.compiled.max_model_len
-    prompt = min(prompt, limit - decode - 1)
+    prompt = room(prompt, decode, prepared.compiled.max_model_len)
+    fit_to_memory(prepared, asked_for=True)
+    has_data = config.executor != "timing"
     with start_progress() as progress:
 
         def report(stage: str, done: int, total: int) -> None:
@@ -122,14 +158,14 @@ def measure(config: RunConfig, prompt: int, decode: int, repeats: int) -> dict[s
             tokens = [3 + i % 64 for i in range(prompt + 1)]  # below any vocabulary's size
             session.engine.generate(tokens[:2], params).run()  # touches every page once
             before = session.rack.times()
-            runs, reads = [], read_bandwidth()
+            runs, reads = [], read_bandwidth() if has_data else []
             for _ in range(repeats):  # memory's speed changes on a shared machine: keep it close
                 runs.append(session.engine.generate(tokens, params).run())
-                reads += read_bandwidth()
+                reads += read_bandwidth() if has_data else []
             after = session.rack.times()
             memory = _memory(prepared)
     spent = {part: after[part] - before.get(part, 0.0) for part in after}
-    bandwidth = statistics.median(reads)
+    bandwidth = statistics.median(reads) if reads else None
     return _report(prepared, bandwidth, (ready, stages), runs, spent, memory)
 
 
@@ -143,7 +179,8 @@ def _memory(prepared: Prepared) -> dict[str, Any]:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     memories = prepared.compiled.memories
-    sram = sum(memory.sram_bytes - memory.free_bytes for memory in memories) / 1e6
+    used = sum(memory.sram_bytes - memory.free_bytes for memory in memories)
+    sram = 0.0 if prepared.config.executor == "timing" else used / 1e6
     total = sum(sizes.values())
     return {
         "total_mb": total,
@@ -156,7 +193,7 @@ def _memory(prepared: Prepared) -> dict[str, Any]:
 
 def _report(
     prepared: Prepared,
-    bandwidth: float,
+    bandwidth: float | None,
     startup: tuple[float, dict[str, float]],
     runs: list[Completion],
     spent: dict[str, float],
@@ -165,6 +202,7 @@ def _report(
     compiled = prepared.compiled
     item = 1 if compiled.dtype == "int8" else 2
     elements, per_row = products(compiled)
+    has_data = bandwidth is not None  # else nothing is read and nothing multiplied
     token_s = statistics.median(s for run in runs for s in run.wall_decode_seconds)
     prefill_s = statistics.median(run.wall_prefill_seconds for run in runs)
     rows = len(runs[0].prompt_token_ids) - 1
@@ -174,20 +212,21 @@ def _report(
         "dtype": compiled.dtype,
         "layout": str(compiled.layout),
         "hardware": prepared.hardware.name,
-        "transport": prepared.config.transport,
-        "kernels": load_kernels().name,
+        "transport": prepared.config.transport if has_data else "none",
+        "executor": prepared.config.executor,
+        "kernels": load_kernels().name if has_data else None,
         "cores": len(os.sched_getaffinity(0)),
-        "read_gb_per_s": bandwidth / 1e9,
+        "read_gb_per_s": bandwidth / 1e9 if bandwidth else None,
         "decode": {
             "tokens_per_s": 1 / token_s,
             "ms_per_token": token_s * 1e3,
-            "gb_per_s": elements * item / token_s / 1e9,
-            "ratio_to_read_bandwidth": elements * item / token_s / bandwidth,
+            "gb_per_s": elements * item / token_s / 1e9 if has_data else None,
+            "ratio_to_read_bandwidth": elements * item / token_s / bandwidth if bandwidth else None,
         },
         "prefill": {
             "tokens": rows,
-            "tokens_per_s": rows / prefill_s if rows else 0.0,
-            "gmac_per_s": per_row * rows / prefill_s / 1e9 if rows else 0.0,
+            "tokens_per_s": rows / prefill_s,
+            "gmac_per_s": per_row * rows / prefill_s / 1e9 if has_data else None,
         },
         "startup_s": startup[0],
         "startup_stages_s": startup[1],
@@ -207,27 +246,34 @@ def _report(
 
 
 def text_of(report: dict[str, Any]) -> str:
-    """Return the report for a person."""
+    """Return the report for a person; without data there is no word of bandwidth."""
     decode, prefill, memory = report["decode"], report["prefill"], report["memory"]
-    parts = ", ".join(f"{k} {v:.2f} s" for k, v in report["chip_seconds_by_part"].items())
     stages = ", ".join(f"{k} at {v:.1f} s" for k, v in report["startup_stages_s"].items())
-    return "\n".join(
-        [
-            f"{report['model']} {report['dtype']} on {report['hardware']} {report['layout']}, "
-            f"{report['transport']}, kernels {report['kernels']}, {report['cores']} cores",
-            f"memory read       {report['read_gb_per_s']:.1f} GB/s",
-            f"decode            {decode['tokens_per_s']:.2f} tok/s, {decode['gb_per_s']:.1f} GB/s "
-            f"of weights, {decode['ratio_to_read_bandwidth']:.2f} of the read bandwidth",
-            f"prefill           {prefill['tokens']} tokens, {prefill['tokens_per_s']:.1f} tok/s, "
-            f"{prefill['gmac_per_s']:.0f} GMAC/s",
-            f"start-up          {report['startup_s']:.1f} s ({stages})",
-            f"chips' time       {parts}",
-            f"memory            {memory['total_mb']:.0f} MB, {memory['sram_in_use_mb']:.0f} MB of "
-            f"SRAM in use, {memory['beyond_sram_mb_per_chip']:.0f} MB a chip beyond",
-            f"emulated          {report['emulated']['decode_cycles']} cycles a token, "
-            f"{report['emulated']['decode_tokens_per_s']:.1f} tok/s",
-        ]
+    head = f"{report['model']} {report['dtype']} on {report['hardware']} {report['layout']}"
+    decoded = f"decode            {decode['tokens_per_s']:.2f} tok/s"
+    prefilled = f"prefill           {prefill['tokens']} tokens, {prefill['tokens_per_s']:.1f} tok/s"
+    started = f"start-up          {report['startup_s']:.1f} s ({stages})"
+    taken = f"memory            {memory['total_mb']:.0f} MB"
+    emulated = (
+        f"emulated          {report['emulated']['decode_cycles']} cycles a token, "
+        f"{report['emulated']['decode_tokens_per_s']:.1f} tok/s"
     )
+    if report["read_gb_per_s"] is None:
+        head += ", timing executor: no data, wall figures are the emulator's own"
+        return "\n".join([head, decoded, prefilled, started, taken, emulated])
+    parts = ", ".join(f"{k} {v:.2f} s" for k, v in report["chip_seconds_by_part"].items())
+    return "\n".join([
+        f"{head}, {report['transport']}, kernels {report['kernels']}, {report['cores']} cores",
+        f"memory read       {report['read_gb_per_s']:.1f} GB/s",
+        f"{decoded}, {decode['gb_per_s']:.1f} GB/s of weights, "
+        f"{decode['ratio_to_read_bandwidth']:.2f} of the read bandwidth",
+        f"{prefilled}, {prefill['gmac_per_s']:.0f} GMAC/s",
+        started,
+        f"chips' time       {parts}",
+        f"{taken}, {memory['sram_in_use_mb']:.0f} MB of SRAM in use, "
+        f"{memory['beyond_sram_mb_per_chip']:.0f} MB a chip beyond",
+        emulated,
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

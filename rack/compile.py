@@ -7,6 +7,7 @@ embedding table stays where the weights are, and they must not have changed.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,11 @@ from compiler.artifact import write_artifact
 from rack.config import RunConfig, add_flags, parse
 from rack.job import chip_job, load_weights, reserve_tensors
 from rack.output import check_folder, writing_folder
+from rack.placement import add_dry_run, placement
 from rack.progress import StartProgress, say, start_progress
+from rack.provenance import code_version
 from rack.session import Prepared, prepare
-from rack.shell import verb
+from rack.shell import put, verb
 from rack.stored import weights_entry
 
 TOKENIZER_FILES = (
@@ -35,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser)
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    add_dry_run(parser)
     return parser
 
 
@@ -43,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args, config = parse(build_parser(), argv)
     check_folder(args.output)
-    return _run(config, args.output)
+    if args.dry_run:
+        put(placement(prepare(config, runs=False), as_json=args.json))
+        return 0
+    return _run(config, args.output, as_json=args.json)
 
 
-def _run(config: RunConfig, output: str) -> int:
+def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
     prepared = prepare(config)
     for notice in prepared.notices:
         say(notice)
@@ -63,7 +71,20 @@ def _run(config: RunConfig, output: str) -> int:
             for name in TOKENIZER_FILES:
                 if (prepared.model.folder / name).is_file():
                     shutil.copyfile(prepared.model.folder / name, folder / name)
-    say(f"{output}: {prepared.compiled.layout.chips} chips, {prepared.compiled.schedule_hash}")
+    compiled = prepared.compiled
+    say(f"{output}: {compiled.layout.chips} chips, {compiled.schedule_hash}")
+    if as_json:
+        report = {
+            "folder": output,
+            "model": compiled.config.name,
+            "layout": str(compiled.layout),
+            "chips": compiled.layout.chips,
+            "schedule_hash": compiled.schedule_hash,
+            **extra,
+            "notices": prepared.notices,
+            "code": code_version(),
+        }
+        put(json.dumps(report))
     return 0
 
 

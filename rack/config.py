@@ -1,7 +1,8 @@
 """What a run is made from: flags, environment, file and defaults, resolved once into `RunConfig`.
 
 Precedence: flag, then environment (`LPU_RACK_DTYPE`, …), then `--config FILE.toml`, then default.
-An unknown key or variable is an error. The resolved configuration goes into every result.
+An unknown key or variable is an error, but for those that Kubernetes sets (rack/kubernetes.py).
+The resolved configuration goes into every result.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rack.errors import ConfigError
+from rack.kubernetes import service_variables
+from rack.progress import say
 
 EXECUTORS = ("fast", "reference", "timing")
 TRANSPORTS = ("ray", "local", "process")
@@ -101,9 +104,10 @@ def resolve(args: argparse.Namespace, environ: Mapping[str, str] | None = None) 
     values: dict[str, Any] = {}
     if args.config:
         values |= _file(Path(args.config), known)
+    foreign = service_variables(environ, ENV_PREFIX)
     for variable, text in environ.items():
         name = variable.removeprefix(ENV_PREFIX).lower()
-        if variable.startswith(ENV_PREFIX) and name != "test_models":
+        if variable.startswith(ENV_PREFIX) and name != "test_models" and variable not in foreign:
             if name not in known:
                 raise ConfigError(f"{variable}: unknown; known: {_variables(known)}")
             values[name] = text
@@ -148,6 +152,11 @@ def parse(
 ) -> tuple[argparse.Namespace, RunConfig]:
     """Parse a command line that has `add_flags`. Exits with 2 through the parser on bad input."""
     args = parser.parse_args(argv)
+    if foreign := service_variables(os.environ, ENV_PREFIX):
+        say(
+            f"NOTE: {', '.join(foreign)}: ignored, as Kubernetes sets them for a service; a pod's "
+            f"enableServiceLinks: false leaves them out"
+        )
     try:
         return args, resolve(args)
     except ConfigError as error:

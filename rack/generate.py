@@ -13,6 +13,7 @@ from rack.config import RunConfig, add_flags, parse
 from rack.engine import Completion
 from rack.errors import RequestError
 from rack.memory import executor_asked_for, fit_to_memory
+from rack.placement import add_dry_run, placement
 from rack.progress import say, start_progress
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ignore-eos", action="store_true", help="go on after end of sequence")
     parser.add_argument("--chat", action="store_true", help="apply the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    parser.add_argument("--dry-run", action="store_true", help="show the placement; start nothing")
+    add_dry_run(parser)
     return parser
 
 
@@ -53,13 +54,11 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=config.seed,
         max_tokens=args.max_tokens, stop=tuple(args.stop), ignore_eos=args.ignore_eos,
     )  # fmt: skip
-    prepared = prepare(config)
+    prepared = prepare(config, runs=not args.dry_run)
     for notice in prepared.notices:
         say(notice)
     if args.dry_run:
-        from rack.plan import placement
-
-        put(placement(prepared))
+        put(placement(prepared, as_json=args.json))
         return 0
     prepared, shortage = fit_to_memory(prepared, asked_for=executor_asked_for(args))
     if shortage:

@@ -17,7 +17,7 @@ from compiler.pipeline import Options, compile_model
 from rack.config import RunConfig, add_flags, parse
 from rack.errors import ConfigError
 from rack.instructions import step_sizes
-from rack.progress import say
+from rack.placement import add_dry_run, placement
 from rack.provenance import code_version
 from rack.session import Prepared, prepare
 from rack.shell import put, verb
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--instructions", action="store_true",
         help="lower the step and show what its programs take (a minute for llama-8b)",
     )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="show what is placed where instead")
+    add_dry_run(parser)
     return parser
 
 
@@ -53,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, config: RunConfig) -> int:
     if args.context is not None and args.context < 1:
         raise ConfigError(f"context: wanted 1 or more, got {args.context}")
-    prepared = prepare(config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,))
+    prepared = prepare(
+        config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
+    )
     if args.dry_run:
-        put(placement(prepared))
+        put(placement(prepared, as_json=args.json))
         return 0
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     schedule = prepared.compiled.step(1, context, decode=True)
@@ -66,8 +68,6 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     if args.json:
         put(json.dumps(report))
     else:
-        for notice in prepared.notices:
-            say(notice)
         put(text_of(report))
     return 0
 
@@ -229,31 +229,6 @@ def _cycles_table(decode: dict[str, Any]) -> Table:
         out.add_row(part, f"{row['cycles']:,}", f"{row['microseconds']:.2f}", f"{share:.1%}")
     out.add_row("all", f"{decode['cycles']:,}", f"{decode['microseconds']:.2f}", "100.0%")
     return out
-
-
-def placement(prepared: Prepared) -> str:
-    """Return what is placed where, a line per chip."""
-    compiled, hardware = prepared.compiled, prepared.hardware
-    lines = [
-        f"{compiled.config.name} {compiled.dtype} on {hardware.name}: layout {compiled.layout}, "
-        f"{compiled.layout.chips} chips, {hardware.racks(compiled.layout.chips)} racks, "
-        f"context {compiled.max_model_len}, prefill chunk {compiled.prefill_chunk}"
-    ]
-    for chip, memory in enumerate(compiled.memories):
-        slot = compiled.network.binding[chip]
-        holds = []
-        for group, rank in compiled.partition.groups_of(chip):
-            if len(group.layers):
-                holds.append(f"layers {group.layers[0]}-{group.layers[-1]} rank {rank}")
-            if group.has_head:
-                first, last = group.vocab[rank]
-                holds.append(f"LM head columns {first}-{last - 1}" if last > first else "LM head")
-        used = memory.sram_bytes - memory.free_bytes
-        lines.append(
-            f"chip {chip:>3}: rack {hardware.rack_of(slot)} card {hardware.card_of(slot)} slot "
-            f"{slot}: {', '.join(holds)}; {used:,} of {memory.sram_bytes:,} bytes"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,14 @@ class Prepared:
     compiled: CompiledModel
     tokenizer: Tokenizer
     images: Images | None = None
+    runs: bool = True
 
     @property
     def notices(self) -> list[str]:
-        """What a user must be told: synthetic weights, a stand-in tokenizer, no data."""
-        out = []
+        """What a user must be told of a run: synthetic weights, a stand-in tokenizer, no data."""
+        out: list[str] = []
+        if not self.runs:
+            return out
         described = self.model.weights_ref.describe()
         if self.config.executor == "timing":
             out.append("TIMING executor: cycles are exact, tokens are drawn at random")
@@ -55,11 +58,13 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, *, kinds: str = "all", contexts: Sequence[int] | None = None
-) -> Prepared:
+    config: RunConfig, *, kinds: str = "all", contexts: Sequence[int] | None = None,
+    runs: bool = True,
+) -> Prepared:  # fmt: skip
     """Resolve the model and the machine, choose the layout, compile. Raises KNOWN_ERRORS.
 
-    A CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
+    What only looks at the schedule (`runs` False) needs no weights: config.json will do. A
+    CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
     """
     images: Images | None = None
     if is_artifact(Path(config.model)):
@@ -68,7 +73,7 @@ def prepare(
         model = resolve_model(config.model, config.weights, config.seed)
         hardware = load_hardware(config.hardware)
         compiled = _compile(config, model, hardware, kinds, contexts)
-    if config.executor != "timing":
+    if runs and config.executor != "timing":
         model.weights_ref.open()  # refuse missing or damaged files before any chip starts
     c = model.config
     tokenizer = load_tokenizer(model.folder, c.vocab_size, c.bos_token_id, c.eos_token_ids)
@@ -79,6 +84,7 @@ def prepare(
         compiled=compiled,
         tokenizer=tokenizer,
         images=images,
+        runs=runs,
     )
 
 

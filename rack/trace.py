@@ -21,11 +21,12 @@ from rack.driver import StepResult
 from rack.engine import Engine
 from rack.errors import ConfigError
 from rack.output import check_file, writing
+from rack.placement import add_dry_run, placement
 from rack.progress import say
 from rack.provenance import code_version
 from rack.sampler import SamplingParams
 from rack.session import Prepared, prepare
-from rack.shell import verb
+from rack.shell import put, verb
 from rack.timing import TimingRack
 from rack.trace_events import Event, PlacedStep, TraceEvents
 
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-tokens", type=int, default=4, metavar="N", help="its tokens (default 4)"
     )
+    add_dry_run(parser)
     return parser
 
 
@@ -63,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     parser = build_parser()
     args, config = parse(parser, argv)
-    if args.output is None and args.png is None:
+    if args.output is None and args.png is None and not args.dry_run:
         parser.error("nothing to write: wanted -o FILE, --png FILE or both")
-    if args.output == args.png:
+    if args.output == args.png is not None:
         parser.error(f"-o and --png: wanted two places, got {args.png} twice")
     for name in ("context", "prompt_tokens", "max_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -80,8 +82,9 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         kind = picture_kind(args.png)
         check_file(args.png, "a picture")
     prepared, steps = _steps(args, config)
-    for notice in prepared.notices:
-        say(notice)
+    if args.dry_run:
+        put(placement(prepared))
+        return 0
     if args.output is not None:
         written = write_trace(args.output, prepared, steps)
         end = max(base + schedule.cycles for schedule, base in steps)
@@ -110,10 +113,12 @@ def picture_kind(path: str) -> str:
 
 def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[PlacedStep]]:
     if args.prompt_tokens:
-        prepared = prepare(config, contexts=range(1, args.prompt_tokens + args.max_tokens + 1))
+        prepared = prepare(
+            config, contexts=range(1, args.prompt_tokens + args.max_tokens + 1), runs=False
+        )
         return prepared, request_steps(prepared, args.prompt_tokens, args.max_tokens)
     if args.step:
-        prepared = prepare(config)
+        prepared = prepare(config, runs=False)
         steps, base = [], 0
         for name in args.step:
             schedule = prepared.compiled.steps.get(name)
@@ -123,7 +128,9 @@ def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[
             steps.append((schedule, base))
             base += schedule.cycles
         return prepared, steps
-    prepared = prepare(config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,))
+    prepared = prepare(
+        config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
+    )
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     return prepared, [(prepared.compiled.step(1, context, decode=True), 0)]
 

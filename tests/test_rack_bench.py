@@ -60,10 +60,76 @@ def test_a_person_gets_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n{start}" in text
 
 
-def test_counts_below_one_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_data_there_is_no_bandwidth(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["tiny", "--layout", "2x1", "--executor", "timing", *SHORT]
+    assert main([*argv, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["executor"], report["transport"]) == ("timing", "none")
+    assert (report["read_gb_per_s"], report["kernels"]) == (None, None)
+    assert report["decode"]["gb_per_s"] is report["decode"]["ratio_to_read_bandwidth"] is None
+    assert report["prefill"]["gmac_per_s"] is None
+    assert report["memory"]["sram_in_use_mb"] == 0
+    assert report["emulated"]["decode_cycles"] > 0
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "tiny int8 on lesson 2x1, timing executor: no data, wall figures are the " in text
+    for word in ("GB/s", "GMAC", "SRAM", "bandwidth", "kernels"):
+        assert word not in text, word
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (
+            ["--decode-tokens", "600"],
+            "decode_tokens: wanted at most 62 (the context is 64, see --max-model-len), got 600",
+        ),
+        (
+            ["--decode-tokens", "63"],
+            "decode_tokens: wanted at most 62 (the context is 64, see --max-model-len), got 63",
+        ),
+        (
+            ["--prompt-tokens", "60", "--decode-tokens", "10"],
+            "prompt_tokens: wanted at most 53 beside 10 decode tokens (the context is 64, see "
+            "--max-model-len), got 60",
+        ),
+        (["--executor", "fast"], "executor: fast needs "),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_what_is_wrong(
+    flags: list[str], why: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rack.memory.free_bytes", lambda: 0 if "--executor" in flags else None)
+    argv = ["tiny", "--layout", "1x1", "--transport", "local", "--max-model-len", "64", *flags]
+    assert main(argv) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {why}")
+
+
+def test_the_largest_runs_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["tiny", "--layout", "1x1", "--executor", "timing", "--max-model-len", "64", "--json"]
+    for flags, tokens in (
+        (["--decode-tokens", "62"], 1),
+        (["--decode-tokens", "10", "--prompt-tokens", "53"], 53),
+        ([], 47),  # as many as there is room for, beside 16
+    ):
+        assert main([*argv, "--repeats", "1", *flags]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["prefill"]["tokens"] == tokens, flags
+
+
+def test_a_dry_run_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny", "--layout", "2x1", "--dry-run", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [chip["holds"] for chip in report["placement"]] == [
+        ["layers 0-0 rank 0"], ["layers 1-2 rank 0", "LM head columns 0-319"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--prompt-tokens", "--decode-tokens", "--repeats"])
+def test_counts_below_one_are_bad_usage(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["tiny", "--repeats", "0"])
-    assert "--repeats: wanted at least 1" in capsys.readouterr().err
+        main(["tiny", flag, "0"])
+    assert f"error: {flag}: wanted at least 1, got 0" in capsys.readouterr().err
 
 
 def test_what_does_not_compile_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

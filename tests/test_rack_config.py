@@ -76,6 +76,50 @@ def test_help_explains_every_flag() -> None:
         assert word in text
 
 
+SERVICE = {
+    "LPU_RACK_SERVICE_HOST": "10.0.0.1", "LPU_RACK_SERVICE_PORT": "8000",
+    "LPU_RACK_SERVICE_PORT_HTTP_API": "8000", "LPU_RACK_PORT": "tcp://10.0.0.1:8000",
+    "LPU_RACK_PORT_8000_TCP": "tcp://10.0.0.1:8000", "LPU_RACK_PORT_8000_TCP_PROTO": "tcp",
+    "LPU_RACK_PORT_8000_TCP_PORT": "8000", "LPU_RACK_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "LPU_RACK_MODEL_SERVICE_HOST": "fd00::1", "LPU_RACK_MODEL_PORT": "udp://[fd00::1]:53",
+    "LPU_RACK_SEED_2_PORT_53_UDP_ADDR": "fd00::1",
+}  # fmt: skip
+
+
+def test_the_variables_of_a_kubernetes_service_are_no_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert resolved(**SERVICE, LPU_RACK_SEED="3") == RunConfig(model="tiny", seed=3)
+    assert parse(parser(), ["tiny"])[1] == RunConfig(model="tiny")
+    assert capsys.readouterr().err == ""
+    for name, value in SERVICE.items():
+        monkeypatch.setenv(name, value)
+    assert parse(parser(), ["tiny"])[1] == RunConfig(model="tiny")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("NOTE: LPU_RACK_")
+    assert line.endswith(
+        ": ignored, as Kubernetes sets them for a service; a pod's enableServiceLinks: false "
+        "leaves them out"
+    )
+    assert all(name in line for name in SERVICE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LPU_RACK_PORT", "8000"), ("LPU_RACK_SERVICE_HOST", "localhost"),
+        ("LPU_RACK_SERVICE_PORT", ""), ("LPU_RACK_PORT_8000_TCP", "10.0.0.1:8000"),
+        ("LPU_RACK_HOST", "10.0.0.1"), ("LPU_RACKS_PORT", "tcp://10.0.0.1:8000"),
+        ("LPU_RACK_PORT", "tcp://10.0.0.1:8000\n"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_like_one_is_an_error(name: str, value: str) -> None:
+    if name.startswith("LPU_RACKS"):
+        assert resolved(**{name: value}) == RunConfig(model="tiny")  # not ours at all
+    else:
+        assert refusal(**{name: value}).startswith(f"{name}: unknown; known: LPU_RACK_MODEL")
+
+
 def test_unknown_keys_and_variables_are_errors(tmp_path: Path) -> None:
     path = file(tmp_path, 'colour = "red"')
     assert refusal("--config", path).startswith(f"{path}: unknown key colour; known: model, ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ from rack_kit import refused
 from schedules import compiled
 
 from compiler.analyse import PARTS, analyse
+from compiler.presets import PRESETS
+from rack.bench import main as bench
+from rack.compile import main as compile_model
+from rack.generate import main as generate
 from rack.plan import main
+from rack.trace import main as trace
 
 KEYS = {
     "model", "weights", "dtype", "hardware", "hardware_digest", "layout", "chips", "racks",
@@ -20,6 +26,16 @@ KEYS = {
 DECODE = {
     "step", "cycles", "microseconds", "tokens_per_second", "parts", "roofline_cycles",
     "roofline_ratio", "stream_bytes", "bottleneck_unit", "bottleneck_link",
+}  # fmt: skip
+PRESET = PRESETS["tiny"]
+TINY_CONFIG = {
+    "hidden_size": PRESET.hidden_size, "intermediate_size": PRESET.intermediate_size,
+    "num_hidden_layers": PRESET.num_layers, "num_attention_heads": PRESET.num_heads,
+    "num_key_value_heads": PRESET.num_kv_heads, "vocab_size": PRESET.vocab_size,
+    "head_dim": PRESET.head_dim, "max_position_embeddings": PRESET.max_position_embeddings,
+    "rms_norm_eps": PRESET.rms_norm_eps, "rope_theta": PRESET.rope_theta,
+    "tie_word_embeddings": PRESET.tie_word_embeddings, "bos_token_id": PRESET.bos_token_id,
+    "eos_token_id": list(PRESET.eos_token_ids),
 }  # fmt: skip
 TINY = ["tiny", "--layout", "2x2+1"]
 
@@ -94,6 +110,8 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     report = plan(capsys, *TINY)
     assert main(TINY) == 0
     out, err = capsys.readouterr()
+    assert err == ""  # it uses no weights and draws no token, so there is nothing to warn of
+    assert report["notices"] == []
     decode = report["decode"]
     assert "tiny int8 on lesson: layout 2x2+1, 5 chips, 1 racks" in " ".join(out.split())
     for text in (
@@ -102,7 +120,29 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
         f"bottleneck link: {decode['bottleneck_link']['name']}, busy ", "100.0%",
     ):  # fmt: skip
         assert text in out
-    assert "SYNTHETIC" in err
+
+
+def test_config_json_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without weights is planned as the preset of the same numbers is."""
+    raw = {"architectures": ["LlamaForCausalLM"], **TINY_CONFIG}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    of_folder, of_preset = plan(capsys, str(tmp_path), *TINY[1:]), plan(capsys, *TINY)
+    for key in ("model", "weights", "config"):
+        del of_folder[key], of_preset[key]
+    assert of_folder == of_preset
+    for run in (main, generate, compile_model, trace, bench):
+        flags = {generate: ["--prompt", "x"], compile_model: ["-o", str(tmp_path / "a")]}
+        assert run([str(tmp_path), *TINY[1:], "--dry-run", *flags.get(run, [])]) == 0
+        out, err = capsys.readouterr()
+        assert out.startswith(f"{tmp_path.name} int8 on lesson: layout 2x2+1, 5 chips, ")
+        assert err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert trace([str(tmp_path), *TINY[1:], "-o", str(tmp_path / "t.json")]) == 0
+    capsys.readouterr()
+    assert generate([str(tmp_path), *TINY[1:], "--prompt", "x"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "wanted model.safetensors or model.safetensors.index.json, got neither\n"
+    )
 
 
 def test_what_synchronisation_costs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"# who may ask\n\nalice {SECRET}\n  other_key\n")
+    file.write_text(f"\ufeff# who may ask\n\nalice {SECRET}\n  other_key\n")
     named = load_keys(file)
     assert named == [("alice", SECRET), ("key-4", "other_key")]
     keys = Keys(named)
@@ -63,6 +63,7 @@ def test_the_file(tmp_path: Path) -> None:
     [
         (b"a b c", "{file}: line 1: wanted NAME KEY, got 3 words"),
         (b"# nobody\n", "{file}: wanted at least one API key, got none"),
+        (b"alice \n", "{file}: line 1: wanted NAME KEY or KEY, got a space at its end"),
         (b"\xff", "{file}: wanted a file of API keys: not UTF-8"),
         (None, "{file}: wanted a file of API keys: No such file or directory"),
     ],
@@ -81,6 +82,10 @@ def test_a_wrong_file(tmp_path: Path, content: bytes | None, message: str) -> No
     [
         ([("a b", SECRET)], "key name: wanted up to 64 of A-Z a-z 0-9 _ . -, got 'a b'"),
         ([("a", "x"), ("a", SECRET)], "key name 'a': given twice"),
+        ([("a", "")], "key 'a': wanted a key, got an empty one"),
+        ([("a", " ")], "key 'a': wanted a key, got an empty one"),
+        ([("a", "''")], "key 'a': wanted a key, got an empty one"),
+        ([("a", SECRET + " ")], "key 'a': wanted no space around it, got some"),
         ([("a", SECRET), ("b", SECRET)], "key 'b': another name has the same key"),
     ],
 )

@@ -28,7 +28,7 @@ class Running:
     """A server in a thread, with its own event loop."""
 
     def __init__(self, protocol: type[BoundedProtocol] = Impatient, **options: Any) -> None:
-        self._sock = listen("127.0.0.1", 0)
+        (self._sock,) = listen("127.0.0.1", 0)
         self.port = self._sock.getsockname()[1]
         self._up = threading.Event()
         self._protocol, self._options = protocol, options
@@ -155,9 +155,50 @@ def test_keep_alive_and_pipelining() -> None:
     [
         ("127.0.0.1", 70000, "port 70000: wanted a port from 0 to 65535; choose another --port"),
         ("no such host", 0, "cannot listen on no such host port 0: "),
+        ("a..b", 0, "cannot listen on a..b port 0: "),
     ],
 )
 def test_an_address_that_cannot_be(host: str, port: int, message: str) -> None:
     with pytest.raises(ListenError) as caught:
         listen(host, port)
     assert message in str(caught.value)
+
+
+def test_both_families_are_served() -> None:
+    (sock,) = listen("::", 0)
+    with sock:
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, sock.getsockname()[1]), DEADLINE_SECONDS):
+                pass
+
+
+def resolves_to(*hosts: str) -> Any:
+    """A resolver that gives these addresses for every name."""
+    return lambda host, port, type: [
+        (socket.AF_INET, type, 6, "", (address, port)) for address in hosts
+    ]
+
+
+def test_every_address_of_a_name_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.1", "203.0.113.7")
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to(*hosts))
+    taken = listen("rack", 0)
+    try:
+        names = [sock.getsockname() for sock in taken]
+        assert names == [(host, names[0][1]) for host in ("127.0.0.1", "127.0.0.2")]
+        with pytest.raises(ListenError, match="Address already in use"):
+            listen("rack", names[0][1])
+    finally:
+        for sock in taken:
+            sock.close()
+    for sock in listen("rack", names[0][1]):  # the refused call has left nothing taken
+        sock.close()
+
+
+def test_no_address_of_a_name_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to("203.0.113.7"))
+    with pytest.raises(ListenError, match="rack port 0: Cannot assign requested address"):
+        listen("rack", 0)
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to())
+    with pytest.raises(ListenError, match="rack port 0: wanted an address, got none"):
+        listen("rack", 0)

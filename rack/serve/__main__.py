@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from rack.config import RunConfig, add_flags, parse
 from rack.memory import executor_asked_for, fit_to_memory
+from rack.placement import add_dry_run, placement
 from rack.progress import StartProgress, say, start_progress
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
@@ -67,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--served-model-name", action="append", default=[], metavar="NAME",
         help="answer to this model name too; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="show the placement; start nothing")
+    add_dry_run(parser)
     return parser
 
 
@@ -84,10 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, config: RunConfig) -> int:
-    prepared = prepare(config)
+    prepared = prepare(config, runs=not args.dry_run)
     if args.dry_run:
-        from rack.plan import placement
-
         put(placement(prepared))
         return 0
     prepared, notice = fit_to_memory(
@@ -100,8 +100,10 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     keys, limiter = _guards(args, identity)
     for text in identity.notices:
         say(f"NOTE: {text}")
-    with listen(args.host, args.port) as sock, start_progress() as progress:
-        return _Serving(args, identity, sock, progress).run(keys, limiter)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(sock) for sock in listen(args.host, args.port)]
+        progress = stack.enter_context(start_progress())
+        return _Serving(args, identity, sockets, progress).run(keys, limiter)
 
 
 def _guards(args: argparse.Namespace, identity: Identity) -> tuple[Keys, Limiter]:
@@ -117,10 +119,10 @@ class _Serving:
     """The racks and the server in front of them, from start to end."""
 
     def __init__(
-        self, args: argparse.Namespace, identity: Identity, sock: socket.socket,
+        self, args: argparse.Namespace, identity: Identity, sockets: list[socket.socket],
         progress: StartProgress,
     ) -> None:  # fmt: skip
-        self._args, self._identity, self._sock = args, identity, sock
+        self._args, self._identity, self._sockets = args, identity, sockets
         self._progress, self._errors = progress, list[Exception]()
         self._lock, self._ready = threading.Lock(), set[int]()
         self._racks = Dispatcher([self._runner(number) for number in range(args.replicas)])
@@ -137,7 +139,7 @@ class _Serving:
             app, after_startup=self._racks.start, before_shutdown=self._racks.request_stop
         )
         try:
-            self._server.run(sockets=[self._sock])
+            self._server.run(sockets=self._sockets)
         finally:
             log.flush()
             config = self._identity.prepared.config
@@ -180,7 +182,7 @@ class _Serving:
             if again:
                 say(f"rack {number} is ready again")
             else:
-                say(usage(self._identity, self._args.host, self._sock.getsockname()[1]))
+                say(usage(self._identity, self._args.host, self._sockets[0].getsockname()[1]))
 
     def _on_fatal(self, error: Exception) -> None:
         self._errors.append(error)

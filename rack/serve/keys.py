@@ -21,6 +21,7 @@ from rack.serve.errors import ApiError
 ANYONE = "anyone"
 """The name of every client of a server without keys."""
 
+_SPACE_AND_QUOTES = " \t\r\n\"'"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -32,6 +33,10 @@ class Keys:
         for name, key in named:
             if not _NAME.fullmatch(name):
                 raise ConfigError(f"key name: wanted up to 64 of A-Z a-z 0-9 _ . -, got {name!r}")
+            if key.strip(_SPACE_AND_QUOTES) == "":
+                raise ConfigError(f"key {name!r}: wanted a key, got an empty one")
+            if key != key.strip():
+                raise ConfigError(f"key {name!r}: wanted no space around it, got some")
             if name in self._digests:
                 raise ConfigError(f"key name {name!r}: given twice")
             if _digest(key) in self._digests.values():
@@ -65,7 +70,7 @@ class Keys:
 def load_keys(path: Path) -> list[tuple[str, str]]:
     """Read a file of keys. Raises ConfigError, which names the line and never shows it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: wanted a file of API keys: {why}") from None
@@ -74,6 +79,10 @@ def load_keys(path: Path) -> list[tuple[str, str]]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
+        if len(words) == 1 and line != line.rstrip():
+            raise ConfigError(
+                f"{path}: line {number}: wanted NAME KEY or KEY, got a space at its end"
+            )
         if len(words) > 2:
             raise ConfigError(f"{path}: line {number}: wanted NAME KEY, got {len(words)} words")
         out.append((words[0] if len(words) == 2 else f"key-{number}", words[-1]))

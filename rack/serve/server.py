@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ HEAD_BYTES = 64 << 10
 IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that they close first
 
 
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -82,15 +84,40 @@ class BoundedProtocol(HttpToolsProtocol):
             self._late = None
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address, so that nobody else can while the chips start. Raises ListenError."""
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Take every address of a host, so that nobody else can while the chips start.
+
+    `::` takes IPv4 too. A port 0 is the same free one for all. Addresses that this machine does not
+    have are left out, unless none is left. Raises ListenError.
+    """
     if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
         raise ListenError(host=host, port=port, why="wanted a port from 0 to 65535")
+    taken: list[socket.socket] = []
+    missing = ListenError(host=host, port=port, why="wanted an address, got none")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=1024)
-    except OSError as error:
-        raise ListenError(host=host, port=port, why=error.strerror or str(error)) from None
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+            if taken and not port:
+                port = taken[0].getsockname()[1]
+            try:
+                taken.append(_take(family, (address[0], port, *address[2:])))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                missing = ListenError(host=host, port=port, why=error.strerror or str(error))
+    except (OSError, UnicodeError) as error:  # UnicodeError: what is no host's name
+        for sock in taken:
+            sock.close()
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ListenError(host=host, port=port, why=why) from None
+    if not taken:
+        raise missing
+    return taken
+
+
+def _take(family: int, address: tuple[Any, ...]) -> socket.socket:
+    every = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=every)
 
 
 class Server(uvicorn.Server):
