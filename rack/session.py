@@ -20,6 +20,7 @@ from rack.engine import Engine, Rack
 from rack.errors import KNOWN_ERRORS as KNOWN_ERRORS
 from rack.hardware import Hardware
 from rack.local import LocalRack
+from rack.native import native_notices
 from rack.profiles import load_hardware
 from rack.stored import Images, load_stored
 from rack.timing import TimingRack
@@ -43,7 +44,10 @@ class Prepared:
 
     @property
     def notices(self) -> list[str]:
-        """What a user must be told of a run: synthetic weights, a stand-in tokenizer, no data."""
+        """What a user must be told of a run: what its numbers or its speed are not.
+
+        Raises ConfigError as `native_notices` does.
+        """
         out: list[str] = []
         if not self.runs:
             return out
@@ -54,7 +58,7 @@ class Prepared:
             out.append(described)
         if self.tokenizer.notice:
             out.append(self.tokenizer.notice)
-        return out
+        return [*out, *native_notices(self.config.executor, self.config.transport)]
 
 
 def prepare(

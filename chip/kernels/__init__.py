@@ -19,9 +19,9 @@ def _instruction_sets() -> tuple[dict[str, int], str]:
     """Return what the extension can run here, with its numbers, and why it is not there."""
     try:
         extension = import_module("chip.kernels._native")
-    except ImportError as error:
+        return dict(extension.instruction_sets()), ""
+    except (ImportError, AttributeError) as error:  # AttributeError: one that is not ours
         return {}, str(error)
-    return dict(extension.instruction_sets()), ""
 
 
 INSTRUCTION_SETS, WHY_NOT_NATIVE = _instruction_sets()

@@ -1,0 +1,61 @@
+"""Which native parts this process runs without, why, and what to do: said once by every run.
+
+Without a compiler, or with an extension that another Python or another machine has built, the same
+bits come from slower code (the NumPy twin, ZeroMQ): nobody should take its speed for the product's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from pathlib import Path
+
+from chip import kernels
+from interconnect import rings
+from rack.errors import ConfigError
+
+AGAIN = (
+    "to build them, install a C compiler and Python's headers (gcc, python3-dev), then lpu-rack "
+    "again: pip install --force-reinstall --no-deps"
+)
+
+
+def native_notices(executor: str, transport: str) -> Iterator[str]:
+    """What to say of a run. Raises ConfigError where $LPU_KERNELS names what is not there."""
+    if executor == "timing":
+        return
+    try:
+        name = kernels.load().name
+    except ValueError as error:
+        raise ConfigError(f"${kernels.ENVIRONMENT}: {error}") from None
+    if kernels.BEST is None:
+        why = why_missing("chip.kernels._native")
+        yield f"NumPy kernels, several times slower, because native ones are {why}; {AGAIN}"
+    elif name == "numpy":
+        yield f"NumPy kernels, several times slower, because ${kernels.ENVIRONMENT} says so"
+    if transport != "local" and sys.platform == "linux" and not rings.available():
+        why = why_missing("interconnect._rings")
+        yield f"frames between chips go through ZeroMQ, slower, because rings are {why}; {AGAIN}"
+
+
+def why_missing(module: str) -> str:
+    """Say in a few words why an extension module is not loaded."""
+    parent, _, name = module.rpartition(".")
+    spec = find_spec(parent)
+    folder = Path(spec.origin if spec and spec.origin else ".").parent
+    files = sorted(folder.glob(f"{name}.*.so")) + sorted(folder.glob(f"{name}.so"))
+    fitting = [file for file in files if file.name in {name + end for end in EXTENSION_SUFFIXES}]
+    if not files:
+        return "not built"
+    if not fitting:
+        ours = EXTENSION_SUFFIXES[0]
+        return f"built for another Python: {files[0]}, wanted {name}{ours}"
+    try:
+        import_module(module)
+    except Exception as error:  # an extension may raise anything as it is loaded
+        text = str(error) or type(error).__name__
+        return f"not to be loaded: {text if str(fitting[0]) in text else f'{fitting[0]}: {text}'}"
+    return f"of another version: {fitting[0]}"
