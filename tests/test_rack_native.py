@@ -53,7 +53,8 @@ def test_without_native_code(unbuilt: Path) -> None:
         "install a C compiler and Python's headers"
     )
     assert rings_line.startswith(
-        f"frames between chips go through ZeroMQ, slower, because rings are not to be loaded: {file}"
+        "frames between chips go through ZeroMQ, slower, because rings are not to be loaded: "
+        f"{file}"
     )
     assert set(said) <= set(report["notices"])
     native, none = generate(ROOT, "local")
