@@ -25,6 +25,7 @@ from rack.errors import ConfigError
 from rack.shell import os_line
 
 STANDARD_OUTPUT = "-"
+_NOT_THE_PLACE = (errno.EPIPE, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _CANNOT_RENAME = (errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES)
 """A file that is a mount of its own, or another's in a folder like /tmp."""
 
@@ -96,10 +97,9 @@ def _refusals(path: str, what: str, folder: Path | None = None) -> Iterator[None
         raise ConfigError(f"-o: wanted {what} to write, got an empty name")
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
-        if folder and error.filename and not Path(error.filename).is_relative_to(folder):
+        about_other = folder and error.filename and not Path(error.filename).is_relative_to(folder)
+        if about_other or error.errno in _NOT_THE_PLACE:
             raise
         line = os_line(OSError(error.errno, error.strerror or str(error)))
         raise ConfigError(f"{path}: wanted {what} to write, got {line}") from error

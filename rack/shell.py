@@ -28,6 +28,7 @@ _ADVICE = {
     errno.ENOSPC: "free some space there or name another place",
     errno.EDQUOT: "this user's quota is used up: free some space or name another place",
     errno.EROFS: "name another place",
+    errno.EBADF: "it is closed: give it a file, a pipe or /dev/null",
     errno.EACCES: "change its permissions or name another",
     errno.EPERM: "change its permissions or name another",
 }
@@ -93,6 +94,8 @@ def os_line(error: OSError) -> str:
     if error.errno in _LIMITS:
         return f"{text}; {_limit(error.errno)}"
     advice = _ADVICE.get(error.errno or 0)
+    if "usable temporary directory" in text:  # of the tempfile module
+        advice = "set TMPDIR to a folder that can be written"
     return f"{text}; {advice}" if advice else text
 
 

@@ -25,6 +25,9 @@ REPORT = (
 )
 
 
+CLOSED = "it is closed: give it a file, a pipe or /dev/null\n"
+
+
 def shell(redirections: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a small verb in a process of its own, as a shell starts it with `redirections`."""
     command = f'"$0" -c "$1" {redirections}'
@@ -42,7 +45,7 @@ def shell(redirections: str, **environ: str) -> subprocess.CompletedProcess[str]
         ("2>&-", 0, "a result\n│ \\udcff\n", ""),
         ("2>/dev/full", 0, "a result\n│ \\udcff\n", ""),
         ("<&-", 0, "a result\n│ \\udcff\n", "a notice\n"),
-        (">&-", 1, "", "a notice\nerror: standard output: Bad file descriptor\n"),
+        (">&-", 1, "", "a notice\nerror: standard output: Bad file descriptor; " + CLOSED),
         (
             ">/dev/full", 1, "",
             "a notice\nerror: standard output: No space left on device; free some space there or "
@@ -100,6 +103,11 @@ def fails(error: BaseException) -> Callable[[], int]:
             "error: nested too deeply: too deep; give a file or a text with fewer levels",
         ),
         (OSError("odd"), "error: odd"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "error: No usable temporary directory found in ['/tmp']; set TMPDIR to a folder that "
+            "can be written",
+        ),
         (
             PermissionError(errno.EACCES, "Permission denied", "a/b"),
             "error: a/b: Permission denied; change its permissions or name another",
