@@ -1,6 +1,6 @@
 """An LSTM cell as one operation: [x, h] . W, then gates, cell state and output; int8 in and out.
 
-The published single-chip program (docs/hardware.md, Single-chip results): the four gates' columns share
+The published single-chip program (docs/hardware.md, Single-chip results): the gates' columns share
 the planes, weight loads are not overlapped with products, and the vector work follows. One scale
 for all weights and activations (assumption: the published cell's quantisation is unknown), so the
 VXM needs nothing from memory but the cell state. sigmoid(x) = tanh(x / 2) / 2 + 1 / 2.
