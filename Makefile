@@ -7,12 +7,14 @@ MODEL ?= llama-8b
 ARGS ?=
 CLIENTS ?=
 BUILD := pyproject.toml $(wildcard setup.py) $(wildcard chip/kernels/native/*) $(wildcard interconnect/native/*)
-PIP := $(VENV)/bin/pip --disable-pip-version-check --quiet
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+WANTED := wanted Python 3.11 or newer with venv
+OTHER := or choose another: make PYTHON=python3.12
 
 .PHONY: serve test lint clients clean
 
 serve: $(VENV)/.ready-run
-	$(VENV)/bin/python -m rack.serve $(MODEL) $(ARGS)
+	$(VENV)/bin/python -m rack.serve "$(MODEL)" $(ARGS)
 
 test: $(VENV)/.ready-test
 	$(VENV)/bin/python -m pytest $(ARGS)
@@ -26,19 +28,32 @@ lint: $(VENV)/.ready-test
 clients: $(VENV)/.ready-test
 	$(VENV)/bin/python tests/clients/run.py $(CLIENTS)
 
+# A Python that went away with its venv's link, or a newer one behind it, makes it and installs again.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "wanted Python 3.11 or newer, got $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@test -w . || { echo "$(CURDIR) cannot be written: copy it to a folder that can"; exit 1; }
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "$(WANTED), got none: $(PYTHON) is not found; install it $(OTHER)"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(WANTED), got $$("$(PYTHON)" --version); install it $(OTHER)"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(WANTED), got one without: apt install python3-venv (Debian, Ubuntu) $(OTHER)"; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.ready-run: $(BUILD) | $(VENV)/bin/python
+# What was killed half-way is done again: the stamps are the last thing made.
+define install
+	@$(VENV)/bin/python -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(PIP) install -e $(1) || { echo "pip could not install lpu-rack: the reason is above; without a network, \
+	  give it packages: PIP_NO_INDEX=1 PIP_FIND_LINKS=folder make"; exit 1; }
+endef
+
+$(VENV)/.ready-run: $(BUILD) $(VENV)/bin/python
 	@echo "installing into $(VENV) (about 500 MB with Ray; once)"
-	$(PIP) install -e .
+	$(call install,.)
 	@touch $@
 
-$(VENV)/.ready-test: $(BUILD) | $(VENV)/bin/python
+$(VENV)/.ready-test: $(BUILD) $(VENV)/bin/python
 	@echo "installing into $(VENV), tests' needs included (once)"
-	$(PIP) install -e ".[dev]"
+	$(call install,".[dev]")
 	@touch $@ $(VENV)/.ready-run
 
 clean:

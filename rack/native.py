@@ -19,7 +19,7 @@ from rack.errors import ConfigError
 
 AGAIN = (
     "to build them, install a C compiler and Python's headers (gcc, python3-dev), then lpu-rack "
-    "again: pip install --force-reinstall --no-deps"
+    "again: pip install --force-reinstall --no-deps FOLDER"
 )
 
 
