@@ -178,7 +178,16 @@ def test_llama_8b_on_the_lesson_s_machine(capsys: pytest.CaptureFixture[str]) ->
     assert report["hardware"] == "lesson"
     assert report["max_model_len"] >= 1728
     assert report["prefill_chunk"] >= 16
-    assert report["decode"]["step"] == "decode/512"
+    decode, parts = report["decode"], report["decode"]["parts"]
+    assert decode["step"] == "decode/512"
+    said = (
+        f"{report['chips']} chips in {report['racks']} racks (layout `{report['layout']}`), "
+        f"{report['max_model_len']:,} tokens of context, {decode['cycles']:,} cycles "
+        f"({decode['microseconds']:.0f} us) per token at context 512, of which exchange is "
+        f"{parts['exchange']['cycles'] / decode['cycles']:.0%}".replace("%", " %")
+    )
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert said in " ".join(readme.split())
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -154,6 +156,21 @@ def test_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
 def test_a_broken_pipe_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(BrokenPipeError(errno.EPIPE, "Broken pipe"))() == 0
     assert capsys.readouterr() == ("", "")
+
+
+VERBS = ("bench", "compile", "disasm", "generate", "plan", "serve.__main__", "trace", "validate")
+
+
+def test_every_verb_has_this_main() -> None:
+    root = Path(__file__).resolve().parent.parent / "rack"
+    entries = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in root.rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    assert entries == {*VERBS, "worker"}  # the last is a chip, not for people
+    for name in VERBS:
+        assert hasattr(import_module(f"rack.{name}").main, "__wrapped__"), name
 
 
 def test_results_go_out_at_once(capsys: pytest.CaptureFixture[str]) -> None:
