@@ -49,6 +49,11 @@ class Grammar:
     text: str
     parts: tuple[Part, ...]
 
+    @property
+    def param(self) -> str:
+        """The parameter that asks for it."""
+        return self.parts[0].param if len(self.parts) == 1 else "tools"
+
 
 def part(schema: Schema, param: str) -> Part:
     """Return a schema as the library takes it."""

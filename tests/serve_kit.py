@@ -18,6 +18,7 @@ from rack.config import RunConfig
 from rack.driver import StepResult
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
+from rack.serve.grammars import Grammars
 from rack.serve.identity import identify
 from rack.serve.limits import Limiter
 from rack.serve.metrics import Metrics
@@ -121,9 +122,10 @@ async def serving(
 
     runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
     identity, racks = identify(prepared, names), Dispatcher([runner])
+    grammars = Grammars(prepared.tokenizer)
     service = Service(
         identity=identity, racks=racks, metrics=Metrics(identity, racks),
-        limiter=limiter or Limiter(lambda key, model: {}),
+        limiter=limiter or Limiter(lambda key, model: {}), grammars=grammars,
     )  # fmt: skip
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
@@ -135,6 +137,7 @@ async def serving(
                 await served.until_ready()
             yield served
         finally:
+            grammars.close()
             assert await asyncio.to_thread(runner.stop, DEADLINE_SECONDS), "the rack did not stop"
 
 

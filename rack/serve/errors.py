@@ -11,7 +11,7 @@ RackError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from rack.errors import RackError
 
@@ -59,6 +59,11 @@ class GoneError(RackError):
 
 class StoppedError(RackError):
     """The rack was asked to stop while it started."""
+
+
+def refuse(param: str, why: str) -> NoReturn:
+    """Refuse a request for one of its parameters. Raises ApiError (400)."""
+    raise ApiError(400, f"{param}: {why}", param=param)
 
 
 def busy(error: BusyError) -> ApiError:
