@@ -20,9 +20,10 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
-from rack.closing import Closing
+from rack.closing import Closing, Spelling
 from rack.errors import RequestError
 from rack.grammar import Grammar
+from rack.sampler import uniform
 from rack.tokenizer import Tokenizer
 
 MASK_SECONDS = 20.0
@@ -78,8 +79,14 @@ class _List:
         return list(text)
 
 
+_PLAINLY = {"NoExtensionBias": "a schema that no value meets", "<non-verbose/>": ""}
+_MOST_SAID = 300
+
+
 def _one_line(text: object) -> str:
-    return "; ".join(line.strip() for line in str(text).splitlines() if line.strip())
+    """Return what the library says in a line that can be shown."""
+    lines = (_PLAINLY.get(line.strip(), line.strip()) for line in str(text).splitlines())
+    return "; ".join(filter(None, lines))[:_MOST_SAID]
 
 
 @lru_cache(maxsize=4)
@@ -88,14 +95,18 @@ def _table(tokenizer: Tokenizer) -> llguidance.LLTokenizer:
 
 
 @lru_cache(maxsize=4)
-def _bytes(tokenizer: Tokenizer) -> dict[int, int]:
-    """Return the token of each byte, where there is one."""
-    table, found = _table(tokenizer), dict[int, int]()
+def _spelling(tokenizer: Tokenizer) -> Spelling:
+    table, pool, token_of = _table(tokenizer), list[int](), dict[int, int]()
     for token in range(tokenizer.vocab_size):
         spelled = table.decode_bytes([token])
-        if len(spelled) == 1 and not table.is_special_token(token):
-            found.setdefault(spelled[0], token)
-    return found
+        if spelled and not table.is_special_token(token):
+            pool.append(token)
+            if len(spelled) == 1:
+                token_of.setdefault(spelled[0], token)
+    return Spelling(
+        pool=pool, token_of=token_of, eos=tuple(sorted(tokenizer.eos_ids)),
+        bytes_of=lambda token: table.decode_bytes([token]),
+    )  # fmt: skip
 
 
 def refusal(table: llguidance.LLTokenizer, grammar: Grammar, begin: Callable[[int], None]) -> str:
@@ -162,19 +173,28 @@ class Constraint:
         count = self._tokenizer.vocab_size
         return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_)
 
+    def allows(self, token: int) -> bool:
+        """Say whether a token may come next."""
+        if self._tokenizer.is_eos(token):
+            return bool(self._matcher.is_accepting())
+        return bool(self._matcher.validate_tokens([token]) == 1)
+
     def draw(self, seed: int, position: int, *, hurry: bool) -> int:
         """Return a random token of those allowed; in a hurry, one towards the text's end."""
         if self._closing is None:
-            table = _table(self._tokenizer)
-            self._closing = Closing(
-                _bytes(self._tokenizer), self._tokenizer.eos_ids, lambda t: table.decode_bytes([t])
-            )
-        return self._closing.draw(self.allowed(), seed, position, hurry=hurry)
+            self._closing = Closing(_spelling(self._tokenizer), self.allows)
+        token = self._closing.draw(seed, position, hurry=hurry)
+        if token is None:
+            ids = np.flatnonzero(self.allowed())
+            token = int(ids[int(uniform(seed, position) * len(ids))])
+        return token
 
     def accept(self, token: int) -> None:
         """Go on with a token that was allowed."""
         self._matcher.consume_token(token)
         _check(self._matcher, self._grammar)
+        if self._closing is not None:
+            self._closing.follow(token)
 
     @property
     def done(self) -> bool:

@@ -23,7 +23,6 @@ from rack.errors import RackError, RequestError
 from rack.sampler import SamplingParams, sample, uniform
 from rack.tokenizer import Tokenizer
 
-
 HURRY = 512
 """After so many random tokens, or half of those that it may have, a constrained text is ended."""
 

@@ -48,8 +48,10 @@ class SamplingParams:
         check("min_tokens", self.min_tokens >= 0, "0 or more")
         free = self.grammar is None or not (self.min_tokens or self.ignore_eos)
         name = "min_tokens" if self.min_tokens else "ignore_eos"
-        of = "response_format" if self.grammar is None else self.grammar.param
-        check(name, free, f"none with a {of}, which says itself where it ends")
+        format_ = self.grammar is None or self.grammar.param == "response_format"
+        of = "a response_format, which says itself where it ends"
+        calls = "tools that must be called, which say themselves where they end"
+        check(name, free, f"none with {of if format_ else calls}")
         check("stop", len(self.stop) <= 4 and all(self.stop), "up to 4 strings, none empty")
 
 

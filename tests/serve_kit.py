@@ -7,13 +7,14 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import httpx
 from starlette.types import ASGIApp
 
+from compiler.presets import PRESETS
 from rack.config import RunConfig
 from rack.driver import StepResult
 from rack.serve.app import build_app
@@ -34,6 +35,17 @@ def tiny(executor: str = "fast") -> Prepared:
     """Compile the tiny preset for one chip in this process."""
     config = RunConfig(model="tiny", layout="1x1", transport="local", executor=executor, seed=7)
     return prepare(config)
+
+
+@cache
+def roomy(executor: str = "timing") -> Prepared:
+    """Compile the tiny preset with a context of 2,048 tokens: tools take room in a prompt."""
+    config = RunConfig(model="roomy", layout="1x1", transport="local", executor=executor, seed=7)
+    PRESETS["roomy"] = replace(PRESETS["tiny"], name="roomy", max_position_embeddings=2048)
+    try:
+        return prepare(config)
+    finally:
+        del PRESETS["roomy"]
 
 
 class Steps:
@@ -88,6 +100,7 @@ class Served:
     client: httpx.AsyncClient
     opened: list[Session]
     fatal: list[Exception]
+    grammars: Grammars
     ready: threading.Event = field(default_factory=threading.Event)
 
     async def until_ready(self) -> None:
@@ -130,7 +143,7 @@ async def serving(
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
-        served = Served(app, runner, client, opened, fatal, ready)
+        served = Served(app, runner, client, opened, fatal, grammars, ready)
         runner.start()
         try:
             if wait:

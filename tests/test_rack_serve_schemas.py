@@ -265,7 +265,8 @@ def test_tools() -> None:
     assert offered(tool_choice=named) == Tools(offered=(f, g), required=True, named="g")
     assert offered(tool_choice="none") is None
     for nothing in ([], None):
-        assert parsed_chat(tools=nothing, tool_choice="auto", parallel_tool_calls=True).tools is None
+        extra = {"tool_choice": "auto", "parallel_tool_calls": True}
+        assert parsed_chat(tools=nothing, **extra).tools is None
 
 
 @pytest.mark.parametrize(

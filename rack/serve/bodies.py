@@ -264,8 +264,24 @@ def _prompt(prompt: Any) -> str | list[int]:
     return text or tokens
 
 
+_ONE_OF_BOTH: Any = {
+    "anyOf": [
+        {
+            "required": ["prompt"],
+            "properties": {"prompt": _STRING, "messages": _NULL, "tools": _NULL},
+        },
+        {
+            "required": ["messages"],
+            "properties": {"prompt": _NULL, "messages": {"type": "array", "minItems": 1}},
+        },
+    ]
+}
+
+
 class TokenizeRequest(Body):
     """POST /tokenize: a prompt or a chat."""
+
+    model_config = ConfigDict(json_schema_extra=_ONE_OF_BOTH)
 
     model: str | None = None
     prompt: str | None = None

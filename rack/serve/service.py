@@ -16,7 +16,7 @@ from typing import Any
 from rack.chat_template import PromptError
 from rack.engine import TokenEvent, check_request
 from rack.errors import RequestError
-from rack.grammar import json_grammar, narrowed, without_doubles
+from rack.grammar import Grammar, json_grammar, narrowed, without_doubles
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed, refuse
 from rack.serve.grammars import Grammars
@@ -26,7 +26,7 @@ from rack.serve.metrics import Meter, Metrics
 from rack.serve.responses import DONE, Answer, emulated_cycles, event
 from rack.serve.runner import Event, Failed, Finished, Job, together
 from rack.serve.schemas import Parsed
-from rack.tools import chat_tokens, form_of
+from rack.tools import Tools, chat_tokens, form_of
 
 RESPONSE_FORMAT = "response_format"
 
@@ -44,25 +44,32 @@ class Service:
     async def hold(self, parsed: Parsed) -> Parsed:
         """Settle what the answer is held to, and see that it can be. Raises ApiError.
 
-        Where no model chooses the words, functions on offer are called, unless the length of the
-        answer is given.
+        Where no model chooses the words, functions on offer are called, but not when the length of
+        the answer is given, nor right after a result: agents would never come to an end.
         """
         random, tools = self.identity.random_tokens, parsed.tools
-        free = parsed.params.min_tokens or parsed.params.ignore_eos
-        if tools is not None and (tools.required or (random and not free)):
-            form = form_of(self.identity.prepared.tokenizer.template)
-            grammar = tools.grammar(form, random=random)
-        elif parsed.schema is not None:
-            schema = without_doubles(narrowed(parsed.schema)) if random else parsed.schema
-            grammar = json_grammar(schema, RESPONSE_FORMAT)
-        else:
+        free = parsed.params.min_tokens or parsed.params.ignore_eos or _ends_with_result(parsed)
+        called = tools is not None and (tools.required or (random and not free))
+        if not called and parsed.schema is None:
             return parsed
         try:
+            grammar = await asyncio.to_thread(self._grammar, tools if called else None, parsed)
             params = replace(parsed.params, grammar=grammar)
             await self.grammars.check(grammar)
         except RequestError as error:
             raise ApiError(400, str(error), param=error.param) from None
         return replace(parsed, params=params)
+
+    def _grammar(self, tools: Tools | None, parsed: Parsed) -> Grammar:
+        random = self.identity.random_tokens
+        if tools is not None:
+            return tools.grammar(
+                form_of(self.identity.prepared.tokenizer.template), random=random
+            )
+        schema = parsed.schema or {}
+        return json_grammar(
+            without_doubles(narrowed(schema)) if random else schema, RESPONSE_FORMAT
+        )
 
     def admit(self, parsed: Parsed, key: str, arrived_seconds: float) -> tuple[Ticket, ...]:
         """Check a request for a model of ours against its key's limits, and queue its prompts.
@@ -118,6 +125,10 @@ class Service:
         except RequestError as error:
             raise ApiError(400, str(error), param=error.param) from None
         return prompts
+
+
+def _ends_with_result(parsed: Parsed) -> bool:
+    return any(message["role"] == "tool" for message in (parsed.messages or ())[-1:])
 
 
 class Ticket:
