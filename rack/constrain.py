@@ -27,7 +27,7 @@ from rack.sampler import uniform
 from rack.tokenizer import Tokenizer
 
 MASK_SECONDS = 20.0
-"""CPU time that the masks of one answer may take."""
+"""CPU time that finding out which tokens may come may take in one answer."""
 
 # The library's own bounds hold for one token (about 15 ms); states take one or two KiB each.
 _LIMITS = llguidance.LLParserLimits(max_lexer_states=30_000, verbose_errors=False)
@@ -142,6 +142,12 @@ def compiled(tokenizer: Tokenizer, grammar: Grammar) -> llguidance.LLMatcher:
     return matcher
 
 
+def prepare(tokenizer: Tokenizer, grammar: Grammar) -> None:
+    """Do what takes long before an answer starts. Raises RequestError."""
+    compiled(tokenizer, grammar)
+    _spelling(tokenizer)
+
+
 def _check(matcher: llguidance.LLMatcher, grammar: Grammar) -> None:
     if matcher.is_error():
         raise RequestError(
@@ -156,22 +162,25 @@ class Constraint:
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar) -> None:
         self._tokenizer, self._grammar = tokenizer, grammar
         self._matcher = compiled(tokenizer, grammar).deep_copy()
-        self._mask_seconds = 0.0
+        self._seconds = 0.0
         self._closing: Closing | None = None
 
     def allowed(self) -> NDArray[np.bool_]:
         """Return which tokens may come next, [vocab]."""
         started = time.thread_time()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._mask_seconds += time.thread_time() - started
         _check(self._matcher, self._grammar)
-        if self._mask_seconds > MASK_SECONDS:
+        self._spend(time.thread_time() - started)
+        count = self._tokenizer.vocab_size
+        return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_)
+
+    def _spend(self, seconds: float) -> None:
+        self._seconds += seconds
+        if self._seconds > MASK_SECONDS:
             raise RequestError(
                 param=self._grammar.param, got="more",
                 wanted=f"a schema that takes no more than {MASK_SECONDS:g} s of CPU time an answer",
             )  # fmt: skip
-        count = self._tokenizer.vocab_size
-        return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_)
 
     def allows(self, token: int) -> bool:
         """Say whether a token may come next."""
@@ -183,7 +192,9 @@ class Constraint:
         """Return a random token of those allowed; in a hurry, one towards the text's end."""
         if self._closing is None:
             self._closing = Closing(_spelling(self._tokenizer), self.allows)
+        started = time.thread_time()
         token = self._closing.draw(seed, position, hurry=hurry)
+        self._spend(time.thread_time() - started)
         if token is None:
             ids = np.flatnonzero(self.allowed())
             token = int(ids[int(uniform(seed, position) * len(ids))])

@@ -121,8 +121,10 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
         key in schema
         for key in ("additionalProperties", "minProperties", "$ref", "anyOf", *_CROSSING)
     )
-    if free and isinstance(required, list) and all(name in properties for name in required):  # type: ignore[operator]
-        schema["additionalProperties"] = False
+    if free and isinstance(required, list):
+        names = {name for name in required if isinstance(name, str)}
+        if names <= properties.keys():  # type: ignore[union-attr]
+            schema["additionalProperties"] = False
     return schema
 
 

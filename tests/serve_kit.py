@@ -16,7 +16,9 @@ from starlette.types import ASGIApp
 
 from compiler.presets import PRESETS
 from rack.config import RunConfig
+from rack.constrain import Words
 from rack.driver import StepResult
+from rack.judge import Judge, Limits
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.grammars import Grammars
@@ -117,7 +119,8 @@ async def until(event: threading.Event) -> None:
 async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
-    names: Sequence[str] = (), limiter: Limiter | None = None, **options: Any,
+    names: Sequence[str] = (), limiter: Limiter | None = None,
+    judge_limits: Limits | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -135,7 +138,8 @@ async def serving(
 
     runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
     identity, racks = identify(prepared, names), Dispatcher([runner])
-    grammars = Grammars(prepared.tokenizer)
+    words = Words.of(prepared.tokenizer)
+    grammars = Grammars(prepared.tokenizer, Judge(words, judge_limits))
     service = Service(
         identity=identity, racks=racks, metrics=Metrics(identity, racks),
         limiter=limiter or Limiter(lambda key, model: {}), grammars=grammars,

@@ -175,6 +175,8 @@ def test_masks_that_take_too_long_end_the_answer(monkeypatch: pytest.MonkeyPatch
     want = "response_format: wanted a schema that takes no more than -1 s of CPU time an answer, "
     with pytest.raises(RequestError, match=want):
         Constraint(tokenizer(), of(ANY_OBJECT)).allowed()
+    with pytest.raises(RequestError, match=want):
+        Constraint(tokenizer(), of(ANY_OBJECT)).draw(1, 1, hurry=False)
 
 
 def test_a_schema_that_leads_nowhere_is_the_requests_fault() -> None:

@@ -30,6 +30,7 @@ def test_objects_with_named_properties_are_closed_wherever_they_stand() -> None:
         OPEN | {"additionalProperties": True},
         OPEN | {"additionalProperties": {"type": "string"}},
         OPEN | {"required": ["a", "b"]},
+        OPEN | {"required": "a"},
         OPEN | {"minProperties": 3},
         OPEN | {"anyOf": [{"required": ["a"]}]},
         OPEN | {"$ref": "#/$defs/x", "$defs": {"x": {}}},

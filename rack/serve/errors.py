@@ -18,6 +18,14 @@ from rack.errors import RackError
 INVALID = "invalid_request_error"
 
 
+MOST_SAID = 1000
+
+
+def _short(text: str) -> str:
+    """Cut what quotes a client at length."""
+    return text if len(text) <= MOST_SAID else text[:MOST_SAID] + "…"
+
+
 class ApiError(RackError):
     """A request refused: HTTP status, and message, type, code, param of the body."""
 
@@ -25,9 +33,10 @@ class ApiError(RackError):
         self, status: int, message: str, *, kind: str = INVALID, code: str | None = None,
         param: str | None = None, headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.status, self.message, self.kind = status, message, kind
-        self.code, self.param, self.headers = code, param, dict(headers or {})
-        super().__init__(message)
+        self.status, self.message, self.kind = status, _short(message), kind
+        self.code, self.headers = code, dict(headers or {})
+        self.param = None if param is None else _short(param)
+        super().__init__(self.message)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body."""

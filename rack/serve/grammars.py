@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-from rack.constrain import Words, compiled
+from rack.constrain import Words, prepare
 from rack.errors import RequestError
 from rack.grammar import Grammar
 from rack.judge import Judge, JudgeError
@@ -55,7 +55,7 @@ class Grammars:
         try:
             async with self._one:
                 await self._judged(grammar)
-                await _in_thread(lambda: compiled(self._tokenizer, grammar))
+                await _in_thread(lambda: prepare(self._tokenizer, grammar))
         finally:
             self._waiting -= 1
 
