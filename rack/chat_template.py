@@ -44,7 +44,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str | None, *, where: str, bos: str = "", eos: str = "") -> None:
-        self.is_plain = source is None
+        self.is_plain, self.source = source is None, source or PLAIN_TEMPLATE
         self._tokens = {"bos_token": bos, "eos_token": eos}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
@@ -53,10 +53,12 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _TEMPLATE_DATE.strftime
         try:
-            self._template = environment.from_string(PLAIN_TEMPLATE if source is None else source)
+            self._template = environment.from_string(self.source)
+            names = environment.parse(self.source).find_all(jinja2.nodes.Name)
         except jinja2.TemplateSyntaxError as error:
             got = f"{error.message} in line {error.lineno}"
             raise ModelError(where, "a Jinja chat template", got) from None
+        self.takes_tools = any(name.name == "tools" for name in names)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> str:
         """Give the prompt text, up to where the answer starts; raises PromptError."""

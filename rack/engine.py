@@ -17,12 +17,14 @@ from typing import Protocol
 import numpy as np
 
 from compiler.pipeline import CompiledModel
-from rack import constrain
 from rack.constrain import Constraint
 from rack.driver import StepResult
 from rack.errors import RackError, RequestError
 from rack.sampler import SamplingParams, sample, uniform
 from rack.tokenizer import Tokenizer
+
+HURRY = 512
+"""After so many random tokens, or half of those that it may have, a constrained text is ended."""
 
 
 class Rack(Protocol):
@@ -141,8 +143,8 @@ class Completion:
     def _run(self) -> Iterator[TokenEvent]:
         engine, params = self._engine, self.params
         engine.running = self
-        if params.json_schema is not None:
-            self._constraint = Constraint(engine.tokenizer, params.json_schema)
+        if params.grammar is not None:
+            self._constraint = Constraint(engine.tokenizer, params.grammar)
         engine.rack.reset()
         self._prefill()
         limit = engine.max_tokens(len(self.prompt_token_ids), params)
@@ -218,8 +220,11 @@ def check_request(
         raise RequestError(param="prompt", wanted=f"token ids below {vocab}", got=str(bad[0]))
     if compiled.top_k:
         _check_top_k(compiled.top_k, tokenizer, params)
-    if params.json_schema is not None:
-        _check_json(compiled, params.json_schema, executor)
+    if params.grammar is not None and compiled.top_k and executor != "timing":
+        raise RequestError(
+            param=params.grammar.param, wanted="free text: this rack returns only some logits",
+            got="a schema",
+        )  # fmt: skip
 
 
 def _check_top_k(top: int, tokenizer: Tokenizer, params: SamplingParams) -> None:
@@ -238,16 +243,6 @@ def _check_top_k(top: int, tokenizer: Tokenizer, params: SamplingParams) -> None
             f"without {banned} ends of sequence",
             got=str(params.min_tokens),
         )
-
-
-def _check_json(compiled: CompiledModel, schema: str, executor: str) -> None:
-    """Refuse JSON from a rack that has no logits to choose by, or only some of them."""
-    if executor == "timing" or compiled.top_k:
-        why = "draws tokens at random" if executor == "timing" else "returns only some logits"
-        raise RequestError(
-            param=constrain.PARAM, wanted='{"type": "text"}: this rack ' + why, got="JSON"
-        )
-    constrain.grammar_of(schema)
 
 
 class Engine:
@@ -281,6 +276,9 @@ class Engine:
             ids = np.arange(len(logits))
             if params.temperature == 0.0 and count >= params.min_tokens and constraint is None:
                 return int(logits.argmax())  # ties to the lowest id, as `sample` has it
+        elif constraint is not None:
+            limit = self.max_tokens(position + 1 - count, params)
+            return constraint.draw(params.seed, position, hurry=count >= min(limit // 2, HURRY))
         else:
             return self._any_token(params.seed, position)
         if count < params.min_tokens and not params.ignore_eos:

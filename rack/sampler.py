@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import vmath
 from rack.errors import RequestError
+from rack.grammar import Grammar
 
 LEAST_TEMPERATURE = 1e-5  # below it greedy: its reciprocal would leave fp32's range
 
@@ -32,7 +33,7 @@ class SamplingParams:
     min_tokens: int = 0  # no end-of-sequence before this many
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
-    json_schema: str | None = None  # as JSON text: the completion is JSON that it describes
+    grammar: Grammar | None = None  # what the completion is held to
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, wanted: str) -> None:
@@ -45,16 +46,24 @@ class SamplingParams:
         check("seed", 0 <= self.seed < 1 << 64, "an integer in 0..2^64-1")
         check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "1 or more")
         check("min_tokens", self.min_tokens >= 0, "0 or more")
-        free = self.json_schema is None or not (self.min_tokens or self.ignore_eos)
+        free = self.grammar is None or not (self.min_tokens or self.ignore_eos)
         name = "min_tokens" if self.min_tokens else "ignore_eos"
-        check(name, free, "none with a response_format, which says itself where it ends")
+        format_ = self.grammar is None or self.grammar.param == "response_format"
+        of = "a response_format, which says itself where it ends"
+        calls = "tools that must be called, which say themselves where they end"
+        check(name, free, f"none with {of if format_ else calls}")
         check("stop", len(self.stop) <= 4 and all(self.stop), "up to 4 strings, none empty")
 
 
 def uniform(seed: int, position: int) -> float:
     """Return the number in [0, 1) that belongs to a seed and a position: 53 bits of Philox."""
-    bits = np.random.Philox(key=np.array([seed, position], np.uint64)).random_raw()
-    return float(int(bits) >> 11) * 2.0**-53
+    return uniforms(seed, position, 1)[0]
+
+
+def uniforms(seed: int, position: int, count: int) -> list[float]:
+    """Return several such numbers; the first is `uniform`'s."""
+    bits = np.random.Philox(key=np.array([seed, position], np.uint64)).random_raw(count)
+    return [float(int(one) >> 11) * 2.0**-53 for one in bits]
 
 
 def sample(ids: I64, logits: F32, params: SamplingParams, position: int) -> int:

@@ -7,17 +7,21 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import httpx
 from starlette.types import ASGIApp
 
+from compiler.presets import PRESETS
 from rack.config import RunConfig
+from rack.constrain import Words
 from rack.driver import StepResult
+from rack.judge import Judge, Limits
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
+from rack.serve.grammars import Grammars
 from rack.serve.identity import identify
 from rack.serve.limits import Limiter
 from rack.serve.metrics import Metrics
@@ -33,6 +37,17 @@ def tiny(executor: str = "fast") -> Prepared:
     """Compile the tiny preset for one chip in this process."""
     config = RunConfig(model="tiny", layout="1x1", transport="local", executor=executor, seed=7)
     return prepare(config)
+
+
+@cache
+def roomy(executor: str = "timing") -> Prepared:
+    """Compile the tiny preset with a context of 2,048 tokens: tools take room in a prompt."""
+    config = RunConfig(model="roomy", layout="1x1", transport="local", executor=executor, seed=7)
+    PRESETS["roomy"] = replace(PRESETS["tiny"], name="roomy", max_position_embeddings=2048)
+    try:
+        return prepare(config)
+    finally:
+        del PRESETS["roomy"]
 
 
 class Steps:
@@ -87,6 +102,7 @@ class Served:
     client: httpx.AsyncClient
     opened: list[Session]
     fatal: list[Exception]
+    grammars: Grammars
     ready: threading.Event = field(default_factory=threading.Event)
 
     async def until_ready(self) -> None:
@@ -103,7 +119,8 @@ async def until(event: threading.Event) -> None:
 async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
-    names: Sequence[str] = (), limiter: Limiter | None = None, **options: Any,
+    names: Sequence[str] = (), limiter: Limiter | None = None,
+    judge_limits: Limits | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -121,20 +138,23 @@ async def serving(
 
     runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
     identity, racks = identify(prepared, names), Dispatcher([runner])
+    words = Words.of(prepared.tokenizer)
+    grammars = Grammars(prepared.tokenizer, Judge(words, judge_limits))
     service = Service(
         identity=identity, racks=racks, metrics=Metrics(identity, racks),
-        limiter=limiter or Limiter(lambda key, model: {}),
+        limiter=limiter or Limiter(lambda key, model: {}), grammars=grammars,
     )  # fmt: skip
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
-        served = Served(app, runner, client, opened, fatal, ready)
+        served = Served(app, runner, client, opened, fatal, grammars, ready)
         runner.start()
         try:
             if wait:
                 await served.until_ready()
             yield served
         finally:
+            grammars.close()
             assert await asyncio.to_thread(runner.stop, DEADLINE_SECONDS), "the rack did not stop"
 
 

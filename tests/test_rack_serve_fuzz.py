@@ -10,11 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pydantic import TypeAdapter
-from serve_kit import Served, asgi, chat, events, serving, tiny
+from serve_kit import Served, asgi, chat, events, roomy, serving
 
+from rack.judge import Limits
 from rack.serve.answers import ChatCompletion, ErrorBody, TextCompletion
 from rack.serve.neutral import CHAT, TEXT
 
+HASTY = Limits(cpu_seconds=0.5)
 URLS = {"/v1/chat/completions": ChatCompletion, "/v1/completions": TextCompletion}
 
 scalars = st.one_of(
@@ -28,19 +30,68 @@ anything = st.recursive(
 )
 texts = st.text(max_size=30)
 parts = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": texts}), max_size=3)
+ids = st.sampled_from(["c1", "c2"])
+functions = st.fixed_dictionaries(
+    {"name": st.sampled_from(["f", "g"]) | texts, "arguments": st.just('{"a": 1}') | texts}
+)
+calls = st.fixed_dictionaries(
+    {"id": ids, "type": st.just("function"), "function": functions}, optional={"index": anything}
+)
+roles = st.sampled_from(["system", "developer", "user", "assistant", "tool", "function"])
 messages = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(["system", "user", "tool"]), "content": texts | parts},
-        optional={"name": anything, "tool_calls": anything, "odd": anything},
+        {"role": roles, "content": texts | parts | st.none()},
+        optional={
+            "name": texts | anything, "odd": anything, "reasoning": anything,
+            "tool_calls": st.lists(calls, max_size=2) | anything, "tool_call_id": ids | anything,
+        },
     ),
     max_size=4,
 )  # fmt: skip
-schemas = st.sampled_from(
-    [{"type": "object"}, {"type": "integer"}, {"$ref": "#/nowhere"}, {"type": "odd"}, {}]
-)
+keywords = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["object", "string", "integer", "array", "odd"]) | anything,
+        "multipleOf": st.sampled_from([7, 0.1, 0, -1, 62_615_533]) | anything,
+        "pattern": st.sampled_from(["^a{3}$", "(", "(?=a)", "^(a|b)*x{1000}$"]) | anything,
+        "enum": st.lists(scalars, max_size=3) | anything, "const": anything,
+        "maxLength": st.integers(-1, 10**12), "minItems": st.integers(-1, 10**12),
+        "required": st.lists(texts, max_size=2) | anything, "uniqueItems": st.booleans(),
+        "additionalProperties": st.booleans() | anything, "format": texts,
+        "$ref": st.sampled_from(["#", "#/$defs/a", "#/nowhere", "http://x"]) | anything,
+        "x-guidance": anything,
+    },
+)  # fmt: skip
+schemas = st.recursive(
+    keywords,
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.just("object"), "items": inner,
+            "properties": st.dictionaries(texts, inner, max_size=2),
+            **{key: st.lists(inner, max_size=2) for key in ("anyOf", "allOf", "oneOf")},
+            "$defs": st.dictionaries(st.just("a"), inner),
+        },
+    ),
+    max_leaves=4,
+)  # fmt: skip
 formats = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "json_object", "json_schema", "xml"])},
     optional={"json_schema": st.fixed_dictionaries({"name": texts, "schema": schemas | anything})},
+)
+offered = st.fixed_dictionaries(
+    {"name": st.sampled_from(["f", "g", "h"])},
+    optional={
+        "description": texts, "parameters": schemas | anything, "strict": st.booleans(),
+        "odd": anything,
+    },
+)  # fmt: skip
+tools = st.lists(
+    st.fixed_dictionaries({"type": st.just("function"), "function": offered | anything}), max_size=3
+)
+named = st.fixed_dictionaries({"name": st.sampled_from(["f", "g", "nobody"])})
+choices = st.sampled_from(["none", "auto", "required", "any"]) | st.fixed_dictionaries(
+    {"type": st.just("function"), "function": named}
 )
 PLAUSIBLE: dict[str, SearchStrategy[Any]] = {
     "temperature": st.floats(-1, 3) | st.integers(0, 2),
@@ -50,15 +101,18 @@ PLAUSIBLE: dict[str, SearchStrategy[Any]] = {
     "stop": texts | st.lists(texts, max_size=5),
     "stream": st.booleans(),
     "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans()}),
-    "max_tokens": st.integers(-1, 300),
+    "max_tokens": st.integers(-1, 300) | st.integers(-1, 300).map(float),
     "max_completion_tokens": st.integers(-1, 300),
     "min_tokens": st.integers(-1, 20),
     "ignore_eos": st.booleans(),
     "user": texts,
-    "service_tier": st.sampled_from(["auto", "on_demand", "flex"]),
+    "service_tier": st.sampled_from(["auto", "on_demand", "flex", "performance", "gold"]),
+    "tools": tools,
+    "tool_choice": choices,
+    "parallel_tool_calls": st.booleans(),
     "response_format": formats,
     "messages": messages,
-    "prompt": texts | st.lists(st.integers(-1, 330), max_size=5) | st.lists(texts, max_size=2),
+    "prompt": texts | st.lists(st.integers(-1, 330) | texts, max_size=5),
     "model": st.sampled_from(["tiny", "gpt"]),
 }
 NAMES = sorted({*PLAUSIBLE, *CHAT, *TEXT})
@@ -70,6 +124,10 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
     body = chat() if "chat" in path else {"model": "tiny", "prompt": "hi", "max_tokens": 3}
+    if "chat" in path:
+        often = [(), ("tools",), ("tools", "tool_choice"), ("messages",)]
+        for name in draw(st.sampled_from(often)):
+            body[name] = draw(PLAUSIBLE[name])
     for name in draw(st.lists(st.sampled_from(NAMES) | st.text(max_size=9), max_size=4)):
         if draw(st.integers(0, 9)) == 0:
             body.pop(name, None)
@@ -84,7 +142,7 @@ class Here:
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
-        self._context = serving(tiny("timing"))
+        self._context = serving(roomy(), names=["tiny"], judge_limits=HASTY)
         self.served: Served = self._runner.run(self._context.__aenter__())
 
     def post(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -114,8 +172,9 @@ def check(path: str, status: int, headers: dict[str, str], body: bytes) -> None:
         *chunks, done = events(body.decode())
         assert done == "[DONE]"
         finishes = [chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"]]
-        assert finishes[-1] in ("stop", "length")
-        assert set(finishes[:-1]) <= {None}
+        ends = [finish for finish in finishes if finish is not None]
+        assert finishes[-1] is not None
+        assert set(ends) <= {"stop", "length", "tool_calls"}
     else:
         TypeAdapter(URLS[path]).validate_json(body)
 

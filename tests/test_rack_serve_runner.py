@@ -13,6 +13,7 @@ from serve_kit import DEADLINE_SECONDS, Served, Steps, chat, events, serving, ti
 from chip.errors import ChipError
 from rack.engine import TokenEvent
 from rack.errors import ConfigError, RequestError
+from rack.grammar import json_grammar
 from rack.sampler import SamplingParams
 from rack.serve.runner import Event, Failed, Finished, Job, Runner
 from rack.session import Progress, Session
@@ -205,11 +206,12 @@ def test_a_request_that_cannot_be_done_after_all_leaves_the_rack_running() -> No
         return opened[-1]
 
     runner = Runner(open_session, max_queue=2, on_ready=ready.set)
+    bogus = json_grammar({"type": "bogus"}, "response_format")
     runner.start()
     try:
         assert ready.wait(DEADLINE_SECONDS)
-        for schema in ('{"type":"bogus"}', None):  # the service would have refused the first
-            params = SamplingParams(json_schema=schema, max_tokens=1)
+        for grammar in (bogus, None):  # the service would have refused the first
+            params = SamplingParams(grammar=grammar, max_tokens=1)
             runner.submit(Job([1], params, got.put))
         first, second, third = (got.get(timeout=DEADLINE_SECONDS) for _ in range(3))
     finally:

@@ -17,6 +17,7 @@ from rack.placement import add_dry_run, placement
 from rack.progress import StartProgress, say, start_progress
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
+from rack.serve.grammars import Grammars
 from rack.serve.identity import Identity, identify
 from rack.serve.keys import Keys, load_keys
 from rack.serve.limits import Limiter, load_limits
@@ -130,9 +131,11 @@ class _Serving:
     def run(self, keys: Keys, limiter: Limiter) -> int:
         """Serve until a signal or until a rack cannot be started."""
         metrics = Metrics(self._identity, self._racks)
+        grammars = Grammars(self._identity.prepared.tokenizer)
         service = Service(
-            identity=self._identity, racks=self._racks, limiter=limiter, metrics=metrics
-        )
+            identity=self._identity, racks=self._racks, limiter=limiter, metrics=metrics,
+            grammars=grammars,
+        )  # fmt: skip
         log = request_log(self._args.log)
         app = build_app(service, keys=keys, log=log)
         self._server = Server(
@@ -142,6 +145,7 @@ class _Serving:
             self._server.run(sockets=self._sockets)
         finally:
             log.flush()
+            grammars.close()
             config = self._identity.prepared.config
             ended = self._racks.stop(config.step_timeout_s + CLOSE_SECONDS)
         if self._errors:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Answer(BaseModel):
@@ -46,26 +46,42 @@ class XRack(BaseModel):
     wall_seconds: dict[str, float]
 
 
-class AssistantMessage(_Answer):
-    """The answer of a chat."""
+class ReplyFunction(_Answer):
+    """What is called; the arguments are JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ReplyCall(_Answer):
+    """A call that the client is to make."""
+
+    id: str
+    type: Literal["function"]
+    function: ReplyFunction
+
+
+class Reply(_Answer):
+    """The answer of a chat: text, calls of functions, or both."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ReplyCall] = Field(default_factory=list, exclude_if=lambda calls: not calls)
 
 
 class ChatChoice(_Answer):
     """The only choice of a chat."""
 
     index: Literal[0]
-    message: AssistantMessage
+    message: Reply
     logprobs: None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class TextChoice(_Answer):
-    """The only choice of a text completion."""
+    """What continues one of the prompts."""
 
-    index: Literal[0]
+    index: int
     text: str
     logprobs: None
     finish_reason: Literal["stop", "length"]
@@ -77,7 +93,7 @@ class _Completion(_Answer):
     model: str
     system_fingerprint: str
     usage: Usage
-    service_tier: Literal["on_demand"]
+    service_tier: Literal["default", "on_demand", "flex", "performance", "priority"]
     x_groq: XGroq
     x_rack: XRack
 
@@ -93,7 +109,7 @@ class TextCompletion(_Completion):
     """Answer of POST /completions."""
 
     object: Literal["text_completion"]
-    choices: tuple[TextChoice]
+    choices: list[TextChoice]
 
 
 class Model(_Answer):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,12 +27,13 @@ from rack.serve.logs import Call, RequestLog
 from rack.serve.openapi import document
 from rack.serve.responses import Answer, dumps
 from rack.serve.schemas import Parsed, parse_chat, parse_text
-from rack.serve.service import Service, Ticket, collect, stream
+from rack.serve.service import Service, Ticket, closed, collect, stream
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
 CLIENT_GONE = 499
 PREFIXES = ("/openai/v1", "/v1")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,35 +161,56 @@ class _Surface:
         self._service.identity.check_model(parsed.model)
         call.model = parsed.model
         assert call.key is not None
-        ticket = self._service.admit(parsed, call.key, call.arrived_seconds)
+        if parsed.tools is not None or parsed.schema is not None:
+            parsed = await _unless_gone(request.receive, self._service.hold(parsed))
+        tickets = self._service.admit(parsed, call.key, call.arrived_seconds)
         answer = Answer(
             parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
-            prompt_tokens=ticket.meter.prompt_tokens,
+            prompt_tokens=tickets[0].meter.prompt_tokens,
         )  # fmt: skip
-        watch = asyncio.ensure_future(_watch(request.receive, ticket))
+        watch = asyncio.ensure_future(_watch(request.receive, tickets))
 
         def close() -> None:
             watch.cancel()
-            call.details |= ticket.close()
+            call.details |= closed(tickets)
 
         streaming = False
         try:
             if parsed.stream:
-                first = await ticket.events()
+                first = await tickets[0].events()
                 streaming = True
-                return _EventStream(stream(first, ticket, answer), close)
-            text, totals = await collect(ticket)
-            return _json(answer.whole(text, totals))
+                return _EventStream(stream(first, tickets, answer), close)
+            return _json(answer.whole([await collect(ticket) for ticket in tickets]))
         finally:
             if not streaming:
                 close()
 
 
-async def _watch(receive: Receive, ticket: Ticket) -> None:
-    """Tell the ticket when its client goes."""
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client goes."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    ticket.leave()
+
+
+async def _watch(receive: Receive, tickets: Sequence[Ticket]) -> None:
+    """Tell the tickets when their client goes."""
+    await _disconnected(receive)
+    for ticket in tickets:
+        ticket.leave()
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do some work, but cancel it when the client goes. Raises GoneError then."""
+    gone, done = asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((gone, done), return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise GoneError("the client has left")
+        return done.result()
+    finally:
+        gone.cancel()
+        done.cancel()
+        await asyncio.gather(gone, done, return_exceptions=True)
 
 
 class _EventStream(Response):

@@ -1,11 +1,26 @@
-"""The bodies of requests, as pydantic checks them and the OpenAPI document shows them."""
+"""The bodies of requests, as pydantic checks them and the OpenAPI document shows them.
+
+Whole numbers may be written as JSON has them: 8.0 is 8.
+"""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+MOST_TOOLS = 128
+MOST_PROMPTS = 128
+LEAST_SEED, SEEDS = -(1 << 63), 1 << 64
 
 
 def _range(**limits: int) -> Any:
@@ -19,6 +34,12 @@ def _range(**limits: int) -> Any:
     return Field(json_schema_extra=add)
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
 _STRING, _ID, _NULL = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "null"}
 _STOP = {
     "anyOf": [
@@ -31,7 +52,12 @@ _PROMPT_ONE = [_STRING | {"minLength": 1}, {"type": "array", "items": _ID, "minI
 _PROMPT = {
     "anyOf": [
         *_PROMPT_ONE,
-        {"type": "array", "items": {"anyOf": _PROMPT_ONE}, "minItems": 1, "maxItems": 1},
+        {
+            "type": "array",
+            "items": {"anyOf": _PROMPT_ONE},
+            "minItems": 1,
+            "maxItems": MOST_PROMPTS,
+        },
     ]
 }
 
@@ -44,6 +70,7 @@ class StreamOptions(Body):
     """What a stream carries beside the text."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # OpenAI's padding against eavesdroppers: none here
     continuous_usage_stats: bool | None = None  # vLLM's: counts so far in every chunk
 
 
@@ -68,57 +95,112 @@ class ResponseFormat(Body):
             raise ValueError("wanted json_schema with the type json_schema and only there")
         return self
 
-    def schema_text(self) -> str | None:
-        """Return the JSON schema of the answer as text; None for plain text."""
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """Return the JSON schema of the answer; None for plain text."""
         if self.type == "text":
             return None
         schema = self.json_schema.schema_ if self.json_schema else None
-        return json.dumps({"type": "object"} if schema is None else schema)
+        return {"type": "object"} if schema is None else schema
 
 
-_TEXT_OR_PARTS = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-                "additionalProperties": False,
-            },
-        },
-    ]
-}
+_NAME = StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}\z")
+FunctionName = Annotated[str, _NAME, WithJsonSchema(_STRING | {"pattern": "^[a-zA-Z0-9_-]{1,64}$"})]
 
 
-class Message(Body):
-    """One message of a chat; text only."""
+class Function(Body):
+    """A function that a model may call; `parameters` is the JSON schema of its arguments."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[str, WithJsonSchema(_TEXT_OR_PARTS)]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join(cls, content: Any) -> Any:
-        """Join a list of text parts; anything but text is refused."""
-        if isinstance(content, str):
-            return content
-        parts: list[Any] = content if isinstance(content, list) else [None]
-        texts = [part["text"] for part in parts if _is_text(part)]
-        if not texts or len(texts) < len(parts):
-            raise ValueError('wanted a string or a list of {"type": "text", "text": "..."} parts')
-        return "".join(texts)
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
-def _is_text(part: Any) -> bool:
-    return (
-        isinstance(part, dict)
-        and part.keys() == {"type", "text"}
-        and part["type"] == "text"
-        and isinstance(part["text"], str)
-    )
+class FunctionTool(Body):
+    """A tool; only functions are known."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class _Name(Body):
+    name: str
+
+
+class NamedTool(Body):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: _Name
+
+
+class CalledFunction(Body):
+    """What a model called; the arguments are JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """A call in an assistant's message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: Whole | None = None  # left by clients that put streams together
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+_PARTS = Field(min_length=1)
+
+
+def joined(content: str | list[TextPart] | None) -> str | None:
+    """Return content as one text."""
+    return "".join(part.text for part in content) if isinstance(content, list) else content
+
+
+class _Message(Body):
+    content: str | Annotated[list[TextPart], _PARTS]
+    name: str | None = None
+
+
+class SystemMessage(_Message):
+    """What the model is told before the chat."""
+
+    role: Literal["system", "developer"]
+
+
+class UserMessage(_Message):
+    """What the user says."""
+
+    role: Literal["user"]
+
+
+class AssistantMessage(Body):
+    """An earlier answer; what it holds besides text and calls is not read."""
+
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ToolMessage(_Message):
+    """The result of a call."""
+
+    role: Literal["tool"]
+    tool_call_id: str
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
 
 
 class Request(Body):
@@ -126,59 +208,92 @@ class Request(Body):
 
     model: str
     temperature: Annotated[float | None, _range(minimum=0, maximum=2)] = None
-    top_p: Annotated[float | None, _range(exclusiveMinimum=0, maximum=1)] = None
-    top_k: Annotated[int | None, _range(minimum=-1)] = None
-    seed: Annotated[int | None, _range(minimum=0, maximum=(1 << 64) - 1)] = None
+    top_p: Annotated[float | None, _range(minimum=0, maximum=1)] = None
+    top_k: Annotated[Whole | None, _range(minimum=-1)] = None
+    seed: Annotated[Whole | None, _range(minimum=LEAST_SEED, maximum=SEEDS - 1)] = None
     stop: Annotated[str | list[str] | None, WithJsonSchema(_STOP)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int | None, _range(minimum=1)] = None
-    min_tokens: Annotated[int | None, _range(minimum=0)] = None
+    max_tokens: Annotated[Whole | None, _range(minimum=1)] = None
+    min_tokens: Annotated[Whole | None, _range(minimum=0)] = None
     ignore_eos: bool | None = None
     user: str | None = None
-    service_tier: Literal["auto", "default", "on_demand"] | None = None
+    service_tier: (
+        Literal["auto", "default", "on_demand", "flex", "performance", "priority"] | None
+    ) = None
 
 
 class ChatRequest(Request):
     """POST /chat/completions."""
 
     messages: Annotated[list[Message], Field(json_schema_extra={"minItems": 1})]
-    max_completion_tokens: Annotated[int | None, _range(minimum=1)] = None
+    max_completion_tokens: Annotated[Whole | None, _range(minimum=1)] = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    safety_identifier: str | None = None  # for the provider's books
+    prompt_cache_key: str | None = None
 
 
 class TextRequest(Request):
     """POST /completions."""
 
-    prompt: Annotated[str | list[int], WithJsonSchema(_PROMPT)]
+    prompt: Annotated[list[str | list[int]], WithJsonSchema(_PROMPT)]
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _one_prompt(cls, prompt: Any) -> Any:
-        """Unwrap a list of one prompt, which is what benchmark clients send."""
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
-            if len(prompt) != 1:
-                raise ValueError(f"wanted one prompt, got {len(prompt)}")
-            prompt = prompt[0]
-        ids = prompt if isinstance(prompt, list) else [None]
-        if not isinstance(prompt, str) and not all(type(token) is int for token in ids):
-            raise ValueError("wanted a string or a list of token ids")
-        if not prompt:
-            raise ValueError("wanted some text or token ids, got none")
-        return prompt
+    def _several(cls, prompt: Any) -> Any:
+        """Make a list of prompts of what may be one: text or token ids."""
+        one = isinstance(prompt, str) or not (
+            isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+        )
+        prompts = [_prompt(each) for each in ([prompt] if one else prompt)]
+        if len(prompts) > MOST_PROMPTS:
+            raise ValueError(f"wanted up to {MOST_PROMPTS} prompts, got {len(prompts)}")
+        return prompts
+
+
+def _prompt(prompt: Any) -> str | list[int]:
+    text = prompt if isinstance(prompt, str) else None
+    tokens = [_whole(token) for token in prompt] if isinstance(prompt, list) else []
+    if (text is None and not isinstance(prompt, list)) or any(type(t) is not int for t in tokens):
+        raise ValueError("wanted a string or a list of token ids")
+    if not (text or tokens):
+        raise ValueError("wanted some text or token ids, got none")
+    return text or tokens
+
+
+_ONE_OF_BOTH: Any = {
+    "anyOf": [
+        {
+            "required": ["prompt"],
+            "properties": {"prompt": _STRING, "messages": _NULL, "tools": _NULL},
+        },
+        {
+            "required": ["messages"],
+            "properties": {"prompt": _NULL, "messages": {"type": "array", "minItems": 1}},
+        },
+    ]
+}
 
 
 class TokenizeRequest(Body):
     """POST /tokenize: a prompt or a chat."""
 
+    model_config = ConfigDict(json_schema_extra=_ONE_OF_BOTH)
+
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("wanted one of prompt and messages")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("wanted tools only with messages")
         return self
 
 
@@ -186,4 +301,4 @@ class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(json_schema_extra={"minimum": 0})]]
+    tokens: list[Annotated[Whole, Field(json_schema_extra={"minimum": 0})]]

@@ -11,11 +11,19 @@ RackError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from rack.errors import RackError
 
 INVALID = "invalid_request_error"
+
+
+MOST_SAID = 1000
+
+
+def _short(text: str) -> str:
+    """Cut what quotes a client at length."""
+    return text if len(text) <= MOST_SAID else text[:MOST_SAID] + "…"
 
 
 class ApiError(RackError):
@@ -25,9 +33,10 @@ class ApiError(RackError):
         self, status: int, message: str, *, kind: str = INVALID, code: str | None = None,
         param: str | None = None, headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.status, self.message, self.kind = status, message, kind
-        self.code, self.param, self.headers = code, param, dict(headers or {})
-        super().__init__(message)
+        self.status, self.message, self.kind = status, _short(message), kind
+        self.code, self.headers = code, dict(headers or {})
+        self.param = None if param is None else _short(param)
+        super().__init__(self.message)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON body."""
@@ -59,6 +68,11 @@ class GoneError(RackError):
 
 class StoppedError(RackError):
     """The rack was asked to stop while it started."""
+
+
+def refuse(param: str, why: str) -> NoReturn:
+    """Refuse a request for one of its parameters. Raises ApiError (400)."""
+    raise ApiError(400, f"{param}: {why}", param=param)
 
 
 def busy(error: BusyError) -> ApiError:

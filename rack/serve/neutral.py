@@ -26,9 +26,6 @@ _BOTH: Neutral = {
 CHAT: Neutral = _BOTH | {
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "disable_tool_validation": (False,),
@@ -46,8 +43,6 @@ CHAT: Neutral = _BOTH | {
     "documents": ([],),
     "include_domains": ([],),
     "exclude_domains": ([],),
-    "prompt_cache_key": (),
-    "safety_identifier": (),
 }
 TEXT: Neutral = _BOTH | {
     "best_of": (1,),
@@ -63,18 +58,36 @@ TOKENIZE: Neutral = {
     "return_token_strs": (False,),
 }
 
-# What a client's own copy of an assistant's message may carry besides its text.
+# What a client's own copy of a message may carry besides what is read.
 MESSAGE: Neutral = {
-    "name": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
     "function_call": (),
     "refusal": (),
     "audio": (),
-    "annotations": ([],),
-    "reasoning": (),
-    "executed_tools": ([],),
 }
+NO_CALLS: Neutral = {"tool_calls": ([],), "tool_call_id": ()}
+"""In messages that neither make calls nor answer them."""
+
+ECHOED = frozenset(
+    {
+        *("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks"),
+        *("annotations", "executed_tools", "images", "provider_specific_fields"),
+    }
+)
+"""Parts of an answer that clients send back with it, and that no model is told."""
+
+
+def drop_from_messages(messages: Any) -> None:
+    """Take what asks for nothing out of a chat. Raises ApiError."""
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        if not isinstance(message, dict):
+            continue
+        role, where = message.get("role"), f"messages[{number}]."
+        drop_neutral(message, MESSAGE, where)
+        if role in ("system", "developer", "user"):
+            drop_neutral(message, NO_CALLS, where)
+        for name in ECHOED:
+            if name in message and (role == "assistant" or not message[name]):
+                del message[name]
 
 
 def drop_neutral(data: dict[str, Any], neutral: Neutral, where: str = "") -> None:

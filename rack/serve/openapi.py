@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from rack.serve import answers, bodies
 from rack.serve.identity import Identity
-from rack.serve.neutral import CHAT, MESSAGE, TEXT, TOKENIZE, Neutral
+from rack.serve.neutral import CHAT, ECHOED, MESSAGE, NO_CALLS, TEXT, TOKENIZE, Neutral
 
 _REF = "#/components/schemas/{model}"
 _EVENTS = "text/event-stream"
@@ -67,7 +67,10 @@ _NEUTRAL: dict[type[BaseModel], Neutral] = {
     bodies.ChatRequest: CHAT,
     bodies.TextRequest: TEXT,
     bodies.TokenizeRequest: TOKENIZE,
-    bodies.Message: MESSAGE,
+    bodies.SystemMessage: MESSAGE | NO_CALLS,
+    bodies.UserMessage: MESSAGE | NO_CALLS,
+    bodies.AssistantMessage: MESSAGE,
+    bodies.ToolMessage: MESSAGE,
 }
 
 
@@ -138,6 +141,8 @@ def _schemas(identity: Identity) -> dict[str, Any]:
                 "enum": [None, *allowed],
                 "description": "Not supported: only what asks for nothing.",
             }
+    echoed = {"description": "Taken back with an answer, and not read."}
+    schemas["AssistantMessage"]["properties"] |= dict.fromkeys(sorted(ECHOED), echoed)
     for one in operations:
         if one.body is not None:
             required = one.body.model_fields["model"].is_required()

@@ -9,12 +9,14 @@ import json
 import random
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from rack.serve.calls import Calls
 from rack.serve.identity import Identity
-from rack.serve.runner import Finished
+from rack.serve.runner import Finished, together
 from rack.serve.schemas import Parsed
 
 DONE = b"data: [DONE]\n\n"
@@ -62,6 +64,7 @@ class Answer:
     identity: Identity
     request_id: str
     prompt_tokens: int
+    index: int = 0  # which of a request's prompts
     created: int = field(default_factory=lambda: int(time.time()))
     unique: str = field(default_factory=lambda: str(_uuid4()))
 
@@ -70,30 +73,48 @@ class Answer:
         """Whether this answers a chat."""
         return self.parsed.messages is not None
 
-    def whole(self, text: str, totals: Finished) -> dict[str, Any]:
-        """Return the body of an answer that is not streamed."""
-        content: dict[str, Any] = (
-            {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        )
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": totals.finish_reason}
+    @cached_property
+    def calls(self) -> Calls | None:
+        """What reads calls out of the text, where functions may be called."""
+        return None if self.parsed.tools is None else Calls(self.parsed.tools.names)
+
+    def whole(self, results: Sequence[tuple[Sequence[str], Finished]]) -> dict[str, Any]:
+        """Return the body of an answer that is not streamed, from each prompt's texts."""
+        total = together([totals for _, totals in results])
         return {
             **self._head("chat.completion"),
-            "choices": [choice],
-            "usage": self.usage(totals),
-            "service_tier": "on_demand",
+            "choices": [self._choice(index, *result) for index, result in enumerate(results)],
+            "usage": self.usage(total),
+            "service_tier": self.parsed.service_tier,
             "x_groq": self._x_groq(),
-            "x_rack": self.x_rack(totals),
+            "x_rack": self.x_rack(total),
         }
+
+    def _choice(self, index: int, texts: Sequence[str], totals: Finished) -> dict[str, Any]:
+        content: dict[str, Any] = {"text": "".join(texts)}
+        if self.calls is not None:
+            content = {"message": self.calls.message(texts)}
+        elif self.chat:
+            content = {"message": {"role": "assistant", "content": content["text"]}}
+        reason = self._finish_reason(totals)
+        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+
+    def _finish_reason(self, totals: Finished) -> str:
+        called = self.calls is not None and self.calls.any and totals.finish_reason == "stop"
+        return "tool_calls" if called else totals.finish_reason
 
     def role_chunk(self) -> dict[str, Any] | None:
         """Return the chunk that opens a chat's stream; a text completion has none."""
         if not self.chat:
             return None
-        chunk = self._chunk({"role": "assistant", "content": ""}, None, made=0)
-        return chunk | {"x_groq": self._x_groq()}
+        called = self.calls is not None and self.parsed.params.grammar is not None
+        delta = {"role": "assistant", "content": None if called else ""}
+        return self._chunk(delta, None, made=0) | {"x_groq": self._x_groq()}
 
     def text_event(self, text: str, made: int) -> bytes:
         """Return the server-sent event of a chunk with text, the `made`-th token's."""
+        if self.calls is not None:  # there may be nothing to say yet
+            return self._deltas(self.calls.deltas(text), made)
         if self.parsed.continuous_usage:
             return event(self._text_chunk(text, made))
         before, after = self._around_text  # only the text is written anew
@@ -108,13 +129,23 @@ class Answer:
         before, after = event(self._text_chunk(mark, 0)).split(dumps(mark))
         return before, after
 
-    def last_chunk(self, totals: Finished) -> dict[str, Any]:
-        """Return the chunk with the finish reason, the usage and the marks."""
-        made = totals.completion_tokens
-        return self._chunk({} if self.chat else "", totals.finish_reason, made=made) | {
-            "service_tier": "on_demand",
-            "x_groq": self._x_groq() | {"usage": self.usage(totals)},
-            "x_rack": self.x_rack(totals),
+    def rest(self, made: int) -> bytes:
+        """Return the events of what was held back to see if it becomes a call, at the end."""
+        return b"" if self.calls is None else self._deltas(self.calls.rest(), made)
+
+    def _deltas(self, deltas: Sequence[dict[str, Any]], made: int) -> bytes:
+        return b"".join(event(self._chunk(delta, None, made=made)) for delta in deltas)
+
+    def last_chunk(self, totals: Finished, total: Finished | None) -> dict[str, Any]:
+        """Return the chunk with the finish reason; with `total`, the request's usage and marks."""
+        made, reason = totals.completion_tokens, self._finish_reason(totals)
+        chunk = self._chunk({} if self.chat else "", reason, made=made)
+        if total is None:
+            return chunk
+        return chunk | {
+            "service_tier": self.parsed.service_tier,
+            "x_groq": self._x_groq() | {"usage": self.usage(total)},
+            "x_rack": self.x_rack(total),
         }
 
     def usage_chunk(self, totals: Finished) -> dict[str, Any]:
@@ -163,7 +194,9 @@ class Answer:
         self, piece: dict[str, Any] | str, finish_reason: str | None, *, made: int
     ) -> dict[str, Any]:
         content = {"delta": piece} if self.chat else {"text": piece}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        choice = {
+            "index": self.index, **content, "logprobs": None, "finish_reason": finish_reason,
+        }  # fmt: skip
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
         if self.parsed.continuous_usage:
             chunk["usage"] = {
@@ -176,7 +209,7 @@ class Answer:
         return chunk
 
     def _x_groq(self) -> dict[str, Any]:
-        return {"id": self.request_id, "seed": self.parsed.params.seed}
+        return {"id": self.request_id, "seed": self.parsed.seed}
 
     def _seconds(self, cycles: int) -> float:
         return round(cycles / self.identity.prepared.compiled.chip.clock_hz, 9)

@@ -11,6 +11,7 @@ time.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import deque
@@ -43,6 +44,25 @@ class Finished:
     wall_queue_seconds: float
     wall_prompt_seconds: float
     wall_completion_seconds: float
+
+
+def together(parts: Sequence[Finished]) -> Finished:
+    """Return the totals of a request of several prompts: sums, and the wait for the first."""
+    if len(parts) == 1:
+        return parts[0]
+    hashes = [part.data_hash for part in parts if part.data_hash is not None]
+    return Finished(
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        completion_tokens=sum(part.completion_tokens for part in parts),
+        finish_reason=parts[-1].finish_reason,
+        queue_cycles=min(part.queue_cycles for part in parts),
+        prompt_cycles=sum(part.prompt_cycles for part in parts),
+        completion_cycles=sum(part.completion_cycles for part in parts),
+        data_hash=hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None,
+        wall_queue_seconds=min(part.wall_queue_seconds for part in parts),
+        wall_prompt_seconds=sum(part.wall_prompt_seconds for part in parts),
+        wall_completion_seconds=sum(part.wall_completion_seconds for part in parts),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rack.chat_template import PromptError
 from rack.engine import TokenEvent, check_request
 from rack.errors import RequestError
+from rack.grammar import Grammar, json_grammar, narrowed, without_doubles
 from rack.serve.dispatch import Dispatcher
-from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed
+from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed, refuse
+from rack.serve.grammars import Grammars
 from rack.serve.identity import Identity
 from rack.serve.limits import Limiter, Reservation
 from rack.serve.metrics import Meter, Metrics
 from rack.serve.responses import DONE, Answer, emulated_cycles, event
-from rack.serve.runner import Event, Failed, Finished, Job
+from rack.serve.runner import Event, Failed, Finished, Job, together
 from rack.serve.schemas import Parsed
+from rack.tools import Tools, chat_tokens, form_of
+
+RESPONSE_FORMAT = "response_format"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +39,56 @@ class Service:
     racks: Dispatcher
     limiter: Limiter
     metrics: Metrics
+    grammars: Grammars
 
-    def admit(self, parsed: Parsed, key: str, arrived_seconds: float) -> Ticket:
-        """Check a request for a model of ours against its key's limits, and queue it.
+    async def hold(self, parsed: Parsed) -> Parsed:
+        """Settle what the answer is held to, and see that it can be. Raises ApiError.
+
+        Where no model chooses the words, functions on offer are called, but not when the length of
+        the answer is given, nor right after a result: agents would never come to an end.
+        """
+        random, tools = self.identity.random_tokens, parsed.tools
+        free = parsed.params.min_tokens or parsed.params.ignore_eos or _ends_with_result(parsed)
+        called = tools is not None and (tools.required or (random and not free))
+        if not called and parsed.schema is None:
+            return parsed
+        try:
+            grammar = await asyncio.to_thread(self._grammar, tools if called else None, parsed)
+            params = replace(parsed.params, grammar=grammar)
+            await self.grammars.check(grammar)
+        except RequestError as error:
+            raise ApiError(400, str(error), param=error.param) from None
+        return replace(parsed, params=params)
+
+    def _grammar(self, tools: Tools | None, parsed: Parsed) -> Grammar:
+        random = self.identity.random_tokens
+        if tools is not None:
+            return tools.grammar(
+                form_of(self.identity.prepared.tokenizer.template), random=random
+            )
+        schema = parsed.schema or {}
+        return json_grammar(
+            without_doubles(narrowed(schema)) if random else schema, RESPONSE_FORMAT
+        )
+
+    def admit(self, parsed: Parsed, key: str, arrived_seconds: float) -> tuple[Ticket, ...]:
+        """Check a request for a model of ours against its key's limits, and queue its prompts.
 
         `arrived_seconds` is by `time.perf_counter`. Raises ApiError.
         """
-        prompt = self._tokens(parsed)
+        tickets: list[Ticket] = []
+        try:
+            for prompt in self._tokens(parsed):
+                tickets.append(self._ticket(parsed, prompt, key, arrived_seconds))
+        except ApiError:
+            for ticket in tickets:
+                ticket.close()
+            raise
+        return tuple(tickets)
+
+    def _ticket(
+        self, parsed: Parsed, prompt: list[int], key: str, arrived_seconds: float
+    ) -> Ticket:
         asked = len(prompt) + (parsed.params.max_tokens or 0)
         reservation = self.limiter.reserve(key, parsed.model, asked)
         try:
@@ -49,33 +97,38 @@ class Service:
             reservation.settle(None)
             raise busy(error) from None
 
-    def _tokens(self, parsed: Parsed) -> list[int]:
+    def _tokens(self, parsed: Parsed) -> list[list[int]]:
+        """Return the ids of every prompt, or of the chat."""
         compiled, tokenizer = self.identity.prepared.compiled, self.identity.prepared.tokenizer
         param, limit = "prompt" if parsed.messages is None else "messages", compiled.max_model_len
-        asked = parsed.params.max_tokens
+        asked, given_as = parsed.params.max_tokens, parsed.limit_param
         if asked is not None and asked > limit:
-            raise ApiError(
-                400, f"max_tokens: {asked} is more than the context of {limit}", param="max_tokens"
-            )
+            refuse(given_as, f"{asked} is more than the context of {limit}")
         try:
             if parsed.messages is not None:
-                tokens = tokenizer.apply_chat_template(parsed.messages)
-            elif isinstance(parsed.prompt, str):
-                tokens = tokenizer.encode(parsed.prompt)
+                prompts = [chat_tokens(tokenizer, parsed.messages, parsed.tools)]
             else:
-                tokens = list(parsed.prompt)
-            if len(tokens) >= limit:
-                raise ApiError(
-                    400, f"{param}: {len(tokens)} tokens leave no room in the context of {limit}",
-                    code="context_length_exceeded", param=param,
-                )  # fmt: skip
-            executor = self.identity.prepared.config.executor
-            check_request(compiled, tokenizer, tokens, parsed.params, executor=executor)
+                prompts = [
+                    tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                    for prompt in parsed.prompts
+                ]
+            for tokens in prompts:
+                if len(tokens) >= limit:
+                    raise ApiError(
+                        400, f"{param}: {len(tokens)} tokens leave no room in the context of "
+                        f"{limit}", code="context_length_exceeded", param=param,
+                    )  # fmt: skip
+                executor = self.identity.prepared.config.executor
+                check_request(compiled, tokenizer, tokens, parsed.params, executor=executor)
         except PromptError as error:
             raise ApiError(400, str(error), param=param) from None
         except RequestError as error:
             raise ApiError(400, str(error), param=error.param) from None
-        return tokens
+        return prompts
+
+
+def _ends_with_result(parsed: Parsed) -> bool:
+    return any(message["role"] == "tool" for message in (parsed.messages or ())[-1:])
 
 
 class Ticket:
@@ -160,47 +213,73 @@ class Ticket:
         }
 
 
+def closed(tickets: Sequence[Ticket]) -> dict[str, Any]:
+    """Close all tickets of a request; return what its log line should say."""
+    first, *others = [ticket.close() for ticket in tickets]
+    for one in others:
+        for name in ("prompt_tokens", "completion_tokens"):
+            first[name] += one[name]
+        if first["finish_reason"] not in ("error", "abort"):
+            first["finish_reason"] = one["finish_reason"]
+        cycles = first["emulated_cycles"], one["emulated_cycles"]
+        first["emulated_cycles"] = None
+        if None not in cycles:
+            queue = {"queue": min(part["queue"] for part in cycles)}
+            first["emulated_cycles"] = {n: sum(c[n] for c in cycles) for n in cycles[0]} | queue
+    return first
+
+
 def _answer_to(error: Exception) -> ApiError:
     if isinstance(error, RequestError):  # found only once it ran; the rack is well
         return ApiError(400, str(error), param=error.param)
     return busy(error) if isinstance(error, BusyError) else failed(error)
 
 
-async def collect(ticket: Ticket) -> tuple[str, Finished]:
-    """Wait for a whole answer. Raises ApiError and GoneError."""
+async def collect(ticket: Ticket) -> tuple[list[str], Finished]:
+    """Wait for a whole answer, piece by piece as it was made. Raises ApiError and GoneError."""
     pieces: list[str] = []
     while True:
         for now in await ticket.events():
             if isinstance(now, Finished):
-                return "".join(pieces), now
+                return pieces, now
             pieces.append(now.text)
 
 
 async def stream(
-    ready: list[TokenEvent | Finished], ticket: Ticket, answer: Answer
+    ready: list[TokenEvent | Finished], tickets: Sequence[Ticket], answer: Answer
 ) -> AsyncIterator[bytes]:
     """Give the server-sent events of an answer whose first events are `ready`.
 
-    One chunk a token, so that clients can time tokens; the role chunk goes with the first. A
+    One chunk a token, so that clients can time tokens, but none for a token of which nothing can
+    be said yet; the role chunk goes with the first. Several prompts come one after the other. A
     failure is an event with a top-level `error`, and the stream ends without [DONE].
     Raises GoneError.
     """
-    made, role = 0, answer.role_chunk()
+    role, ended = answer.role_chunk(), list[Finished]()
     parts = [] if role is None else [event(role)]
-    while True:
-        for now in ready:
-            if isinstance(now, Finished):
-                parts.append(event(answer.last_chunk(now)))
-                if answer.parsed.include_usage:
-                    parts.append(event(answer.usage_chunk(now)))
-                yield b"".join((*parts, DONE))
-                return
-            made += 1
-            if now.text or now.finish_reason is None:
-                parts.append(answer.text_event(now.text, made))
-        yield b"".join(parts)
-        try:
-            parts, ready = [], await ticket.events()
-        except ApiError as error:
-            yield event(error.body())
-            return
+    for index, ticket in enumerate(tickets):
+        one, made, totals = replace(answer, index=index), 0, None
+        while totals is None:
+            for now in ready:
+                if isinstance(now, Finished):
+                    totals = now
+                    break
+                made += 1
+                if now.text or now.finish_reason is None:
+                    parts.append(one.text_event(now.text, made))
+            if totals is None:
+                if any(parts):
+                    yield b"".join(parts)
+                try:
+                    parts, ready = [], await ticket.events()
+                except ApiError as error:
+                    yield event(error.body())
+                    return
+        ended.append(totals)
+        last = index + 1 == len(tickets)
+        total = together(ended) if last else None
+        parts += [one.rest(made), event(one.last_chunk(totals, total))]
+        ready = []
+    if answer.parsed.include_usage:
+        parts.append(event(answer.usage_chunk(together(ended))))
+    yield b"".join((*parts, DONE))

@@ -6,10 +6,12 @@ from typing import Any
 
 from rack.chat_template import PromptError
 from rack.serve.bodies import DetokenizeRequest, TokenizeRequest
+from rack.serve.chats import chat_of, offered_tools
 from rack.serve.errors import ApiError
 from rack.serve.identity import Identity
 from rack.serve.neutral import TOKENIZE
 from rack.serve.schemas import validate
+from rack.tools import Tools, chat_tokens
 
 
 def tokenize(body: bytes, identity: Identity) -> dict[str, Any]:
@@ -21,8 +23,9 @@ def tokenize(body: bytes, identity: Identity) -> dict[str, Any]:
     param = "messages" if request.prompt is None else "prompt"
     try:
         if request.messages is not None:
-            chat = [{"role": one.role, "content": one.content} for one in request.messages]
-            ids = tokenizer.apply_chat_template(chat)
+            offered = offered_tools(request.tools or ())
+            tools = Tools(offered=offered) if offered else None
+            ids = chat_tokens(tokenizer, chat_of(request.messages), tools)
         else:
             ids = tokenizer.encode(request.prompt or "")
     except PromptError as error:
