@@ -6,11 +6,12 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import groq
 import httpx
 import openai
+import pydantic
 import pytest
 from server_process import DEADLINE_SECONDS, ServerProcess, server
 
@@ -246,3 +247,118 @@ def test_json_that_keeps_to_a_schema(stories: ServerProcess) -> None:
         with pytest.raises(groq.BadRequestError, match="Invalid type: bogus") as caught:
             client.chat.completions.create(**more)
     assert caught.value.body["error"]["param"] == "response_format"  # type: ignore[index]
+
+
+RESPOND: dict[str, Any] = {
+    "model": "stories260K", "input": MESSAGES, "temperature": 0, "max_output_tokens": 20,
+}  # fmt: skip
+
+
+class Cat(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(max_length=8)]
+    tame: bool
+
+
+def test_openai_responses(stories: ServerProcess, chat_text: str) -> None:
+    with openai.OpenAI(base_url=f"{stories.url}/v1", api_key="any") as client:
+        whole = client.responses.create(**RESPOND)
+        raw = list(client.responses.create(**RESPOND, stream=True))
+        with client.responses.stream(**RESPOND) as stream:
+            deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
+            final = stream.get_final_response if raw[-1].type == "response.completed" else None
+        timed = client.responses.create(**RESPOND, extra_headers={"Groq-Beta": "inference-metrics"})
+    assert whole.output_text == "".join(deltas) == chat_text
+    assert (whole.status, raw[0].type) == ("incomplete", "response.created")
+    assert raw[-1].type == "response.incomplete"
+    assert raw[-1].response.output_text == chat_text
+    assert raw[-1].response.usage == whole.usage
+    assert final is None  # the SDK's own accumulator wants a completed response
+    assert timed.metadata is not None
+    assert float(timed.metadata["completion_time"]) > 0
+
+
+def test_openai_responses_parsed(stories: ServerProcess) -> None:
+    more: Any = RESPOND | {"max_output_tokens": 100}
+    with openai.OpenAI(base_url=f"{stories.url}/openai/v1", api_key="any") as client:
+        parsed = client.responses.parse(**more, text_format=Cat)
+        with client.responses.stream(**more, text_format=Cat) as stream:
+            final = stream.get_final_response()
+    assert isinstance(parsed.output_parsed, Cat)
+    assert final.output_parsed == parsed.output_parsed
+    assert (parsed.status, final.status) == ("completed", "completed")
+
+
+def test_openai_responses_async_and_refused(stories: ServerProcess, chat_text: str) -> None:
+    async def ask() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{stories.url}/v1", api_key="any") as client:
+            stream = await client.responses.create(**RESPOND, stream=True)
+            text = [e.delta async for e in stream if e.type == "response.output_text.delta"]
+            with pytest.raises(openai.BadRequestError, match="`store` is not supported"):
+                await client.responses.create(**RESPOND, store=True)
+            with pytest.raises(openai.NotFoundError, match="this emulator does inference only"):
+                await client.embeddings.create(model="stories260K", input="a")
+            with pytest.raises(openai.NotFoundError, match="answers are not stored"):
+                await client.responses.retrieve("resp_1")
+        return "".join(text)
+
+    assert asyncio.run(ask()) == chat_text
+
+
+def test_an_answer_can_be_an_item_of_the_next_request(stories: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{stories.url}/v1", api_key="any") as client:
+        first = client.responses.create(**RESPOND)
+        items = [*MESSAGES, *[item.model_dump(exclude_unset=True) for item in first.output]]
+        items.append({"role": "user", "content": "And then?"})
+        more: Any = RESPOND | {"input": items}
+        second = client.responses.create(**more)
+        messages = [
+            *MESSAGES,
+            {"role": "assistant", "content": first.output_text},
+            {"role": "user", "content": "And then?"},
+        ]
+        asked: Any = ASK | {"messages": messages}
+        chatted = client.chat.completions.create(**asked)
+    assert second.output_text == chatted.choices[0].message.content
+
+
+def test_a_large_upload_is_told_that_there_are_no_files(stories: ServerProcess) -> None:
+    """It is answered, not cut off, so that the SDK raises what the answer says."""
+    with (
+        openai.OpenAI(base_url=f"{stories.url}/v1", api_key="any", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError, match="this emulator does inference only"),
+    ):
+        client.files.create(file=("a.jsonl", bytes(8 << 20)), purpose="batch")
+
+
+PICK: Any = {
+    "type": "function", "name": "pick", "strict": True,
+    "parameters": {
+        "type": "object", "properties": {"toy": {"type": "string", "enum": ["ball", "car"]}},
+        "required": ["toy"], "additionalProperties": False,
+    },
+}  # fmt: skip
+
+
+def test_openai_responses_call_functions(stories: ServerProcess) -> None:
+    options: Any = RESPOND | {"tools": [PICK], "max_output_tokens": 60}
+    must = options | {"tool_choice": "required", "parallel_tool_calls": False}
+    with openai.OpenAI(base_url=f"{stories.url}/v1", api_key="any") as client:
+        first = client.responses.create(**must)
+        with client.responses.stream(**must) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_response()
+        (call,) = first.output
+        assert call.type == "function_call"
+        items = [
+            *MESSAGES,
+            call.model_dump(exclude_unset=True),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "it is red"},
+        ]
+        second = client.responses.create(**options | {"input": items, "tool_choice": "none"})
+    assert call.name == "pick"
+    assert json.loads(call.arguments)["toy"] in ("ball", "car")
+    assert "response.function_call_arguments.delta" in kinds
+    (streamed,) = final.output
+    assert streamed.type == "function_call"
+    assert streamed.arguments == call.arguments
+    assert second.output_text

@@ -143,9 +143,7 @@ def test_a_tokenizer_without_an_end() -> None:
 
 
 def explosion(key: str) -> dict[str, Any]:
-    defs: dict[str, Any] = {
-        f"a{n}": {key: [{"$ref": f"#/$defs/a{n + 1}"}] * 4} for n in range(12)
-    }
+    defs: dict[str, Any] = {f"a{n}": {key: [{"$ref": f"#/$defs/a{n + 1}"}] * 4} for n in range(12)}
     defs["a12"] = {"type": "object", "properties": {"x": {"type": "integer"}}}
     return {"$defs": defs, "$ref": "#/$defs/a0"}
 

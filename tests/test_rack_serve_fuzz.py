@@ -14,10 +14,15 @@ from serve_kit import Served, asgi, chat, events, roomy, serving
 
 from rack.judge import Limits
 from rack.serve.answers import ChatCompletion, ErrorBody, TextCompletion
-from rack.serve.neutral import CHAT, TEXT
+from rack.serve.neutral import CHAT, RESPONSES, TEXT
+from rack.serve.responses_api.answers import ResponseObject
 
 HASTY = Limits(cpu_seconds=0.5)
-URLS = {"/v1/chat/completions": ChatCompletion, "/v1/completions": TextCompletion}
+URLS = {
+    "/v1/chat/completions": ChatCompletion,
+    "/v1/completions": TextCompletion,
+    "/v1/responses": ResponseObject,
+}
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-1, 300), st.just(2**64),
@@ -75,6 +80,36 @@ schemas = st.recursive(
     ),
     max_leaves=4,
 )  # fmt: skip
+texts_or_parts = texts | st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["input_text", "output_text", "input_image"]), "text": texts},
+        optional={"annotations": anything, "odd": anything},
+    )
+    | anything,
+    max_size=3,
+)
+items = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+            "content": texts_or_parts,
+        },
+        optional={
+            "type": st.sampled_from(["message", "reasoning"]) | anything,
+            "id": anything, "status": anything, "odd": anything,
+        },
+    )
+    | st.fixed_dictionaries({"type": st.just("reasoning")}, optional={"summary": anything})
+    | st.fixed_dictionaries(
+        {"type": st.just("function_call"), "call_id": texts, "name": texts, "arguments": texts},
+        optional={"id": anything, "status": anything},
+    )
+    | st.fixed_dictionaries(
+        {"type": st.just("function_call_output"), "call_id": texts, "output": texts_or_parts}
+    )
+    | anything,
+    max_size=4,
+)  # fmt: skip
 formats = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "json_object", "json_schema", "xml"])},
     optional={"json_schema": st.fixed_dictionaries({"name": texts, "schema": schemas | anything})},
@@ -87,11 +122,15 @@ offered = st.fixed_dictionaries(
     },
 )  # fmt: skip
 tools = st.lists(
-    st.fixed_dictionaries({"type": st.just("function"), "function": offered | anything}), max_size=3
+    st.fixed_dictionaries({"type": st.just("function"), "function": offered | anything})
+    | offered.map(lambda one: {"type": "function"} | one),  # as /responses has them
+    max_size=3,
 )
 named = st.fixed_dictionaries({"name": st.sampled_from(["f", "g", "nobody"])})
-choices = st.sampled_from(["none", "auto", "required", "any"]) | st.fixed_dictionaries(
-    {"type": st.just("function"), "function": named}
+choices = (
+    st.sampled_from(["none", "auto", "required", "any"])
+    | st.fixed_dictionaries({"type": st.just("function"), "function": named})
+    | named.map(lambda one: {"type": "function"} | one)
 )
 PLAUSIBLE: dict[str, SearchStrategy[Any]] = {
     "temperature": st.floats(-1, 3) | st.integers(0, 2),
@@ -114,8 +153,28 @@ PLAUSIBLE: dict[str, SearchStrategy[Any]] = {
     "messages": messages,
     "prompt": texts | st.lists(st.integers(-1, 330) | texts, max_size=5),
     "model": st.sampled_from(["tiny", "gpt"]),
+    "input": texts | items,
+    "instructions": texts,
+    "max_output_tokens": st.integers(-1, 300),
+    "text": st.fixed_dictionaries(
+        {"format": st.fixed_dictionaries(
+            {"type": st.sampled_from(["text", "json_object", "json_schema", "xml"])},
+            optional={"name": texts, "schema": schemas | anything, "strict": st.booleans()},
+        )},
+        optional={"verbosity": st.sampled_from(["medium", "low"])},
+    ),
+    "reasoning": st.fixed_dictionaries({}, optional={"effort": st.sampled_from(["none", "low"])}),
+    "metadata": st.dictionaries(texts, texts | anything, max_size=3),
+}  # fmt: skip
+NAMES = {
+    path: sorted({*PLAUSIBLE, *neutral})
+    for path, neutral in zip(URLS, (CHAT, TEXT, RESPONSES), strict=True)
 }
-NAMES = sorted({*PLAUSIBLE, *CHAT, *TEXT})
+GOOD: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": chat(),
+    "/v1/completions": {"model": "tiny", "prompt": "hi", "max_tokens": 3},
+    "/v1/responses": {"model": "tiny", "input": "hi", "max_output_tokens": 3},
+}
 
 
 @st.composite
@@ -123,12 +182,13 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
     """Give a good body with some fields changed, added or taken away; now and then only bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
-    body = chat() if "chat" in path else {"model": "tiny", "prompt": "hi", "max_tokens": 3}
-    if "chat" in path:
-        often = [(), ("tools",), ("tools", "tool_choice"), ("messages",)]
+    body = dict(GOOD[path])
+    if path != "/v1/completions":
+        often = [(), ("tools",), ("tools", "tool_choice"), ("messages",), ("input",)]
         for name in draw(st.sampled_from(often)):
-            body[name] = draw(PLAUSIBLE[name])
-    for name in draw(st.lists(st.sampled_from(NAMES) | st.text(max_size=9), max_size=4)):
+            if name in NAMES[path]:
+                body[name] = draw(PLAUSIBLE[name])
+    for name in draw(st.lists(st.sampled_from(NAMES[path]) | st.text(max_size=9), max_size=4)):
         if draw(st.integers(0, 9)) == 0:
             body.pop(name, None)
         else:
@@ -168,15 +228,20 @@ def check(path: str, status: int, headers: dict[str, str], body: bytes) -> None:
         error = TypeAdapter(ErrorBody).validate_json(body).error
         assert error.message
         assert error.type == "invalid_request_error"
-    elif headers["content-type"].startswith("text/event-stream"):
+    elif not headers["content-type"].startswith("text/event-stream"):
+        TypeAdapter(URLS[path]).validate_json(body)
+    elif URLS[path] is ResponseObject:
+        datas = [json.loads(block.split("\n")[1][6:]) for block in body.decode().split("\n\n")[:-1]]
+        assert [data["sequence_number"] for data in datas] == [*range(len(datas))]
+        assert datas[-1]["type"] in ("response.completed", "response.incomplete")
+        TypeAdapter(ResponseObject).validate_python(datas[-1]["response"])
+    else:
         *chunks, done = events(body.decode())
         assert done == "[DONE]"
         finishes = [chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"]]
         ends = [finish for finish in finishes if finish is not None]
         assert finishes[-1] is not None
         assert set(ends) <= {"stop", "length", "tool_calls"}
-    else:
-        TypeAdapter(URLS[path]).validate_json(body)
 
 
 @pytest.mark.parametrize("path", URLS)

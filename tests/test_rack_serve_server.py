@@ -5,11 +5,12 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 import pytest
-from serve_kit import DEADLINE_SECONDS, Served, chat, serving, tiny
+from serve_kit import DEADLINE_SECONDS, Served, chat, events, serving, tiny
 
 from rack.serve.app import Bounds
 from rack.serve.errors import ListenError
@@ -202,3 +203,86 @@ def test_no_address_of_a_name_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to())
     with pytest.raises(ListenError, match="rack port 0: wanted an address, got none"):
         listen("rack", 0)
+
+
+def talk(
+    running: Running, data: bytes, then: bytes = b""
+) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """Send a request; return status line, head and body. `then` waits for 100 Continue."""
+    with running.connect() as sock:
+        sock.sendall(data)
+        got = b""
+        if then:
+            while b"\r\n\r\n" not in got:
+                got += sock.recv(1 << 16)
+            assert got == b"HTTP/1.1 100 Continue\r\n\r\n"
+            sock.sendall(then)
+            got = b""
+        while part := sock.recv(1 << 16):
+            got += part
+    head, _, body = got.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    return status, dict(line.split(b": ", 1) for line in lines), body
+
+
+def old(path: bytes, body: dict[str, Any]) -> bytes:
+    """Give a request as an HTTP/1.0 client sends it."""
+    content = json.dumps(body).encode()
+    return b"POST %b HTTP/1.0\r\ncontent-length: %d\r\n\r\n%b" % (path, len(content), content)
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Running]:
+    with Running(BoundedProtocol) as running:
+        yield running
+
+
+def test_a_stream_to_an_old_client_is_not_chunked(patient: Running) -> None:
+    status, head, body = talk(patient, old(b"/v1/chat/completions", chat(stream=True)))
+    assert status == b"HTTP/1.1 200 OK"
+    assert head[b"connection"] == b"close"
+    assert not {b"transfer-encoding", b"content-length"} & {*head}
+    *chunks, done = events(body.decode())
+    assert done == "[DONE]"
+    assert len(chunks) == 6
+    status, head, body = talk(
+        patient, old(b"/v1/responses", {"model": "tiny", "input": "a", "stream": True})
+    )
+    assert b"transfer-encoding" not in head
+    assert body.startswith(b"event: response.created\ndata: {")
+
+
+def test_an_old_client_gets_a_length_where_there_is_one(patient: Running) -> None:
+    status, head, body = talk(patient, old(b"/v1/chat/completions", chat()))
+    assert status == b"HTTP/1.1 200 OK"
+    assert int(head[b"content-length"]) == len(body)
+    assert json.loads(body)["object"] == "chat.completion"
+    status, head, body = talk(patient, old(b"/v1/embeddings", {}))
+    assert (status, int(head[b"content-length"])) == (b"HTTP/1.1 404 Not Found", len(body))
+
+
+def test_answers_are_dated(patient: Running) -> None:
+    for path in (b"/health", b"/nope", b"/v1/models/"):
+        request = b"GET %b HTTP/1.1\r\nhost: rack\r\nconnection: close\r\n\r\n" % path
+        _, head, _ = talk(patient, request)
+        assert parsedate_to_datetime(head[b"date"].decode()).tzinfo is not None
+
+
+def test_head_has_the_head_alone(patient: Running) -> None:
+    for path, status in (
+        (b"/v1/models/", b"200 OK"),
+        (b"/v1/responses", b"405 Method Not Allowed"),
+    ):
+        request = b"%b " + path + b" HTTP/1.1\r\nhost: rack\r\nconnection: close\r\n\r\n"
+        line, head, body = talk(patient, request % b"HEAD")
+        assert (line, body) == (b"HTTP/1.1 " + status, b"")
+        if status == b"200 OK":
+            assert head[b"content-length"] == b"%d" % len(talk(patient, request % b"GET")[2])
+
+
+def test_a_client_that_waits_to_be_told_to_go_on(patient: Running) -> None:
+    content = json.dumps(chat()).encode()
+    head = CHAT + b"expect: 100-continue\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    status, _, body = talk(patient, head % len(content), content)
+    assert status == b"HTTP/1.1 200 OK"
+    assert json.loads(body)["object"] == "chat.completion"

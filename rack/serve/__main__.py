@@ -16,6 +16,7 @@ from rack.memory import executor_asked_for, fit_to_memory
 from rack.placement import add_dry_run, placement
 from rack.progress import StartProgress, say, start_progress
 from rack.serve.app import build_app
+from rack.serve.cors import parse_origins
 from rack.serve.dispatch import Dispatcher
 from rack.serve.grammars import Grammars
 from rack.serve.identity import Identity, identify
@@ -52,6 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limits", type=Path, metavar="FILE.toml", help="rate limits per key and model"
     )
+    parser.add_argument(
+        "--allowed-origins", type=parse_origins, default=(), metavar="ORIGIN[,...]|*",
+        help="let web pages of these origins use the server (none)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-queue", type=int, default=64,
         help="requests that may wait for a rack; more are answered 503 (%(default)s)",
@@ -137,7 +142,7 @@ class _Serving:
             grammars=grammars,
         )  # fmt: skip
         log = request_log(self._args.log)
-        app = build_app(service, keys=keys, log=log)
+        app = build_app(service, keys=keys, log=log, origins=self._args.allowed_origins)
         self._server = Server(
             app, after_startup=self._racks.start, before_shutdown=self._racks.request_stop
         )

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,13 +19,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rack.engine import TokenEvent
 from rack.serve import metrics, tokens
+from rack.serve.absent import why_absent
+from rack.serve.cors import cross_origin
 from rack.serve.envelope import Envelope
 from rack.serve.errors import ApiError, BusyError, GoneError, busy
+from rack.serve.inflate import too_large, unpack
 from rack.serve.keys import Keys
 from rack.serve.logs import Call, RequestLog
 from rack.serve.openapi import document
 from rack.serve.responses import Answer, dumps
+from rack.serve.responses_api.events import stream as stream_responses
+from rack.serve.responses_api.objects import Reply, wants_metrics
+from rack.serve.responses_api.parse import as_sent, parse_responses
+from rack.serve.runner import Finished
 from rack.serve.schemas import Parsed, parse_chat, parse_text
 from rack.serve.service import Service, Ticket, closed, collect, stream
 
@@ -46,18 +54,29 @@ class Bounds:
 
 def build_app(
     service: Service, *, keys: Keys | None = None, log: RequestLog | None = None,
-    bounds: Bounds | None = None,
+    bounds: Bounds | None = None, origins: Sequence[str] = (),
 ) -> ASGIApp:  # fmt: skip
-    """Return the application."""
+    """Return the application; pages of `origins` (`*`: of all) may use it from a browser."""
     surface = _Surface(service, keys or Keys(), bounds or Bounds())
-    app = Starlette(
+    app: ASGIApp = Starlette(
         routes=surface.routes(),
         exception_handlers={
             ApiError: _api_error, HTTPException: _http_error, GoneError: _gone,
             ClientDisconnect: _gone, Exception: _bug,
         },
     )  # fmt: skip
+    if origins:
+        app = cross_origin(app, origins)
     return Envelope(app, service=service, log=log or RequestLog())
+
+
+class _Form(Protocol):
+    """An answer in the form of its route."""
+
+    def whole(self, results: Sequence[tuple[Sequence[str], Finished]]) -> dict[str, Any]: ...
+
+
+A = TypeVar("A", bound=_Form)
 
 
 class _Surface:
@@ -75,6 +94,7 @@ class _Surface:
             out += [
                 Route(f"{prefix}/chat/completions", self._chat, methods=["POST"]),
                 Route(f"{prefix}/completions", self._text, methods=["POST"]),
+                Route(f"{prefix}/responses", self._respond, methods=["POST"]),
                 Route(f"{prefix}/models", self._models, methods=["GET"]),
                 Route(f"{prefix}/models/{{name:path}}", self._model, methods=["GET"]),
             ]
@@ -91,11 +111,26 @@ class _Surface:
 
     async def _chat(self, request: Request) -> Response:
         self._authorize(request)
-        return await self._complete(request, parse_chat(await self._body(request), self._seed))
+        parsed = parse_chat(await self._body(request), self._seed)
+        return await self._complete(request, parsed, _as_it_is, stream)
 
     async def _text(self, request: Request) -> Response:
         self._authorize(request)
-        return await self._complete(request, parse_text(await self._body(request), self._seed))
+        parsed = parse_text(await self._body(request), self._seed)
+        return await self._complete(request, parsed, _as_it_is, stream)
+
+    async def _respond(self, request: Request) -> Response:
+        self._authorize(request)
+        asked, parsed = parse_responses(await self._body(request), self._seed)
+        metrics = wants_metrics(request.headers.get("groq-beta"))
+
+        def reply(answer: Answer) -> Reply:
+            return Reply(request=asked, chat=answer, metrics=metrics)
+
+        try:
+            return await self._complete(request, parsed, reply, stream_responses)
+        except ApiError as error:
+            raise as_sent(error) from None
 
     async def _models(self, request: Request) -> Response:
         self._authorize(request)
@@ -143,9 +178,7 @@ class _Surface:
                 async for part in request.stream():
                     size += len(part)
                     if size > limit:
-                        raise ApiError(
-                            413, f"the body is larger than {limit} bytes", code="request_too_large"
-                        )
+                        raise too_large(limit)
                     parts.append(part)
         except TimeoutError:
             raise ApiError(
@@ -153,10 +186,16 @@ class _Surface:
                 code="request_timeout",
             ) from None  # fmt: skip
         _call(request).arrived_seconds = time.perf_counter()
-        return b"".join(parts)
+        return unpack(b"".join(parts), request.headers.get("content-encoding"), limit)
 
-    async def _complete(self, request: Request, parsed: Parsed) -> Response:
-        """Answer a checked request: whole, or as a stream once its first token is there."""
+    async def _complete(
+        self, request: Request, parsed: Parsed, shape: Callable[[Answer], A],
+        events: Callable[[list[TokenEvent | Finished], Sequence[Ticket], A], AsyncIterator[bytes]],
+    ) -> Response:  # fmt: skip
+        """Answer a checked request: whole, or as a stream once its first token is there.
+
+        `shape` gives the answer the form that the route wants, `events` writes its stream.
+        """
         call = _call(request)
         self._service.identity.check_model(parsed.model)
         call.model = parsed.model
@@ -164,10 +203,10 @@ class _Surface:
         if parsed.tools is not None or parsed.schema is not None:
             parsed = await _unless_gone(request.receive, self._service.hold(parsed))
         tickets = self._service.admit(parsed, call.key, call.arrived_seconds)
-        answer = Answer(
+        answer = shape(Answer(
             parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
             prompt_tokens=tickets[0].meter.prompt_tokens,
-        )  # fmt: skip
+        ))  # fmt: skip
         watch = asyncio.ensure_future(_watch(request.receive, tickets))
 
         def close() -> None:
@@ -179,11 +218,15 @@ class _Surface:
             if parsed.stream:
                 first = await tickets[0].events()
                 streaming = True
-                return _EventStream(stream(first, tickets, answer), close)
+                return _EventStream(events(first, tickets, answer), close)
             return _json(answer.whole([await collect(ticket) for ticket in tickets]))
         finally:
             if not streaming:
                 close()
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -256,8 +299,10 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Answer 404 and 405 of the router in our shape."""
     assert isinstance(error, HTTPException)
-    message = f"{error.detail}: {request.method} {request.url.path}"
+    message = f"{error.detail}: {request.method} {request.scope['path']}"
     code = "unknown_url" if error.status_code == 404 else None
+    if error.status_code == 404 and (why := why_absent(request.scope["path"], PREFIXES)):
+        message, code = f"{message}; {why}", "not_emulated"
     refused = ApiError(error.status_code, message, code=code)
     return _json(refused.body(), error.status_code, dict(error.headers or {}))
 

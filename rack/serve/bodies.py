@@ -23,7 +23,7 @@ MOST_PROMPTS = 128
 LEAST_SEED, SEEDS = -(1 << 63), 1 << 64
 
 
-def _range(**limits: int) -> Any:
+def bounded(**limits: int) -> Any:
     """Document a range; `SamplingParams` checks it, with a better message."""
 
     def add(schema: dict[str, Any]) -> None:
@@ -203,19 +203,17 @@ Message = Annotated[
 ]
 
 
-class Request(Body):
-    """What chats and text completions share."""
+class Sampled(Body):
+    """What every request for tokens has: whose, how they are chosen, how they are sent."""
 
     model: str
-    temperature: Annotated[float | None, _range(minimum=0, maximum=2)] = None
-    top_p: Annotated[float | None, _range(minimum=0, maximum=1)] = None
-    top_k: Annotated[Whole | None, _range(minimum=-1)] = None
-    seed: Annotated[Whole | None, _range(minimum=LEAST_SEED, maximum=SEEDS - 1)] = None
+    temperature: Annotated[float | None, bounded(minimum=0, maximum=2)] = None
+    top_p: Annotated[float | None, bounded(minimum=0, maximum=1)] = None
+    top_k: Annotated[Whole | None, bounded(minimum=-1)] = None
+    seed: Annotated[Whole | None, bounded(minimum=LEAST_SEED, maximum=SEEDS - 1)] = None
     stop: Annotated[str | list[str] | None, WithJsonSchema(_STOP)] = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[Whole | None, _range(minimum=1)] = None
-    min_tokens: Annotated[Whole | None, _range(minimum=0)] = None
+    min_tokens: Annotated[Whole | None, bounded(minimum=0)] = None
     ignore_eos: bool | None = None
     user: str | None = None
     service_tier: (
@@ -223,11 +221,18 @@ class Request(Body):
     ) = None
 
 
+class Request(Sampled):
+    """What chats and text completions share."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[Whole | None, bounded(minimum=1)] = None
+
+
 class ChatRequest(Request):
     """POST /chat/completions."""
 
     messages: Annotated[list[Message], Field(json_schema_extra={"minItems": 1})]
-    max_completion_tokens: Annotated[Whole | None, _range(minimum=1)] = None
+    max_completion_tokens: Annotated[Whole | None, bounded(minimum=1)] = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None

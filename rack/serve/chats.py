@@ -92,7 +92,7 @@ def offered_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
             check_depth(function.parameters, param)
             kinds = function.parameters.get("type", "object")
             if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
-                refuse(param, f'wanted the schema of an object, got the type {kinds!r}')
+                refuse(param, f"wanted the schema of an object, got the type {kinds!r}")
         out[function.name] = Tool(
             name=function.name, description=function.description, strict=function.strict,
             parameters=function.parameters, param=param,

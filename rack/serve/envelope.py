@@ -7,11 +7,13 @@ import re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rack.serve.logs import Call, RequestLog
-from rack.serve.responses import request_id
+from rack.serve.responses import new_id
 from rack.serve.service import Service
 
 _ECHOED = re.compile(rb"[\x21-\x7e]{1,128}")
 """Request ids that are given back: what cannot break a log or a header."""
+
+_SLASHES = re.compile("/{2,}")
 
 
 class Envelope:
@@ -25,7 +27,8 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = scope["call"] = _call(scope)
+        call = _call(scope)
+        scope = {**scope, "call": call, "path": _plain(scope["path"])}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -46,8 +49,16 @@ class Envelope:
         return out
 
 
+def _plain(path: str) -> str:
+    """Return a path without slashes that say nothing: clients join a base URL and a path.
+
+    A redirect to it would lose the body of a request with some clients.
+    """
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
+
+
 def _call(scope: Scope) -> Call:
-    ours = request_id()
+    ours = new_id("req")
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     return Call(
         request_id=given.decode("ascii") if _ECHOED.fullmatch(given) else ours,

@@ -11,6 +11,7 @@ from typing import Any
 
 from compiler.weights import WeightsKind, WeightsRef
 from rack.serve.errors import ApiError
+from rack.serve.retired import RETIRED
 from rack.session import Prepared
 
 GROQ_NAMES: dict[str, tuple[str, ...]] = {
@@ -41,8 +42,10 @@ class Identity:
         """Raise ApiError (404) for a model that is not served."""
         if name not in self.names:
             served = ", ".join(f"`{one}`" for one in self.names)
+            retired = RETIRED.get(name)
+            what = "does not exist" if retired is None else f"was retired by GroqCloud on {retired}"
             raise ApiError(
-                404, f"The model `{name}` does not exist; this server has {served}",
+                404, f"The model `{name}` {what}; this server has {served}",
                 code="model_not_found", param="model",
             )  # fmt: skip
 

@@ -43,6 +43,13 @@ WINDOWS = (
     Window("tokens_per_day", "tokens", "tokens per day (TPD)", DAY_SECONDS, False),
 )
 _KEYS = tuple(window.key for window in WINDOWS)
+HEADERS = tuple(
+    f"x-ratelimit-{what}-{window.counts}"
+    for window in WINDOWS
+    if window.header
+    for what in ("limit", "remaining", "reset")
+)
+"""The headers that an answer may carry."""
 
 
 class Bucket:

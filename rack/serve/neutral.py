@@ -50,6 +50,30 @@ TEXT: Neutral = _BOTH | {
     "logprobs": (),
     "suffix": ("",),
 }
+# Of the first seven Groq says that its /responses does not do them.
+RESPONSES: Neutral = {
+    "previous_response_id": (),
+    "store": (False,),
+    "truncation": ("disabled",),
+    "include": ([],),
+    "safety_identifier": (),
+    "prompt_cache_key": (),
+    "prompt": (),
+    "conversation": (),
+    "background": (False,),
+    "background_options": (),
+    "max_tool_calls": (),
+    "top_logprobs": (0,),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "context_management": ([],),
+    "moderation": (),
+    "access_programs": (),
+    "image": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+}
 
 # vLLM's; BOS and the place of the answer are always the model's own.
 TOKENIZE: Neutral = {

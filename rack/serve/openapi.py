@@ -11,7 +11,9 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from rack.serve import answers, bodies
 from rack.serve.identity import Identity
-from rack.serve.neutral import CHAT, ECHOED, MESSAGE, NO_CALLS, TEXT, TOKENIZE, Neutral
+from rack.serve.neutral import CHAT, ECHOED, MESSAGE, NO_CALLS, RESPONSES, TEXT, TOKENIZE, Neutral
+from rack.serve.responses_api.answers import ResponseObject
+from rack.serve.responses_api.bodies import ResponsesRequest
 
 _REF = "#/components/schemas/{model}"
 _EVENTS = "text/event-stream"
@@ -41,6 +43,10 @@ _API = (
         path="/completions", summary="Continue a text", body=bodies.TextRequest,
         answer=answers.TextCompletion, errors=_COMPLETION_ERRORS, streams=True,
     ),
+    _Operation(
+        path="/responses", summary="Answer a chat, as items", body=ResponsesRequest,
+        answer=ResponseObject, errors=_COMPLETION_ERRORS, streams=True,
+    ),
     _Operation(path="/models", summary="List the names of the model", answer=answers.Models),
     _Operation(
         path="/models/{id}", summary="Describe a model", answer=answers.Model, errors=(404,)
@@ -66,6 +72,7 @@ _BESIDE = (
 _NEUTRAL: dict[type[BaseModel], Neutral] = {
     bodies.ChatRequest: CHAT,
     bodies.TextRequest: TEXT,
+    ResponsesRequest: RESPONSES,
     bodies.TokenizeRequest: TOKENIZE,
     bodies.SystemMessage: MESSAGE | NO_CALLS,
     bodies.UserMessage: MESSAGE | NO_CALLS,

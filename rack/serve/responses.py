@@ -41,10 +41,10 @@ def event(body: Any) -> bytes:
     return b"data: " + dumps(body) + b"\n\n"
 
 
-def request_id() -> str:
-    """Return `req_` and a ULID: 48 bits of milliseconds, 80 random bits."""
+def new_id(kind: str) -> str:
+    """Return `kind`, `_` and a ULID: 48 bits of milliseconds, 80 random bits."""
     value = int(time.time() * 1000) << 80 | _RANDOM.getrandbits(80)
-    return "req_" + "".join(_BASE32[value >> shift & 31] for shift in range(125, -1, -5))
+    return f"{kind}_" + "".join(_BASE32[value >> shift & 31] for shift in range(125, -1, -5))
 
 
 def emulated_cycles(totals: Finished) -> dict[str, int]:
@@ -86,7 +86,7 @@ class Answer:
             "choices": [self._choice(index, *result) for index, result in enumerate(results)],
             "usage": self.usage(total),
             "service_tier": self.parsed.service_tier,
-            "x_groq": self._x_groq(),
+            "x_groq": self.x_groq(),
             "x_rack": self.x_rack(total),
         }
 
@@ -109,7 +109,7 @@ class Answer:
             return None
         called = self.calls is not None and self.parsed.params.grammar is not None
         delta = {"role": "assistant", "content": None if called else ""}
-        return self._chunk(delta, None, made=0) | {"x_groq": self._x_groq()}
+        return self._chunk(delta, None, made=0) | {"x_groq": self.x_groq()}
 
     def text_event(self, text: str, made: int) -> bytes:
         """Return the server-sent event of a chunk with text, the `made`-th token's."""
@@ -144,7 +144,7 @@ class Answer:
             return chunk
         return chunk | {
             "service_tier": self.parsed.service_tier,
-            "x_groq": self._x_groq() | {"usage": self.usage(total)},
+            "x_groq": self.x_groq() | {"usage": self.usage(total)},
             "x_rack": self.x_rack(total),
         }
 
@@ -208,7 +208,8 @@ class Answer:
             chunk["usage"] = None
         return chunk
 
-    def _x_groq(self) -> dict[str, Any]:
+    def x_groq(self) -> dict[str, Any]:
+        """Return GroqCloud's own part: the request's id and seed."""
         return {"id": self.request_id, "seed": self.parsed.seed}
 
     def _seconds(self, cycles: int) -> float:

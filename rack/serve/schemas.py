@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rack.errors import RequestError
 from rack.grammar import Schema
 from rack.sampler import SamplingParams
-from rack.serve.bodies import LEAST_SEED, SEEDS, Body, ChatRequest, Request, TextRequest
+from rack.serve.bodies import LEAST_SEED, SEEDS, Body, ChatRequest, Request, Sampled, TextRequest
 from rack.serve.chats import SCHEMA_PARAM, chat_of, check_depth, tools_of
 from rack.serve.errors import ApiError, refuse
 from rack.serve.neutral import CHAT, TEXT, Neutral, drop_from_messages, drop_neutral
@@ -63,7 +63,7 @@ def parse_chat(body: bytes, default_seed: int) -> Parsed:
         check_depth(schema, SCHEMA_PARAM)
     return Parsed(
         messages=chat_of(request.messages), prompts=(), tools=tools_of(request), schema=schema,
-        params=_params(request, old if new is None else new, default_seed, limit_param),
+        params=sampling(request, old if new is None else new, default_seed, limit_param),
         limit_param=limit_param, **_common(request, default_seed),
     )  # fmt: skip
 
@@ -73,7 +73,7 @@ def parse_text(body: bytes, default_seed: int) -> Parsed:
     request = validate(TextRequest, body, TEXT)
     limit = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     return Parsed(
-        messages=None, prompts=tuple(request.prompt), params=_params(request, limit, default_seed),
+        messages=None, prompts=tuple(request.prompt), params=sampling(request, limit, default_seed),
         **_common(request, default_seed),
     )  # fmt: skip
 
@@ -93,9 +93,10 @@ def _common(request: Request, default_seed: int) -> dict[str, Any]:
     }
 
 
-def _params(
-    request: Request, max_tokens: int | None, default_seed: int, limit_param: str = "max_tokens"
+def sampling(
+    request: Sampled, max_tokens: int | None, default_seed: int, limit_param: str = "max_tokens"
 ) -> SamplingParams:
+    """Return how a request's tokens are chosen. Raises ApiError."""
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     top_k = 0 if request.top_k == -1 else request.top_k  # vLLM's way to say no limit
     temperature = 1.0 if request.temperature is None else request.temperature

@@ -12,7 +12,8 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rack.serve.errors import ListenError
 
@@ -26,6 +27,22 @@ IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that t
 
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class UnchunkedCycle(RequestResponseCycle):
+    """The answer to an HTTP/1.0 client, which knows no chunks: a closed connection ends it."""
+
+    _endless = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            names = [name.lower() for name, _ in message.get("headers", ())]
+            self._endless = b"content-length" not in names
+            if self._endless:
+                self.chunked_encoding = False
+        elif self._endless and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -58,6 +75,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._has_head = True
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = UnchunkedCycle  # uvicorn has no other place to say so
 
     def on_message_complete(self) -> None:
         self._has_head, self._head_bytes = False, 0
@@ -137,7 +156,7 @@ class Server(uvicorn.Server):
     ) -> None:
         options: dict[str, Any] = {"http": protocol, "ws": "none"}
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", date_header=False,
+            app, log_level="warning", access_log=False, lifespan="off",
             timeout_graceful_shutdown=10, timeout_keep_alive=IDLE_SECONDS, server_header=False,
             **options,
         )  # fmt: skip

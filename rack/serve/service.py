@@ -63,9 +63,7 @@ class Service:
     def _grammar(self, tools: Tools | None, parsed: Parsed) -> Grammar:
         random = self.identity.random_tokens
         if tools is not None:
-            return tools.grammar(
-                form_of(self.identity.prepared.tokenizer.template), random=random
-            )
+            return tools.grammar(form_of(self.identity.prepared.tokenizer.template), random=random)
         schema = parsed.schema or {}
         return json_grammar(
             without_doubles(narrowed(schema)) if random else schema, RESPONSE_FORMAT
