@@ -183,11 +183,10 @@ def bodies(draw: st.DrawFn, path: str) -> bytes:
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()))
     body = dict(GOOD[path])
-    if path != "/v1/completions":
-        often = [(), ("tools",), ("tools", "tool_choice"), ("messages",), ("input",)]
+    if "chat" in path:
+        often = [(), ("tools",), ("tools", "tool_choice"), ("messages",)]
         for name in draw(st.sampled_from(often)):
-            if name in NAMES[path]:
-                body[name] = draw(PLAUSIBLE[name])
+            body[name] = draw(PLAUSIBLE[name])
     for name in draw(st.lists(st.sampled_from(NAMES[path]) | st.text(max_size=9), max_size=4)):
         if draw(st.integers(0, 9)) == 0:
             body.pop(name, None)
