@@ -50,8 +50,9 @@ def cell_args(hidden: int, batch: int, spec: ChipSpec, scale: float = 2.0**-12) 
 def cell_cycles(hidden: int, batch: int, spec: ChipSpec) -> int:
     """Cycles of one cell step; more sequences than the accumulators hold run in rounds."""
     most = max(1, spec.mxm_accumulator_rows // vectors(max(hidden, 1)))
-    rounds = [most] * (batch // most) + [batch % most] * (batch % most > 0)
-    return sum(lstm(cell_args(hidden, rows, spec), spec).cycles for rows in rounds or [batch])
+    full, rest = divmod(batch, most) if batch > 0 else (0, batch)  # cell_args refuses it
+    rounds = [(full, most)] * (full > 0) + [(1, rest)] * (rest != 0 or full == 0)
+    return sum(n * lstm(cell_args(hidden, rows, spec), spec).cycles for n, rows in rounds)
 
 
 def lower_cell(a: Args, spec: ChipSpec) -> list[Issue]:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from rack.config import RunConfig, add_flags, parse
 from rack.driver import StepResult
 from rack.engine import Engine
-from rack.errors import ConfigError
+from rack.errors import ConfigError, RequestError
 from rack.output import check_file, writing
 from rack.placement import add_dry_run, placement
 from rack.progress import say
@@ -31,6 +31,7 @@ from rack.timing import TimingRack
 from rack.trace_events import Event, PlacedStep, TraceEvents
 
 DEFAULT_CONTEXT = 512  # tokens in context of the decode step, as in rack.plan
+LONGEST = 1 << 20  # no model has a longer context
 PICTURES = ("png", "svg", "pdf")
 
 
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"-o and --png: wanted two places, got {args.png} twice")
     for name in ("context", "prompt_tokens", "max_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: wanted at least 1")
+            parser.error(
+                f"--{name.replace('_', '-')}: wanted at least 1, got {getattr(args, name)}"
+            )
     return _run(args, config)
 
 
@@ -113,9 +116,8 @@ def picture_kind(path: str) -> str:
 
 def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[PlacedStep]]:
     if args.prompt_tokens:
-        prepared = prepare(
-            config, contexts=range(1, args.prompt_tokens + args.max_tokens + 1), runs=False
-        )
+        longest = min(args.prompt_tokens + args.max_tokens, LONGEST)
+        prepared = prepare(config, contexts=range(1, longest + 1), runs=False)
         return prepared, request_steps(prepared, args.prompt_tokens, args.max_tokens)
     if args.step:
         prepared = prepare(config, runs=False)
@@ -155,6 +157,12 @@ def request_steps(prepared: Prepared, prompt_tokens: int, max_tokens: int) -> li
 
     Raises RequestError for a prompt that leaves no room in the context.
     """
+    limit = prepared.compiled.max_model_len
+    if prompt_tokens >= limit:
+        raise RequestError(
+            param="prompt", wanted=f"fewer tokens than the context of {limit}",
+            got=f"{prompt_tokens} tokens",
+        )  # fmt: skip
     recorder = _Recorder(prepared)
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     Engine(recorder, prepared.tokenizer).generate([0] * prompt_tokens, params).run()

@@ -41,6 +41,10 @@ def test_other_sizes_follow_from_passes_and_vector_work(hidden: int) -> None:
 
 def test_more_sequences_than_accumulators_run_in_rounds() -> None:
     assert cell_cycles(512, 165, SPEC) == cell_cycles(512, 160, SPEC) + cell_cycles(512, 5, SPEC)
+    assert cell_cycles(512, 160 * 10**12, SPEC) == 10**12 * cell_cycles(512, 160, SPEC)
+    for hidden, batch in ((512, 0), (512, -1), (512, -160), (0, 1), (-1, 1)):
+        with pytest.raises(CompilerError, match=f"of 1 or more, got {hidden}, {batch}"):
+            cell_cycles(hidden, batch, SPEC)
 
 
 def filled(a: dict[str, Any], w: Any, x: Any, h: Any, c: Any) -> Sram:

@@ -275,7 +275,9 @@ def test_what_cannot_be_traced_is_refused(
     text = refused(capsys, 2, main, *tiny)
     assert text == "nothing to write: wanted -o FILE, --png FILE or both"
     text = refused(capsys, 2, main, *tiny, "-o", out, "--max-tokens", "0")
-    assert text == "--max-tokens: wanted at least 1"
+    assert text == "--max-tokens: wanted at least 1, got 0"
+    text = refused(capsys, 1, main, *tiny, "-o", out, "--prompt-tokens", "9" * 30)
+    assert text == f"prompt: wanted fewer tokens than the context of 64, got {'9' * 30} tokens"
     text = refused(capsys, 2, main, *tiny, "-o", out, "--png", out)
     assert text == f"-o and --png: wanted two places, got {out} twice"
     nowhere = tmp_path / "none" / "t.json"
