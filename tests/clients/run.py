@@ -112,7 +112,7 @@ def run(name: str, command: list[str], url: str) -> list[dict[str, object]]:
         "RACK_URL": url, "RACK_MODEL": MODEL,
         "GROQ_BASE_URL": url, "GROQ_API_KEY": "any",
         "OPENAI_BASE_URL": f"{url}/openai/v1", "OPENAI_API_KEY": "any",
-        "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     log = WORK / f"{name}.log"
     with log.open("w") as errors:
