@@ -36,7 +36,7 @@ class ServerProcess:
 
 
 @contextmanager
-def server(*arguments: str) -> Iterator[ServerProcess]:
+def server(*arguments: str, start_seconds: float = DEADLINE_SECONDS) -> Iterator[ServerProcess]:
     command = [sys.executable, "-m", "rack.serve", *arguments, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         lines: queue.Queue[str] = queue.Queue()
@@ -45,7 +45,7 @@ def server(*arguments: str) -> Iterator[ServerProcess]:
         reader.start()
         try:
             seen = []
-            while not (line := lines.get(timeout=DEADLINE_SECONDS)).startswith("ready:"):
+            while not (line := lines.get(timeout=start_seconds)).startswith("ready:"):
                 seen.append(line)
                 assert line, f"the server ended: {seen}"
             yield ServerProcess(process, line.split()[-1])

@@ -41,12 +41,13 @@ UNITS = Literal["celsius", "fahrenheit"]
 
 def run(*checks: Callable[[], Any], package: str) -> None:
     """Run the checks, print a JSON line each, and exit with 1 if one failed."""
-    failed = 0
+    failed, loop = 0, asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     for check in checks:
         try:
             shown = check()
             if inspect.iscoroutine(shown):
-                shown = asyncio.run(shown)
+                shown = loop.run_until_complete(shown)
             ok = True
         except Exception as error:
             traceback.print_exc()

@@ -27,6 +27,7 @@ from server_process import server  # noqa: E402  (beside the tests)
 SERVER = ("llama-8b", "--executor", "timing", "--transport", "local")
 MODEL = "llama-3.1-8b-instant"
 CLIENT_SECONDS = 900
+START_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ PYTHON = (
         script="use_autogen.py", packages=("autogen-ext[openai]==0.7.5", "autogen-agentchat==0.7.5")
     ),
     Client(script="use_llm.py", packages=("llm==0.36",)),
-    Client(script="use_aisuite.py", packages=("aisuite[groq,openai]==0.2.0",)),
+    Client(script="use_aisuite.py", packages=("aisuite[groq,openai,mcp]==0.2.0",)),
     Client(script="use_guidellm.py", packages=("guidellm==0.8.1",)),
     Client(script="use_aiperf.py", packages=("aiperf==0.13.0",)),
 )
@@ -111,7 +112,7 @@ def run(name: str, command: list[str], url: str) -> list[dict[str, object]]:
         "RACK_URL": url, "RACK_MODEL": MODEL,
         "GROQ_BASE_URL": url, "GROQ_API_KEY": "any",
         "OPENAI_BASE_URL": f"{url}/openai/v1", "OPENAI_API_KEY": "any",
-        "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1",
+        "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
     log = WORK / f"{name}.log"
     with log.open("w") as errors:
@@ -142,7 +143,7 @@ def main() -> int:
     if args.url:
         rows = [row for name in names for row in run(name, commands[name], args.url)]
     else:
-        with server(*SERVER) as running:
+        with server(*SERVER, start_seconds=START_SECONDS) as running:
             rows = [row for name in names for row in run(name, commands[name], running.url)]
     print("| client | version | check | result |\n|---|---|---|---|")
     for row in rows:

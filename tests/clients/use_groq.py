@@ -55,15 +55,19 @@ def tools_stream() -> str:
     chunks = client.chat.completions.create(
         **ask, tools=[WEATHER], tool_choice="required", stream=True
     )
-    name, arguments, reason = "", "", None
+    calls: dict[int, list[str]] = {}
+    reason = None
     for chunk in chunks:
         choice = chunk.choices[0]
         reason = choice.finish_reason or reason
         for call in choice.delta.tool_calls or []:
-            name += call.function.name or ""
-            arguments += call.function.arguments or ""
-    wanted(reason == "tool_calls" and set(json.loads(arguments)) == {"city"}, arguments)
-    return f"{name}({arguments})"
+            parts = calls.setdefault(call.index, ["", ""])
+            parts[0] += call.function.name or ""
+            parts[1] += call.function.arguments or ""
+    wanted(reason == "tool_calls" and calls, (reason, calls))
+    for _, arguments in calls.values():
+        wanted(set(json.loads(arguments)) == {"city"}, calls)
+    return str(calls)
 
 
 run(chat, stream, structured, tools, tools_stream, package="groq")

@@ -47,7 +47,7 @@ def structured() -> str:
 
 
 def tools() -> str:
-    return llm("-m", "rack", "-T", "llm_version", "--chain-limit", "2", QUESTION) or "no text"
+    return llm("-m", "rack", "-T", "llm_version", "--chain-limit", "5", QUESTION) or "no text"
 
 
 run(chat, stream, structured, tools, package="llm")

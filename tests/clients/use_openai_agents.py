@@ -13,7 +13,6 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 set_tracing_disabled(True)
-short = ModelSettings(max_tokens=16)
 
 
 class Weather(BaseModel):
@@ -30,14 +29,14 @@ def get_weather(city: str) -> str:
 
 
 def chat() -> str:
-    agent = Agent("a", instructions="Be brief.", model=MODEL, model_settings=short)
+    agent = Agent("a", instructions="Be brief.", model=MODEL)
     answer = Runner.run_sync(agent, QUESTION)
     wanted(answer.final_output, answer)
     return str(answer.context_wrapper.usage.total_tokens)
 
 
 async def stream() -> str:
-    agent = Agent("a", instructions="Be brief.", model=MODEL, model_settings=short)
+    agent = Agent("a", instructions="Be brief.", model=MODEL)
     answer = Runner.run_streamed(agent, QUESTION)
     kinds = [event.data.type async for event in answer.stream_events() if hasattr(event, "data")]
     wanted("response.output_text.delta" in kinds, kinds)
