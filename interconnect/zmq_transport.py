@@ -20,13 +20,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -38,10 +36,10 @@ from interconnect.errors import (
     UnknownPeerError,
 )
 from interconnect.frame import Frame, decode, decode_control, encode, encode_control
+from interconnect.private_folder import SOCKET_PATH_BYTES, PrivateFolder
 from interconnect.rings import Inbox, Outbox, Part, RingsAddress, available
 from interconnect.transport import Message
 
-_IPC_PATH_BYTES = 107  # sockaddr_un.sun_path is 108 with its terminator
 _LINGER_MS = 2000  # how long close waits for messages still leaving
 _ZERO_COPY_BYTES = 64 * 1024  # below, copying is cheaper than tracking who owns the memory
 _WAKE = "inproc://wake"
@@ -85,9 +83,9 @@ class ZmqTransport:
         self._outboxes: dict[int, Outbox] = {}
         self._early: deque[Message] = deque()  # came while another one had to be waited for
         self._spilled: dict[int, deque[Message]] = defaultdict(deque)  # sender -> by the socket
-        self._folder = _private_folder() if bind == "ipc://*" else None
+        self._folder = PrivateFolder() if bind == "ipc://*" else None
         if self._folder is not None:
-            bind = f"ipc://{self._folder}/{node}"
+            bind = f"ipc://{self._folder.path}/{node}"
         self._context = zmq.Context()
         self._pull = self._socket(zmq.PULL)
         try:
@@ -241,8 +239,7 @@ class ZmqTransport:
             socket.close()  # each lingers as long as it was told when made
         self._context.term()
         if self._folder is not None:
-            (self._folder / str(self.node)).unlink(missing_ok=True)
-            self._folder.rmdir()
+            self._folder.close()
 
     def _open(self, dst: int) -> zmq.Socket[bytes]:
         if dst not in self._peers:
@@ -276,15 +273,6 @@ def _needed_key(node: int, endpoint: str, key: RunKey | None) -> RunKey | None:
     return key
 
 
-def _private_folder() -> Path:
-    """Make a directory for this user alone, whose name leaves room for a socket's."""
-    folder = tempfile.mkdtemp(prefix="lpu-")  # mode 0700
-    if len(os.fsencode(folder)) > _IPC_PATH_BYTES - 20:  # TMPDIR may be deep
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="lpu-", dir="/tmp")
-    return Path(folder)
-
-
 def _bindable(node: int, bind: str) -> str:
     """Refuse what ZeroMQ would take, but no peer could use."""
     scheme, _, address = bind.partition("://")
@@ -292,8 +280,8 @@ def _bindable(node: int, bind: str) -> str:
         what = f"cannot bind {bind!r}: wanted ipc://* or ipc://PATH or tcp://HOST:PORT"
         raise TransportError(node=node, what=what)
     length = len(os.fsencode(address))
-    if scheme == "ipc" and length > _IPC_PATH_BYTES:
-        what = f"cannot bind {bind}: {length} bytes of path, at most {_IPC_PATH_BYTES} allowed"
+    if scheme == "ipc" and length > SOCKET_PATH_BYTES:
+        what = f"cannot bind {bind}: {length} bytes of path, at most {SOCKET_PATH_BYTES} allowed"
         raise TransportError(node=node, what=what)
     if scheme == "tcp" and address.rpartition(":")[0] in ("*", "0.0.0.0", "[::]"):
         what = f"cannot bind {bind}: wanted an address that peers can reach"

@@ -29,7 +29,7 @@ class ChipActor:
     def run(self, job: ChipJob, seat: Seat) -> int:
         """Run the chip's loop; gives the process id at its end."""
         own = replace(seat, bind=seat.bind.format(node_ip=node_address()))
-        ChipWorker(job, own, lambda: True).run()
+        ChipWorker(job, own).run()
         return os.getpid()
 
 

@@ -1,7 +1,13 @@
 """Chips as plain processes of this host: ZeroMQ without Ray.
 
 A process is `python -m rack.worker JOB`; JOB is a pickle in the rack's private folder, which the
-chip removes when it has read it. Nothing of the parent's `__main__` is needed.
+chip removes when it has read it. Nothing of the parent's `__main__` is needed. Modules are looked
+for where this process looks, never in the current folder.
+
+Chips live as long as a pipe that only this process can write to: however it ends, and however far
+they are in their start, they read its end on their standard input and end too. They are in process
+groups of their own, so that a key pressed at the terminal is for this process alone; where it dies
+of it, the system wakes even chips that were stopped.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ class ProcessLauncher:
     def __init__(self) -> None:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self._folder = ""
+        self._life: int | None = None  # the end of the pipe that nobody writes to
 
     def bind(self, node: int, folder: str) -> str:
         """See `Launcher.bind`."""
@@ -37,17 +44,21 @@ class ProcessLauncher:
     def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
         """See `Launcher.start`."""
         one_blas_thread()
-        packages = str(Path(__file__).parent.parent)
-        path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path}
-        for job, seat in jobs:
-            file = Path(self._folder) / f"job-{job.index}"
-            file.write_bytes(pickle.dumps((job, seat)))
-            self.processes[job.index] = subprocess.Popen(
-                [sys.executable, "-m", "rack.worker", str(file)],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
+        life, self._life = os.pipe()  # neither is inherited, but as a standard input
+        try:
+            for job, seat in jobs:
+                file = Path(self._folder) / f"job-{job.index}"
+                file.write_bytes(pickle.dumps((job, seat)))
+                self.processes[job.index] = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "rack.worker", str(file)],
+                    stdin=life,
+                    env=environment,
+                    process_group=0,
+                )
+        finally:
+            os.close(life)
 
     def dead(self) -> dict[int, str]:
         """See `Launcher.dead`."""
@@ -62,3 +73,6 @@ class ProcessLauncher:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(JOIN_SECONDS)
         self.processes.clear()
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None

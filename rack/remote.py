@@ -6,8 +6,7 @@ are the same. Every wait has a deadline and names what it waited for.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from compiler.pipeline import CompiledModel
 from compiler.weights import WeightsRef
 from interconnect.faults import Fault
 from interconnect.frame import Control, Frame
+from interconnect.private_folder import PrivateFolder
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.driver import Driver, StepResult
@@ -67,15 +67,19 @@ class RemoteRack:
         self._lowered: set[str] = set()  # steps whose first run has had its time
         self._progress = progress or (lambda stage, done, total: None)
         self._failed: str | None = None
-        self._folder = tempfile.mkdtemp(prefix="lpu-")
         self._chips = compiled.layout.chips
         self._deadline = time.monotonic() + start_timeout_s
         self._step = "start"
         self._reports: dict[int, Mapping[str, Any]] = {}
-        key = RunKey.generate()
-        host_bind = launcher.bind(self._chips, self._folder)
-        self._socket = ZmqTransport(self._chips, host_bind, key)
+        self._ends = contextlib.ExitStack()
         try:
+            folder = PrivateFolder()
+            self._ends.callback(folder.close)
+            self._folder = str(folder.path)
+            key = RunKey.generate()
+            host_bind = launcher.bind(self._chips, self._folder)
+            self._socket = ZmqTransport(self._chips, host_bind, key)
+            self._ends.callback(self._socket.close)
             self.driver = Driver(compiled, weights.open(), self._socket, slots)
             links = compiled.network.links
             launcher.start(
@@ -265,8 +269,7 @@ class RemoteRack:
         try:
             self.launcher.stop()
         finally:
-            self._socket.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._ends.close()
 
 
 def start_process_rack(

@@ -7,12 +7,14 @@ fields and ends the loop; the host decides what it means.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 from chip.errors import ScheduleViolation
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.frame import Control
+from interconnect.private_folder import remove
 from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
@@ -27,7 +30,7 @@ from rack.job import ChipJob, build_chip
 from rack.node import ChipNode
 from rack.stopwatch import Stopwatch
 
-IDLE_SECONDS = 1.0  # how often an idle chip looks whether its parent still lives
+REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +69,10 @@ def rebuild_violation(values: Mapping[str, Any]) -> ScheduleViolation:
 
 
 class ChipWorker:
-    """The loop of one chip. `alive` says whether whoever started it still lives."""
+    """The loop of one chip."""
 
-    def __init__(self, job: ChipJob, seat: Seat, alive: Callable[[], bool]) -> None:
-        self.job, self.alive = job, alive
+    def __init__(self, job: ChipJob, seat: Seat) -> None:
+        self.job = job
         own_core(job.index)  # before the socket: its threads stay on the core too
         senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
         self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
@@ -101,10 +104,9 @@ class ChipWorker:
 
     def _turn(self) -> bool:
         started = time.perf_counter()
-        message = self.socket.receive(IDLE_SECONDS)
+        message = self.socket.receive(None)
+        assert message is not None  # there is no deadline
         self._watch.waited(time.perf_counter() - started)
-        if message is None:
-            return self.alive()
         if not isinstance(message, Control):
             self.node.handle(message)
         elif not self._control(message):
@@ -155,14 +157,36 @@ def one_blas_thread() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def end_with_parent(folder: str) -> None:
+    """End this process as soon as its standard input does, and with it the rack's folder.
+
+    The other end of that pipe is the parent's: this is how a chip learns that it is gone, even if
+    that was before the chip's first instruction.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        for _ in range(REMOVE_TRIES):
+            with contextlib.suppress(OSError):
+                remove(folder)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def main(argv: Sequence[str]) -> int:
     """Entry point of a plain chip process: `argv` is the job's file. Ends when its parent does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
-    parent = os.getppid()
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_DFL)  # the parent sees to a quiet end
     path = Path(argv[0])
-    job, seat = pickle.loads(path.read_bytes())
-    path.unlink()
-    ChipWorker(job, seat, lambda: os.getppid() == parent).run()
+    end_with_parent(str(path.parent))
+    try:
+        job, seat = pickle.loads(path.read_bytes())
+        path.unlink()
+    except FileNotFoundError:  # another chip has seen the parent's end first
+        return 1
+    ChipWorker(job, seat).run()
     return 0
 
 

@@ -25,12 +25,12 @@ MODEL = compiled("1x2")
 
 
 class Running:
-    """A worker in a thread, seen from the host; it ends when `alive` is made false."""
+    """A worker in a thread, seen from the host."""
 
-    def __init__(self, host: ZmqTransport, job: ChipJob, alive: bool) -> None:
-        self.host, self.alive = host, alive
+    def __init__(self, host: ZmqTransport, job: ChipJob) -> None:
+        self.host = host
         seat = Seat(bind="ipc://*", host_endpoint=host.endpoint, key=None)
-        self.worker = ChipWorker(job, seat, lambda: self.alive)
+        self.worker = ChipWorker(job, seat)
         self.thread = threading.Thread(target=self.worker.run, daemon=True)
         self.thread.start()
 
@@ -54,18 +54,18 @@ class Host(ZmqTransport):
         super().__init__(2)
         self.workers: list[Running] = []
 
-    def start(self, job: ChipJob, alive: bool = True) -> Running:
-        self.workers.append(Running(self, job, alive))
+    def start(self, job: ChipJob) -> Running:
+        self.workers.append(Running(self, job))
         return self.workers[-1]
 
 
 @pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    monkeypatch.setattr("rack.worker.IDLE_SECONDS", 0.05)
+def host() -> Iterator[Host]:
     made = Host()
     yield made
     for worker in made.workers:
-        worker.alive = False  # a failed test leaves nothing that waits
+        made.connect({0: worker.worker.socket.endpoint})
+        worker.tell("stop")  # a failed test leaves nothing that waits
     assert all(worker.ended() for worker in made.workers)
     made.close()
 
@@ -127,13 +127,9 @@ def test_a_chip_that_cannot_load_says_why(host: Host, tmp_path: Path) -> None:
     assert running.ended()
 
 
-def test_a_worker_whose_parent_is_gone_ends(host: Host) -> None:
-    assert host.start(job(), alive=False).ended()
-
-
 def test_faults_go_between_the_chip_and_its_socket(host: Host) -> None:
     seat = Seat(bind="ipc://*", host_endpoint=host.endpoint, key=None, faults=[Drop(0, 1)])
-    worker = ChipWorker(job(), seat, lambda: True)
+    worker = ChipWorker(job(), seat)
     assert isinstance(worker.node.transport, FaultyTransport)
     worker.socket.close()
 
