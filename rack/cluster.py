@@ -3,15 +3,13 @@
 A bundle lies on one machine, so the chips of a card share it; a rack's bundles are packed on as
 few machines as possible. Memory is declared, so that Ray refuses what does not fit. Where no
 cluster is named (`RAY_ADDRESS`) and none was started with `ray start` on this machine, a local one
-is started and ended with us; `RAY_ADDRESS=local` always starts one.
+is started and ended with us; `RAY_ADDRESS=local` always starts one (rack/membership.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,78 +21,14 @@ from rack.actor import node_address, start_actor
 from rack.errors import RackError
 from rack.hardware import Hardware
 from rack.job import ChipJob
+from rack.membership import MEMBERSHIP
+from rack.provenance import ROOT
 from rack.worker import Seat, one_blas_thread
 
 PROCESS_BYTES = 100 << 20  # a chip process beside its SRAM: interpreter, NumPy, Ray
 PLACE_TIMEOUT_S = 60.0
-STARTUP_VARIABLE = "RAY_worker_maximum_startup_concurrency"
-OBJECT_STORE_BYTES = 80 << 20  # Ray's least: nothing of ours goes through it
 
 Progress = Callable[[str, int, int], None]
-
-
-def join_ray(chips: int) -> None:
-    """Connect to the cluster that is named or running here, or start a local one.
-
-    Raises RackError for an address that cannot be used.
-    """
-    address = os.environ.get("RAY_ADDRESS") or None
-    if address and address.startswith("ray://"):
-        raise RackError(
-            f"RAY_ADDRESS: wanted HOST:PORT or auto, on a machine of the cluster, got {address}: "
-            "chips send to this process, which a Ray client's machine does not let them"
-        )
-    joined: dict[str, Any] = {
-        "address": address, "include_dashboard": False, "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }  # fmt: skip
-    # Ray starts as many processes at once as it has CPUs, and warns of more: chips all start.
-    os.environ.setdefault(STARTUP_VARIABLE, str(chips))
-    local: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES}
-    try:
-        if address not in (None, "local"):
-            ray.init(**joined)
-            return
-        try:
-            ray.init(**joined, **local)
-        except ValueError as error:
-            if "existing cluster" not in str(error):
-                raise
-            ray.init(**joined)  # one runs here already, as `ray start` left it
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or "this machine"
-        raise RackError(f"Ray at {where}: {str(error).strip().splitlines()[0]}") from error
-
-
-class _Membership:
-    """This process in a cluster: joined for its first rack, left after its last.
-
-    A Ray that was there before is left alone. Several racks may start at once.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._racks = 0
-        self._ours = False
-
-    def join(self, chips: int) -> None:
-        """Take part for one more rack. Raises RackError."""
-        with self._lock:
-            if not self._racks:
-                self._ours = not ray.is_initialized()
-                if self._ours:
-                    join_ray(chips)
-            self._racks += 1
-
-    def leave(self) -> None:
-        """Take part for one rack less."""
-        with self._lock:
-            self._racks -= 1
-            if not self._racks and self._ours and ray.is_initialized():
-                ray.shutdown()
-
-
-_MEMBERSHIP = _Membership()
 
 
 class RayLauncher:
@@ -110,7 +44,7 @@ class RayLauncher:
         self._actors: dict[int, Any] = {}
         self._loops: dict[int, Any] = {}
         one_blas_thread()
-        _MEMBERSHIP.join(chips)
+        MEMBERSHIP.join(chips)
         self._joined = True
         self._machines = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         self._one_machine = len(self._machines) == 1
@@ -130,7 +64,7 @@ class RayLauncher:
             strategy = PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_bundle_index=bundle
             )
-            actor, loop = start_actor(job, seat, strategy, bytes_needed)
+            actor, loop = start_actor(str(ROOT), job, seat, strategy, bytes_needed)
             self._actors[job.index], self._loops[job.index] = actor, loop
 
     def _place(self, memory: list[int]) -> dict[int, tuple[Any, int]]:
@@ -193,4 +127,4 @@ class RayLauncher:
         self._groups.clear()
         if self._joined:
             self._joined = False
-            _MEMBERSHIP.leave()
+            MEMBERSHIP.leave()

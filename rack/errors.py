@@ -7,6 +7,7 @@
     ├── RequestError      a completion asked for with a parameter that cannot be (also a ValueError)
     ├── ConfigError       a flag, variable or key is unknown or out of range (also a ValueError)
     ├── ChipFailedError   a chip died, stalled or never started
+    ├── OtherCodeError    a chip runs other code than the driver
     └── RackClosedError   a rack used after it was closed or had failed
 
 All keep their fields and survive pickle, because they cross process boundaries.
@@ -67,6 +68,17 @@ class ChipFailedError(RackError):
     def __init__(self, *, chip: int | str, step: str, what: str, waiting_for: str) -> None:
         self.chip, self.step, self.what, self.waiting_for = chip, step, what, waiting_for
         super().__init__(f"chip {chip}, {step}: {what}; waiting for {waiting_for}")
+
+
+class OtherCodeError(RackError):
+    """A chip runs other code than the driver: the same results cannot be counted on."""
+
+    def __init__(self, *, chip: int, where: str, what: str, wanted: str, got: str) -> None:
+        self.chip, self.where, self.what, self.wanted, self.got = chip, where, what, wanted, got
+        super().__init__(
+            f"chip {chip} ({where}) runs other code than the driver: {what}: "
+            f"wanted {wanted}, got {got}"
+        )
 
 
 class RackClosedError(RackError):

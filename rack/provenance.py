@@ -1,23 +1,49 @@
-"""Which code made a result: the package's version and, in a checkout, its commit (law 6)."""
+"""Which code made a result: the package's version and, in a checkout, its commit (law 6).
+
+And which code a process runs: the driver and its chips have to run the same (`running_code`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from chip.kernels import Kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("chip", "compiler", "interconnect", "rack")
 
 
 @cache
 def code_version() -> dict[str, str]:
     """Return `version` and `commit`; `-dirty` marks changes, "unknown" an installed package."""
+    return {"version": _release(), "commit": _commit() if (ROOT / ".git").exists() else "unknown"}
+
+
+def running_code(kernels: Kernels) -> dict[str, str]:
+    """Return what has to be equal in the driver and all its chips."""
+    return {"version": _release(), "sources": source_digest(), "kernels": kernels.name}
+
+
+@cache
+def source_digest() -> str:
+    """Return the SHA-256 over the modules of this process's packages: names and contents."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name, text = path.relative_to(ROOT).as_posix().encode(), path.read_bytes()
+            digest.update(b"%d %d " % (len(name), len(text)) + name + text)
+    return digest.hexdigest()
+
+
+def _release() -> str:
     try:
-        release = version("lpu-rack")
+        return version("lpu-rack")
     except PackageNotFoundError:
-        release = "not installed"
-    return {"version": release, "commit": _commit() if (ROOT / ".git").exists() else "unknown"}
+        return "not installed"
 
 
 def _commit() -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from chip.kernels import load as load_kernels
 from compiler.pipeline import CompiledModel
 from compiler.weights import WeightsRef
 from interconnect.faults import Fault
@@ -19,9 +20,10 @@ from interconnect.private_folder import PrivateFolder
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.driver import Driver, StepResult
-from rack.errors import ChipFailedError, RackClosedError
+from rack.errors import ChipFailedError, OtherCodeError, RackClosedError
 from rack.hardware import Hardware
 from rack.job import ChipJob, chip_job
+from rack.provenance import running_code
 from rack.stored import Images
 from rack.worker import Seat, rebuild_violation
 
@@ -71,6 +73,8 @@ class RemoteRack:
         self._deadline = time.monotonic() + start_timeout_s
         self._step = "start"
         self._reports: dict[int, Mapping[str, Any]] = {}
+        kernels = load_kernels()
+        self._code = running_code(kernels)
         self._ends = contextlib.ExitStack()
         try:
             folder = PrivateFolder()
@@ -93,6 +97,7 @@ class RemoteRack:
                             slots=dict(slots or {}),
                             rings=rings,
                             faults=[f for f in faults if links[f.link].src == chip],
+                            kernels=kernels.name,
                         ),
                     )
                     for chip in range(self._chips)
@@ -116,6 +121,7 @@ class RemoteRack:
                 continue
             chip = message.values["chip"]
             if message.kind == "hello":
+                self._check_code(message.values)
                 endpoints[chip] = message.values["endpoint"]
                 if message.values["rings"] is not None:
                     rings.append([chip, message.values["rings"]])
@@ -128,6 +134,14 @@ class RemoteRack:
         peers = Control("peers", where)
         for chip in range(self._chips):
             self._socket.send(chip, peers)
+
+    def _check_code(self, hello: Mapping[str, Any]) -> None:
+        """Refuse a chip that runs other code than this process."""
+        for what, wanted in self._code.items():
+            if (got := hello["code"][what]) != wanted:
+                raise OtherCodeError(
+                    chip=hello["chip"], where=hello["where"], what=what, wanted=wanted, got=got
+                )
 
     # -- run
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import platform
 import signal
 import sys
 import threading
@@ -20,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from chip.errors import ScheduleViolation
+from chip.kernels import WHY_NOT_NATIVE, Kernels
+from chip.kernels import load as load_kernels
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.frame import Control
 from interconnect.private_folder import remove
 from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
+from rack.errors import RackError
 from rack.job import ChipJob, build_chip
 from rack.node import ChipNode
+from rack.provenance import ROOT, running_code
 from rack.stopwatch import Stopwatch
 
 REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
@@ -43,6 +48,7 @@ class Seat:
     slots: Mapping[int, int] = field(default_factory=dict)
     rings: bool = True  # frames between chips of a host through shared memory
     faults: Sequence[Fault] = ()
+    kernels: str | None = None  # the driver's, by name; None for the best that are here
 
 
 def error_values(chip: int, step: str, error: BaseException) -> dict[str, Any]:
@@ -72,7 +78,7 @@ class ChipWorker:
     """The loop of one chip."""
 
     def __init__(self, job: ChipJob, seat: Seat) -> None:
-        self.job = job
+        self.job, self.kernels = job, seat.kernels
         own_core(job.index)  # before the socket: its threads stay on the core too
         senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
         self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
@@ -87,10 +93,9 @@ class ChipWorker:
     def run(self) -> None:
         """Join, load, and serve until told to stop."""
         try:
-            where = {"endpoint": self.socket.endpoint, "rings": self.socket.rings}
-            self._tell("hello", {"chip": self.job.index, "pid": os.getpid(), **where})
-            watch = self._watch.watch
-            self.node.attach(lambda node: build_chip(self.job, node.send, watch=watch))
+            self._tell("hello", self._hello())
+            name, watch = self.kernels, self._watch.watch
+            self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
             self._tell("ready", {"chip": self.job.index})
             while self._turn():
                 pass
@@ -98,6 +103,14 @@ class ChipWorker:
             self._tell("error", error_values(self.job.index, self._step, error))
         finally:
             self.socket.close()
+
+    def _hello(self) -> dict[str, Any]:
+        """Say who this chip is, where it is reached, and which code it runs."""
+        return {
+            "chip": self.job.index, "pid": os.getpid(), "endpoint": self.socket.endpoint,
+            "rings": self.socket.rings, "where": f"{ROOT} on {platform.node()}",
+            "code": running_code(kernels_like(self.kernels)),
+        }  # fmt: skip
 
     def _tell(self, kind: str, values: dict[str, Any]) -> None:
         self.socket.send(self.job.host, Control(kind, values))
@@ -140,6 +153,18 @@ class ChipWorker:
             values |= error_values(self.job.index, self._step, missing)
             values["order"] = self.node.chip.wait_order()
         self._tell("report", values)
+
+
+def kernels_like(name: str | None) -> Kernels:
+    """Return the kernels of that name. Raises RackError where they do not run here."""
+    try:
+        return load_kernels(name)
+    except ValueError as error:
+        why = f" ({WHY_NOT_NATIVE})" if WHY_NOT_NATIVE else ""
+        raise RackError(
+            f"{error}{why}: the driver runs {name}, so every chip has to; build them in {ROOT} on "
+            f"{platform.node()}, or set LPU_KERNELS for the driver to kernels that all machines have"
+        ) from error
 
 
 def own_core(chip: int) -> None:

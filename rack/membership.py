@@ -1,0 +1,233 @@
+"""Taking part in a Ray cluster: the one that is named, one that runs here, or one of our own.
+
+Rules. An address that nobody answers at is given up within a minute. A Ray of our own listens on
+loopback only and has a token of its own, which ends with it; one that other machines are to reach
+is started with `ray start`. A cluster that asks for a token gets the user's (`~/.ray/auth_token`,
+RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH), whether or not RAY_AUTH_MODE says so. Ray's own handlers of
+signals are kept out.
+
+Tested with the versions of Ray that pyproject.toml allows, whose private parts it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._common.utils import get_default_system_temp_dir
+from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address, find_bootstrap_address
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
+
+from rack.errors import RackError
+
+OBJECT_STORE_BYTES = 80 << 20  # Ray's least: nothing of ours goes through it
+CONNECT_SECONDS = 10.0
+STARTUP_VARIABLE = "RAY_worker_maximum_startup_concurrency"
+SOCKET_PATH_BYTES = 103  # of the shortest system
+SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_LOOPBACK_ONLY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+
+
+def join_ray(chips: int) -> None:
+    """Connect to the cluster that is named or running here, or start a local one.
+
+    Raises RackError for an address that cannot be used.
+    """
+    address = os.environ.get("RAY_ADDRESS") or None
+    if address and address.startswith("ray://"):
+        raise RackError(
+            f"RAY_ADDRESS: wanted HOST:PORT or auto, on a machine of the cluster, got {address}: "
+            "chips send to this process, which a Ray client's machine does not let them"
+        )
+    # Ray starts as many processes at once as it has CPUs, and warns of more: chips all start.
+    os.environ.setdefault(STARTUP_VARIABLE, str(chips))
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    try:
+        with _signals_kept():
+            if (running := _running(address)) is None:
+                _start()
+            else:
+                _join(running)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise RackError(f"Ray at {address or 'this machine'}: {_reason(error)}") from error
+    except OSError as error:
+        raise RackError(
+            f"Ray cannot be started here: {error}; set RAY_TMPDIR to a folder of your own"
+        ) from error
+
+
+def _running(address: str | None) -> str | None:
+    """HOST:PORT of the cluster to join; None to start one."""
+    if address == "local":
+        return None
+    if address not in (None, "auto"):
+        running = str(canonicalize_bootstrap_address(address))
+        _check_answers(running)
+        return running
+    found = find_bootstrap_address(None)  # as `ray start` left it
+    if address is None and found:
+        try:
+            _check_answers(found)
+        except ConnectionError:  # it has ended
+            found = None
+    if address == "auto":
+        if not found:
+            raise ConnectionError("no Ray was started here: start one (`ray start --head`)")
+        _check_answers(found)
+    return found or None
+
+
+def _check_answers(address: str) -> None:
+    """Raise ConnectionError where nobody listens; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+            pass
+    except OSError as error:
+        raise ConnectionError(
+            f"nobody answers at {address} ({error.strerror or error}): start it there "
+            "(`ray start --head`), correct RAY_ADDRESS, or unset it to have a Ray of our own"
+        ) from error
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster that listens. Raises ConnectionError where it does not let us in."""
+    try:
+        _ask(address)
+    except ray.exceptions.AuthenticationError:
+        if not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+            raise ConnectionError(
+                "it asks for a token and there is none here: copy its machine's "
+                "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN "
+                "(or start it with RAY_AUTH_MODE=disabled)"
+            ) from None
+        os.environ[_MODE] = "token"  # as Ray does for a cluster that it finds by itself
+        Config.initialize("")
+        try:
+            _ask(address)
+        except ray.exceptions.AuthenticationError:
+            raise ConnectionError(
+                "it asks for another token than the one here: take its machine's "
+                "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+            ) from None
+    ray.init(address=address, **_QUIET)
+
+
+def _ask(address: str) -> None:
+    """Ask a cluster for its session. Raises RayError, within 45 s."""
+    GcsClient(address=address).internal_kv_get(b"session_name", b"session", timeout=CONNECT_SECONDS)
+
+
+_MODE = "RAY_AUTH_MODE"
+_QUIET: dict[str, Any] = {
+    "include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR,
+}  # fmt: skip
+
+
+def _start() -> None:
+    """Start a Ray of our own, which ends with this process."""
+    place = _place()
+    if not {_MODE, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        # Ray would write one for this user, which every `ray start` then asks for.
+        os.environ[_MODE], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+    with _loopback():
+        ray.init(
+            address="local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=place, **_QUIET
+        )
+
+
+def _place() -> str | None:
+    """Where Ray is to keep its files; None for its own choice. Raises RackError."""
+    parent = get_default_system_temp_dir()
+    short = len(os.fsencode(parent)) + SESSION_BYTES <= SOCKET_PATH_BYTES
+    folder = Path(parent if short else "/tmp") / "ray"
+    for path in (folder, folder.parent):
+        if path.exists():
+            if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+                raise RackError(
+                    f"{path}: wanted a folder that this user can write, got one of "
+                    f"{_owner(path)}: set RAY_TMPDIR to a short path of a folder of your own"
+                )
+            break
+    return None if short else str(folder)
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except (KeyError, OSError):
+        return f"user {path.stat().st_uid}"
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let Ray take loopback for this machine's address, as it does on systems without clusters."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(_LOOPBACK_ONLY)  # for the processes that Ray starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        for name in _LOOPBACK_ONLY:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put this process's handler of SIGTERM back, which Ray replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _reason(error: Exception) -> str:
+    """What an error of Ray's says, in one line; of several it is the first one that does."""
+    told = error.__cause__ if str(error).startswith("Failed to connect") else None
+    return " ".join(str(told or error).split())
+
+
+class Membership:
+    """This process in a cluster: joined for its first rack, left after its last.
+
+    A Ray that was there before is left alone. Several racks may start at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._racks = 0
+        self._ours = False
+
+    def join(self, chips: int) -> None:
+        """Take part for one more rack. Raises RackError."""
+        with self._lock:
+            if not self._racks:
+                self._ours = not ray.is_initialized()
+                if self._ours:
+                    join_ray(chips)
+            self._racks += 1
+
+    def leave(self) -> None:
+        """Take part for one rack less."""
+        with self._lock:
+            self._racks -= 1
+            if not self._racks and self._ours and ray.is_initialized():
+                ray.shutdown()
+
+
+MEMBERSHIP = Membership()
