@@ -2,9 +2,9 @@
 
 Ray places, watches and ends it; no step and no vector goes through Ray.
 
-Ray would have the actor import this project from the folder that the driver was started in, whatever
-lies there. So the shell travels whole, by value: it needs nothing of ours, and puts the folder that
-the driver runs from first among those that modules are looked for in, before anything is.
+Ray would have the actor import this project from the folder that the driver was started in,
+whatever lies there. So the shell travels whole, by value: it needs nothing of ours, and puts the
+folder that the driver runs from first on the path before anything is imported.
 """
 
 from __future__ import annotations

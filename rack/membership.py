@@ -26,7 +26,11 @@ import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._private.services import canonicalize_bootstrap_address, find_bootstrap_address
-from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationTokenLoader,
+    Config,
+    GcsClient,
+)
 
 from rack.errors import RackError
 
@@ -143,9 +147,7 @@ def _start() -> None:
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
     with _loopback():
-        ray.init(
-            address="local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=place, **_QUIET
-        )
+        ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=place, **_QUIET)
 
 
 def _place() -> str | None:

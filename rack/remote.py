@@ -104,6 +104,7 @@ class RemoteRack:
                 ]
             )
             self._meet()
+            self._step = "between steps"
         except BaseException:
             self.close()
             raise
@@ -167,10 +168,12 @@ class RemoteRack:
             self._lowered.add(name)
         try:
             schedule = self.compiled.steps[name]
-            return self.driver.run_step(schedule, positions, tokens, self._wait, following)
+            result = self.driver.run_step(schedule, positions, tokens, self._wait, following)
         except BaseException as error:
             self._failed = str(error) or type(error).__name__
             raise
+        self._step = "between steps"
+        return result
 
     def _check_usable(self) -> None:
         if self._failed is not None:
@@ -211,7 +214,8 @@ class RemoteRack:
         while (message := self._socket.receive(0)) is not None:
             if isinstance(message, Control) and message.kind == "error":
                 return self._reported(message.values)
-        waits = "nothing yet" if self._step == "start" else self._first_wait(set(dead))[1]
+        running = self._step.startswith("step ")
+        waits = self._first_wait(set(dead))[1] if running else "nothing"
         return ChipFailedError(
             chip=chip, step=self._step, what=f"its process ended ({reason})", waiting_for=waits
         )
@@ -274,6 +278,14 @@ class RemoteRack:
             for part, seconds in values["times"].items():
                 total[part] = total.get(part, 0.0) + seconds
         return total
+
+    def check(self) -> None:
+        """Raise ChipFailedError if a chip has died since the last step."""
+        self._check_usable()
+        if dead := self.launcher.dead():
+            error = self._died(dead)
+            self._failed = str(error)
+            raise error
 
     def close(self) -> None:
         """Stop every chip and remove every socket; a second call does nothing."""

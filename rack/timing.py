@@ -57,5 +57,8 @@ class TimingRack:
         """No chips, no time."""
         return {}
 
+    def check(self) -> None:
+        """No chips, so none is dead."""
+
     def close(self) -> None:
         """Nothing to give back."""

@@ -162,8 +162,8 @@ def kernels_like(name: str | None) -> Kernels:
     except ValueError as error:
         why = f" ({WHY_NOT_NATIVE})" if WHY_NOT_NATIVE else ""
         raise RackError(
-            f"{error}{why}: the driver runs {name}, so every chip has to; build them in {ROOT} on "
-            f"{platform.node()}, or set LPU_KERNELS for the driver to kernels that all machines have"
+            f"{error}{why}: every chip has to run the driver's, {name}; build them in {ROOT} on "
+            f"{platform.node()}, or start the driver with LPU_KERNELS set to what all machines have"
         ) from error
 
 

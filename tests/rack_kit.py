@@ -65,6 +65,9 @@ class ScriptRack:
     def saturated(self) -> int:
         return 0
 
+    def check(self) -> None:
+        """No chip to die."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

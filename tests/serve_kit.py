@@ -103,6 +103,7 @@ class Served:
     opened: list[Session]
     fatal: list[Exception]
     grammars: Grammars
+    losses: list[tuple[str, float]]
     ready: threading.Event = field(default_factory=threading.Event)
 
     async def until_ready(self) -> None:
@@ -119,7 +120,7 @@ async def until(event: threading.Event) -> None:
 async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
-    names: Sequence[str] = (), limiter: Limiter | None = None,
+    names: Sequence[str] = (), limiter: Limiter | None = None, pauses: Sequence[float] = (0.0,),
     judge_limits: Limits | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
@@ -136,7 +137,11 @@ async def serving(
         opened.append(session)
         return session
 
-    runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
+    losses: list[tuple[str, float]] = []
+    runner = Runner(
+        open_session, max_queue=max_queue, on_ready=ready.set, on_given_up=fatal.append,
+        on_failure=lambda error, pause: losses.append((str(error), pause)), pauses=pauses,
+    )  # fmt: skip
     identity, racks = identify(prepared, names), Dispatcher([runner])
     words = Words.of(prepared.tokenizer)
     grammars = Grammars(prepared.tokenizer, Judge(words, judge_limits))
@@ -147,7 +152,7 @@ async def serving(
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
-        served = Served(app, runner, client, opened, fatal, grammars, ready)
+        served = Served(app, runner, client, opened, fatal, grammars, losses, ready)
         runner.start()
         try:
             if wait:

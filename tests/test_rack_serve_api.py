@@ -154,7 +154,7 @@ def test_models() -> None:
 
 def test_health_and_version() -> None:
     assert get("/health").json() == {"status": "ok"}
-    assert get("/health/ready").json() == {"status": "ready"}
+    assert get("/health/ready").json() == {"status": "ready", "racks": ["ready"]}
     body = get("/version").json()
     assert body["version"]
     assert body["system_fingerprint"].startswith("fp_")

@@ -19,19 +19,27 @@ from rack.session import Progress, Session
 class Fleet:
     """Racks whose steps wait to be told."""
 
-    def __init__(self, count: int, *, permits: int | None = 0, max_queue: int = 8) -> None:
+    def __init__(
+        self, count: int, *, permits: int | None = 0, max_queue: int = 8, restarts: bool = True
+    ) -> None:
+        self.restarts = restarts
         self.steps = [Steps(permits) for _ in range(count)]
         self._ready = [threading.Event() for _ in range(count)]
         self.racks = Dispatcher(
             [
-                Runner(self._opener(steps), max_queue=max_queue, on_ready=ready.set)
+                Runner(self._opener(steps), max_queue=max_queue, on_ready=ready.set, pauses=(0.0,))
                 for steps, ready in zip(self.steps, self._ready, strict=True)
             ]
         )
 
     def _opener(self, steps: Steps) -> Callable[[Progress], Session]:
+        opened: list[Session] = []
+
         def open_session(report: Progress) -> Session:
+            if opened and not self.restarts:
+                raise ChipError("no memory")
             session = Session(tiny(), report)
+            opened.append(session)
             session.rack.run_step = steps.around(session.rack.run_step)  # type: ignore[method-assign]
             return session
 
@@ -117,12 +125,45 @@ def test_a_failed_rack_is_passed_over_until_it_is_back() -> None:
     asyncio.run(scenario())
 
 
-def test_not_ready_names_a_stage() -> None:
+def test_a_rack_that_was_given_up_leaves_the_others_alone() -> None:
+    async def scenario() -> None:
+        async with Fleet(2, permits=None, restarts=False) as fleet:
+            racks, broken = fleet.racks, fleet.racks.runners[0]
+            fleet.steps[0].fail_next = ChipError("boom")
+            job, ended = fleet.job()
+            assert racks.submit(job) is broken
+            assert isinstance(await ended, Failed)
+            await asyncio.to_thread(broken._thread.join, DEADLINE_SECONDS)
+            assert racks.states == ["given up: no memory", "ready"]
+            assert (broken.given_up, racks.given_up) == (True, False)
+            for _ in range(3):
+                job, ended = fleet.job()
+                assert racks.submit(job) is racks.runners[1]
+                assert isinstance(await ended, Finished)
+            fleet.steps[1].fail_next = ChipError("boom")
+            job, ended = fleet.job()
+            racks.submit(job)
+            await asyncio.to_thread(racks.runners[1]._thread.join, DEADLINE_SECONDS)
+            assert racks.given_up
+            wanted = (
+                r"no rack is ready \(rack 0: given up: no memory; rack 1: given up: no memory\)"
+            )
+            with pytest.raises(BusyError, match=wanted):
+                racks.submit(fleet.job()[0])
+
+    asyncio.run(scenario())
+
+
+def test_not_ready_names_the_stages() -> None:
     racks = Fleet(2).racks
-    with pytest.raises(BusyError, match=r"the rack is not ready \(starting\)"):
+    wanted = r"no rack is ready \(rack 0: starting; rack 1: starting\)"
+    with pytest.raises(BusyError, match=wanted):
         racks.check_ready()
-    with pytest.raises(BusyError, match=r"the rack is not ready \(starting\)"):
+    with pytest.raises(BusyError, match=wanted):
         racks.submit(Job([1], SamplingParams(), lambda event: None))
     assert racks.stop(1.0)
-    with pytest.raises(BusyError, match=r"the rack is not ready \(stopping\)"):
+    with pytest.raises(BusyError, match=r"\(rack 0: stopping; rack 1: stopping\)"):
         racks.check_ready()
+    one = Fleet(1).racks
+    with pytest.raises(BusyError, match=r"the rack is not ready \(starting\)"):
+        one.submit(Job([1], SamplingParams(), lambda event: None))

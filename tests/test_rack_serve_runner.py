@@ -8,17 +8,23 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import httpx
+import pytest
 from serve_kit import DEADLINE_SECONDS, Served, Steps, chat, events, serving, tiny, until
 
 from chip.errors import ChipError
 from rack.engine import TokenEvent
-from rack.errors import ConfigError, RequestError
+from rack.errors import ChipFailedError, ConfigError, RequestError
 from rack.grammar import json_grammar
 from rack.sampler import SamplingParams
 from rack.serve.runner import Event, Failed, Finished, Job, Runner
 from rack.session import Progress, Session
 
 CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def _looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rack.serve.runner.IDLE_CHECK_SECONDS", 0.02)
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -160,6 +166,97 @@ def test_a_failed_step_is_500_and_a_fresh_rack_follows() -> None:
             again = (await post(served)).json()
             assert again["choices"] == good["choices"]
             assert again["x_rack"]["data_hash"] == good["x_rack"]["data_hash"]
+
+    run(scenario)
+
+
+class Openings:
+    """What opening a rack does, in order; the last one again and again."""
+
+    def __init__(self, *errors: Exception | None) -> None:
+        self.errors, self.count = list(errors), 0
+
+    def __call__(self, report: Progress) -> None:
+        error = self.errors[min(self.count, len(self.errors) - 1)]
+        self.count += 1
+        if error is not None:
+            raise error
+
+
+def lost(served: Served) -> None:
+    """Let a chip of the rack die while nothing runs."""
+
+    def check() -> None:
+        raise ChipFailedError(chip=2, step="between steps", what="ended", waiting_for="nothing")
+
+    served.opened[-1].rack.check = check  # type: ignore[method-assign]
+
+
+LOST = "chip 2, between steps: ended; waiting for nothing"
+
+
+def test_a_restart_that_fails_is_tried_again_after_a_pause() -> None:
+    async def scenario() -> None:
+        steps, no = Steps(permits=0), ChipError("no memory")
+        openings = Openings(None, no, no, None)
+        async with serving(steps=steps, opening=openings, pauses=(0.0, 0.01, 0.02)) as served:
+            tasks = await fill(served, steps, 1)
+            steps.fail_next = ChipError("boom")
+            steps.release(100)
+            failed, waited = [await task for task in tasks]
+            assert failed.status_code == 500
+            assert waited.status_code == 503  # elsewhere it may be answered sooner
+            wanted = "the rack is not ready (restarting after a failure)"
+            assert waited.json()["error"]["message"] == wanted
+            await served.until_ready()
+            assert served.losses == [("boom", 0.0), ("no memory", 0.0), ("no memory", 0.01)]
+            assert (await post(served)).status_code == 200
+        assert served.fatal == []
+
+    run(scenario)
+
+
+def test_a_rack_that_cannot_be_started_again_is_given_up() -> None:
+    async def scenario() -> None:
+        openings = Openings(None, ChipError("no memory"))
+        async with serving(opening=openings, pauses=(0.0, 0.01)) as served:
+            lost(served)
+            assert await asyncio.to_thread(served.runner._thread.join, DEADLINE_SECONDS) is None
+            assert [str(error) for error in served.fatal] == ["no memory"]
+            assert served.losses == [(LOST, 0.0), ("no memory", 0.01)]
+            refused = await served.client.get("/health/ready")
+            assert refused.status_code == 503
+            wanted = "the rack is not ready (given up: no memory)"
+            assert refused.json()["error"]["message"] == wanted
+            assert (await post(served)).json()["error"]["message"] == wanted
+
+    run(scenario)
+
+
+def test_a_chip_that_dies_while_nothing_runs_is_noticed() -> None:
+    async def scenario() -> None:
+        async with serving() as served:
+            good = (await post(served)).json()
+            for count in (1, 2):
+                lost(served)
+                await served.until_ready()
+                assert len(served.opened) == 1 + count
+                again = (await post(served)).json()
+                assert again["choices"] == good["choices"]
+            assert served.losses == [(LOST, 0.0)] * 2  # a request in between: the count is reset
+
+    run(scenario)
+
+
+def test_a_stop_ends_the_pause_before_a_start() -> None:
+    async def scenario() -> None:
+        openings = Openings(None, ChipError("no memory"))
+        async with serving(opening=openings, pauses=(0.0, 3600.0)) as served:
+            lost(served)
+            while len(served.losses) < 2:
+                await asyncio.sleep(0.01)
+        assert served.fatal == []
+        assert openings.count == 2
 
     run(scenario)
 

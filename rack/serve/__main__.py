@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,11 +131,11 @@ class _Serving:
     ) -> None:  # fmt: skip
         self._args, self._identity, self._sockets = args, identity, sockets
         self._progress, self._errors = progress, list[Exception]()
-        self._lock, self._ready = threading.Lock(), set[int]()
+        self._lock, self._settled = threading.Lock(), set[int]()
         self._racks = Dispatcher([self._runner(number) for number in range(args.replicas)])
 
     def run(self, keys: Keys, limiter: Limiter) -> int:
-        """Serve until a signal or until a rack cannot be started."""
+        """Serve until a signal, or until no rack is left and none can be started."""
         metrics = Metrics(self._identity, self._racks)
         grammars = Grammars(self._identity.prepared.tokenizer)
         service = Service(
@@ -166,7 +167,8 @@ class _Serving:
             max_queue=self._args.max_queue,
             pacer=Pacer(clock_hz) if self._args.pace == "emulated" else None,
             on_ready=lambda: self._on_ready(number),
-            on_fatal=self._on_fatal,
+            on_failure=lambda error, pause: self._on_failure(number, error, pause),
+            on_given_up=lambda error: self._on_given_up(number, error),
         )
 
     def _open(self, number: int, report: Progress) -> Session:
@@ -179,23 +181,40 @@ class _Serving:
         return Session(self._identity.prepared, both)
 
     def _on_ready(self, number: int) -> None:
-        """Say so once all racks have started, and each time that one has started again."""
         with self._lock:
-            again = number in self._ready
-            self._ready.add(number)
-            if len(self._ready) < self._args.replicas:
-                return
-            self._progress.stop()
-            if self._identity.prepared.config.transport == "ray":
-                self._server.catch_again()
-            if again:
+            if number in self._settled:
                 say(f"rack {number} is ready again")
-            else:
+            self._settle(number)
+
+    def _settle(self, number: int) -> None:
+        """Count a rack that has started, or never will; say that we are ready with the last one."""
+        if number not in self._settled:
+            self._settled.add(number)
+            if len(self._settled) == self._args.replicas:
+                self._progress.stop()
                 say(usage(self._identity, self._args.host, self._sockets[0].getsockname()[1]))
 
-    def _on_fatal(self, error: Exception) -> None:
-        self._errors.append(error)
-        self._server.finish()
+    def _on_failure(self, number: int, error: Exception, pause: float) -> None:
+        when = f"in {pause:.0f} s" if pause else "now"
+        say(f"error: rack {number}: {failure(error)}; starting it again {when}")
+
+    def _on_given_up(self, number: int, error: Exception) -> None:
+        """Go on with the racks that are left; end where none is."""
+        with self._lock:
+            if self._racks.given_up:
+                self._errors.append(error)
+                self._server.finish()
+                return
+            say(f"error: rack {number}: {failure(error)}; given up, going on without it")
+            self._settle(number)
+
+
+def failure(error: Exception) -> str:
+    """Return the cause of a failure in a line; what is a bug of ours is printed with its trace."""
+    if not isinstance(error, KNOWN_ERRORS):
+        traceback.print_exception(error)
+        return f"{type(error).__name__}: {error}"
+    return " ".join(str(error).split())
 
 
 def usage(identity: Identity, host: str, port: int) -> str:

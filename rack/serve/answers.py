@@ -148,9 +148,16 @@ class Text(_Answer):
 
 
 class Status(_Answer):
-    """Answer of the health checks."""
+    """Answer of GET /health."""
 
-    status: Literal["ok", "ready"]
+    status: Literal["ok"]
+
+
+class Ready(_Answer):
+    """Answer of GET /health/ready: what each rack is at, "ready" for one at least."""
+
+    status: Literal["ready"]
+    racks: list[str]
 
 
 class Version(BaseModel):

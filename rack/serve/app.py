@@ -156,7 +156,7 @@ class _Surface:
             self._service.racks.check_ready()
         except BusyError as error:
             raise busy(error) from None
-        return _json({"status": "ready"})
+        return _json({"status": "ready", "racks": self._service.racks.states})
 
     async def _version(self, request: Request) -> Response:
         return _json(self._service.identity.version())

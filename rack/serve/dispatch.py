@@ -1,7 +1,8 @@
 """Several racks behind one server: each request goes to the one with the shortest queue.
 
 A rack runs one sequence at a time, so more racks are how a server answers more at once. Racks that
-are starting again after a failure are passed over; a tie goes to the rack of the lowest number.
+are starting again after a failure, or were given up, are passed over; a tie goes to the rack of the
+lowest number.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from rack.serve.runner import Job, Runner
+from rack.serve.errors import BusyError
+from rack.serve.runner import RETRY_STARTING_SECONDS, Job, Runner
 
 
 class Dispatcher:
@@ -29,16 +31,32 @@ class Dispatcher:
         """The racks that take requests now."""
         return [runner for runner in self.runners if runner.stage is None]
 
+    @property
+    def states(self) -> list[str]:
+        """What each rack is at: "ready", or the stage of its start."""
+        return [runner.stage or "ready" for runner in self.runners]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether no rack is left, and none will start again."""
+        return all(runner.given_up for runner in self.runners)
+
     def check_ready(self) -> None:
-        """Raise BusyError while no rack can take a request, naming the first one's stage."""
-        if not self.ready:
+        """Raise BusyError while no rack can take a request, naming every rack's stage."""
+        if len(self.runners) == 1:
             self.runners[0].check_ready()
+        elif not self.ready:
+            states = "; ".join(f"rack {n}: {state}" for n, state in enumerate(self.states))
+            raise BusyError(
+                what=f"no rack is ready ({states})", retry_seconds=RETRY_STARTING_SECONDS
+            )
 
     def submit(self, job: Job) -> Runner:
         """Queue a request; return the rack that took it.
 
         Raises BusyError when no rack is ready, or all queues are full.
         """
+        self.check_ready()
         runner = min(self.ready or self.runners, key=lambda one: one.load)
         runner.submit(job)
         return runner

@@ -63,7 +63,7 @@ _BESIDE = (
     ),
     _Operation(path="/health", summary="The server runs", answer=answers.Status, open=True),
     _Operation(
-        path="/health/ready", summary="A rack takes requests", answer=answers.Status,
+        path="/health/ready", summary="A rack takes requests", answer=answers.Ready,
         errors=(503,), open=True,
     ),
     _Operation(path="/version", summary="What answers", answer=answers.Version, open=True),

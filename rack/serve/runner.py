@@ -1,12 +1,14 @@
 """The thread that owns the rack: opens it, runs one request after another, opens it again.
 
 Rules: requests run in the order they came; a cancelled one stops before its next step; a step that
-fails closes the session and a fresh one is opened before the next request. Events reach whoever
-asked through `Job.emit`, which is called in this thread and must not block. Queue time is counted
-in emulated cycles: those the rack ran between a request's arrival and its start. (When a request
-arrives is the client's doing; what the rack runs before it is not measured in wall time.) With a
-pacer no step begins, and no token is given out, before the step ahead of it has ended in emulated
-time.
+fails, or a chip that dies while nothing runs, closes the session and a fresh one is opened. What
+cannot be opened is tried again after pauses, each longer than the one before, and given up after
+the last of them; at once if it never ran, because then it is the configuration. Events reach
+whoever asked through `Job.emit`, which is called in this thread and must not block. Queue time is
+counted in emulated cycles: those the rack ran between a request's arrival and its start. (When a
+request arrives is the client's doing; what the rack runs before it is not measured in wall time.)
+With a pacer no step begins, and no token is given out, before the step ahead of it has ended in
+emulated time.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from rack.session import Progress, Session
 
 RETRY_STARTING_SECONDS = 5
 RETRY_QUEUE_SECONDS = 1
+RESTART_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+"""Seconds before the first, second, … start after a rack was lost; then it is given up."""
+IDLE_CHECK_SECONDS = 1.0  # how often the chips of a rack without work are looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,7 @@ Event = TokenEvent | Finished | Failed
 
 
 _STOPPING = BusyError(what="the server is stopping", retry_seconds=RETRY_STARTING_SECONDS)
+_RESTARTING = "restarting after a failure"
 
 
 class Job:
@@ -106,7 +112,7 @@ class _Meter:
             inner.compiled, inner.transport, inner.executor,
         )  # fmt: skip
         self.reset, self.saturated, self.close = inner.reset, inner.saturated, inner.close
-        self.times = inner.times
+        self.times, self.check = inner.times, inner.check
         self._inner, self._runner, self._pacer = inner, runner, runner.pacer
 
     def run_step(
@@ -126,23 +132,32 @@ class _Meter:
 
 
 class Runner:
-    """Owns the session and its thread. `on_fatal` is told when no rack could be started."""
+    """Owns the session and its thread.
+
+    `on_failure` is told of a rack that was lost or did not start, and in how many seconds the next
+    start follows; `on_given_up` is told when there is none any more. Both are called in the thread.
+    """
 
     def __init__(
         self, open_session: Callable[[Progress], Session], *, max_queue: int,
         pacer: Unpaced | None = None,
         on_ready: Callable[[], None] = lambda: None,
-        on_fatal: Callable[[Exception], None] = lambda error: None,
+        on_failure: Callable[[Exception, float], None] = lambda error, pause: None,
+        on_given_up: Callable[[Exception], None] = lambda error: None,
+        pauses: Sequence[float] = RESTART_PAUSES,
     ) -> None:  # fmt: skip
         self._open, self.max_queue = open_session, max_queue
         self.pacer = pacer or Unpaced()
-        self._on_ready, self._on_fatal = on_ready, on_fatal
+        self._on_ready, self._on_failure, self._on_given_up = on_ready, on_failure, on_given_up
+        self._pauses, self._was_ready = pauses, False
+        self._losses = 0  # in a row, without a request in between
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[Job] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="rack", daemon=True)
         self.running: Job | None = None
         self.stage: str | None = "starting"  # None once ready
+        self.given_up = False
         self.cycles = 0  # emulated, by all requests since the start
         self.kv_tokens = 0  # tokens in the running sequence's cache
 
@@ -153,9 +168,7 @@ class Runner:
     def check_ready(self) -> None:
         """Raise BusyError while no rack can take a request, naming the stage."""
         if (stage := self.stage) is not None:
-            raise BusyError(
-                what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS
-            )
+            raise _busy(stage)
 
     @property
     def load(self) -> int:
@@ -190,11 +203,7 @@ class Runner:
         """Fail what runs and waits, and let the thread end; does not wait for it."""
         with self._changed:
             self._stopping, self.stage = True, "stopping"
-            for job in (self.running, *self._waiting):
-                if job is not None and not job.cancelled:
-                    job.emit(Failed(error=_STOPPING))
-                    job.cancelled = True
-            self._waiting.clear()
+            self._fail_all(_STOPPING)
             self._changed.notify_all()
 
     def stop(self, timeout_seconds: float) -> bool:
@@ -205,16 +214,58 @@ class Runner:
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
+    def _fail_all(self, error: Exception) -> None:
+        """Answer what runs and waits with an error."""
+        for job in (self.running, *self._waiting):
+            if job is not None and not job.cancelled:
+                job.emit(Failed(error=error))
+                job.cancelled = True
+        self._waiting.clear()
+
     def _main(self) -> None:
         try:
-            while not self._stopping:
-                with self._open(self._progress) as session:
-                    self._serve(session)
+            while (error := self._one_rack()) is not None:
+                if self._losses > len(self._pauses if self._was_ready else ()):
+                    self._give_up(error)
+                    return
+                pause = self._pauses[self._losses - 1] if self._losses else 0.0
+                self._on_failure(error, pause)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, pause)
         except StoppedError:
             pass
-        except Exception as error:
-            self.request_stop()
-            self._on_fatal(error)
+
+    def _one_rack(self) -> Exception | None:
+        """Open a rack and serve until it is lost, then say why; None when asked to stop."""
+        if self._stopping:
+            return None
+        try:
+            with self._open(self._progress) as session:
+                return self._serve(session)
+        except StoppedError:
+            raise
+        except Exception as error:  # it did not start
+            self._losses += 1
+            self._out_of_service()
+            with self._changed:
+                if not self._stopping:
+                    self._fail_all(_busy(_RESTARTING))
+                    self.running = None
+            return error
+
+    def _give_up(self, error: Exception) -> None:
+        with self._changed:
+            if self._stopping:
+                return
+            self.given_up, self.stage = True, f"given up: {error}"
+            self._fail_all(_busy(self.stage))
+            self.running = None
+        self._on_given_up(error)
+
+    def _out_of_service(self) -> None:
+        with self._changed:
+            if not self._stopping:
+                self.stage = _RESTARTING
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         with self._changed:
@@ -222,35 +273,48 @@ class Runner:
                 raise StoppedError("stopped while starting")
             self.stage = f"{stage} {done}/{total}"
 
-    def _serve(self, session: Session) -> None:
-        """Run requests until a step fails or a stop is asked for."""
+    def _serve(self, session: Session) -> Exception | None:
+        """Run requests until the rack is lost, which is returned, or a stop is asked for."""
         engine = Engine(_Meter(session.rack, self), session.prepared.tokenizer)
         with self._changed:
             if self._stopping:
-                return
-            self.stage = None
+                return None
+            self.stage, self._was_ready = None, True
         self._on_ready()
-        healthy = True
-        while healthy:
+        while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self.running is not None)
+                self._changed.wait_for(
+                    lambda: self._stopping or self.running is not None, IDLE_CHECK_SECONDS
+                )
                 job = self.running
-                if self._stopping or job is None:
-                    return
-            healthy = self._run(engine, job)
-            with self._changed:
-                self.running = self._waiting.popleft() if self._waiting else None
-                self.kv_tokens = 0
-                if not healthy and not self._stopping:
-                    self.stage = "restarting after a failure"
+                if self._stopping:
+                    return None
+            error = self._check(session.rack) if job is None else self._run(engine, job)
+            if job is not None:
+                self._losses = 0
+                with self._changed:
+                    self.running = self._waiting.popleft() if self._waiting else None
+                    self.kv_tokens = 0
+            if error is not None:
+                self._out_of_service()
+                return error
+
+    def _check(self, rack: Rack) -> Exception | None:
+        """Look at the chips of a rack without work."""
+        try:
+            rack.check()
+        except Exception as error:
+            self._losses += 1
+            return error
+        return None
 
     def _emit(self, job: Job, event: Event) -> None:
         with self._changed:  # after cancel() has returned nothing is emitted any more
             if not job.cancelled:
                 job.emit(event)
 
-    def _run(self, engine: Engine, job: Job) -> bool:
-        """Run one request; False if the rack can no longer be trusted."""
+    def _run(self, engine: Engine, job: Job) -> Exception | None:
+        """Run one request; returns why the rack can no longer be trusted, if so."""
         queue_cycles = self.cycles - job.cycles_at_submit
         queue_seconds = time.perf_counter() - job.arrived_seconds
         self.pacer.begin(job.arrived_seconds)
@@ -261,16 +325,19 @@ class Runner:
                 self._emit(job, event)
             self._emit(job, _finished(completion, queue_cycles, queue_seconds))
         except _Cancelled:
-            return True
+            return None
         except RequestError as error:  # found out only when it ran; the rack is as good as before
             self._emit(job, Failed(error=error))
         except Exception as error:
             with self._changed:  # the failed rack is out of service before the client hears of it
-                if not self._stopping:
-                    self.stage = "restarting after a failure"
+                self._out_of_service()
                 self._emit(job, Failed(error=error))
-            return False
-        return True
+            return error
+        return None
+
+
+def _busy(stage: str) -> BusyError:
+    return BusyError(what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS)
 
 
 def _finished(completion: Completion, queue_cycles: int, queue_seconds: float) -> Finished:

@@ -26,7 +26,8 @@ IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that t
 
 
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends the server, but for those that whoever started it has had ignored (nohup)."""
 
 
 class UnchunkedCycle(RequestResponseCycle):
@@ -167,23 +168,11 @@ class Server(uvicorn.Server):
         """Stop serving; callable from any thread."""
         self.should_exit = True
 
-    def catch_again(self) -> None:
-        """Take the signals back from a library that has taken them; callable from any thread.
-
-        Ray puts a handler of its own in C in place of ours, which prints a trace and can corrupt
-        the heap when the signal comes in the middle of an allocation.
-        """
-
-        def catch() -> None:
-            for one in _SIGNALS:
-                signal.signal(one, self.handle_exit)
-
-        self._loop.call_soon_threadsafe(catch)
-
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Turn signals into a clean end; uvicorn's own would kill the process with them after."""
-        before = {one: signal.signal(one, self.handle_exit) for one in _SIGNALS}
+        heeded = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+        before = {one: signal.signal(one, self.handle_exit) for one in heeded}
         try:
             yield
         finally:
@@ -192,7 +181,6 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._loop = asyncio.get_running_loop()
         self._after_startup()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
