@@ -100,7 +100,8 @@ class RayLauncher:
             raise RackError("a machine joined the cluster while this run started: start it again")
 
     def dead(self) -> dict[int, str]:
-        """See `Launcher.dead`."""
+        """See `Launcher.dead`. Raises RackError when the cluster itself is gone."""
+        MEMBERSHIP.check()
         loops = {loop: chip for chip, loop in self._loops.items()}
         ended, _ = ray.wait(list(loops), num_returns=len(loops), timeout=0)
         out = {}
@@ -115,13 +116,14 @@ class RayLauncher:
         return out
 
     def stop(self) -> None:
-        """See `Launcher.stop`."""
-        for actor in self._actors.values():
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                ray.kill(actor, no_restart=True)
-        for group in self._groups:
-            with contextlib.suppress(ray.exceptions.RayError):
-                remove_placement_group(group)
+        """See `Launcher.stop`. Actors of a cluster that is gone end without us."""
+        if self._joined and MEMBERSHIP.answers():
+            for actor in self._actors.values():
+                with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                    ray.kill(actor, no_restart=True)
+            for group in self._groups:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    remove_placement_group(group)
         self._actors.clear()
         self._loops.clear()
         self._groups.clear()

@@ -18,6 +18,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from rack.errors import RackError
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least: nothing of ours goes through it
 CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 10.0
+"""How long a cluster's control service may be away before the racks on it are given up."""
 STARTUP_VARIABLE = "RAY_worker_maximum_startup_concurrency"
 SOCKET_PATH_BYTES = 103  # of the shortest system
 SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
@@ -115,8 +118,7 @@ def _join(address: str) -> None:
                 "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN "
                 "(or start it with RAY_AUTH_MODE=disabled)"
             ) from None
-        os.environ[_MODE] = "token"  # as Ray does for a cluster that it finds by itself
-        Config.initialize("")
+        _use_tokens()  # as Ray does for a cluster that it finds by itself
         try:
             _ask(address)
         except ray.exceptions.AuthenticationError:
@@ -143,11 +145,16 @@ def _start() -> None:
     place = _place()
     if not {_MODE, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         # Ray would write one for this user, which every `ray start` then asks for.
-        os.environ[_MODE], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        _use_tokens()
     with _loopback():
         ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=place, **_QUIET)
+
+
+def _use_tokens() -> None:
+    os.environ[_MODE] = "token"
+    Config.initialize("")  # both have been read already
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _place() -> str | None:
@@ -214,14 +221,20 @@ class Membership:
         self._lock = threading.Lock()
         self._racks = 0
         self._ours = False
+        self._address = ""  # of the cluster's control service, GCS
+        self._silent_since: float | None = None
 
     def join(self, chips: int) -> None:
         """Take part for one more rack. Raises RackError."""
         with self._lock:
+            if self._racks and not self.answers():
+                raise RackError(f"{self._lost}; other racks of this process still leave it")
             if not self._racks:
                 self._ours = not ray.is_initialized()
                 if self._ours:
                     join_ray(chips)
+                self._address = ray.get_runtime_context().gcs_address
+                self._silent_since = None
             self._racks += 1
 
     def leave(self) -> None:
@@ -230,6 +243,31 @@ class Membership:
             self._racks -= 1
             if not self._racks and self._ours and ray.is_initialized():
                 ray.shutdown()
+
+    def answers(self) -> bool:
+        """Whether the cluster can be asked anything: without its GCS every call hangs."""
+        try:
+            _check_answers(self._address)
+        except ConnectionError:
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raise RackError when the cluster has not answered for a while.
+
+        Steps do not need it, but a minute later Ray would end this process where it stands.
+        """
+        now = time.monotonic()
+        if self.answers():
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+        elif now - self._silent_since >= SILENT_SECONDS:
+            raise RackError(f"{self._lost} for {SILENT_SECONDS:.0f} s")
+
+    @property
+    def _lost(self) -> str:
+        return f"Ray's control service (GCS) at {self._address} has not answered"
 
 
 MEMBERSHIP = Membership()

@@ -31,6 +31,7 @@ START_TIMEOUT_S = 600.0
 LOWERING_TIMEOUT_S = 1800.0  # the reference executor lowers a step when it first runs
 REPORT_TIMEOUT_S = 2.0  # how long chips have to say what they wait for
 POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0  # how often the processes are looked at while messages come
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,7 +48,10 @@ class Launcher(Protocol):
         """Start a process per chip; return at once."""
 
     def dead(self) -> dict[int, str]:
-        """Return the chips whose process has ended, with the reason."""
+        """Return the chips whose process has ended, with the reason.
+
+        Raises RackError where whatever runs them is gone as a whole.
+        """
 
     def stop(self) -> None:
         """End every process, by force if need be."""
@@ -71,6 +75,7 @@ class RemoteRack:
         self._failed: str | None = None
         self._chips = compiled.layout.chips
         self._deadline = time.monotonic() + start_timeout_s
+        self._looked = time.monotonic()
         self._step = "start"
         self._reports: dict[int, Mapping[str, Any]] = {}
         kernels = load_kernels()
@@ -186,19 +191,19 @@ class RemoteRack:
 
     def _receive(self, missing: list[int], purpose: str) -> Message | None:
         """Take one message; errors that chips report, death and deadlines are raised here."""
-        left = self._deadline - time.monotonic()
-        message = self._socket.receive(max(0.0, min(POLL_SECONDS, left)))
+        now = time.monotonic()
+        message = self._socket.receive(max(0.0, min(POLL_SECONDS, self._deadline - now)))
         if isinstance(message, Control):
             if message.kind == "error":
                 raise self._reported(message.values)
             if message.kind == "report":
                 self._reports[message.values["chip"]] = message.values
-        if message is None:
-            dead = self.launcher.dead()
-            if dead:
+        if message is None or now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            if dead := self.launcher.dead():
                 raise self._died(dead)
-            if time.monotonic() >= self._deadline:
-                raise self._late(missing, purpose)
+        if message is None and time.monotonic() >= self._deadline:
+            raise self._late(missing, purpose)
         return message
 
     def _reported(self, values: Mapping[str, Any]) -> Exception:
@@ -280,12 +285,14 @@ class RemoteRack:
         return total
 
     def check(self) -> None:
-        """Raise ChipFailedError if a chip has died since the last step."""
+        """Raise what has gone wrong since the last step: a chip died, the cluster is lost."""
         self._check_usable()
-        if dead := self.launcher.dead():
-            error = self._died(dead)
+        try:
+            if dead := self.launcher.dead():
+                raise self._died(dead)
+        except Exception as error:
             self._failed = str(error)
-            raise error
+            raise
 
     def close(self) -> None:
         """Stop every chip and remove every socket; a second call does nothing."""

@@ -23,67 +23,11 @@ from rack.worker import Seat
 
 ray = pytest.importorskip("ray")
 from rack import cluster  # noqa: E402  (imports ray)
+from rack.membership import OBJECT_STORE_BYTES  # noqa: E402
 
 SECOND = "127.0.0.2"
 MEMORY = 280 << 20  # of each machine: two chip processes fit, three do not
 LAYOUT = "1x2+1"
-
-
-class FakeRay:
-    """Takes the place of `ray.init`: raises what it was given, in order."""
-
-    def __init__(self, *errors: Exception | None) -> None:
-        self.errors, self.calls = list(errors), []
-
-    def __call__(self, **options: Any) -> None:
-        self.calls.append(options)
-        if error := self.errors.pop(0):
-            raise error
-
-
-def join(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, *errors: Exception | None
-) -> FakeRay:
-    fake = FakeRay(*errors)
-    monkeypatch.setattr(cluster.ray, "init", fake)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if address is not None:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.delenv(cluster.STARTUP_VARIABLE, raising=False)
-    cluster.join_ray(36)
-    return fake
-
-
-@pytest.mark.parametrize("address", [None, "", "local"])
-def test_without_an_address_ray_starts_here(
-    monkeypatch: pytest.MonkeyPatch, address: str | None
-) -> None:
-    (call,) = join(monkeypatch, address, None).calls
-    assert call["address"] == (address or None)
-    assert os.environ[cluster.STARTUP_VARIABLE] == "36"  # all chips at once
-    assert call["object_store_memory"] == cluster.OBJECT_STORE_BYTES
-
-
-def test_a_named_cluster_is_joined_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    (call,) = join(monkeypatch, "10.0.0.1:6379", None).calls
-    assert call["address"] == "10.0.0.1:6379"
-    assert "object_store_memory" not in call
-
-
-def test_a_cluster_that_runs_here_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusal = ValueError("When connecting to an existing cluster, num_cpus must not be provided.")
-    first, second = join(monkeypatch, None, refusal, None).calls
-    assert "object_store_memory" in first
-    assert "object_store_memory" not in second
-
-
-def test_addresses_that_cannot_be_used_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RackError, match=r"wanted HOST:PORT or auto, .* got ray://head:10001"):
-        join(monkeypatch, "ray://head:10001")
-    with pytest.raises(RackError, match=r"^Ray at 10.0.0.1:1: nobody there$"):
-        join(monkeypatch, "10.0.0.1:1", ConnectionError("nobody there\nmore"))
-    with pytest.raises(RackError, match=r"^Ray at this machine: no port$"):
-        join(monkeypatch, None, ValueError("no port"))
 
 
 @pytest.fixture
@@ -94,7 +38,7 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    size = {"num_cpus": 4, "memory": MEMORY, "object_store_memory": cluster.OBJECT_STORE_BYTES}
+    size = {"num_cpus": 4, "memory": MEMORY, "object_store_memory": OBJECT_STORE_BYTES}
     machines = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     try:
         machines.add_node(node_ip_address=SECOND, **size)
@@ -165,36 +109,3 @@ def test_the_host_binds_here_and_chips_where_they_are() -> None:
     launcher._one_machine = False
     seats = [Seat(bind=launcher.bind(chip, ""), host_endpoint="", key=None) for chip in range(4)]
     assert {seat.bind for seat in seats} == {"tcp://{node_ip}:*"}
-
-
-def test_several_racks_share_one_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first rack of a process starts Ray, the last one ends it; another's Ray is left alone."""
-    calls: list[str] = []
-    up = False
-
-    def init(**options: Any) -> None:
-        nonlocal up
-        calls.append("init")
-        up = True
-
-    def shutdown() -> None:
-        nonlocal up
-        calls.append("shutdown")
-        up = False
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster.ray, "init", init)
-    monkeypatch.setattr(cluster.ray, "shutdown", shutdown)
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: up)
-    member = cluster._Membership()
-    for _ in range(2):
-        member.join(3)
-        member.join(3)
-        member.leave()
-        assert up
-        member.leave()
-    assert calls == ["init", "shutdown"] * 2
-    up = True
-    member.join(3)
-    member.leave()
-    assert calls == ["init", "shutdown"] * 2
