@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
 import pytest
+from verb_process import Verb, wait_for
 
-ROOT = Path(__file__).resolve().parent.parent
-DEADLINE_SECONDS = 60.0
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 GENERATE = (
     "rack.generate", "tiny", "--transport", "process", "--layout", "2x2+1", "--prompt", "hi",
@@ -25,69 +19,17 @@ GENERATE = (
 CHIPS = 5
 
 
-class Verb:
-    """A verb as a process, with a folder for its files; its processes are known by a mark."""
-
-    def __init__(self, folder: Path, *words: str, **environment: str) -> None:
-        self.folder, self.mark = folder, f"LPU_TEST_MARK={uuid4().hex}"
-        name, _, value = self.mark.partition("=")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "TMPDIR": str(folder), name: value, **environment},
-        )  # fmt: skip
-
-    def others(self) -> list[psutil.Process]:
-        """Every process that this one has started and that has not ended."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                own = self.mark.partition("=")[2] in process.environ().values()
-                if own and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return [process for process in found if process.pid != self.process.pid]
-
-    def until(self, true: Callable[[], object]) -> None:
-        wait_for(lambda: true() or self.process.poll() is not None)
-        assert self.process.poll() is None, self.process.communicate()
-
-    def maps(self, library: str) -> bool:
-        return library in Path(f"/proc/{self.process.pid}/maps").read_text()
-
-    def end(self, how: signal.Signals) -> tuple[int, str]:
-        """Send a signal; give the exit code and what was said on standard error."""
-        self.process.send_signal(how)
-        _, said = self.process.communicate(timeout=DEADLINE_SECONDS)
-        return self.process.returncode, said
-
-    def nothing_is_left(self) -> None:
-        wait_for(lambda: not self.others())
-        assert list(self.folder.glob("lpu-*")) == []
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    until = time.monotonic() + DEADLINE_SECONDS
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
 @pytest.fixture
 def verb(tmp_path: Path) -> Iterator[Callable[..., Verb]]:
     started: list[Verb] = []
 
     def start(*words: str, **environment: str) -> Verb:
-        started.append(Verb(tmp_path, *words, **environment))
+        started.append(Verb(tmp_path, "-m", *words, **environment))
         return started[-1]
 
     yield start
     for one in started:
-        one.process.kill()
-        one.process.communicate()
-        for other in one.others():
-            other.kill()
+        one.kill()
 
 
 @contextmanager
