@@ -42,13 +42,15 @@ SILENT_SECONDS = 10.0
 STARTUP_VARIABLE = "RAY_worker_maximum_startup_concurrency"
 SOCKET_PATH_BYTES = 103  # of the shortest system
 SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+_MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+_OWN_TOKEN = secrets.token_hex(32)  # of the Rays that this process starts
 _LOOPBACK_ONLY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 
 
 def join_ray(chips: int) -> None:
     """Connect to the cluster that is named or running here, or start a local one.
 
-    Raises RackError for an address that cannot be used.
+    Raises RackError for an address that cannot be used. `leave_ray` is the way back.
     """
     address = os.environ.get("RAY_ADDRESS") or None
     if address and address.startswith("ray://"):
@@ -71,6 +73,14 @@ def join_ray(chips: int) -> None:
         raise RackError(
             f"Ray cannot be started here: {error}; set RAY_TMPDIR to a folder of your own"
         ) from error
+
+
+def leave_ray() -> None:
+    """Leave the cluster, or end it if it is our own."""
+    ray.shutdown()
+    if os.environ.get(_TOKEN) == _OWN_TOKEN:
+        del os.environ[_TOKEN], os.environ[_MODE]
+        _read_again()
 
 
 def _running(address: str | None) -> str | None:
@@ -134,7 +144,6 @@ def _ask(address: str) -> None:
     GcsClient(address=address).internal_kv_get(b"session_name", b"session", timeout=CONNECT_SECONDS)
 
 
-_MODE = "RAY_AUTH_MODE"
 _QUIET: dict[str, Any] = {
     "include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR,
 }  # fmt: skip
@@ -143,9 +152,9 @@ _QUIET: dict[str, Any] = {
 def _start() -> None:
     """Start a Ray of our own, which ends with this process."""
     place = _place()
-    if not {_MODE, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    if not {_MODE, _TOKEN, "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         # Ray would write one for this user, which every `ray start` then asks for.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ[_TOKEN] = _OWN_TOKEN
         _use_tokens()
     with _loopback():
         ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=place, **_QUIET)
@@ -153,7 +162,12 @@ def _start() -> None:
 
 def _use_tokens() -> None:
     os.environ[_MODE] = "token"
-    Config.initialize("")  # both have been read already
+    _read_again()
+
+
+def _read_again() -> None:
+    """Let Ray see what has become of its variables since it was imported."""
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
@@ -242,7 +256,7 @@ class Membership:
         with self._lock:
             self._racks -= 1
             if not self._racks and self._ours and ray.is_initialized():
-                ray.shutdown()
+                leave_ray()
 
     def answers(self) -> bool:
         """Whether the cluster can be asked anything: without its GCS every call hangs."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +93,41 @@ def test_commands_set_up_and_start_what_we_need(path: Path) -> None:
     assert ".venv/.ready-run" in (ROOT / "Makefile").read_text().replace("$(VENV)", ".venv")
     for role in ("head", "worker"):
         stop, start = config[f"{role}_start_ray_commands"]
-        assert stop == "ray stop"
-        assert "export OPENBLAS_NUM_THREADS=1; ray start " in start
+        assert "ray stop" not in stop
+        assert "export OPENBLAS_NUM_THREADS=1 " in start
+        assert "; mkdir -p $RAY_TMPDIR; ray start " in start
+        for place in (start, *config["setup_commands"][-1:]):
+            assert "RAY_AUTH_MODE=disabled" in place
+            assert "RAY_TMPDIR=/tmp/lpu-rack" in place
     assert "--head" in config["head_start_ray_commands"][1]
     assert "--address=$RAY_HEAD_IP:6379" in config["worker_start_ray_commands"][1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_only_this_cluster_s_ray_is_ended(path: Path, tmp_path: Path) -> None:
+    config = read(path)
+    stop = config["head_start_ray_commands"][0]
+    assert stop == config["worker_start_ray_commands"][0]
+    assert stop.count("/]tmp/lpu-rack/ray/") == 1
+    ours = str(tmp_path)[1:] + "/ours"  # not the real one, which may run here
+    command = stop.replace("tmp/lpu-rack", ours).replace("sleep 3", "sleep 0.1")
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    folders = (f"/{ours}", str(tmp_path / "theirs"))
+    started = [
+        subprocess.Popen([*words, f"--log_dir={folder}/ray/session_1/logs"], stdin=subprocess.PIPE)
+        for folder in folders
+    ]
+    try:
+        shell = subprocess.run(["bash", "-c", f"{command}; echo done"], capture_output=True)
+        assert shell.stdout == b"done\n"
+        assert started[0].wait(10.0) == -signal.SIGTERM
+        assert started[1].poll() is None
+        again = subprocess.run(["bash", "-c", command])  # with nothing to end
+        assert again.returncode == 0
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)

@@ -26,6 +26,10 @@ CASES = [
         errors.ChipFailedError(chip=3, step="step decode/256", what="died", waiting_for="x"),
         "chip 3, step decode/256: died; waiting for x",
     ),
+    (
+        errors.OtherCodeError(chip=3, where="/x on h", what="kernels", wanted="a", got="numpy"),
+        "chip 3 (/x on h) runs other code than the driver: kernels: wanted a, got numpy",
+    ),
     (errors.ConfigError("seed: wanted int"), "seed: wanted int"),
     (errors.RackClosedError("closed"), "closed"),
     (errors.RackError("no room"), "no room"),

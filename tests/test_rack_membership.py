@@ -113,6 +113,9 @@ def test_without_an_address_ray_starts_here(
     assert call["object_store_memory"] == membership.OBJECT_STORE_BYTES
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64  # of its own, in no file
+    monkeypatch.setattr(membership.ray, "shutdown", lambda: None)
+    membership.leave_ray()
+    assert not set(AUTH) & os.environ.keys()
 
 
 @pytest.mark.parametrize("variable", AUTH)
@@ -121,6 +124,8 @@ def test_a_user_s_own_choice_of_tokens_stays(
 ) -> None:
     monkeypatch.setenv(variable, "disabled")
     join(monkeypatch, None)
+    monkeypatch.setattr(membership.ray, "shutdown", lambda: None)
+    membership.leave_ray()
     assert {name: os.environ[name] for name in AUTH if name in os.environ} == {variable: "disabled"}
 
 

@@ -9,13 +9,16 @@ import psutil
 import pytest
 
 from chip.errors import ScheduleViolation
+from chip.kernels import Kernels
+from chip.kernels import load as load_kernels
 from compiler.frontend import resolve_model
 from compiler.layout import parse_layout
 from compiler.pipeline import CompiledModel, Options, compile_model
 from interconnect.faults import Drop, Duplicate, Resize, Shift
 from interconnect.frame import Control
+from rack import remote
 from rack.engine import Completion, Engine, Rack
-from rack.errors import ChipFailedError, RackClosedError
+from rack.errors import ChipFailedError, OtherCodeError, RackClosedError
 from rack.local import LocalRack
 from rack.processes import ProcessLauncher
 from rack.profiles import load_hardware
@@ -184,6 +187,79 @@ def test_a_chip_that_cannot_load_fails_the_start(tmp_path: Path) -> None:
     weights = MODEL.weights_ref.from_folder(MODEL.config, tmp_path)
     with pytest.raises(Exception, match="safetensors"):
         RemoteRack(compiled("1x1"), weights, ProcessLauncher(), step_timeout_s=5.0)
+
+
+def test_chips_are_found_where_the_driver_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the current folder, whatever is called like us there."""
+    for package in ("chip", "rack"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    rack = start()
+    try:
+        assert len(run(rack).token_ids) == 4
+    finally:
+        rack.close()
+
+
+@pytest.mark.parametrize("what", ["version", "sources", "kernels"])
+def test_a_chip_that_runs_other_code_is_refused(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    real = remote.running_code
+
+    def other(kernels: Kernels) -> dict[str, str]:
+        return real(kernels) | {what: "something else"}
+
+    monkeypatch.setattr(remote, "running_code", other)
+    wanted = rf"chip \d \(.+ on .+\) runs other code than the driver: {what}: wanted something else"
+    with pytest.raises(OtherCodeError, match=wanted) as caught:
+        start()
+    assert caught.value.got == real(load_kernels())[what]
+
+
+def test_chips_run_the_driver_s_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "load_kernels", lambda: load_kernels("numpy"))
+    rack = start()  # its processes would take the best there are
+    try:
+        assert len(run(rack).token_ids) == 4
+    finally:
+        rack.close()
+    other = load_kernels("numpy")
+    other.name = "native of another machine"
+    monkeypatch.setattr(remote, "load_kernels", lambda: other)
+    wanted = (
+        "unknown implementation 'native of another machine'; wanted numpy.*every chip has to ru"
+    )
+    with pytest.raises(ChipFailedError, match=wanted):
+        start()
+
+
+def until_lost(rack: RemoteRack) -> None:
+    while True:
+        rack.check()
+
+
+@pytest.mark.slow
+def test_restarts_leave_nothing_open() -> None:
+    def counts() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    model, seen = compiled("2x1"), []
+    for number in range(10):
+        rack = RemoteRack(model, MODEL.weights_ref, ProcessLauncher(), step_timeout_s=60.0)
+        try:
+            if number % 5 == 0:
+                run(rack)
+            os.kill(pids(rack)[number % 2], signal.SIGKILL)
+            with pytest.raises(ChipFailedError, match="between steps: its process ended"):
+                until_lost(rack)
+            with pytest.raises(RackClosedError, match="its process ended"):
+                rack.check()
+        finally:
+            rack.close()
+        seen.append(counts())
+    assert seen[1:] == [seen[1]] * 9
 
 
 def test_a_start_has_a_deadline_too() -> None:

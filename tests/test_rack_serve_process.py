@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from server_process import DEADLINE_SECONDS, TINY, server
+from verb_process import Verb
 
 import rack.serve.__main__ as serve_main
 from rack.errors import ChipFailedError
@@ -31,6 +32,32 @@ def test_a_signal_ends_open_streams_and_the_process(how: signal.Signals) -> None
         rest = list(lines)
         assert rest[-1] == "data: [DONE]" or "the server is stopping" in rest[-1]
         assert running.process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_an_idle_chip_that_dies_is_replaced_and_the_other_rack_answers(tmp_path: Path) -> None:
+    words = ("tiny", "--transport", "process", "--layout", "2x1", "--replicas", "2", "--port", "0")
+    running = Verb(tmp_path, "-m", "rack.serve", *words)
+    try:
+        url = running.said("ready: ").split()[-1]
+        assert httpx.get(f"{url}/health/ready").json()["racks"] == ["ready", "ready"]
+        chips = running.others()
+        assert len(chips) == 4
+        chips[0].kill()
+        line = running.said("error: rack ")
+        number = line.split()[2].rstrip(":")
+        assert "between steps: its process ended (exit code -9); waiting for nothing" in line
+        assert "starting it again now" in line
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+        got = httpx.post(f"{url}/v1/completions", json=body, timeout=DEADLINE_SECONDS)
+        assert got.status_code == 200
+        running.said(f"rack {number} is ready again")
+        assert httpx.get(f"{url}/health/ready").json()["racks"] == ["ready", "ready"]
+        assert len(running.others()) == 4
+        running.process.send_signal(signal.SIGHUP)  # the terminal is closed
+        assert running.process.wait(DEADLINE_SECONDS) == 0
+        running.nothing_is_left()
+    finally:
+        running.kill()
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
