@@ -60,7 +60,6 @@ def join_ray(chips: int) -> None:
         )
     # Ray starts as many processes at once as it has CPUs, and warns of more: chips all start.
     os.environ.setdefault(STARTUP_VARIABLE, str(chips))
-    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     try:
         with _signals_kept():
             if (running := _running(address)) is None:
@@ -210,11 +209,18 @@ def _loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Put this process's handler of SIGTERM back, which Ray replaces."""
+    """Keep this process's handlers of signals, which Ray would replace.
+
+    From the main thread it sets one for SIGTERM; from any it sets some in C, which print a trace,
+    and can corrupt the heap when the signal comes in the middle of an allocation.
+    """
     before = signal.getsignal(signal.SIGTERM)
+    disabled = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     try:
         yield
     finally:
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = disabled
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 

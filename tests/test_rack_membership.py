@@ -241,15 +241,16 @@ def test_a_folder_of_somebody_else_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert done.stdout.rstrip().endswith(": set RAY_TMPDIR to a short path of a folder of your own")
 
 
-def test_ray_s_handler_of_term_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_sets_no_handler_of_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**options: Any) -> None:
+        assert membership.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER  # those in C
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(membership.ray, "init", init)
     membership.join_ray(1)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"] == "1"
+    assert not membership.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
 
 
 class Calls:
