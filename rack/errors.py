@@ -77,7 +77,7 @@ class OtherCodeError(RackError):
         self.chip, self.where, self.what, self.wanted, self.got = chip, where, what, wanted, got
         super().__init__(
             f"chip {chip} ({where}) runs other code than the driver: {what}: "
-            f"wanted {wanted}, got {got}"
+            f"wanted {wanted}, got {got}; if it was changed since, start the driver again"
         )
 
 

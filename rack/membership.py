@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -25,7 +24,7 @@ from typing import Any
 
 import ray
 from ray._common.utils import get_default_system_temp_dir
-from ray._private import ray_constants
+from ray._private import ray_constants, utils
 from ray._private.services import canonicalize_bootstrap_address, find_bootstrap_address
 from ray._raylet import (  # type: ignore[attr-defined]
     AuthenticationTokenLoader,
@@ -61,7 +60,7 @@ def join_ray(chips: int) -> None:
     # Ray starts as many processes at once as it has CPUs, and warns of more: chips all start.
     os.environ.setdefault(STARTUP_VARIABLE, str(chips))
     try:
-        with _signals_kept():
+        with _without_handlers():
             if (running := _running(address)) is None:
                 _start()
             else:
@@ -208,21 +207,21 @@ def _loopback() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
+def _without_handlers() -> Iterator[None]:
     """Keep this process's handlers of signals, which Ray would replace.
 
-    From the main thread it sets one for SIGTERM; from any it sets some in C, which print a trace,
-    and can corrupt the heap when the signal comes in the middle of an allocation.
+    It sets one for SIGTERM, and some in C, which print a trace and can corrupt the heap when the
+    signal comes in the middle of an allocation.
     """
-    before = signal.getsignal(signal.SIGTERM)
     disabled = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+    setter = utils.set_sigterm_handler
     ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = disabled
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        utils.set_sigterm_handler = setter
 
 
 def _reason(error: Exception) -> str:
@@ -234,12 +233,13 @@ def _reason(error: Exception) -> str:
 class Membership:
     """This process in a cluster: joined for its first rack, left after its last.
 
-    A Ray that was there before is left alone. Several racks may start at once.
+    A Ray that was there before is left alone. Several racks may start at once. A server, whose
+    racks start again, holds it meanwhile: every start and end of Ray leaves sockets open.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._racks = 0
+        self._racks, self._holds = 0, 0
         self._ours = False
         self._address = ""  # of the cluster's control service, GCS
         self._silent_since: float | None = None
@@ -249,7 +249,7 @@ class Membership:
         with self._lock:
             if self._racks and not self.answers():
                 raise RackError(f"{self._lost}; other racks of this process still leave it")
-            if not self._racks:
+            if not self._racks and not self._still_there():
                 self._ours = not ray.is_initialized()
                 if self._ours:
                     join_ray(chips)
@@ -261,8 +261,32 @@ class Membership:
         """Take part for one rack less."""
         with self._lock:
             self._racks -= 1
-            if not self._racks and self._ours and ray.is_initialized():
-                leave_ray()
+            self._leave_if_unused()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Stay, once joined, also while there is no rack."""
+        with self._lock:
+            self._holds += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holds -= 1
+                self._leave_if_unused()
+
+    def _leave_if_unused(self) -> None:
+        if not self._racks and not self._holds and self._ours and ray.is_initialized():
+            leave_ray()
+
+    def _still_there(self) -> bool:
+        """Whether a cluster that was held can be used; one that is gone is left."""
+        if not self._holds or not self._ours or not ray.is_initialized():
+            return False
+        if self.answers():
+            return True
+        leave_ray()
+        return False
 
     def answers(self) -> bool:
         """Whether the cluster can be asked anything: without its GCS every call hangs."""

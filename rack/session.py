@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +137,18 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
         step_timeout_s=config.step_timeout_s, progress=progress, images=prepared.images,
         executor=config.executor,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def shared_by_racks(config: RunConfig) -> Iterator[None]:
+    """Keep what racks share as they start again and again: the Ray cluster, where they use one."""
+    if config.transport != "ray" or config.executor == "timing":
+        yield
+        return
+    from rack.membership import MEMBERSHIP  # imports ray: only where it is used
+
+    with MEMBERSHIP.held():
+        yield
 
 
 class Session:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from chip.errors import ScheduleViolation
-from chip.kernels import WHY_NOT_NATIVE, Kernels
+from chip.kernels import BEST, Kernels
 from chip.kernels import load as load_kernels
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.frame import Control
@@ -31,6 +31,7 @@ from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import RackError
 from rack.job import ChipJob, build_chip
+from rack.native import why_missing
 from rack.node import ChipNode
 from rack.provenance import ROOT, running_code
 from rack.stopwatch import Stopwatch
@@ -160,7 +161,7 @@ def kernels_like(name: str | None) -> Kernels:
     try:
         return load_kernels(name)
     except ValueError as error:
-        why = f" ({WHY_NOT_NATIVE})" if WHY_NOT_NATIVE else ""
+        why = "" if BEST else f" (native ones are {why_missing('chip.kernels._native')})"
         raise RackError(
             f"{error}{why}: every chip has to run the driver's, {name}; build them in {ROOT} on "
             f"{platform.node()}, or start the driver with LPU_KERNELS set to what all machines have"

@@ -107,7 +107,7 @@ def test_the_verifier_imports_none_of_the_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "most"), [("ray", 2), ("zmq", 1), ("safetensors", 1), ("llguidance", 1)]
+    ("package", "most"), [("ray", 3), ("zmq", 1), ("safetensors", 1), ("llguidance", 1)]
 )
 def test_a_library_stays_in_its_place(package: str, most: int) -> None:
     assert len(importers(package)) <= most, importers(package)

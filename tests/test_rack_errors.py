@@ -28,7 +28,8 @@ CASES = [
     ),
     (
         errors.OtherCodeError(chip=3, where="/x on h", what="kernels", wanted="a", got="numpy"),
-        "chip 3 (/x on h) runs other code than the driver: kernels: wanted a, got numpy",
+        "chip 3 (/x on h) runs other code than the driver: kernels: wanted a, got numpy; "
+        "if it was changed since, start the driver again",
     ),
     (errors.ConfigError("seed: wanted int"), "seed: wanted int"),
     (errors.RackClosedError("closed"), "closed"),

@@ -244,12 +244,13 @@ def test_a_folder_of_somebody_else_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_ray_sets_no_handler_of_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**options: Any) -> None:
         assert membership.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER  # those in C
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        membership.utils.set_sigterm_handler(signal.SIG_IGN)  # as it does from the main thread
 
-    before = signal.getsignal(signal.SIGTERM)
+    before, setter = signal.getsignal(signal.SIGTERM), membership.utils.set_sigterm_handler
     monkeypatch.setattr(membership.ray, "init", init)
     membership.join_ray(1)
     assert signal.getsignal(signal.SIGTERM) == before
+    assert membership.utils.set_sigterm_handler is setter
     assert not membership.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
 
 
@@ -288,6 +289,23 @@ def test_several_racks_share_one_ray(monkeypatch: pytest.MonkeyPatch, listener: 
     member.join(3)
     member.leave()
     assert fake.calls == ["init", "shutdown"] * 2
+
+
+def test_a_held_cluster_outlives_its_racks(monkeypatch: pytest.MonkeyPatch, listener: str) -> None:
+    fake = Calls(monkeypatch, listener)
+    member = membership.Membership()
+    with member.held():
+        assert fake.calls == []
+        for _ in range(3):
+            member.join(3)
+            member.leave()
+        assert fake.calls == ["init"]
+        member._address = nobody()
+        member.join(3)  # it was lost meanwhile
+        assert fake.calls == ["init", "shutdown", "init"]
+    assert fake.up  # for the rack that is left
+    member.leave()
+    assert not fake.up
 
 
 def test_a_cluster_that_is_gone_is_noticed(monkeypatch: pytest.MonkeyPatch, listener: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from rack.config import RunConfig
 from rack.hardware import Hardware
 from rack.local import LocalRack
 from rack.sampler import SamplingParams
-from rack.session import KNOWN_ERRORS, Prepared, Session, open_rack, prepare
+from rack.session import (
+    KNOWN_ERRORS,
+    Prepared,
+    Session,
+    open_rack,
+    prepare,
+    shared_by_racks,
+)
 from rack.stored import Images
 from rack.timing import TimingRack
 
@@ -134,3 +142,19 @@ def test_a_session_answers() -> None:
         done = session.engine.generate([256, 65], SamplingParams(max_tokens=2)).run()
         assert len(done.token_ids) == 2
         assert session.rack.saturated() == 0
+
+
+@pytest.mark.parametrize(("transport", "executor"), [("ray", "timing"), ("process", "fast")])
+def test_racks_without_ray_share_nothing(transport: str, executor: str) -> None:
+    loaded = "rack.membership" in sys.modules
+    with shared_by_racks(RunConfig(model="tiny", transport=transport, executor=executor)):
+        assert ("rack.membership" in sys.modules) == loaded
+
+
+def test_racks_on_ray_share_a_cluster() -> None:
+    pytest.importorskip("ray")
+    from rack.membership import MEMBERSHIP
+
+    with shared_by_racks(RunConfig(model="tiny")):
+        assert MEMBERSHIP._holds == 1
+    assert MEMBERSHIP._holds == 0

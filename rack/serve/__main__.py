@@ -29,8 +29,8 @@ from rack.serve.pacing import Pacer
 from rack.serve.runner import Runner
 from rack.serve.server import Server, listen
 from rack.serve.service import Service
-from rack.session import Progress, Session, prepare
-from rack.shell import put, verb
+from rack.session import Progress, Session, prepare, shared_by_racks
+from rack.shell import line_of, put, verb
 
 CLOSE_SECONDS = 30.0  # what closing chips may take, beyond the step that is under way
 
@@ -109,6 +109,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         say(f"NOTE: {text}")
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in listen(args.host, args.port)]
+        stack.enter_context(shared_by_racks(config))
         progress = stack.enter_context(start_progress())
         return _Serving(args, identity, sockets, progress).run(keys, limiter)
 
@@ -210,11 +211,12 @@ class _Serving:
 
 
 def failure(error: Exception) -> str:
-    """Return the cause of a failure in a line; what is a bug of ours is printed with its trace."""
-    if not isinstance(error, KNOWN_ERRORS):
+    """Return the cause of a failure in a line; a fault of ours is printed with its trace too."""
+    line = line_of(error)
+    if line is None:
         traceback.print_exception(error)
-        return f"{type(error).__name__}: {error}"
-    return " ".join(str(error).split())
+        line = f"{type(error).__name__}: {error}"
+    return " ".join(line.split())
 
 
 def usage(identity: Identity, host: str, port: int) -> str:
