@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 from rack.constrain import Words, refusal
 from rack.errors import RackError, RequestError
 from rack.grammar import Grammar, depth
+from rack.own_code import command, environment
 
 CPU_SECONDS = 2.0
 WALL_SECONDS = 30.0
@@ -102,13 +103,11 @@ class Judge:
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
-        packages = str(Path(__file__).parent.parent)
-        path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rack.judge", str(theirs.fileno())],
+                command("rack.judge", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path},
+                pass_fds=[theirs.fileno()], env=environment(),
             )  # fmt: skip
         self._connection = Connection(ours.detach())
         self._connection.send((self._words, self._limits))

@@ -1,8 +1,7 @@
 """Chips as plain processes of this host: ZeroMQ without Ray.
 
 A process is `python -m rack.worker JOB`; JOB is a pickle in the rack's private folder, which the
-chip removes when it has read it. Nothing of the parent's `__main__` is needed. Modules are looked
-for where this process looks, never in the current folder.
+chip removes when it has read it. Nothing of the parent's `__main__` is needed.
 
 Chips live as long as a pipe that only this process can write to: however it ends, and however far
 they are in their start, they read its end on their standard input and end too. They are in process
@@ -16,11 +15,11 @@ import contextlib
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rack.job import ChipJob
+from rack.own_code import command, environment
 from rack.worker import Seat, one_blas_thread
 
 JOIN_SECONDS = 5.0
@@ -44,17 +43,15 @@ class ProcessLauncher:
     def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
         """See `Launcher.start`."""
         one_blas_thread()
-        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        environment = {**os.environ, "PYTHONPATH": path}
         life, self._life = os.pipe()  # neither is inherited, but as a standard input
         try:
             for job, seat in jobs:
                 file = Path(self._folder) / f"job-{job.index}"
                 file.write_bytes(pickle.dumps((job, seat)))
                 self.processes[job.index] = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "rack.worker", str(file)],
+                    command("rack.worker", str(file)),
                     stdin=life,
-                    env=environment,
+                    env=environment(),
                     process_group=0,
                 )
         finally:
