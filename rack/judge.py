@@ -90,7 +90,8 @@ class Judge:
     def cancel(self) -> None:
         """End the check that is going on, if any."""
         if self._connection is not None:
-            self._connection.send(_CANCEL)
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._connection.send(_CANCEL)
 
     def close(self) -> None:
         """End the process; the next check starts another."""

@@ -128,6 +128,7 @@ def test_a_judge_that_was_killed_is_started_again(judge: Judge) -> None:
     assert judge._process is not None
     judge._process.kill()
     judge._process.wait()
+    judge.cancel()
     with pytest.raises(JudgeError, match="the process that judges schemas has ended"):
         judge.check(of({"type": "integer"}))
     judge.check(of({"type": "integer"}))
