@@ -54,12 +54,12 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=config.seed,
         max_tokens=args.max_tokens, stop=tuple(args.stop), ignore_eos=args.ignore_eos,
     )  # fmt: skip
-    prepared = prepare(config, runs=not args.dry_run)
+    if args.dry_run:
+        put(placement(prepare(config, runs=False), as_json=args.json))
+        return 0
+    prepared = prepare(config)
     for notice in prepared.notices:
         say(notice)
-    if args.dry_run:
-        put(placement(prepared, as_json=args.json))
-        return 0
     prepared, shortage = fit_to_memory(prepared, asked_for=executor_asked_for(args))
     if shortage:
         say(f"NOTE: {shortage}")
