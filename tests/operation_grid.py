@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from chip.operations import Opcode, kv_layout, row_bytes, segment_offsets
 from chip.quant import tile_weights
+from chip.scratch import Scratch
 from chip.spec import VECTOR_BYTES, pad_vector, vectors
 
 Shape = dict[str, Any]
@@ -50,12 +51,13 @@ def attention(
 
 
 def attentions(dtype: str) -> Iterator[Case]:
-    """Every shape and bucket with every number of rows; the few batches of many rows too."""
-    for heads, bucket, rows in product(HEADS, BUCKETS, ROWS):
-        if dtype == "int8" or heads[2] <= VECTOR_BYTES // 2:
-            yield attention(*heads, bucket, rows, dtype)
-    for heads, rows in product(((8, 2, 128), (4, 1, 128), (7, 7, 30)), (64, 128)):
-        yield attention(*heads, 256, rows, dtype)
+    """Every shape and bucket, with every number of rows up to three batches: more repeat those."""
+    for heads, bucket, rows in product(HEADS, BUCKETS, (*ROWS, 64, 128)):
+        if dtype == "fp16" and heads[2] > VECTOR_BYTES // 2:
+            continue
+        opcode, shape = attention(*heads, bucket, rows, dtype)
+        if rows <= 3 * Scratch(kv_layout(shape), shape["kv_of"], rows, bucket).batch:
+            yield opcode, shape
 
 
 def one_row(k: int, n: int, out: str, **extra: Any) -> Case:
