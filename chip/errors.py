@@ -3,6 +3,7 @@
     ChipError
     ├── SramError           an address or a tensor does not fit the memory
     ├── ProgramError        a program the chip cannot execute
+    ├── TemplateError       an operation's instructions would not be lawful on this chip
     ├── MachineError        instructions that the hardware could not run together
     └── ScheduleViolation   the run and the schedule disagree; names chip, link, cycle, operation
 
@@ -24,6 +25,10 @@ class SramError(ChipError):
 
 class ProgramError(ChipError):
     """A program names an operation, an operand or a link that this chip does not have."""
+
+
+class TemplateError(ChipError):
+    """An operation's instruction template asks for what the chip's units cannot do."""
 
 
 class ScheduleViolation(ChipError):

@@ -61,7 +61,7 @@ def _counter_bounds(clock: ClockSpec, path: SyncPath) -> _Bounds:
     drift, jitter = Fraction(clock.drift_ppm, 10**6), Fraction(clock.jitter_mcycles, 1000)
     early = late = Fraction(0)
     for hop in path:
-        flown, counted = hop.latency_cycles * drift, clock.hac_period_cycles * 2 * drift
+        flown, counted = hop.latency_cycles * drift, clock.hac_exchange_cycles * 2 * drift
         early += flown + counted + jitter
         late += flown + counted + jitter + (1 + drift)  # waits for the next edge of its own clock
     return early, late

@@ -76,12 +76,21 @@ def chip_rows(hardware: Hardware) -> list[Row]:
             "stream bandwidth", "B/cycle", 20_480, "A", "ISCA 2020: 64 streams",
             chip.stream_bytes_per_cycle, ("chip.streams",),
         ),
-        ("weight load, one plane", "cycles", 20, "B", "ISCA 2020", chip.weight_load_cycles, load),
-        ("weight load, all planes", "cycles", 20, "D", "all 64 streams", planes, load),
         (
-            "weight load with SRAM read and transit", "cycles", (0, 40), "B", "ISCA 2020",
+            "weight load, one plane", "cycles", 20, "A", "ISCA 2020, III.D",
+            chip.weight_load_cycles, load,
+        ),
+        ("weight load, all planes", "cycles", 20, "A", "ISCA 2020, II: all 64 streams", planes,
+         load),
+        (
+            "weight load with SRAM read and transit", "cycles", (0, 40), "A", "ISCA 2020, V.b",
             table["READ"].d_func + way + chip.weight_load_cycles + table["LW"].d_func,
             (*load, "chip.slices_per_hop", "delays.READ", "delays.LW"),
+        ),
+        (
+            "chip-wide barrier, a Notify to the retirement of every Sync", "cycles", 35, "A",
+            "ISCA 2020, III.A.2", table["NOTIFY"].d_func + table["SYNC"].d_func,
+            ("delays.NOTIFY", "delays.SYNC"),
         ),
     ]  # fmt: skip
     return [_row("chip", *figure) for figure in figures]
@@ -106,8 +115,9 @@ def link_rows(hardware: Hardware) -> list[Row]:
         exchange_cycles(hardware, all_to_all(hardware.chips_per_node), LARGE_VECTORS),
         LARGE_VECTORS * VECTOR_BYTES * (hardware.chips_per_node - 1) * clock / 1e9,
     )
-    hop = exchange_cycles(hardware, [(0, 1, 2)], 1) - exchange_cycles(hardware, [(0, 1)], 1)
-    three = exchange_cycles(hardware, [(0, 1, 2, 3)], 1)
+    one, two, three, five = (
+        exchange_cycles(hardware, [tuple(range(hops + 1))], 1) for hops in (1, 2, 3, 5)
+    )
     eight = exchange_cycles(hardware, all_to_all(hardware.chips_per_node), 1)
     wire = ("link.lanes", "link.line_rate_bps", "link.encoding_*")
     timed = (*wire, "link.overhead_bytes", "link.latency_cycles", "chip.clock_hz")
@@ -118,19 +128,25 @@ def link_rows(hardware: Hardware) -> list[Row]:
             ("payload, each way", "GB/s", 12.5, "A", "64b/66b of 4 x 25.78125 Gb/s", rate, wire),
             ("slot of one vector", "cycles", 24, "D", "23.6 cycles, whole ones",
              link.slot_cycles(clock), (*wire, "link.overhead_bytes", "chip.clock_hz")),
-            ("latency", "cycles", 216, "B", "ISCA 2022: mean, sigma 2.6-2.9",
-             link.latency_cycles, ("link.latency_cycles",)),
+            ("latency inside a node", "cycles", (216.27, 217.35), "A",
+             "ISCA 2022, Table 2: means of seven links", link.latency_cycles,
+             ("link.latency_cycles",)),
             ("bandwidth of a chip in a node", "GB/s", 87.5, "D", "7 links",
              rate * hardware.local_ports, (*wire, "system.local_ports")),
             ("the same, reached by an all-gather of 1.3 MB a chip", "GB/s", 87.5, "D",
              "7 links", near[1] / near[0], timed),
             ("bandwidth of a chip beyond the node", "GB/s", 50, "D", "4 links",
              rate * hardware.global_ports, (*wire, "system.global_ports")),
-            ("one more hop through a chip", "ns", 722, "M", "ISCA 2022", hop * hop_ns, through),
-            ("one vector over three hops; all-reduce", "us", 2.1, "B", "3 hops x 722 ns",
+            ("end to end in a rack, three hops", "us", 1.6, "A", "GroqRack data sheet",
              three * hop_ns / 1e3, through),
-            ("one vector from each of eight chips to all; all-reduce", "us", 2.1, "C",
-             "the same figure: smaller groups are not published", eight * hop_ns / 1e3, timed),
+            ("end to end in 10,440 chips, five hops", "us", (0, 3), "A",
+             "ISCA 2022, abstract and 2.2", five * hop_ns / 1e3, through),
+            ("a hop of an all-reduce, ours without the reduction", "ns", 722, "A",
+             "ISCA 2022, 5.6", (two - one) * hop_ns, through),
+            ("an all-reduce over 256 chips, ours its three hops alone", "ns", 2166, "A",
+             "ISCA 2022, 5.6: 3 hops x 722 ns", three * hop_ns, through),
+            ("an all-reduce, ours one vector from each of eight chips to all", "ns", 2166, "C",
+             "the same figure: smaller groups are not published", eight * hop_ns, timed),
         )
     ]  # fmt: skip
 

@@ -14,10 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the long fuzzing runs be asked for."""
+    """Let the long runs be asked for."""
     parser.addoption(
         "--fuzz-examples", type=int, default=400, metavar="N",
         help="fuzzed request bodies (default %(default)s; 10000 takes about a minute)",
+    )  # fmt: skip
+    parser.addoption(
+        "--grid", action="store_true",
+        help="every operation in the whole grid of shapes and rows on the machine (an hour)",
     )  # fmt: skip
 
 

@@ -61,7 +61,8 @@ def without_slack(model: CompiledModel, hardware: Hardware) -> CompiledModel:
 @pytest.mark.parametrize("drifts", EXTREMES.values(), ids=EXTREMES.keys())
 def test_the_slack_suffices_for_100_000_steps(stories260k: Path, drifts: dict[int, int]) -> None:
     model = model_of(stories260k, machine(DRIFTING), "1x4+2")
-    assert {link.slack_cycles for link in model.network.links} >= {8, 9}
+    slack = {link.slack_cycles for link in model.network.links}
+    assert slack == {19, 30, 31, 41}  # 8 for the clocks, 11 a flight and a hop of the counter
     rack = TimingRack(model, drifts)
     step = model.steps["decode/256"]
     assert rack.run_steps(step.name, STEPS) == STEPS * step.cycles

@@ -33,7 +33,12 @@ def test_groqrack_is_as_published() -> None:
     assert chip.weight_load_cycles == 20
     assert chip.mem_latency_cycles + chip.weight_load_cycles < 40
     link = GROQ.link_spec(11)
-    assert chip.forward_cycles + link.latency_cycles == 650
+    assert (chip.clock_hz, GROQ.sources["chip.clock_hz"].fitted) == (900_000_000, "")
+    three, five = (hops * (24 + 216) + (hops - 1) * chip.forward_cycles for hops in (3, 5))
+    assert Fraction(three, chip.clock_hz) == Fraction(16, 10**7)  # 1.6 us in a rack
+    assert Fraction(five, chip.clock_hz) < Fraction(3, 10**6)
+    assert {name: func for name, func, _ in chip.delays}["NOTIFY"] == 35
+    assert (GROQ.clock.hac_period_cycles, GROQ.clock.hac_exchange_cycles) == (252, 256)
     assert (link.payload_bps, link.slot_cycles(chip.clock_hz)) == (100_000_000_000, 24)
     assert GROQ.host_link.slot_cycles(chip.clock_hz) == 12
     assert Fraction(GROQ.host_link.latency_cycles, chip.clock_hz) == Fraction(10, 10**6)
@@ -110,8 +115,8 @@ def test_every_number_has_its_source() -> None:
     assert set(ChipSpec.__slots__) - {"delays"} == {
         key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
     }
-    assert GROQ.sources["link.latency_cycles"].grade == "B"
-    assert GROQ.sources["chip.forward_cycles"].fitted == "722 ns a hop"
+    assert GROQ.sources["link.latency_cycles"].grade == "A"
+    assert GROQ.sources["chip.forward_cycles"].fitted == "1.6 us end to end in a rack"
     assert "link.lanes" not in LESSON.sources  # inherited, but not used
     assert "link.rack_bps" not in GROQ.sources
 

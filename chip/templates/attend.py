@@ -12,9 +12,10 @@ jobs with their times; instructions are made only when a template is bound.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+
+import numpy as np
 
 from chip.isa import AluOp
 from chip.issue import Issue
@@ -32,9 +33,10 @@ from chip.templates.softmax import Exponentials
 from chip.templates.template import Placed, Template, aligned, even_stream, row_block
 from chip.templates.tiles import AHEAD, Planes, load_issues
 from chip.templates.tiles import Load as TileLoad
+from chip.templates.uses import Uses, clash, of_issues, of_nodes, together
 from chip.templates.vector import scale_factor
 from chip.templates.weights import Feeds, Peaks
-from chip.templates.wires import Clock, Ports, Wires
+from chip.templates.wires import Clock, Ports, VxmOnly, Wires
 
 Pass = Scores | Exponentials | Peaks | Feeds | Results
 
@@ -91,27 +93,13 @@ def _ports(block: Block) -> tuple[int, list[int]]:
     return min(at for at, write in cycles if not write), [at for at, _ in cycles]
 
 
-class Before(Protocol):
-    """A pass that leaves numbers of every quad for the blocks behind it."""
-
-    @property
-    def stored(self) -> list[int]:
-        """When each quad's numbers are in memory."""
-
-    @property
-    def came(self) -> int:
-        """When the last value arrives at the VXM."""
-
-    def busy(self, number: int) -> int:
-        """Return from when on an ALU is free."""
-
-
 class Batch:
     """When everything of one batch of rows happens; cycles from the batch's start."""
 
     def __init__(self, shape: Attention, clock: Clock) -> None:
         self.shape, self.clock = shape, clock
-        ports, planes = Ports(), Planes(clock)
+        ports, planes, self._vxm = Ports(), Planes(clock), VxmOnly(clock)
+        self.uses: list[Uses] = []
         self.reductions: list[tuple[Block, int]] = []
         self.loads: list[TileLoad] = []
         scores = Scores(shape, clock, ports, planes)
@@ -140,24 +128,49 @@ class Batch:
                 first.append(load)
             ready = free + clock.after_outward
         self.results = Results(shape, clock, ports, feeds)
+        self.uses += [self._asked(one) for one in (feeds, self.results)]
         self.passes: list[Pass] = [scores, powers, peaks, feeds, self.results]
         self.cycles = aligned(self.results.end)
 
-    def _reduce(self, fill: Callable[[Block, int], None], before: Before, ports: Ports) -> int:
+    def _asked(self, one: Pass) -> Uses:
+        """Return what a pass asks of the ALUs."""
+        what, spec, each = type(one).__name__, self.shape.spec, one.each(self._vxm, 0)
+        uses = [use for job in each for use in of_issues(what, job, spec, (LANE,))]
+        return together(what, uses)
+
+    def lanes(self, end: int) -> Uses:
+        """Return what lanes' numbers ask of the ALUs, kept until the end of all batches."""
+        uses = of_issues("lanes", lanes_within(self._vxm), self.shape.spec)
+        *before, last = sorted(uses, key=lambda use: (use.alu == LANE, use.landed))
+        return together("lanes", [*before, last._replace(last=end)])
+
+    def _reduce(
+        self, fill: Callable[[Block, int], None], before: Scores | Exponentials | Peaks,
+        ports: Ports,
+    ) -> int:  # fmt: skip
         """Place a block for every quad; return when all are done.
 
-        Quads that are stored may begin while the pass before still works on later ones, where none
-        of its ALUs and ways is in use any more.
+        Quads that are stored may begin while the pass before still works on later ones, as soon as
+        they meet none of what it has of ALUs, ways and ports.
         """
         block = _block(fill, self.shape.scratch.tiles, self.shape.spec)
         quads, step = len(self.shape.quads), block.period or aligned(block.end)
+        turns = step * np.arange(quads)
         reads, used = _ports(block)
-        start = max(before.busy(node.alu or 0) - node.cycle for node in block.nodes)
-        start = max(start, before.came + 1 - min(step.cycle for step in block.passes))
+        held, asked = self._asked(before), of_nodes(fill.__name__, block.nodes)
+        self.uses.append(held)
+
+        def free(start: int) -> bool:
+            alone = start + asked.table[1].min() > held.table[3].max()
+            return all(ports.free(int(start + turn) + at) for turn in turns for at in used) and (
+                alone or clash([held, replace(asked, starts=start + turns)]) is None
+            )
+
+        start = before.came + 1 - min(step.cycle for step in block.passes)
         start = max(start, *(at - step * n - reads for n, at in enumerate(before.stored)))
-        while not all(ports.free(start + step * n + at) for n in range(quads) for at in used):
+        while not free(start):
             start += 1
-        ports.taken.update(start + step * n + at for n in range(quads) for at in used)
+        ports.taken.update(int(start + turn) + at for turn in turns for at in used)
         self.reductions.append((block, start))
         return start + step * (quads - 1) + block.end
 
@@ -186,7 +199,8 @@ class Passes:
             for load in batch.loads:
                 yield from _later(load_issues(load, shape, wires), start)
             for one in batch.passes:
-                yield from _later(one.issues(wires, row), start)
+                for job in one.each(wires, row):
+                    yield from _later(job, start)
 
 
 def _later(issues: Iterator[Issue], start: int) -> Iterator[Issue]:
@@ -226,4 +240,5 @@ def attend(a: Args, spec: ChipSpec) -> Template:
         row_vectors={"stats": shape.scratch.known},
         stream_cycles=even_stream(ready, end),
         streams=(Passes(batch, starts),),
+        uses=(batch.lanes(end), *(replace(one, starts=np.array(starts)) for one in batch.uses)),
     )

@@ -22,6 +22,7 @@ from chip.templates.columns import WINDOW, ColumnGroup, Columns
 from chip.templates.product import Product
 from chip.templates.prologue import FEED
 from chip.templates.template import Placed, Template, paced
+from chip.templates.uses import check
 from chip.templates.vector import f32
 
 GATES = 4  # input, forget, cell, output
@@ -135,9 +136,11 @@ def lstm(a: Args, spec: ChipSpec) -> Template:
     cell = Cell(a, spec)
     tiles = vectors(a["hidden"])
     end = max(p.start + (p.n - 1) * p.period + p.block.end for p in cell.drains)
-    return Template(
+    found = Template(
         placed=(*cell.feeds(), *cell.drains),
         cycles=end + TILES,  # the last of the 20 superlanes is so much later than the first
         row_vectors={"x": 2 * tiles, "c": 4 * tiles, "h": tiles},
         streams=(cell,),
     )
+    check("lstm", found.asked())
+    return found

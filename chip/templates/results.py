@@ -6,8 +6,9 @@ that has part in two vectors of results comes twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from chip.floorplan import Role, mxm, sxm
 from chip.isa import ACC, AluOp, Permute
@@ -55,7 +56,8 @@ class Results:
         self.levels = 2 if max(map(len, self.planes.values())) > 2 else 1
         self.added = self.levels * of["ADD"]
         self.scaled = self.added + of["CVT_F32"] + of["MUL"]
-        self.joined = self.scaled + of["OR"]
+        self.pace = max(1, of["COPY"], of["OR"])  # cycles between parts: each joins those before
+        self.joined = self.scaled + self.pace
         self.left = self.joined + of["CVT_F16"]
         self.to_port = self.added + of["CVT_F32"] - clock.fetch
         self.parts: list[Part] = []
@@ -69,7 +71,7 @@ class Results:
             if part.last:
                 ports.taken.add(self._away(at))
             self.parts.append(part)
-            at += 1
+            at += self.pace
         self.end = self._away(self.parts[-1].time) + 1
 
     def _away(self, time: int) -> int:
@@ -112,15 +114,18 @@ class Results:
                 for _ in range(vectors(2 * min(LANES, n - part.number * LANES))):
                     yield part.quad.row, self._away(part.time) + 1
 
-    def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
-        """Yield the pass's instructions for a batch whose first row is given."""
-        for part in self.parts:
-            row = first_row + part.quad.row
-            if row < self.shape.rows:
-                yield from self._leave(part)
-                yield from self._part(part, wires)
-                if part.last:
-                    yield from self._round(part, row, wires)
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each row's instructions, for a batch whose first row is given."""
+        for within, parts in groupby(self.parts, key=lambda part: part.quad.row):
+            if first_row + within < self.shape.rows:
+                yield self._issues(list(parts), first_row + within, wires)
+
+    def _issues(self, parts: Iterable[Part], row: int, wires: Wires) -> Iterator[Issue]:
+        for part in parts:
+            yield from self._leave(part)
+            yield from self._part(part, wires)
+            if part.last:
+                yield from self._round(part, row, wires)
 
     def _leave(self, part: Part) -> Iterator[Issue]:
         """Accumulators, SXMs."""

@@ -134,7 +134,7 @@ class Scores:
         if len(self.jobs) > 1:
             first = max(first, self.jobs[-2].key_ports[-1][-1] + 1)
         found = self.ports.seek(first, len(paired(job.quad.heads)))
-        return tuple(found) if found[-1] < due else ()
+        return tuple(found) if found[-1] + self.clock.of["COPY"] <= due else ()
 
     def _queries(self, job: Job) -> tuple[tuple[tuple[int, ...], int], ...] | None:
         """Take cycles to read the packed queries of a job's heads; None where there are none."""
@@ -173,16 +173,19 @@ class Scores:
 
     # -- what
 
-    def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
-        """Yield the pass's instructions for a batch whose first row is given."""
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given."""
         for job in self.jobs:
             row = first_row + job.quad.row
             if row < self.shape.rows:
-                yield from feed(job, row, self.shape, wires)
-                yield from through_planes(job, self.clock)
-                yield from self._scales(job, row, wires)
-                yield from self._columns(job, row, wires)
-                yield from self._peak(job, wires)
+                yield self._issues(job, row, wires)
+
+    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+        yield from feed(job, row, self.shape, wires)
+        yield from through_planes(job, self.clock)
+        yield from self._scales(job, row, wires)
+        yield from self._columns(job, row, wires)
+        yield from self._peak(job, wires)
 
     def _scales(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
         """Scales of queries, kept for a job; times those of keys, a pair of columns at a time."""

@@ -80,15 +80,17 @@ class Exponentials:
         """Return from when on an ALU is free."""
         return self.came + 1 if number in (*TOPS, LESS) else self.jobs[-1].store + 1
 
-    def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
-        """Yield the pass's instructions for a batch whose first row is given."""
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given."""
         for job in self.jobs:
             if first_row + job.quad.row < self.shape.rows:
-                yield from self._columns(job, wires)
-                fold, last = self._fold(job, wires)
-                yield from fold
-                number = job.quad.number * self.shape.scratch.known
-                yield from keep(wires, last, number, job.store)
+                yield self._issues(job, wires)
+
+    def _issues(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        yield from self._columns(job, wires)
+        fold, last = self._fold(job, wires)
+        yield from fold
+        yield from keep(wires, last, job.quad.number * self.shape.scratch.known, job.store)
 
     def _columns(self, job: Job, wires: Wires) -> Iterator[Issue]:
         of, scratch, quad = self.clock.of, self.shape.scratch, job.quad.number

@@ -15,6 +15,7 @@ from chip.templates.builder import LANES
 from chip.templates.estimate import ESTIMATES, estimate
 from chip.templates.row_passes import SCALES, in_passes, rows_at_once
 from chip.templates.template import Template
+from chip.templates.uses import check
 
 BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
     Opcode.NORM: vector.norm,
@@ -41,6 +42,12 @@ def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec
         if opcode in ESTIMATES:
             return estimate(opcode, a, spec)
         return replace(BUILDERS[opcode](a, spec), lowered=False)
+    found = _build(opcode, a, spec)
+    check(f"{opcode} of {', '.join(f'{name} {value}' for name, value in shape)}", found.asked())
+    return found
+
+
+def _build(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
     if opcode is Opcode.ATTEND and a["dtype"] == "fp16":
         return attend16.attend16(a, spec)
     if opcode is Opcode.MATMUL:

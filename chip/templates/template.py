@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import numpy as np
 
 from chip.issue import Issue
 from chip.templates.builder import C2C_TURN, Block
+from chip.templates.uses import Uses, of_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,20 @@ class Template:
     needed: dict[str, tuple[int, int]] = field(default_factory=dict)
     stream_cycles: int = 0
     streams: tuple[Stream, ...] = ()
+    uses: tuple[Uses, ...] = ()  # of ALUs by streams
     lowered: bool = True  # False: an estimate without instructions
+
+    def asked(self) -> list[Uses]:
+        """Return what blocks and streams ask of the VXM's ALUs."""
+        starts: dict[int, list[int]] = {}
+        for placed in self.placed:
+            turns = (placed.start + n * placed.period for n in range(placed.n))
+            starts.setdefault(id(placed.block), []).extend(turns)
+        blocks = {id(placed.block): placed.block for placed in self.placed}.items()
+        return [*self.uses, *(
+            replace(of_nodes(f"block {number}", block.nodes), starts=np.array(starts[key]))
+            for number, (key, block) in enumerate(blocks)
+        )]  # fmt: skip
 
 
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps

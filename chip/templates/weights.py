@@ -111,16 +111,19 @@ class Weights(abc.ABC):
         self._next = self._known()
         return job
 
-    def issues(self, wires: Wires, first_row: int) -> Iterator[Issue]:
-        """Yield the pass's instructions for a batch whose first row is given."""
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given."""
         for job in self.jobs:
             row = first_row + job.quad.row
             if row < self.shape.rows:
-                yield from self._numbers(job, wires)
-                yield from self._scales(job, wires)
-                for column in range(job.columns):
-                    yield from self._column(job, column, row, wires)
-                yield from self._after(job, wires)
+                yield self._issues(job, row, wires)
+
+    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+        yield from self._numbers(job, wires)
+        yield from self._scales(job, wires)
+        for column in range(job.columns):
+            yield from self._column(job, column, row, wires)
+        yield from self._after(job, wires)
 
     @abc.abstractmethod
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:

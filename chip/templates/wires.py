@@ -18,8 +18,8 @@ from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
 from chip.isa import Alu, AluOp, Read, Write
 from chip.issue import Issue, delays
 from chip.operand import Group, Source, Stream, Tap
-from chip.spec import ChipSpec
-from chip.sram import bulk_place, work_place
+from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.sram import bulk_place, work_place, work_start
 from chip.templates.builder import FROM_VXM, TO_VXM
 from chip.templates.parts import LANES
 
@@ -172,3 +172,16 @@ def items(side: int, *, inward: bool) -> Group:
     """Return the streams of an item that comes from a side, or goes there."""
     eastward = (side == 0) if inward else (side == 1)
     return tuple(Tap(Stream(eastward, ITEMS + n)) for n in range(4))
+
+
+class VxmOnly(Wires):
+    """Ways to memory that are left out: what a pass asks of the VXM does not depend on them."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock, lambda _: work_start(clock.spec) // VECTOR_BYTES)
+
+    def fetch(self, operand: str, vectors: Sequence[int], port: int) -> Iterator[Issue]:
+        return iter(())
+
+    def item(self, vector: int, cycle: int, *, write: bool) -> Iterator[Issue]:
+        return iter(())

@@ -1,0 +1,199 @@
+"""Single operations over a grid of shapes and rows, with data of the right kind for each.
+
+A few of them run always (`picked`), all of them with `pytest --grid`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chip.operations import Opcode, kv_layout, row_bytes, segment_offsets
+from chip.quant import tile_weights
+from chip.scratch import Scratch
+from chip.spec import VECTOR_BYTES, pad_vector, vectors
+
+Shape = dict[str, Any]
+Case = tuple[Opcode, Shape]
+ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)
+BUCKETS = (256, 512, 1024, 1728)
+HEADS = (  # heads, KV heads, head_dim
+    (32, 8, 128), (8, 2, 128), (16, 2, 128), (4, 1, 128), (6, 2, 32), (14, 2, 64), (28, 4, 128),
+    (8, 4, 8), (16, 16, 64), (7, 7, 30), (5, 5, 64), (20, 10, 24), (3, 1, 320), (2, 2, 160),
+)  # fmt: skip
+SHARES = ((16,), (48, 32), (336, 0, 664), (96, 80, 80, 80), (1040, 1040, 1008, 1008))
+WIDTHS = (16, 40, 64, 172, 320, 336, 656, 1000)
+PRODUCTS = (  # k, n
+    (64, 64), (64, 24), (100, 2000), (330, 1000), (700, 1300), (320, 344), (1000, 16), (48, 336),
+)  # fmt: skip
+
+
+def operand(shape: Shape, names: str) -> Shape:
+    """Add operands, to be placed."""
+    return {**shape, **dict.fromkeys(names.split(), True)}
+
+
+def attention(
+    heads: int, kv_heads: int, head_dim: int, bucket: int, rows: int, dtype: str = "int8"
+) -> Case:
+    """ATTEND over a bucket that ends before the context does."""
+    shape = {
+        "rows": rows, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "bucket": bucket,
+        "context": bucket + 9, "dtype": dtype,
+        "kv_of": tuple(head * kv_heads // heads for head in range(heads)),
+    }  # fmt: skip
+    names = "q sq kv kvs y scratch stats" if dtype == "int8" else "q kv y scratch"
+    return Opcode.ATTEND, operand(shape, names)
+
+
+def attentions(dtype: str) -> Iterator[Case]:
+    """Every shape and bucket, with every number of rows up to three batches: more repeat those."""
+    for heads, bucket, rows in product(HEADS, BUCKETS, (*ROWS, 64, 128)):
+        if dtype == "fp16" and heads[2] > VECTOR_BYTES // 2:
+            continue
+        opcode, shape = attention(*heads, bucket, rows, dtype)
+        if rows <= 3 * Scratch(kv_layout(shape), shape["kv_of"], rows, bucket).batch:
+            yield opcode, shape
+
+
+def one_row(k: int, n: int, out: str, **extra: Any) -> Case:
+    """An int8 product of one row, with what goes before and after it."""
+    shape = {"rows": 1, "k": k, "n": n, "out": out, "dtype": "int8", **extra}
+    if extra.get("prologue") == "norm":
+        shape["eps"] = 1e-5
+    before = {None: "x s", "norm": "src gamma q qs", "gather": "src q qs"}[extra.get("prologue")]
+    after = "r" if extra.get("epilogue") == "add" else "y"
+    return Opcode.MATMUL, operand(shape, f"{before} w sw {after}")
+
+
+def products() -> Iterator[Case]:
+    """Products of several rows, then of one with every prologue and epilogue."""
+    for dtype, rows, (k, n) in product(("int8", "fp16"), ROWS, PRODUCTS):
+        shape = {"rows": rows, "k": k, "n": n, "out": "f16" if n % 3 else "f32", "dtype": dtype}
+        yield Opcode.MATMUL, operand(shape, "x s w sw y" if dtype == "int8" else "x w y")
+    waits: tuple[Shape, ...] = ({}, {"gaps": 24}, {"pace": 24}, {"gaps": 24, "gaps_last": 90})
+    for k, n, before, after, wait in product(
+        (64, 330, 1000), (32, 320, 640, 1200, 1648), (None, "norm", "gather"),
+        (None, "add", "silu"), waits,
+    ):  # fmt: skip
+        extra = dict(wait)
+        if before is not None:
+            extra["prologue"] = before
+        if before == "gather":
+            extra["shares"] = (k // 32 * 16, k - k // 32 * 16)
+        if after is not None:
+            extra["epilogue"] = after
+        yield one_row(k, n, "f32" if after is None else "f16", **extra)
+        if before == "norm":
+            yield one_row(k, n, "f32" if after is None else "f16", arrives=24, **extra)
+
+
+def vector_work() -> Iterator[Case]:
+    """NORM, GATHER, ADD, SILU, ROPE at odd widths."""
+    for dtype, rows in product(("int8", "fp16"), ROWS):
+        base, scale = {"rows": rows, "dtype": dtype}, " s" if dtype == "int8" else ""
+        for n in WIDTHS:
+            yield Opcode.NORM, operand({**base, "hidden": n, "eps": 1e-5}, "x gamma q" + scale)
+            yield Opcode.SILU, operand({**base, "n": n}, "x y")
+        for shares in SHARES:
+            yield Opcode.GATHER, operand({**base, "shares": shares}, "src q" + scale)
+            yield Opcode.ADD, operand({**base, "shares": shares}, "x src")
+        for heads, kv_heads, dim in HEADS:
+            shape = {**base, "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "context": 64}
+            if dtype == "int8":
+                yield Opcode.ROPE, operand(shape, "qkv rope q sq kv kvs")
+            elif dim <= VECTOR_BYTES // 2:
+                yield Opcode.ROPE, operand(shape, "qkv rope q kv")
+
+
+def top_k() -> Iterator[Case]:
+    """The largest logits."""
+    for n, k in product((16, 320, 336, 1000, 5008), (1, 3, 16)):
+        yield Opcode.TOPK, operand({"n": n, "k": k, "first_column": 7}, "x y")
+
+
+def name(case: Case) -> str:
+    """Return a case's name, for pytest."""
+    opcode, shape = case
+    kept = [f"{value}" for key, value in shape.items() if value is not True and key != "kv_of"]
+    return f"{opcode}-" + "-".join(kept).replace(" ", "")
+
+
+# -- data
+
+
+def data_for(opcode: Opcode, a: Shape) -> dict[str, NDArray[Any]]:
+    """Return random values of what an operation reads."""
+    rng, rows, int8 = np.random.default_rng(len(str(a))), a.get("rows", 1), a.get("dtype") == "int8"
+    if opcode is Opcode.ATTEND:
+        return _attended(a, rng)
+    widths = {"qkv": 0, "rope": a.get("head_dim"), "gamma": a.get("hidden", a.get("k")),
+              "sw": a.get("n"), "r": a.get("n")}  # fmt: skip
+    widths["x"] = a.get("hidden", sum(a.get("shares", ()))) or a.get("n")
+    if opcode is Opcode.ROPE:
+        widths["qkv"] = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
+    if opcode is Opcode.SILU:
+        widths["x"] *= 2
+    out: dict[str, NDArray[Any]] = {}
+    for key in ("qkv", "rope", "gamma", "sw", "r", "x"):
+        if key in a and not (opcode is Opcode.MATMUL and key == "x"):
+            n = 1 if key in ("gamma", "sw") else rows
+            values = rng.normal(size=(n, widths[key]))
+            out[key] = padded(0.02 * abs(values) if key == "sw" else values, np.float32)
+    if opcode is Opcode.MATMUL:
+        kind = np.int8 if int8 else np.float16
+        draw = (40 if int8 else 1) * rng.normal(size=(rows + a["n"], a["k"]))
+        values = np.clip(draw, -127, 127).astype(kind)
+        out["w"] = tile_weights(values[rows:])
+        if "x" in a:
+            out["x"] = np.pad(values[:rows], ((0, 0), (0, -a["k"] % VECTOR_BYTES)))
+            out["s"] = rng.random(rows, np.float32)
+        if "prologue" in a:
+            out["src"] = padded(rng.normal(size=(rows, a["k"])), np.float32)
+    if "shares" in a:
+        out["src"] = _segments(a["shares"], rows, rng)
+    return {key: value for key, value in out.items() if key in a}
+
+
+def padded(values: NDArray[Any], kind: type[np.generic]) -> NDArray[Any]:
+    """Return rows of whole vectors."""
+    item = np.dtype(kind).itemsize
+    n = values.shape[1]
+    return np.pad(values.astype(kind), ((0, 0), (0, row_bytes(n, item) // item - n)))
+
+
+def _segments(shares: tuple[int, ...], rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return a gather buffer: a segment for each share, padded by rows."""
+    offsets = segment_offsets(shares, rows)
+    out = np.zeros(offsets[-1], np.uint8)
+    for at, stop, share in zip(offsets, offsets[1:], shares, strict=False):
+        part = padded(rng.normal(size=(rows, share)), np.float16)
+        out[at:stop] = part.reshape(-1).view(np.uint8)
+    return out
+
+
+def _attended(a: Shape, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    rows, heads, layout = a["rows"], a["heads"], kv_layout(a)
+    if a["dtype"] == "fp16":
+        q = rng.normal(size=rows * layout.query_bytes(heads) // 2).astype(np.float16)
+        return {"q": q, "kv": rng.normal(size=layout.total_bytes // 2).astype(np.float16)}
+    scales = rng.uniform(0, 0.02, layout.scales_bytes // 4).astype(np.float32)
+    sq = rng.uniform(0.5, 2, (rows * heads, 1)) / (20 * a["head_dim"] ** 0.5)
+    return {"sq": np.repeat(sq, VECTOR_BYTES // 4, axis=1).astype(np.float32), "kvs": scales}
+
+
+def positions_for(a: Shape) -> tuple[int, ...]:
+    """Return the rows' positions: the last that a bucket has."""
+    rows = int(a.get("rows", 1))
+    last = a.get("bucket", a.get("context", rows))
+    return tuple(range(last - rows, last))
+
+
+__all__ = [
+    "attention", "attentions", "data_for", "name", "one_row", "pad_vector", "positions_for",
+    "products", "top_k", "vector_work", "vectors",
+]  # fmt: skip

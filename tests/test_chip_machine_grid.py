@@ -1,0 +1,65 @@
+"""Every operation's instructions run on the machine, with the bits and in the cycles promised.
+
+A grid of shapes and rows (tests/operation_grid.py): a few cases by default, all with `--grid`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from one_operation import CHIP, both, placed
+from operation_grid import (
+    Case,
+    attention,
+    attentions,
+    data_for,
+    name,
+    one_row,
+    operand,
+    positions_for,
+    products,
+    top_k,
+    vector_work,
+)
+
+from chip.operations import Opcode
+from chip.templates.table import template
+
+# refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
+REFUSED = [
+    attention(*heads, 256, rows)
+    for *heads, rows in ((32, 8, 128, 2), (8, 2, 128, 8), (16, 2, 128, 4), (6, 2, 32, 8),
+                         (14, 2, 64, 5), (28, 4, 128, 3))
+]  # fmt: skip
+DEFAULT = [
+    *REFUSED,
+    attention(16, 16, 64, 512, 2),
+    attention(7, 7, 30, 256, 9),
+    attention(8, 2, 128, 256, 5, "fp16"),
+    (Opcode.NORM, operand({"rows": 5, "hidden": 336, "eps": 1e-5, "dtype": "int8"}, "x gamma q s")),
+    (Opcode.GATHER, operand({"rows": 9, "shares": (48, 32), "dtype": "fp16"}, "src q")),
+    (Opcode.ADD, operand({"rows": 17, "shares": (336, 0, 664), "dtype": "int8"}, "x src")),
+    (Opcode.SILU, operand({"rows": 3, "n": 172, "dtype": "int8"}, "x y")),
+    one_row(330, 1648, "f16", prologue="norm", epilogue="silu", arrives=24, gaps=24),
+]
+
+
+def every() -> list[Case]:
+    """The whole grid."""
+    return [
+        *attentions("int8"), *attentions("fp16"), *products(), *vector_work(), *top_k(),
+    ]  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cases = every() if metafunc.config.getoption("--grid") else DEFAULT
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", cases, ids=name)
+
+
+def test_equals_the_fast_executor(case: Case) -> None:
+    opcode, shape = case
+    if not template(opcode, shape, CHIP).lowered:
+        pytest.skip("its cost is an estimate, and the product says so")
+    a = placed(opcode, shape, first=len(name(case)) % 2)
+    results, _ = both(opcode, a, data_for(opcode, a), positions_for(a))
+    assert all(any(result) for result in results)
