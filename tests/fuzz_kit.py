@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -25,6 +25,8 @@ from rack.session import KNOWN_ERRORS
 
 MOST_SECONDS = 60  # no case takes a hundredth of it
 LONGEST_LINE = 2000  # characters; a long value is shortened
+
+T = TypeVar("T")
 
 
 def examples(config: pytest.Config, share: float = 1.0) -> int:
@@ -40,29 +42,30 @@ class Hang(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome[T]:
+class Outcome(Generic[T]):
     """What came of a case: a result, or the line that refused it."""
 
     result: T | None = None
     refusal: str | None = None
 
 
-def judge[T](case: str, run: Callable[[], T]) -> Outcome[T]:
+def judge(case: str, run: Callable[[], T]) -> Outcome[T]:
     """Run a case; AssertionError, naming the case, for what is neither a result nor a refusal."""
     try:
         with ends():
             return Outcome(result=run())
     except KNOWN_ERRORS as error:
-        line = str(error)
-        assert line.strip(), f"{case}: {type(error).__name__} without a text"
-        assert "\n" not in line, f"{case}: several lines: {line!r}"
-        assert len(line) <= LONGEST_LINE, f"{case}: {len(line)} characters: {line[:200]}"
-        line.encode()  # can be printed
-        return Outcome(refusal=line)
+        refusal = error
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise AssertionError(f"{case}: {type(error).__name__}: {error}"[:600]) from error
+    line = str(refusal)
+    assert line.strip(), f"{case}: {type(refusal).__name__} without a text"
+    assert "\n" not in line, f"{case}: several lines: {line!r}"
+    assert len(line) <= LONGEST_LINE, f"{case}: {len(line)} characters: {line[:200]}"
+    line.encode()  # can be printed
+    return Outcome(refusal=line)
 
 
 @contextmanager
@@ -86,18 +89,21 @@ def ends(seconds: float = MOST_SECONDS) -> Iterator[None]:
 Path_ = tuple[str | int, ...]
 """The keys and places that lead to a value."""
 
-NUMBERS: tuple[Any, ...] = (
-    0, -1, 1, 2, 3, 7, 64.0, 0.5, -0.0, 1e-30, 1e30, 1e400, float("nan"), 2**31, 2**63, 2**64,
-    10**9, 10**18, 10**400, -(10**400), 10**5000,
-)  # fmt: skip
-ODD: tuple[Any, ...] = (
-    *NUMBERS, None, True, False, "", "x", "64", "\u2603", "a\0b", "\ud800", "../../etc/passwd",
-    "n" * 5000, [], [[]], {}, {"a": 1}, [1, 2, 3], [None], ["x"] * 50,
-)  # fmt: skip
-
 
 class Raw(str):
     """A piece of JSON text that stands as it is."""
+
+    __slots__ = ()
+
+
+NUMBERS: tuple[Any, ...] = (
+    0, -1, 1, 2, 3, 7, 64.0, 0.5, -0.0, 1e-30, 1e30, 1e400, float("nan"), 2**31, 2**63, 2**64,
+    10**9, 10**18, 10**400, -(10**400),
+)  # fmt: skip
+ODD: tuple[Any, ...] = (
+    *NUMBERS, None, True, False, "", "x", "64", "\u2603", "a\0b", "\ud800", "../../etc/passwd",
+    "n" * 5000, Raw("9" * 5000), Raw("-1e99999"), [], [[]], {}, {"a": 1}, [1, 2, 3], [None],
+)  # fmt: skip
 
 
 def places(value: Any, path: Path_ = ()) -> list[Path_]:
@@ -135,10 +141,10 @@ def retyped(value: Any) -> list[Any]:
     if isinstance(value, int | float):
         return [str(value), [value], bool(value), {"value": value}, None, f" {value} "]
     if isinstance(value, str):
-        return [[value], {"content": value}, None, value.encode().hex(), 0]
+        return [[value], {"content": value}, None, value.upper(), 0]
     if isinstance(value, list):
         return [dict(enumerate(value)), value[0] if value else None, [value], None, str(value)]
-    return [list(value.items()) if value else [], list(value or {}), None, str(value)]
+    return [list(map(list, (value or {}).items())), list(value or {}), None, str(value)]
 
 
 def spoil_value(rng: random.Random, value: Any) -> tuple[Any, str]:
@@ -187,8 +193,6 @@ def dump(value: Any) -> str:
     """Write JSON in which integers may be of any length and Raw text stands as it is."""
     if isinstance(value, Raw):
         return value
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**4000:
-        return "-" * (value < 0) + "1" + "0" * 5000
     if isinstance(value, dict):
         pairs = (f"{json.dumps(str(key))}: {dump(inner)}" for key, inner in value.items())
         return "{" + ", ".join(pairs) + "}"
@@ -215,9 +219,8 @@ def spoil_bytes(rng: random.Random, data: bytes, most: int | None = None) -> tup
     where = rng.randrange(end) if end else 0
     how = rng.choice(("flip", "flip", "cut", "double", "insert", "empty", "garble", "tail"))
     if how == "flip":
-        return data[:where] + bytes([data[where] ^ 1 << rng.randrange(8)]) + data[
-            where + 1 :
-        ], f"a bit of byte {where} flipped"
+        flipped = bytes([data[where] ^ 1 << rng.randrange(8)]) if data else b""
+        return data[:where] + flipped + data[where + 1 :], f"a bit of byte {where} flipped"
     if how == "cut":
         return data[:where], f"cut to {where} bytes"
     if how == "double":
