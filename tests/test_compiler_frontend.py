@@ -142,7 +142,10 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
             {"architectures": ["MambaForCausalLM"]},
             "architectures: wanted ['LlamaForCausalLM'], got ['MambaForCausalLM']",
         ),
-        ({"architectures": ...}, "architectures: wanted ['LlamaForCausalLM'], got None"),
+        (
+            {"architectures": ..., "model_type": ...},
+            "architectures: wanted ['LlamaForCausalLM'], got None",
+        ),
         ({"attention_bias": True}, "attention_bias: wanted False, got True"),
         ({"mlp_bias": True}, "mlp_bias: wanted False, got True"),
         ({"hidden_act": "gelu"}, "hidden_act: wanted 'silu', got 'gelu'"),

@@ -18,7 +18,7 @@ from chip.quant import quantize_weight
 from compiler.errors import ModelError
 from compiler.frontend import load_config
 from compiler.presets import PRESETS
-from compiler.weights import LM_HEAD, WeightSource, WeightsRef, required_tensors
+from compiler.weights import EMBEDDING, LM_HEAD, WeightSource, WeightsRef, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"]
@@ -248,30 +248,32 @@ def test_values_that_are_not_finite(copy: Path, bad: float) -> None:
     norm = np.full(32, bad, np.float32)
     rewrite(copy, model__norm__weight=norm, model__embed_tokens__weight=embedding)
     opened = source(copy)
-    message = f"{copy / 'model.safetensors'}: {{}}: wanted finite values, got {bad}"
+    message = f"{copy / 'model.safetensors'}: {{}}: wanted a finite value, got {bad}"
     with pytest.raises(ModelError) as caught:
         opened.vector(NORM)
-    assert str(caught.value) == message.format(NORM)
+    assert str(caught.value) == message.format(f"{NORM}: element 0")
     opened.f32_rows(LM_HEAD, 0, 50)  # rows that are not asked for are not looked at
-    with pytest.raises(ModelError) as caught:
-        opened.int8_rows(LM_HEAD, 0, 97)
-    assert str(caught.value) == message.format("model.embed_tokens.weight")
+    for read in (
+        lambda: opened.int8_rows(LM_HEAD, 40, 97),
+        lambda: opened.f16_rows(LM_HEAD, 50, 51),
+        lambda: opened.check_finite(EMBEDDING),
+    ):
+        with pytest.raises(ModelError) as caught:
+            read()
+        assert str(caught.value) == message.format(f"{EMBEDDING}: row 50, column 3")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "wanted valid JSON, got Expecting property name enclosed in double quotes"),
-        ("[]", "wanted an object with a weight_map, got none"),
+        ("[]", "wanted a JSON object, got list"),
         ("{}", "wanted an object with a weight_map, got none"),
         (
             '{"weight_map": {}}',
             "weight_map: wanted the file name of model.embed_tokens.weight, got nothing",
         ),
-        (
-            '{"weight_map": []}',
-            "weight_map: wanted the file name of model.embed_tokens.weight, got nothing",
-        ),
+        ('{"weight_map": []}', "wanted an object with a weight_map, got none"),
         (
             '{"weight_map": {"model.embed_tokens.weight": "../secret"}}',
             "weight_map: wanted the file name of model.embed_tokens.weight, got '../secret'",

@@ -38,7 +38,7 @@ CHAT = [
 
 
 def template(source: str) -> ChatTemplate:
-    return ChatTemplate(source, where="here", bos="<BOS>", eos="<EOT>")
+    return ChatTemplate(source, where="here", tokens={"bos_token": "<BOS>", "eos_token": "<EOT>"})
 
 
 def test_a_chat_renders_as_in_transformers_but_for_the_date() -> None:
@@ -71,10 +71,11 @@ def test_the_plain_template_is_one_line_a_message() -> None:
 def test_its_own_file_wins_over_the_config(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     for config, text in (({"chat_template": named}, "D"), ({"chat_template": "S"}, "S")):
-        assert read_template(tmp_path, config, bos="", eos="").render(CHAT) == text
-    assert read_template(tmp_path, {}, bos="", eos="").is_plain
+        assert read_template(tmp_path, config, {}).render(CHAT) == text
+    assert read_template(tmp_path, {}, {}).is_plain
     (tmp_path / "chat_template.jinja").write_text("{{ messages | length }}{{ bos_token }}")
-    assert read_template(tmp_path, {"chat_template": named}, bos="B", eos="").render(CHAT) == "2B"
+    found = read_template(tmp_path, {"chat_template": named}, {"bos_token": "B"})
+    assert found.render(CHAT) == "2B"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,6 @@ def test_an_empty_chat_is_refused() -> None:
 )
 def test_templates_that_are_refused(tmp_path: Path, source: Any, message: str) -> None:
     with pytest.raises(ModelError) as caught:
-        read_template(tmp_path, {"chat_template": source}, bos="", eos="")
+        read_template(tmp_path, {"chat_template": source}, {})
     where = f"{tmp_path / 'tokenizer_config.json'}: chat_template"
     assert str(caught.value) == f"{where}: {message}"
