@@ -1,13 +1,13 @@
 """A model's special tokens, gathered from its files as transformers gathers them.
 
 `tokenizer_config.json` names them; `special_tokens_map.json` overrides it in folders from before
-`added_tokens_decoder`; `tokenizer.json` may name the one it pads with. A token that the tokenizer
-does not have yet is added to it, so that its text is one token.
+`added_tokens_decoder`; `tokenizer.json` may name the one it pads with. Each is added to the
+tokenizer, so that its text is one token, with a new id where the tokenizer has none for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 def read_special_tokens(
     folder: Path, config: Mapping[str, Any], inner: tokenizers.Tokenizer
-) -> dict[str, Any]:
-    """Give what a chat template knows: each named token's text, and `additional_special_tokens`.
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Give what a chat template knows, by name, and the tokens that got new ids.
 
-    A token that no file names is absent. Raises ModelError, naming file and key.
+    Each named token has its text, `additional_special_tokens` a list; a token that no file names
+    is absent. Raises ModelError, naming file and key.
     """
     values = [(folder / "tokenizer_config.json", dict(config))]
     padding = inner.padding
@@ -44,9 +45,9 @@ def read_special_tokens(
     if "added_tokens_decoder" not in config:
         path = folder / "special_tokens_map.json"
         values.append((path, read_json(path) or {}))
-        _add_legacy(folder / "added_tokens.json", inner)
+        added = [*_legacy(folder / "added_tokens.json")]
     else:
-        _add(inner, *_decoder(values[-1][0], config["added_tokens_decoder"]))
+        added = [*_decoder(values[-1][0], config["added_tokens_decoder"])]
     out: dict[str, Any] = {}
     for path, found in values:
         for key, value in _tokens(path, found):
@@ -55,8 +56,8 @@ def read_special_tokens(
             out[key] = value
     for value in out.values():
         texts = value if isinstance(value, list) else [value]
-        _add(inner, *(tokenizers.AddedToken(text, special=True) for text in texts))
-    return out
+        added += [tokenizers.AddedToken(text, special=True) for text in texts]
+    return out, _add(inner, added)
 
 
 def _tokens(path: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -105,17 +106,27 @@ def _decoder(path: Path, value: Any) -> Iterator[tokenizers.AddedToken]:
         yield tokenizers.AddedToken(_text(f"{where}.{key}", token), **flags)
 
 
-def _add_legacy(path: Path, inner: tokenizers.Tokenizer) -> None:
-    """Add the tokens of added_tokens.json, which has ids by token."""
+def _legacy(path: Path) -> Iterator[tokenizers.AddedToken]:
+    """Give the tokens of added_tokens.json, which has ids by token."""
     found = read_json(path) or {}
     for text, number in found.items():
         if not isinstance(number, int) or isinstance(number, bool) or not _is_unicode(text):
             raise ModelError(f"{path}: {text}", "a token id", shown(number))
-    _add(inner, *sorted(found, key=lambda text: found[text]))
+    for text in sorted(found, key=lambda text: found[text]):
+        yield tokenizers.AddedToken(text, special=False)
 
 
-def _add(inner: tokenizers.Tokenizer, *tokens: str | tokenizers.AddedToken) -> None:
-    """Add the tokens that the tokenizer does not have; a plain text becomes an ordinary token."""
+def _add(inner: tokenizers.Tokenizer, tokens: Sequence[tokenizers.AddedToken]) -> dict[str, int]:
+    """Add the tokens that are not there; give those with a new id."""
+    known = {token.content for token in inner.get_added_tokens_decoder().values()}
+    new: dict[str, int] = {}
     for token in tokens:
-        if inner.token_to_id(str(token)) is None:
-            inner.add_tokens([token])
+        if token.content in known or not token.content:
+            continue
+        before = inner.token_to_id(token.content)
+        inner.add_tokens([token])
+        known.add(token.content)
+        after = inner.token_to_id(token.content)
+        if before is None and after is not None:
+            new[token.content] = after
+    return new

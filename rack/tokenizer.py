@@ -9,7 +9,7 @@ would rewrite text that has already been streamed.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -50,11 +50,10 @@ def load_tokenizer(
     if folder is not None and is_file(folder / "tokenizer.json"):
         return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
     if needed and folder is not None:
-        others = [
-            f"only {name}, which is not read" for name in _OTHER_FORMS if is_file(folder / name)
-        ]
+        others = ", ".join(name for name in _OTHER_FORMS if is_file(folder / name))
+        got = f"only {others}, which is not read" if others else "nothing"
         wanted = "a file (transformers writes one: AutoTokenizer, then save_pretrained)"
-        raise ModelError(str(folder / "tokenizer.json"), wanted, (others or ["nothing"])[0])
+        raise ModelError(str(folder / "tokenizer.json"), wanted, got)
     return ByteTokenizer(vocab_size, bos_token_id, eos_token_ids)
 
 
@@ -74,6 +73,14 @@ def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     return inner
 
 
+def _notice(new: Mapping[str, int], plain: bool) -> str | None:
+    said = [NO_TEMPLATE] if plain else []
+    if new:
+        listed = ", ".join(f"{shown(text)} ({token_id})" for text, token_id in new.items())
+        said.append(f"tokens that tokenizer.json lacks are added, as transformers does: {listed}")
+    return "; ".join(said) or None
+
+
 class FileTokenizer(Tokenizer):
     """`tokenizer.json` through the tokenizers library, with what tokenizer_config.json adds."""
 
@@ -89,7 +96,7 @@ class FileTokenizer(Tokenizer):
         self._inner = _read_tokenizer(folder / "tokenizer.json")
         path = folder / "tokenizer_config.json"
         config = read_json(path) or {}
-        tokens = read_special_tokens(folder, config, self._inner)
+        tokens, new = read_special_tokens(folder, config, self._inner)
         self._inner.no_padding()
         template = read_template(folder, config, tokens)
         bos, eos = (self._id(tokens.get(key)) for key in ("bos_token", "eos_token"))
@@ -98,7 +105,7 @@ class FileTokenizer(Tokenizer):
             bos_id=bos_token_id if bos is None else bos,
             eos_ids=eos_token_ids or ([] if eos is None else [eos]),
             template=template,
-            notice=NO_TEMPLATE if template.is_plain else None,
+            notice=_notice(new, template.is_plain),
         )
         self._add_bos: bool | None = config.get("add_bos_token")
         if not isinstance(self._add_bos, bool | None):
