@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ModelError
+from compiler.errors import ModelError, one_line
 
 MOST_BYTES = 1 << 28
 """The largest file that is read whole; the largest published tokenizer.json has a tenth of it."""
@@ -59,6 +59,18 @@ def is_folder(path: Path) -> bool:
     """Say whether a folder is there; ModelError where it cannot be known, never for absence."""
     mode = _found(path, os.stat)
     return mode is not None and stat.S_ISDIR(mode)
+
+
+def names_in(folder: Path) -> list[str]:
+    """List a folder, in order; none where it is absent."""
+    if not is_folder(folder):
+        if is_file(folder):
+            raise ModelError(str(folder), "a folder", "a file")
+        return []
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise ModelError(str(folder), "a folder that can be read", _reason(error)) from None
 
 
 def _found(path: Path, look: Callable[[Path], os.stat_result]) -> int | None:
@@ -142,4 +154,4 @@ def whole(value: Any) -> Any:
 
 def printable(path: str | os.PathLike[str]) -> str:
     """Give a file's name as text that can be printed, whatever its bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return one_line(os.fsencode(path).decode("utf-8", "backslashreplace"))

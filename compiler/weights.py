@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from chip import synthetic
 from chip.quant import F16_MAX, quantize_weight, write_tiles
 from compiler.errors import ModelError
-from compiler.files import is_file, parse_object, printable, read_json, shown
+from compiler.files import is_file, parse_object, printable, require_json, shown
 from compiler.model_config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -144,7 +144,8 @@ class WeightsRef:
         """Say in a few words where the numbers come from, for reports."""
         if self.kind is WeightsKind.SYNTHETIC:
             return f"SYNTHETIC weights of {self.config.name} (seed {self.seed}): text is noise"
-        return f"weights of {self.config.name} from {self.folder}"
+        assert self.folder is not None
+        return f"weights of {self.config.name} from {printable(self.folder)}"
 
 
 class _Checked:
@@ -310,11 +311,12 @@ def _tensor_files(folder: Path, names: list[str]) -> tuple[dict[str, Path], list
     One file wins over an index, as it does in transformers.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    has_index = is_file(index)
     if is_file(single):
         return dict.fromkeys(names, single), [single]
-    content = read_json(index)
-    if content is None:
+    if not has_index:
         raise ModelError(str(folder), f"{single.name} or {index.name}", "neither")
+    content = require_json(index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict):
         raise ModelError(str(index), "an object with a weight_map", "none")

@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from compiler.errors import ModelError
-from compiler.files import is_file, is_folder, read_json, read_text, shown
+from compiler.files import names_in, read_json, read_text, shown
 from rack.errors import RackError
 
 Message = Mapping[str, Any]
@@ -184,14 +184,15 @@ def read_template(
 
 def _template_files(folder: Path) -> dict[str, str]:
     """Read chat_template.jinja and additional_chat_templates/NAME.jinja, by name."""
+    texts = ((path.stem, read_text(path)) for path in additional_templates(folder))
+    files = {_DEFAULT: read_text(folder / _FILE), **dict(texts)}
+    return {name: text for name, text in files.items() if text is not None}
+
+
+def additional_templates(folder: Path) -> list[Path]:
+    """Give the files of templates beside the default one."""
     more = folder / "additional_chat_templates"
-    paths = {_DEFAULT: folder / _FILE}
-    if is_folder(more):
-        paths |= {path.stem: path for path in sorted(more.glob("*.jinja"))}
-    elif is_file(more):
-        raise ModelError(str(more), "a folder", "a file")
-    texts = ((name, read_text(path)) for name, path in paths.items())
-    return {name: text for name, text in texts if text is not None}
+    return [more / name for name in names_in(more) if name.endswith(".jinja")]
 
 
 def _named(where: str, entry: Any) -> tuple[str, str]:

@@ -14,16 +14,13 @@ from pathlib import Path
 
 from chip.sram import Sram
 from compiler.artifact import write_artifact
+from compiler.files import is_file
 from rack.config import RunConfig, add_flags, parse
 from rack.job import chip_job, load_weights, reserve_tensors
 from rack.progress import StartProgress, say, start_progress
 from rack.session import KNOWN_ERRORS, Prepared, prepare
 from rack.stored import weights_entry
-
-TOKENIZER_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja",
-)  # fmt: skip
+from rack.tokenizer import tokenizer_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,9 +58,12 @@ def _run(config: RunConfig, folder: Path) -> int:
         }
         write_artifact(folder, prepared.compiled, _images(prepared, progress), extra)
     if prepared.model.folder is not None:
-        for name in TOKENIZER_FILES:
-            if (prepared.model.folder / name).is_file():
-                shutil.copyfile(prepared.model.folder / name, folder / name)
+        home = prepared.model.folder
+        configs = [home / name for name in ("config.json", "generation_config.json")]
+        for path in [*filter(is_file, configs), *tokenizer_files(home)]:
+            copy = folder / path.relative_to(home)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
     say(f"{folder}: {prepared.compiled.layout.chips} chips, {prepared.compiled.schedule_hash}")
     return 0
 

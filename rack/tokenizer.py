@@ -17,7 +17,13 @@ import tokenizers
 from compiler.errors import ModelError
 from compiler.files import is_file, read_bytes, read_json, shown
 from rack.byte_tokenizer import ByteTokenizer
-from rack.chat_template import NO_TEMPLATE, Message, PromptError, read_template
+from rack.chat_template import (
+    NO_TEMPLATE,
+    Message,
+    PromptError,
+    additional_templates,
+    read_template,
+)
 from rack.special_tokens import read_special_tokens
 from rack.tokens import StreamDecoder, Tokenizer
 
@@ -28,9 +34,14 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "load_tokenizer",
+    "tokenizer_files",
 ]
 
 _BYTES = 256
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _OTHER_FORMS = ("tokenizer.model", "tekken.json", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -47,7 +58,7 @@ def load_tokenizer(
     Where one is `needed`, because the answers are to be read, there is no stand-in. Raises
     ModelError, naming the file, when a file is there but cannot be used.
     """
-    if folder is not None and is_file(folder / "tokenizer.json"):
+    if folder is not None and folder / "tokenizer.json" in tokenizer_files(folder):
         return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
     if needed and folder is not None:
         others = ", ".join(name for name in _OTHER_FORMS if is_file(folder / name))
@@ -55,6 +66,12 @@ def load_tokenizer(
         wanted = "a file (transformers writes one: AutoTokenizer, then save_pretrained)"
         raise ModelError(str(folder / "tokenizer.json"), wanted, got)
     return ByteTokenizer(vocab_size, bos_token_id, eos_token_ids)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Give the files of a folder that a tokenizer and its templates may be made of."""
+    found = [folder / name for name in _FILES if is_file(folder / name)]
+    return found + additional_templates(folder)
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
