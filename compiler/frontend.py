@@ -170,7 +170,7 @@ def _sizes(path: Path, raw: Mapping[str, Any]) -> dict[str, int]:
         "intermediate_size": _required(path, raw, "intermediate_size"),
         "num_layers": _required(path, raw, "num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": _or(raw.get("num_key_value_heads"), heads),
+        "num_kv_heads": _or(whole(raw.get("num_key_value_heads")), heads),
         "head_dim": _head_dim(path, raw, hidden, heads),
         "vocab_size": _required(path, raw, "vocab_size"),
         "max_position_embeddings": _required(path, raw, "max_position_embeddings"),

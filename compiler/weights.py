@@ -328,7 +328,7 @@ def _tensor_files(folder: Path, names: list[str]) -> tuple[dict[str, Path], list
                 f"{index}: weight_map", wanted, "nothing" if shard is None else shown(shard)
             )
     paths = {name: folder / shard for name, shard in weight_map.items()}
-    return paths, list(dict.fromkeys(paths.values()))
+    return paths, sorted({*paths.values()})
 
 
 def _open_file(path: Path) -> Any:

@@ -128,7 +128,7 @@ def _compile(environment: _Environment, text: str, where: str) -> jinja2.Templat
     try:
         return environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        got = f"{error.message} in line {error.lineno}"
+        got = f"{str(error.message).rstrip('.')} in line {error.lineno}"
     except Exception as error:  # Python's own limits: nested too deeply, no whole characters
         got = f"{type(error).__name__}: {error}"
     raise ModelError(where, "a Jinja chat template", got)

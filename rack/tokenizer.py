@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _BYTES = 256
-_FILES = (
+FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
@@ -70,7 +70,7 @@ def load_tokenizer(
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Give the files of a folder that a tokenizer and its templates may be made of."""
-    found = [folder / name for name in _FILES if is_file(folder / name)]
+    found = [folder / name for name in FILES if is_file(folder / name)]
     return found + additional_templates(folder)
 
 
