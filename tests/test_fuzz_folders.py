@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tokenizers
 from fuzz_kit import at, dump, examples, judge, put, retyped, spoil_bytes, spoil_file, spoil_json
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from rack.config import RunConfig
@@ -230,3 +230,58 @@ def test_a_value_of_another_type_changes_nothing_in_silence(
             outcome = judge(f"{name}: {path} is {value!r}", lambda: ask(tmp_path / "model"))
             same = outcome.result is None or not outcome.result.differs(answer)
             assert same, (name, path, value, outcome.result)
+
+
+def test_other_forms_of_the_same_folder_answer_the_same(
+    checkpoint: Path, answer: Answer, tmp_path: Path
+) -> None:
+    """Byte order marks, whole floats, links into a store, files that are nobody's."""
+    store, folder = tmp_path / "blobs", tmp_path / "model"
+    shutil.copytree(checkpoint, store)
+    folder.mkdir()
+    for number, path in enumerate(sorted(store.iterdir())):
+        if path.suffix == ".json" and path.name != "tokenizer.json":
+            value = json.loads(path.read_bytes(), parse_int=float)
+            path.write_bytes(b"\xef\xbb\xbf" + json.dumps(value, indent=3).encode())
+        path.rename(store / str(number))
+        (folder / path.name).symlink_to(f"../blobs/{number}")
+    for name in ("README.md", ".gitattributes", "training_args.bin", "original", "caf\udce9.json"):
+        (folder / name).write_bytes(b"\xff")
+    assert ask(folder) == answer
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_value_that_is_not_finite_is_found_wherever_it_stands(
+    checkpoint: Path, tmp_path: Path, dtype: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        held = load_file(path)
+        for name, values in held.items():
+            spoilt = values.copy()
+            spoilt[-1] = np.nan if spoilt.ndim == 1 else [*spoilt[-1][:-1], np.inf]
+            save_file({**held, name: spoilt}, path)
+            where = (
+                "element 15"
+                if spoilt.ndim == 1
+                else "row {}, column {}".format(*(n - 1 for n in spoilt.shape))
+            )
+            outcome = judge(name, lambda: ask(folder, dtype=dtype))
+            line = f"{path}: {name}: {where}: wanted a finite value, got "
+            assert outcome.refusal in (line + "nan", line + "inf")
+        save_file(held, path)
+
+
+def test_fp16_does_not_hold_every_weight_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    name = "model.layers.0.mlp.down_proj.weight"
+    path = next(p for p in folder.glob("*.safetensors") if name in load_file(p))
+    held = load_file(path)
+    held[name][4, 5] = 1e30
+    save_file(held, path)
+    assert ask(folder).notices == ()
+    outcome = judge(name, lambda: ask(folder, dtype="fp16"))
+    place = f"{path}: {name}: row 4, column 5"
+    assert outcome.refusal == f"{place}: wanted at most 65504 for fp16, got 1.0000000150474662e+30"
