@@ -43,15 +43,15 @@ class Llama3RopeScaling:
             )
 
 
-# The most of each that is taken for a model: far beyond any that was published, and little enough
-# to be refused for its memory in seconds.
+# The most of each that is taken for a model: beyond what is published for Llamas, and little enough
+# to be compiled, or refused for its memory, in bounded time.
 _SIZES = {
     "hidden_size": 1 << 17,
     "intermediate_size": 1 << 20,
-    "num_layers": 512,
-    "num_heads": 1 << 12,
-    "num_kv_heads": 1 << 12,
-    "head_dim": 1 << 12,
+    "num_layers": 256,
+    "num_heads": 128,
+    "num_kv_heads": 128,
+    "head_dim": 1 << 10,
     "vocab_size": 1 << 22,
     "max_position_embeddings": 1 << 24,
 }

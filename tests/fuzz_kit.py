@@ -167,7 +167,7 @@ def spoil_value(rng: random.Random, value: Any) -> tuple[Any, str]:
         new = copy.deepcopy(at(value, other))
         return put(value, path, new), f"{_shown(path)} is as {_shown(other)}"
     if how == "nest":
-        depth = rng.choice((3, 200, 5000, 200_000))
+        depth = rng.choice((3, 200, 450, 900, 980, 5000, 200_000))
         opening, closing = rng.choice((("[", "]"), ('{"a":', "}")))
         text = Raw(opening * depth + "1" + closing * depth)
         return put(value, path, text), f"{_shown(path)} nested {depth} deep"

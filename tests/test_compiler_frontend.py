@@ -227,7 +227,7 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
         ({"vocab_size": "128256"}, "vocab_size: wanted a positive integer, got '128256'"),
         ({"vocab_size": True}, "vocab_size: wanted a positive integer, got True"),
         ({"vocab_size": 0.5}, "vocab_size: wanted a positive integer, got 0.5"),
-        ({"num_hidden_layers": 10**9}, "num_layers: wanted at most 512, got 1000000000"),
+        ({"num_hidden_layers": 10**9}, "num_layers: wanted at most 256, got 1000000000"),
         (
             {"max_position_embeddings": 10**400},
             "max_position_embeddings: wanted at most 16777216, got 100000000000000000...",
