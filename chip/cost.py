@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from chip.errors import ProgramError
 from chip.floorplan import hops, mem, sxm
 from chip.issue import delays
 from chip.operations import Args, Opcode
@@ -58,13 +59,20 @@ def key(opcode: Opcode, a: Args) -> Key:
 
 
 def cost(opcode: Opcode, a: Args, spec: ChipSpec) -> Cost:
-    """Return an operation's cost. Raises ValueError for SEND and RECEIVE: the link decides."""
+    """Return an operation's cost. Raises ValueError for SEND and RECEIVE: the link decides.
+
+    Raises ProgramError, with its shape, for an operation that this chip cannot do.
+    """
     costs, about = _costs.setdefault(spec, {}), key(opcode, a)
     found = costs.get(about)
     if found is None:
         from chip.templates.table import template  # a chip that was told all costs needs none
 
-        built = template(opcode, a, spec)
+        try:
+            built = template(opcode, a, spec)
+        except ProgramError as error:
+            shape = ", ".join(f"{name} {value}" for name, value in about[1])
+            raise ProgramError(f"{opcode.name} of {shape}: {error}") from None
         found = costs[about] = Cost(built.cycles, built.stream_cycles, built.needed)
     return found
 

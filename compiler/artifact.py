@@ -22,6 +22,7 @@ import msgpack
 from chip.program import Operation, Program
 from chip.spec import ChipSpec
 from compiler.errors import ArtifactError
+from compiler.files import is_file
 from compiler.graph import build_graph
 from compiler.ir import (
     HostMemory,
@@ -50,7 +51,7 @@ def image_name(chip: int) -> str:
 
 def is_artifact(folder: Path) -> bool:
     """Say whether a folder is an artifact rather than a model."""
-    return (folder / MANIFEST).is_file()
+    return is_file(folder / MANIFEST)
 
 
 def file_digest(path: Path) -> str:

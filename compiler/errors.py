@@ -15,6 +15,15 @@ from __future__ import annotations
 
 from typing import Any
 
+_LONGEST = 600  # characters of one part of an error
+
+
+def one_line(text: str) -> str:
+    """Give a text from anywhere as one line that can be printed, its middle left out if long."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 100]} … {text[-80:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class CompilerError(Exception):
     """Root of every error the compiler raises."""
@@ -30,7 +39,7 @@ class ModelError(CompilerError):
         self.got = got
 
     def __str__(self) -> str:
-        return f"{self.what}: wanted {self.wanted}, got {self.got}"
+        return one_line(self.what) + f": wanted {one_line(self.wanted)}, got {one_line(self.got)}"
 
 
 class LayoutError(CompilerError):

@@ -1,13 +1,13 @@
 """From what a user names (a preset, a folder, a Hub id) to a checked model description.
 
 The one place that reads `config.json` and `generation_config.json`. What the emulator does not
-implement is refused by the key's name, never ignored: a model that runs, runs as published.
+implement is refused by the key's name, never ignored: a model that runs, runs as published. A key
+that is not there has transformers' default, and whoever runs the model is told.
 Non-goals: reading weights (compiler/weights.py), tokenizers (rack/tokenizer.py), the network.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ModelError
+from compiler.files import (
+    is_file,
+    is_folder,
+    printable,
+    read_json,
+    read_text,
+    require_json,
+    shown,
+    whole,
+)
 from compiler.model_config import LLAMA, Llama3RopeScaling, ModelConfig
 from compiler.presets import PRESETS
 from compiler.weights import WeightsRef
@@ -33,11 +43,21 @@ __all__ = [
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "hidden_act": ("silu",),
+    "hidden_act": ("silu", "swish"),  # two names of one function
     "sliding_window": (None,),
     "quantization_config": (None,),
     "pretraining_tp": (1, None),
     "partial_rotary_factor": (1, None),
+}
+# What transformers' LlamaConfig takes for a key that is absent or null. The sizes that every
+# checkpoint states (hidden_size, …) are asked for; num_key_value_heads and head_dim follow from
+# them.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
 }
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _LLAMA3_KEYS = tuple(field.name for field in fields(Llama3RopeScaling))
@@ -49,12 +69,14 @@ _MAY_DIFFER = {"name", "bos_token_id", "eos_token_ids"}
 class Model:
     """A model ready to compile: its configuration, where its weights come from, its files.
 
-    `folder` holds the tokenizer files; None for a preset without weights.
+    `folder` holds the tokenizer files; None for a preset without weights. `notices` say what the
+    files left open.
     """
 
     config: ModelConfig
     weights_ref: WeightsRef
     folder: Path | None
+    notices: tuple[str, ...] = ()
 
 
 def resolve_model(name_or_path: str, weights: str | Path | None = None, seed: int = 0) -> Model:
@@ -68,46 +90,76 @@ def resolve_model(name_or_path: str, weights: str | Path | None = None, seed: in
         return Model(config=preset, weights_ref=WeightsRef.synthetic(preset, seed), folder=None)
     if preset is None:
         home, name = _model_folder(name_or_path)
-        config = replace(load_config(home), name=name)
+        config, notices = _read_config(home)
+        config = replace(config, name=name)
         if weights is not None:
             _check_agree(config, load_config(weights), Path(weights))
     else:
         home = Path(weights or "")
-        config = replace(load_config(home), name=preset.name)
+        config, notices = _read_config(home)
+        config = replace(config, name=preset.name)
         _check_agree(preset, config, home)
     ref = WeightsRef.from_folder(config, home if weights is None else weights)
-    return Model(config=config, weights_ref=ref, folder=home)
+    return Model(config=config, weights_ref=ref, folder=home, notices=notices)
 
 
 def load_config(folder: str | Path) -> ModelConfig:
     """Read a Hugging Face folder's configuration; raises ModelError naming file, key, value."""
-    folder = Path(folder)
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Give a folder's configuration, and what to say about it."""
     path, name = folder / "config.json", _folder_name(folder)
-    raw = _read_json(path)
-    if raw.get("architectures") != [LLAMA]:
-        raise ModelError(f"{path}: architectures", repr([LLAMA]), repr(raw.get("architectures")))
-    for key, allowed in _SUPPORTED.items():
-        if raw.get(key, allowed[0]) not in allowed:
-            raise ModelError(f"{path}: {key}", repr(allowed[0]), repr(raw[key]))
+    raw = require_json(path)
+    _check_architecture(path, raw)
+    _check_supported(path, raw)
     _refuse_layer_types(path, raw)
     theta, scaling = _rope(path, raw)
+    taken = [key for key in _DEFAULTS if (theta if key == "rope_theta" else raw.get(key)) is None]
+    raw = {**raw, "rope_theta": theta, **{key: _DEFAULTS[key] for key in taken}}
     sizes = _sizes(path, raw)
-    bos, eos = _special_tokens(folder, raw)
+    (bos, bos_file), (eos, eos_file) = _special_tokens(folder, raw)
     try:
-        return ModelConfig(
+        config = ModelConfig(
             name=name,
             architecture=LLAMA,
             **sizes,
-            rms_norm_eps=_or(raw.get("rms_norm_eps"), 1e-6),  # transformers' default
-            rope_theta=theta,
+            rms_norm_eps=raw["rms_norm_eps"],
+            rope_theta=raw["rope_theta"],
             rope_scaling=scaling,
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),  # transformers' default
-            bos_token_id=bos,
-            eos_token_ids=eos,
+            tie_word_embeddings=raw["tie_word_embeddings"],
+            bos_token_id=whole(bos),
+            eos_token_ids=tuple(map(whole, eos)),
         )
     except ModelError as error:
         field = error.what.removeprefix(f"{name}: ")
-        raise ModelError(f"{path}: {field}", error.wanted, error.got) from None
+        file = {"bos_token_id": bos_file, "eos_token_ids": eos_file}.get(field, path)
+        raise ModelError(f"{file}: {field}", error.wanted, error.got) from None
+    return config, _notice(path, taken)
+
+
+def _notice(path: Path, taken: list[str]) -> tuple[str, ...]:
+    if not taken:
+        return ()
+    values = ", ".join(f"{key} {_DEFAULTS[key]}" for key in taken)
+    return (f"{printable(path)} leaves keys out; transformers' defaults are used: {values}",)
+
+
+def _check_architecture(path: Path, raw: Mapping[str, Any]) -> None:
+    """Let `model_type` say what the model is where `architectures` does not."""
+    named, kind = raw.get("architectures"), raw.get("model_type")
+    if named != [LLAMA] and (named not in (None, []) or kind is None):
+        raise ModelError(f"{path}: architectures", repr([LLAMA]), shown(named))
+    if kind not in (None, "llama"):
+        raise ModelError(f"{path}: model_type", repr("llama"), shown(kind))
+
+
+def _check_supported(path: Path, raw: Mapping[str, Any]) -> None:
+    for key, allowed in _SUPPORTED.items():
+        value = raw.get(key, allowed[0])
+        if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
+            raise ModelError(f"{path}: {key}", repr(allowed[0]), shown(value))
 
 
 def _sizes(path: Path, raw: Mapping[str, Any]) -> dict[str, int]:
@@ -118,7 +170,7 @@ def _sizes(path: Path, raw: Mapping[str, Any]) -> dict[str, int]:
         "intermediate_size": _required(path, raw, "intermediate_size"),
         "num_layers": _required(path, raw, "num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": _or(raw.get("num_key_value_heads"), heads),
+        "num_kv_heads": _or(whole(raw.get("num_key_value_heads")), heads),
         "head_dim": _head_dim(path, raw, hidden, heads),
         "vocab_size": _required(path, raw, "vocab_size"),
         "max_position_embeddings": _required(path, raw, "max_position_embeddings"),
@@ -126,9 +178,9 @@ def _sizes(path: Path, raw: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _required(path: Path, raw: Mapping[str, Any], key: str) -> int:
-    value = raw.get(key)
+    value = whole(raw.get(key))
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        got = repr(value) if key in raw else "nothing"
+        got = shown(value) if key in raw else "nothing"
         raise ModelError(f"{path}: {key}", "a positive integer", got)
     return value
 
@@ -151,60 +203,66 @@ def _head_dim(path: Path, raw: Mapping[str, Any], hidden: int, heads: int) -> in
 
 
 def _refuse_layer_types(path: Path, raw: Mapping[str, Any]) -> None:
-    for kind in raw.get("layer_types") or []:
+    kinds = _or(raw.get("layer_types"), [])
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
         if kind != "full_attention":
-            raise ModelError(f"{path}: layer_types", "'full_attention' only", repr(kind))
+            raise ModelError(f"{path}: layer_types", "'full_attention' only", shown(kind))
 
 
-def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
-    """Read transformers 5's `rope_parameters`, or `rope_theta` and `rope_scaling` before it."""
-    key = "rope_parameters" if raw.get("rope_parameters") is not None else "rope_scaling"
-    rope = _or(raw.get(key), {})
+def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[Any, Llama3RopeScaling | None]:
+    """Read transformers 5's `rope_parameters`, or `rope_theta` and `rope_scaling` before it.
+
+    The first is None where neither gives a theta.
+    """
+    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    if new is not None and old is not None and new != old:
+        raise ModelError(f"{path}: rope_scaling", "none beside other rope_parameters", shown(old))
+    key = "rope_scaling" if new is None else "rope_parameters"
+    rope = _or(_or(new, old), {})
     if not isinstance(rope, dict):
-        raise ModelError(f"{path}: {key}", "an object", repr(rope))
+        raise ModelError(f"{path}: {key}", "an object", shown(rope))
     kind = _or(rope.get("rope_type"), _or(rope.get("type"), "default"))
     if kind not in ("default", "llama3"):
-        raise ModelError(f"{path}: {key}.rope_type", "'default' or 'llama3'", repr(kind))
+        raise ModelError(f"{path}: {key}.rope_type", "'default' or 'llama3'", shown(kind))
     known = _ROPE_KEYS | (set(_LLAMA3_KEYS) if kind == "llama3" else set())
     if unknown := sorted(set(rope) - known):
-        raise ModelError(f"{path}: {key}", f"only {sorted(known)}", f"unknown {unknown}")
-    if rope.get("partial_rotary_factor", 1) != 1:
-        raise ModelError(
-            f"{path}: {key}.partial_rotary_factor", "1", repr(rope["partial_rotary_factor"])
-        )
+        raise ModelError(f"{path}: {key}", f"only {sorted(known)}", f"unknown {shown(unknown)}")
+    if (factor := rope.get("partial_rotary_factor", 1)) != 1 or factor is True:
+        raise ModelError(f"{path}: {key}.partial_rotary_factor", "1", shown(factor))
     inner, outer = rope.get("rope_theta"), raw.get("rope_theta")
     if inner is not None and outer is not None and inner != outer:
-        raise ModelError(f"{path}: rope_theta", f"{key}.rope_theta {inner!r}", repr(outer))
-    theta = _or(inner, _or(outer, 10000.0))  # transformers' default
-    if kind == "default":
-        return theta, None
+        raise ModelError(f"{path}: rope_theta", f"{key}.rope_theta {shown(inner)}", shown(outer))
+    return _or(inner, outer), _scaling(path, key, rope) if kind == "llama3" else None
+
+
+def _scaling(path: Path, key: str, rope: Mapping[str, Any]) -> Llama3RopeScaling:
     if missing := [name for name in _LLAMA3_KEYS if name not in rope]:
         raise ModelError(f"{path}: {key}", f"all of {list(_LLAMA3_KEYS)}", f"no {missing}")
+    length = "original_max_position_embeddings"
+    numbers = {**{name: rope[name] for name in _LLAMA3_KEYS}, length: whole(rope[length])}
     try:
-        return theta, Llama3RopeScaling(**{name: rope[name] for name in _LLAMA3_KEYS})
+        return Llama3RopeScaling(**numbers)
     except ModelError as error:
         raise ModelError(f"{path}: {error.what}", error.wanted, error.got) from None
 
 
-def _special_tokens(folder: Path, raw: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
-    """Give BOS and every EOS; generation_config.json wins, as it does in transformers."""
-    path = folder / "generation_config.json"
-    generation = _read_json(path) if path.exists() else {}
-    bos = _or(raw.get("bos_token_id"), generation.get("bos_token_id"))
-    eos = _or(generation.get("eos_token_id"), raw.get("eos_token_id"))
-    return bos, tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+def _special_tokens(
+    folder: Path, raw: Mapping[str, Any]
+) -> tuple[tuple[Any, Path], tuple[list[Any], Path]]:
+    """Give BOS and every EOS with the file that says so.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(str(path), "a file", "nothing")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON and bad UTF-8
-        raise ModelError(str(path), "valid JSON", str(error)) from None
-    if not isinstance(value, dict):
-        raise ModelError(str(path), "a JSON object", type(value).__name__)
-    return value
+    generation_config.json's EOS wins, as it does in transformers.
+    """
+    path, other = folder / "config.json", folder / "generation_config.json"
+    generation = _or(read_json(other), {})
+    bos, bos_file = raw.get("bos_token_id"), path
+    if bos is None:
+        bos, bos_file = generation.get("bos_token_id"), other
+    eos, eos_file = generation.get("eos_token_id"), other
+    if eos is None:
+        eos, eos_file = raw.get("eos_token_id"), path
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return (bos, bos_file), (listed, eos_file)
 
 
 def _check_agree(wanted: ModelConfig, got: ModelConfig, folder: Path) -> None:
@@ -220,13 +278,13 @@ def _check_agree(wanted: ModelConfig, got: ModelConfig, folder: Path) -> None:
 
 
 def _folder_name(folder: Path) -> str:
-    return Path(os.path.abspath(folder)).name  # of ".." too, and of a link its own
+    return printable(Path(os.path.abspath(folder)).name)  # of ".." too, and of a link its own
 
 
 def _model_folder(name_or_path: str) -> tuple[Path, str]:
     """Find a model's folder and name: by path, else as a Hub id in the local cache."""
     path = Path(name_or_path)
-    if path.is_dir():
+    if is_folder(path):
         return path, _folder_name(path)
     known = f"a preset ({', '.join(PRESETS)}) or a folder with config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
@@ -250,8 +308,8 @@ def _hub_cache() -> Path:
 def _cached(hub_id: str) -> Path | None:
     """Find the snapshot that `main` points to, as huggingface_hub lays its cache out."""
     repo = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
-    main = repo / "refs" / "main"
-    if not main.is_file():
+    main = read_text(repo / "refs" / "main")
+    if main is None:
         return None
-    snapshot = repo / "snapshots" / main.read_text().strip()
-    return snapshot if (snapshot / "config.json").exists() else None
+    snapshot = repo / "snapshots" / main.strip()
+    return snapshot if is_file(snapshot / "config.json") else None

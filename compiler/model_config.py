@@ -7,12 +7,12 @@ in the chip's own vector arithmetic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from compiler.errors import ModelError
+from compiler.files import shown
 
 LLAMA = "LlamaForCausalLM"
 
@@ -43,16 +43,19 @@ class Llama3RopeScaling:
             )
 
 
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-)
+# The most of each that is taken for a model: beyond what is published for Llamas, and little enough
+# to be compiled, or refused for its memory, in bounded time.
+_SIZES = {
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_layers": 256,
+    "num_heads": 128,
+    "num_kv_heads": 128,
+    "head_dim": 1 << 10,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 24,
+}
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # of a number that the chips hold as fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +86,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.architecture != LLAMA:
             raise ModelError(f"{self.name}: architecture", LLAMA, repr(self.architecture))
-        for size in _SIZES:
+        for size, most in _SIZES.items():
             _positive_int(self.name, self, size)
+            if getattr(self, size) > most:
+                raise ModelError(
+                    f"{self.name}: {size}", f"at most {most}", shown(getattr(self, size))
+                )
         _positive_number(self.name, self, "rms_norm_eps")
         _positive_number(self.name, self, "rope_theta")
         if self.num_heads % self.num_kv_heads:
@@ -99,17 +106,17 @@ class ModelConfig:
             )
         if not isinstance(self.tie_word_embeddings, bool):
             raise ModelError(
-                f"{self.name}: tie_word_embeddings", "a bool", repr(self.tie_word_embeddings)
+                f"{self.name}: tie_word_embeddings", "a bool", shown(self.tie_word_embeddings)
             )
         self._check_tokens()
 
     def _check_tokens(self) -> None:
         wanted = f"a token id below vocab_size {self.vocab_size}"
         if self.bos_token_id is not None and not self._is_token(self.bos_token_id):
-            raise ModelError(f"{self.name}: bos_token_id", wanted, repr(self.bos_token_id))
+            raise ModelError(f"{self.name}: bos_token_id", wanted, shown(self.bos_token_id))
         for token in self.eos_token_ids:
             if not self._is_token(token):
-                raise ModelError(f"{self.name}: eos_token_ids", wanted, repr(token))
+                raise ModelError(f"{self.name}: eos_token_ids", wanted, shown(token))
 
     def _is_token(self, token: object) -> bool:
         return _is_int(token) and 0 <= token < self.vocab_size  # type: ignore[operator]
@@ -154,11 +161,14 @@ def _is_int(value: object) -> bool:
 def _positive_int(owner: str, config: object, name: str) -> None:
     value = getattr(config, name)
     if not _is_int(value) or value < 1:
-        raise ModelError(f"{owner}: {name}", "a positive integer", repr(value))
+        raise ModelError(f"{owner}: {name}", "a positive integer", shown(value))
 
 
 def _positive_number(owner: str, config: object, name: str) -> None:
     value = getattr(config, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ModelError(f"{owner}: {name}", "a positive number", repr(value))
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ModelError(f"{owner}: {name}", "a positive number", shown(value))
+    if not _SMALLEST <= value <= _LARGEST:
+        wanted = f"a number from {_SMALLEST:.3g} to {_LARGEST:.3g}"
+        raise ModelError(f"{owner}: {name}", wanted, shown(value))
     object.__setattr__(config, name, float(value))  # 10000 and 10000.0 must hash alike

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from compiler.errors import ModelError
+from compiler.files import names_in, read_json, read_text, shown
 from rack.errors import RackError
 
 Message = Mapping[str, Any]
@@ -26,6 +30,10 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 """What a model without a chat template gets: one line a message."""
+
+_FILE = "chat_template.jinja"
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 NO_TEMPLATE = "no chat template: chats are given to the model as plain `role: content` lines"
 
@@ -37,79 +45,161 @@ class PromptError(RackError, ValueError):
     """A prompt, chat or token id that this model's tokenizer cannot take: the client's to fix."""
 
 
-class ChatTemplate:
-    """One compiled template. `source` None stands for PLAIN_TEMPLATE; `where` names its file.
+class _Generation(Extension):
+    """`{% generation %}` … `{% endgeneration %}`: what the assistant wrote, for training masks."""
 
-    Raises ModelError when the template does not compile.
+    tags = {"generation"}  # noqa: RUF012  (jinja2's own interface)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Unfolded(CodeGenerator):
+    """Leaves every expression to rendering: `{{ 9 ** 9 ** 9 }}` must not be computed at load."""
+
+    def _output_child_to_const(self, node: nodes.Expr, *rest: Any) -> str:
+        if isinstance(node, nodes.TemplateData):
+            return super()._output_child_to_const(node, *rest)
+        raise nodes.Impossible
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _Unfolded
+
+
+class ChatTemplate:
+    """A model's template, or several by name; `source` None stands for PLAIN_TEMPLATE.
+
+    `where` names the file. `tokens` are the special tokens by name. Raises ModelError when a
+    template does not compile, or none of several is the default.
     """
 
-    def __init__(self, source: str | None, *, where: str, bos: str = "", eos: str = "") -> None:
-        self.is_plain, self.source = source is None, source or PLAIN_TEMPLATE
-        self._tokens = {"bos_token": bos, "eos_token": eos}
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    def __init__(
+        self,
+        source: str | Mapping[str, str] | None,
+        *,
+        where: str,
+        tokens: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.is_plain = source is None
+        self._tokens = dict(tokens or {})
+        if not isinstance(source, Mapping):
+            source = {_DEFAULT: PLAIN_TEMPLATE if source is None else source}
+        if _DEFAULT not in source:
+            raise ModelError(where, f"one named {_DEFAULT!r}", shown(sorted(source)))
+        environment = _Environment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            extensions=[loopcontrols, _Generation],
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _TEMPLATE_DATE.strftime
-        try:
-            self._template = environment.from_string(self.source)
-            names = environment.parse(self.source).find_all(jinja2.nodes.Name)
-        except jinja2.TemplateSyntaxError as error:
-            got = f"{error.message} in line {error.lineno}"
-            raise ModelError(where, "a Jinja chat template", got) from None
+        self._templates = {
+            name: _compile(environment, text, where) for name, text in source.items()
+        }
+        self.source = source.get(_WITH_TOOLS, source[_DEFAULT])  # of chats with tools
+        names = environment.parse(self.source).find_all(nodes.Name)
         self.takes_tools = any(name.name == "tools" for name in names)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
+    ) -> str:
         """Give the prompt text, up to where the answer starts; raises PromptError."""
         if not messages:
             raise PromptError("messages: wanted at least one message, got none")
+        default = self._templates[_DEFAULT]
+        template = default if tools is None else self._templates.get(_WITH_TOOLS, default)
         try:
-            return self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=True, **self._tokens
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            return template.render(
+                messages=list(map(_as_given, messages)), tools=tools, documents=documents,
+                add_generation_prompt=True, **self._tokens,
+            )  # fmt: skip
+        except Exception as error:  # a template is code of the model's, and may fail in any way
             raise PromptError(
                 f"the model's chat template refuses these messages: {error}"
             ) from error
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
+def _compile(environment: _Environment, text: str, where: str) -> jinja2.Template:
+    try:
+        return environment.from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        got = f"{str(error.message).rstrip('.')} in line {error.lineno}"
+    except Exception as error:  # Python's own limits: nested too deeply, no whole characters
+        got = f"{type(error).__name__}: {error}"
+    raise ModelError(where, "a Jinja chat template", got)
+
+
+def _as_given(message: Message) -> dict[str, Any]:
+    """Give a message as transformers does: without nulls, reasoning under each of its names."""
+    out = {key: value for key, value in message.items() if value is not None}
+    found = [out[name] for name in _REASONING if name in out]
+    return {"thinking": found[0], **out, "reasoning_content": found[0]} if found else out
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Write JSON as transformers does: Jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+        sort_keys=sort_keys,
+    )  # fmt: skip
 
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """Read tokenizer_config.json; a folder may lack it."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON and bad UTF-8
-        raise ModelError(str(path), "valid JSON", str(error)) from None
-    if not isinstance(config, dict):
-        raise ModelError(str(path), "a JSON object", type(config).__name__)
-    return config
+def read_template(
+    folder: Path, config: Mapping[str, Any], tokens: Mapping[str, Any]
+) -> ChatTemplate:
+    """Find the chat templates: files of their own first, then tokenizer_config.json's.
 
-
-def read_template(folder: Path, config: dict[str, Any], *, bos: str, eos: str) -> ChatTemplate:
-    """Find the chat template: its own file first, then tokenizer_config.json's."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        source = path.read_text(encoding="utf-8")
-        return ChatTemplate(source, where=str(path), bos=bos, eos=eos)
+    Last comes chat_template.json, which old processors wrote.
+    """
+    if files := _template_files(folder):
+        return ChatTemplate(files, where=str(folder / _FILE), tokens=tokens)
     where = f"{folder / 'tokenizer_config.json'}: chat_template"
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        if "default" not in named:
-            raise ModelError(where, "one named 'default'", str(sorted(map(str, named))))
-        template = named["default"]
-    if template is not None and not isinstance(template, str):
-        raise ModelError(where, "a string", type(template).__name__)
-    return ChatTemplate(template, where=where, bos=bos, eos=eos)
+    found = config.get("chat_template")
+    if found is None and (old := read_json(folder / "chat_template.json")) is not None:
+        where = f"{folder / 'chat_template.json'}: chat_template"
+        found = old.get("chat_template")
+    if isinstance(found, list):
+        found = dict(_named(where, entry) for entry in found)
+    if isinstance(found, dict) and not all(isinstance(text, str) for text in found.values()):
+        raise ModelError(where, "strings by name", shown(found))
+    if found is not None and not isinstance(found, str | dict):
+        raise ModelError(where, "a string", type(found).__name__)
+    return ChatTemplate(found, where=where, tokens=tokens)
+
+
+def _template_files(folder: Path) -> dict[str, str]:
+    """Read chat_template.jinja and additional_chat_templates/NAME.jinja, by name."""
+    texts = ((path.stem, read_text(path)) for path in additional_templates(folder))
+    files = {_DEFAULT: read_text(folder / _FILE), **dict(texts)}
+    return {name: text for name, text in files.items() if text is not None}
+
+
+def additional_templates(folder: Path) -> list[Path]:
+    """Give the files of templates beside the default one."""
+    more = folder / "additional_chat_templates"
+    return [more / name for name in names_in(more) if name.endswith(".jinja")]
+
+
+def _named(where: str, entry: Any) -> tuple[str, str]:
+    pair = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(pair[0], str) or not isinstance(pair[1], str):
+        raise ModelError(where, "a name and a template in each entry", shown(entry))
+    return pair[0], pair[1]

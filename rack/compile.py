@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from chip.sram import Sram
 from compiler.artifact import write_artifact
+from compiler.files import is_file
 from rack.config import RunConfig, add_flags, parse
 from rack.job import chip_job, load_weights, reserve_tensors
 from rack.output import check_folder, writing_folder
@@ -23,11 +24,7 @@ from rack.provenance import code_version
 from rack.session import Prepared, prepare
 from rack.shell import put, verb
 from rack.stored import weights_entry
-
-TOKENIZER_FILES = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja",
-)  # fmt: skip
+from rack.tokenizer import tokenizer_files
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,9 +65,12 @@ def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
         }
         write_artifact(folder, prepared.compiled, _images(prepared, progress), extra)
         if prepared.model.folder is not None:
-            for name in TOKENIZER_FILES:
-                if (prepared.model.folder / name).is_file():
-                    shutil.copyfile(prepared.model.folder / name, folder / name)
+            home = prepared.model.folder
+            configs = [home / name for name in ("config.json", "generation_config.json")]
+            for path in [*filter(is_file, configs), *tokenizer_files(home)]:
+                copy = folder / path.relative_to(home)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
     compiled = prepared.compiled
     say(f"{output}: {compiled.layout.chips} chips, {compiled.schedule_hash}")
     if as_json:

@@ -175,7 +175,7 @@ def _load_matrix(weight: Weight, dtype: str, sram: Sram, source: WeightSource) -
                 first = column + at
                 scales[first : first + n] = source.fill_int8(tensor, start, stop, block, at)
             else:
-                write_tiles(source.f32_rows(tensor, start, stop).astype(np.float16), block, at)
+                write_tiles(source.f16_rows(tensor, start, stop), block, at)
             at += n
         column += width
 

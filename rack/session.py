@@ -16,6 +16,7 @@ from compiler.errors import CapacityError
 from compiler.frontend import Model, resolve_model
 from compiler.layout import parse_layout
 from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.weights import EMBEDDING, WeightsKind
 from rack.config import RunConfig
 from rack.engine import Engine, Rack
 from rack.errors import KNOWN_ERRORS as KNOWN_ERRORS
@@ -42,6 +43,7 @@ class Prepared:
     tokenizer: Tokenizer
     images: Images | None = None
     runs: bool = True
+    weight_notices: tuple[str, ...] = ()
 
     @property
     def notices(self) -> list[str]:
@@ -57,6 +59,7 @@ class Prepared:
             out.append("TIMING executor: cycles are exact, tokens are drawn at random")
         elif described.startswith("SYNTHETIC"):
             out.append(described)
+        out += [*self.model.notices, *self.weight_notices]
         if self.tokenizer.notice:
             out.append(self.tokenizer.notice)
         return [*out, *native_notices(self.config.executor, self.config.transport)]
@@ -72,16 +75,22 @@ def prepare(
     CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
     """
     images: Images | None = None
+    found: tuple[str, ...] = ()
     if is_artifact(Path(config.model)):
         model, hardware, compiled, images = load_stored(config, Path(config.model))
+        found = _check_weights(config, model, runs)
     else:
         model = resolve_model(config.model, config.weights, config.seed)
         hardware = load_hardware(config.hardware)
+        found = _check_weights(config, model, runs)
         compiled = _compile(config, model, hardware, kinds, contexts)
-    if runs and config.executor != "timing":
-        model.weights_ref.open()  # refuse missing or damaged files before any chip starts
     c = model.config
-    tokenizer = load_tokenizer(model.folder, c.vocab_size, c.bos_token_id, c.eos_token_ids)
+    real = (
+        runs and config.executor != "timing" and model.weights_ref.kind is WeightsKind.SAFETENSORS
+    )
+    tokenizer = load_tokenizer(
+        model.folder, c.vocab_size, c.bos_token_id, c.eos_token_ids, needed=real
+    )
     return Prepared(
         config=config,
         model=model,
@@ -90,7 +99,20 @@ def prepare(
         tokenizer=tokenizer,
         images=images,
         runs=runs,
+        weight_notices=found,
     )
+
+
+def _check_weights(config: RunConfig, model: Model, runs: bool) -> tuple[str, ...]:
+    """Refuse missing or damaged files before anything is compiled; give what is to be said.
+
+    Chips check what they load; the embedding is theirs only in part, and is looked through here.
+    """
+    if config.executor == "timing" or not runs:
+        return ()
+    source = model.weights_ref.open()
+    source.check_finite(EMBEDDING)
+    return source.notices
 
 
 def _compile(

@@ -8,21 +8,23 @@ would rewrite text that has already been streamed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import codecs
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from compiler.errors import ModelError
+from compiler.files import is_file, read_bytes, read_json, shown
 from rack.byte_tokenizer import ByteTokenizer
 from rack.chat_template import (
     NO_TEMPLATE,
     Message,
     PromptError,
+    additional_templates,
     read_template,
-    read_tokenizer_config,
 )
+from rack.special_tokens import read_special_tokens
 from rack.tokens import StreamDecoder, Tokenizer
 
 __all__ = [
@@ -32,9 +34,15 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "load_tokenizer",
+    "tokenizer_files",
 ]
 
 _BYTES = 256
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_OTHER_FORMS = ("tokenizer.model", "tekken.json", "spiece.model", "vocab.json", "vocab.txt")
 
 
 def load_tokenizer(
@@ -42,14 +50,52 @@ def load_tokenizer(
     vocab_size: int,
     bos_token_id: int | None,
     eos_token_ids: Sequence[int],
+    *,
+    needed: bool = False,
 ) -> Tokenizer:
     """Load a model folder's tokenizer, or the byte tokenizer where it has no tokenizer.json.
 
-    Raises ModelError, naming the file, when a file is there but cannot be used.
+    Where one is `needed`, because the answers are to be read, there is no stand-in. Raises
+    ModelError, naming the file, when a file is there but cannot be used.
     """
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return ByteTokenizer(vocab_size, bos_token_id, eos_token_ids)
-    return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
+    if folder is not None and folder / "tokenizer.json" in tokenizer_files(folder):
+        return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
+    if needed and folder is not None:
+        others = ", ".join(name for name in _OTHER_FORMS if is_file(folder / name))
+        got = f"only {others}, which is not read" if others else "nothing"
+        wanted = "a file (transformers writes one: AutoTokenizer, then save_pretrained)"
+        raise ModelError(str(folder / "tokenizer.json"), wanted, got)
+    return ByteTokenizer(vocab_size, bos_token_id, eos_token_ids)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Give the files of a folder that a tokenizer and its templates may be made of."""
+    found = [folder / name for name in FILES if is_file(folder / name)]
+    return found + additional_templates(folder)
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """Read tokenizer.json; the library panics, or raises plain Exception, for any bad file."""
+    data = (read_bytes(path) or b"").removeprefix(codecs.BOM_UTF8)
+    try:
+        inner = tokenizers.Tokenizer.from_buffer(data)
+        inner.no_truncation()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        wanted = "a file of the tokenizers library"
+        raise ModelError(str(path), wanted, str(error) or type(error).__name__) from None
+    if getattr(inner.model, "dropout", None):  # other tokens for the same text
+        raise ModelError(f"{path}: model.dropout", "none", shown(inner.model.dropout))
+    return inner
+
+
+def _notice(new: Mapping[str, int], plain: bool) -> str | None:
+    said = [NO_TEMPLATE] if plain else []
+    if new:
+        listed = ", ".join(f"{shown(text)} ({token_id})" for text, token_id in new.items())
+        said.append(f"tokens that tokenizer.json lacks are added, as transformers does: {listed}")
+    return "; ".join(said) or None
 
 
 class FileTokenizer(Tokenizer):
@@ -64,44 +110,31 @@ class FileTokenizer(Tokenizer):
         bos_token_id: int | None,
         eos_token_ids: Sequence[int],
     ) -> None:
-        path = folder / "tokenizer.json"
-        try:
-            self._inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception, for any bad file
-            raise ModelError(str(path), "a file of the tokenizers library", str(error)) from None
-        self._inner.no_truncation()
+        self._inner = _read_tokenizer(folder / "tokenizer.json")
+        path = folder / "tokenizer_config.json"
+        config = read_json(path) or {}
+        tokens, new = read_special_tokens(folder, config, self._inner)
         self._inner.no_padding()
-        config = read_tokenizer_config(folder)
-        bos, eos = (self._special(folder, config, key) for key in ("bos_token", "eos_token"))
-        if bos is None and bos_token_id is not None:
-            bos = self._inner.id_to_token(bos_token_id)
-        template = read_template(folder, config, bos=bos or "", eos=eos or "")
-        eos_ids: list[Any] = list(eos_token_ids)
-        if eos is not None and not eos_ids:
-            eos_ids.append(self._inner.token_to_id(eos))
+        template = read_template(folder, config, tokens)
+        bos, eos = (self._id(tokens.get(key)) for key in ("bos_token", "eos_token"))
         super().__init__(
             vocab_size=vocab_size,
-            bos_id=bos_token_id if bos is None else self._inner.token_to_id(bos),
-            eos_ids=eos_ids,
+            bos_id=bos_token_id if bos is None else bos,
+            eos_ids=eos_token_ids or ([] if eos is None else [eos]),
             template=template,
-            notice=NO_TEMPLATE if template.is_plain else None,
+            notice=_notice(new, template.is_plain),
         )
         self._add_bos: bool | None = config.get("add_bos_token")
+        if not isinstance(self._add_bos, bool | None):
+            raise ModelError(f"{path}: add_bos_token", "a bool", shown(self._add_bos))
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         names = (f"<0x{byte:02X}>" for byte in range(_BYTES))
         self.byte_ids = frozenset(map(self._inner.token_to_id, names)) - {None}
 
-    def _special(self, folder: Path, config: dict[str, Any], key: str) -> str | None:
-        """Give a special token's text, which must be in the vocabulary."""
-        value = config.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        if text is not None and (
-            not isinstance(text, str) or self._inner.token_to_id(text) is None
-        ):
-            where = f"{folder / 'tokenizer_config.json'}: {key}"
-            raise ModelError(where, "a token of tokenizer.json", repr(value))
-        return text
+    def _id(self, text: str | None) -> int | None:
+        token_id: int | None = None if text is None else self._inner.token_to_id(text)
+        return token_id
 
     def encode(self, text: str) -> list[int]:
         # Without add_bos_token, tokenizer.json's own post-processor decides.

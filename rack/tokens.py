@@ -68,10 +68,13 @@ class Tokenizer(ABC):
         """Give the ids of a rendered chat, in which the template has written its own BOS."""
 
     def apply_chat_template(
-        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        documents: Sequence[Message] | None = None,
     ) -> list[int]:
         """Give the ids of a chat, up to where the assistant's answer starts."""
-        text = self.template.render(messages, tools)
+        text = self.template.render(messages, tools, documents)
         return self.encode(text) if self.template.is_plain else self._encode_rendered(text)
 
     def is_eos(self, token_id: int) -> bool:

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the long runs be asked for."""
     parser.addoption(
         "--fuzz-examples", type=int, default=400, metavar="N",
-        help="fuzzed request bodies (default %(default)s; 10000 takes about a minute)",
+        help="fuzzed cases of each kind: bodies, folders, … (default %(default)s)",
     )  # fmt: skip
     parser.addoption(
         "--grid", action="store_true",

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from one_operation import both, placed
 
+from chip.cost import cost
+from chip.errors import ProgramError
 from chip.operations import Opcode, row_bytes
+from rack.profiles import load_hardware
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,15 @@ def test_equals_the_kernel(heads: int, kv_heads: int, dim: int, positions: tuple
     scales = np.frombuffer(sq, np.float32).reshape(rows, heads, 80)
     assert (scales > 0).all()
     assert (scales == scales[:, :, :1]).all()
+
+
+def test_more_heads_than_the_alus_quantise_are_refused() -> None:
+    shape = {
+        "rows": 1, "dtype": "int8", "heads": 16, "kv_heads": 16, "head_dim": 2, "context": 32,
+    }  # fmt: skip
+    with pytest.raises(ProgramError) as caught:
+        cost(Opcode.ROPE, shape, load_hardware("lesson").chip)
+    assert str(caught.value) == (
+        "ROPE of rows 1, dtype int8, heads 16, kv_heads 16, head_dim 2, context 32: no pace leaves "
+        "enough ALUs"
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,58 @@ def test_defaults_are_those_of_transformers(tmp_path: Path) -> None:
     assert (config.bos_token_id, config.eos_token_ids) == (None, ())
 
 
+@pytest.mark.parametrize("named", [{"architectures": None}, {"architectures": []}])
+def test_model_type_says_what_architectures_does_not(tmp_path: Path, named: dict[str, Any]) -> None:
+    assert load_config(write_config(tmp_path / "llama-8b", **named)) == PRESETS["llama-8b"]
+
+
+def test_defaults_are_said(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "m", max_position_embeddings=..., rope_theta=None)
+    model = resolve_model(str(folder))
+    assert model.config.max_position_embeddings == 2048
+    assert model.notices == (
+        f"{folder / 'config.json'} leaves keys out; transformers' defaults are used: "
+        "max_position_embeddings 2048, rope_theta 10000.0",
+    )
+    assert load_config(write_config(folder, vocab_size=..., bos_token_id=1, eos_token_id=2)) == (
+        replace(load_config(write_config(folder, bos_token_id=1, eos_token_id=2)), vocab_size=32000)
+    )
+    assert resolve_model(str(write_config(folder))).notices == ()
+
+
+def test_a_byte_order_mark_and_whole_floats_mean_the_same(tmp_path: Path) -> None:
+    numbers = {key: float(value) for key, value in LLAMA_70B.items() if type(value) is int}
+    numbers["eos_token_id"] = [float(token) for token in LLAMA_70B["eos_token_id"]]
+    numbers["rope_scaling"] = {**LLAMA3, "original_max_position_embeddings": 8192.0}
+    folder = write_config(tmp_path / "llama-70b", LLAMA_70B, hidden_act="swish", **numbers)
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    config = load_config(folder)
+    assert config == PRESETS["llama-70b"]
+    assert config.to_dict() == PRESETS["llama-70b"].to_dict()
+    assert repr(config) == repr(PRESETS["llama-70b"])  # an integer is no float
+
+
+def test_a_generation_config_is_named_where_it_is_wrong(tmp_path: Path) -> None:
+    folder = write_config(tmp_path)
+    path = folder / "generation_config.json"
+    for content, message in (
+        (
+            '{"eos_token_id": "2"}',
+            "eos_token_ids: wanted a token id below vocab_size 128256, got '2'",
+        ),
+        ("[]", "wanted a JSON object, got list"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ModelError) as caught:
+            load_config(folder)
+        assert str(caught.value) == f"{path}: {message}"
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(ModelError, match="a link to nowhere, which is not there"):
+        load_config(folder)
+
+
 def test_explicit_head_dim_wins() -> None:
     config = load_config(GOLDENS / "head_dim")
     assert config.hidden_size // config.num_heads == 16
@@ -142,8 +196,18 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
             {"architectures": ["MambaForCausalLM"]},
             "architectures: wanted ['LlamaForCausalLM'], got ['MambaForCausalLM']",
         ),
-        ({"architectures": ...}, "architectures: wanted ['LlamaForCausalLM'], got None"),
+        (
+            {"architectures": ..., "model_type": ...},
+            "architectures: wanted ['LlamaForCausalLM'], got None",
+        ),
+        ({"model_type": "mistral"}, "model_type: wanted 'llama', got 'mistral'"),
+        (
+            {"architectures": None, "model_type": "qwen3"},
+            "model_type: wanted 'llama', got 'qwen3'",
+        ),
         ({"attention_bias": True}, "attention_bias: wanted False, got True"),
+        ({"attention_bias": 0}, "attention_bias: wanted False, got 0"),
+        ({"pretraining_tp": True}, "pretraining_tp: wanted 1, got True"),
         ({"mlp_bias": True}, "mlp_bias: wanted False, got True"),
         ({"hidden_act": "gelu"}, "hidden_act: wanted 'silu', got 'gelu'"),
         ({"sliding_window": 4096}, "sliding_window: wanted None, got 4096"),
@@ -157,8 +221,17 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
             {"layer_types": ["full_attention", "sliding_attention"]},
             "layer_types: wanted 'full_attention' only, got 'sliding_attention'",
         ),
+        ({"layer_types": 7}, "layer_types: wanted 'full_attention' only, got 7"),
         ({"hidden_size": ...}, "hidden_size: wanted a positive integer, got nothing"),
         ({"vocab_size": "many"}, "vocab_size: wanted a positive integer, got 'many'"),
+        ({"vocab_size": "128256"}, "vocab_size: wanted a positive integer, got '128256'"),
+        ({"vocab_size": True}, "vocab_size: wanted a positive integer, got True"),
+        ({"vocab_size": 0.5}, "vocab_size: wanted a positive integer, got 0.5"),
+        ({"num_hidden_layers": 10**9}, "num_layers: wanted at most 256, got 1000000000"),
+        (
+            {"max_position_embeddings": 10**400},
+            "max_position_embeddings: wanted at most 16777216, got 100000000000000000...",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers: wanted a positive integer, got 0"),
         ({"head_dim": -128}, "head_dim: wanted a positive integer, got -128"),
         (
@@ -173,6 +246,11 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
         ),
         ({"num_key_value_heads": 0}, "num_kv_heads: wanted a positive integer, got 0"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps: wanted a positive number, got 'small'"),
+        (
+            {"rms_norm_eps": 10**400},
+            "rms_norm_eps: wanted a number from 1.18e-38 to 1.7e+38, got 100000000000000000...",
+        ),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps: wanted a positive number, got nan"),
         ({"rope_theta": -1.0}, "rope_theta: wanted a positive number, got -1.0"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: wanted a bool, got 1"),
         (
@@ -183,10 +261,16 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
             {"eos_token_id": [1, -1]},
             "eos_token_ids: wanted a token id below vocab_size 128256, got -1",
         ),
+        (
+            {"eos_token_id": {"id": 1}},
+            "eos_token_ids: wanted a token id below vocab_size 128256, got {'id': 1}",
+        ),
     ],
 )
 def test_what_a_config_may_not_say(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    assert refusal(tmp_path, **changes) == message
+    line, message = refusal(tmp_path, **changes), message.removesuffix("...")
+    assert line == message or (len(message) > 60 and line.startswith(message))
+    assert len(line) < 200
 
 
 @pytest.mark.parametrize(
@@ -216,6 +300,10 @@ def test_what_a_config_may_not_say(tmp_path: Path, changes: dict[str, Any], mess
             "'original_max_position_embeddings'], got no ['high_freq_factor', "
             "'original_max_position_embeddings']",
         ),
+        (
+            {"rope_type": "default", "partial_rotary_factor": True},
+            "rope_scaling.partial_rotary_factor: wanted 1, got True",
+        ),
         ({**LLAMA3, "factor": 0.5}, "rope_scaling.factor: wanted at least 1, got 0.5"),
         ({**LLAMA3, "factor": "8"}, "rope_scaling: factor: wanted a positive number, got '8'"),
         (
@@ -230,6 +318,13 @@ def test_what_a_config_may_not_say(tmp_path: Path, changes: dict[str, Any], mess
 )
 def test_what_rope_scaling_may_not_say(tmp_path: Path, rope: object, message: str) -> None:
     assert refusal(tmp_path, rope_scaling=rope) == message
+
+
+def test_old_and_new_rope_keys_must_agree(tmp_path: Path) -> None:
+    new = {**LLAMA3, "rope_theta": 500000.0}
+    assert refusal(tmp_path, rope_parameters=new).startswith(
+        "rope_scaling: wanted none beside other rope_parameters, got {'factor': 8.0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,6 +392,27 @@ def test_an_unknown_model_lists_the_presets() -> None:
         "model 'lama-8b': wanted a preset (llama-8b, llama-70b, tiny, tiny-wide) "
         "or a folder with config.json, got neither"
     )
+
+
+def test_names_that_no_folder_can_have() -> None:
+    for name in ("n" * 5000, "/" + "n" * 5000, "n" * 5000 + "/x"):
+        with pytest.raises(ModelError) as caught:
+            resolve_model(name)
+        assert "wanted a name that can be looked up, got File name too long" in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(GOLDENS / "gqa", folder)
+    model = resolve_model(str(folder))
+    assert model.config.name == "caf\\xe9"
+    assert model.weights_ref.describe() == f"weights of caf\\xe9 from {tmp_path}/caf\\xe9"
+    assert model.weights_ref.open().vector("model.norm.weight").shape == (32,)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError) as caught:
+        resolve_model(str(folder))
+    assert str(caught.value) == f"{tmp_path}/caf\\udce9/config.json: wanted a file, got nothing"
 
 
 def test_hub_ids_come_from_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from chip.quant import quantize_weight
 from compiler.errors import ModelError
 from compiler.frontend import load_config
 from compiler.presets import PRESETS
-from compiler.weights import LM_HEAD, WeightSource, WeightsRef, required_tensors
+from compiler.weights import EMBEDDING, LM_HEAD, WeightSource, WeightsRef, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"]
@@ -109,6 +109,15 @@ def test_a_tied_head_is_the_embedding(copy: Path) -> None:
     embedding = opened.f32_rows("model.embed_tokens.weight", 10, 20)
     assert embedding.any()
     assert np.array_equal(opened.f32_rows(LM_HEAD, 10, 20), embedding)
+
+
+def test_a_head_that_is_not_read_is_said(copy: Path) -> None:
+    assert source(copy).notices == ()
+    rewrite(copy, lm_head__weight=np.zeros((97, 32), np.float32))
+    assert source(copy).notices == (
+        f"{copy / 'model.safetensors'}: lm_head.weight is not read: tie_word_embeddings says that "
+        "the embedding is the head",
+    )
 
 
 def test_an_untied_head_is_its_own() -> None:
@@ -236,6 +245,36 @@ def test_tensors_that_do_not_match(copy: Path, changes: dict[str, Any], message:
     assert refusal(copy) == f"model.safetensors: {message}"
 
 
+@pytest.mark.parametrize("dtype", ["F64", "I8", "BOOL", "F8_E4M3", "F4"])
+def test_types_that_are_no_weights(copy: Path, dtype: str) -> None:
+    path = copy / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[NORM] |= {"dtype": dtype, "shape": [{"F64": 16, "F4": 256}.get(dtype, 128)]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert refusal(copy) == f"model.safetensors: {NORM}: wanted F32 or F16 or BF16, got {dtype}"
+
+
+def test_a_tensor_that_a_header_has_twice(copy: Path) -> None:
+    path = copy / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].rstrip()
+    entry = json.dumps(json.loads(text)[NORM])
+    text = text[:-1] + f', "{NORM}": {entry}}}'.encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert refusal(copy) == f"model.safetensors: {NORM}: wanted the key once, got it more than once"
+
+
+@pytest.mark.parametrize("offsets", ["7", "[0]", '["0", "x"]', "[null, null]", "[0, 1e400]", "{}"])
+def test_offsets_of_odd_forms(copy: Path, offsets: str) -> None:
+    text = f'{{"{NORM}": {{"dtype": "F32", "shape": [1], "data_offsets": {offsets}}}}}'.encode()
+    (copy / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    assert refusal(copy).startswith("model.safetensors: wanted a whole safetensors file, got ")
+
+
 def test_redundant_tensors_of_old_checkpoints_are_ignored(copy: Path) -> None:
     rewrite(copy, model__layers__0__self_attn__rotary_emb__inv_freq=np.ones(4, np.float32))
     assert source(copy).vector(NORM).shape == (32,)
@@ -248,30 +287,71 @@ def test_values_that_are_not_finite(copy: Path, bad: float) -> None:
     norm = np.full(32, bad, np.float32)
     rewrite(copy, model__norm__weight=norm, model__embed_tokens__weight=embedding)
     opened = source(copy)
-    message = f"{copy / 'model.safetensors'}: {{}}: wanted finite values, got {bad}"
+    message = f"{copy / 'model.safetensors'}: {{}}: wanted a finite value, got {bad}"
     with pytest.raises(ModelError) as caught:
         opened.vector(NORM)
-    assert str(caught.value) == message.format(NORM)
+    assert str(caught.value) == message.format(f"{NORM}: element 0")
     opened.f32_rows(LM_HEAD, 0, 50)  # rows that are not asked for are not looked at
+    for read in (
+        lambda: opened.int8_rows(LM_HEAD, 40, 97),
+        lambda: opened.f16_rows(LM_HEAD, 50, 51),
+        lambda: opened.check_finite(EMBEDDING),
+    ):
+        with pytest.raises(ModelError) as caught:
+            read()
+        assert str(caught.value) == message.format(f"{EMBEDDING}: row 50, column 3")
+
+
+def test_values_that_fp16_does_not_hold(copy: Path) -> None:
+    down = load_file(copy / "model.safetensors")[DOWN].copy()
+    down[2, 3], down[7, 5] = 65504, -65505
+    rewrite(copy, model__layers__1__mlp__down_proj__weight=down)
+    opened = source(copy)
+    rows = opened.f16_rows(DOWN, 0, 7)
+    assert rows.dtype == np.float16
+    assert np.array_equal(rows, down[:7].astype(np.float16))
+    assert rows[2, 3] == 65504
     with pytest.raises(ModelError) as caught:
-        opened.int8_rows(LM_HEAD, 0, 97)
-    assert str(caught.value) == message.format("model.embed_tokens.weight")
+        opened.f16_rows(DOWN, 6, 32)
+    path = copy / "model.safetensors"
+    assert str(caught.value) == (
+        f"{path}: {DOWN}: row 7, column 5: wanted at most 65504 for fp16, got -65505.0"
+    )
+    opened.int8_rows(DOWN, 0, 32)  # int8 has a scale
+    synthetic = WeightsRef.synthetic(PRESETS["tiny"], 3).open()
+    assert np.array_equal(
+        synthetic.f16_rows(DOWN, 3, 9), synthetic.f32_rows(DOWN, 3, 9).astype(np.float16)
+    )
+    synthetic.check_finite(EMBEDDING)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_every_type_is_looked_through(
+    copy: Path, kind: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compiler.weights._BLOCK_ELEMENTS", 100)  # blocks of three rows
+    table = load_file(copy / "model.safetensors")[EMBEDDING].astype(getattr(ml_dtypes, kind, kind))
+    table[1, 1] = np.finfo(np.float16).max
+    rewrite(copy, model__embed_tokens__weight=table)
+    source(copy).check_finite(EMBEDDING)
+    table[96, 31] = bad
+    rewrite(copy, model__embed_tokens__weight=table)
+    with pytest.raises(ModelError, match="row 96, column 31: wanted a finite value, got"):
+        source(copy).check_finite(EMBEDDING)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "wanted valid JSON, got Expecting property name enclosed in double quotes"),
-        ("[]", "wanted an object with a weight_map, got none"),
+        ("[]", "wanted a JSON object, got list"),
         ("{}", "wanted an object with a weight_map, got none"),
         (
             '{"weight_map": {}}',
             "weight_map: wanted the file name of model.embed_tokens.weight, got nothing",
         ),
-        (
-            '{"weight_map": []}',
-            "weight_map: wanted the file name of model.embed_tokens.weight, got nothing",
-        ),
+        ('{"weight_map": []}', "wanted an object with a weight_map, got none"),
         (
             '{"weight_map": {"model.embed_tokens.weight": "../secret"}}',
             "weight_map: wanted the file name of model.embed_tokens.weight, got '../secret'",
@@ -299,3 +379,21 @@ def test_a_missing_shard_and_a_shard_without_its_tensor(tmp_path: Path) -> None:
     )
     (folder / "model-00001-of-00004.safetensors").unlink()
     assert refusal(folder) == "model-00001-of-00004.safetensors: wanted a file, got nothing"
+
+
+def test_a_tensor_in_two_shards_and_one_that_only_the_index_has(tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(GOLDENS / "sharded", folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    first, *_, last = sorted({*content["weight_map"].values()})
+    tensors, others = load_file(folder / last), load_file(folder / first)
+    name = sorted(others)[0]
+    save_file({**tensors, name: others[name]}, folder / last)
+    assert refusal(folder) == f"{last}: {name}: wanted it in one file, got it in {first} too"
+    save_file(tensors, folder / last)
+    content["weight_map"]["model.layers.0.mlp.up_proj.bias"] = "model-00005-of-00004.safetensors"
+    index.write_text(json.dumps(content))
+    assert refusal(folder) == "model-00005-of-00004.safetensors: wanted a file, got nothing"
+    (folder / "model.safetensors").symlink_to(first + ".gone")
+    assert refusal(folder).startswith("model.safetensors: wanted a file, got a link to ")

@@ -38,7 +38,7 @@ CHAT = [
 
 
 def template(source: str) -> ChatTemplate:
-    return ChatTemplate(source, where="here", bos="<BOS>", eos="<EOT>")
+    return ChatTemplate(source, where="here", tokens={"bos_token": "<BOS>", "eos_token": "<EOT>"})
 
 
 def test_a_chat_renders_as_in_transformers_but_for_the_date() -> None:
@@ -60,6 +60,62 @@ def test_blocks_are_trimmed_and_loops_can_break() -> None:
     assert template(source + "{% endfor %}").render(CHAT) == "x\n"
 
 
+def test_tojson_has_transformers_options() -> None:
+    tool = {"b": ["é", 1], "a": "<"}
+    for options, text in (
+        ("", '{"b": ["é", 1], "a": "<"}'),
+        ("ensure_ascii=true", '{"b": ["\\u00e9", 1], "a": "<"}'),
+        ("separators=(',', ':'), sort_keys=true", '{"a":"<","b":["é",1]}'),
+        ("indent=2", '{\n  "b": [\n    "é",\n    1\n  ],\n  "a": "<"\n}'),
+    ):
+        source = f"{{{{ tools[0] | tojson({options}) }}}}" if options else "{{ tools[0] | tojson }}"
+        assert template(source).render(CHAT, [tool]) == text
+
+
+def test_generation_marks_are_no_text() -> None:
+    source = (
+        "{% for m in messages %}{% generation %}{% set x = m.role %}{{ x }}{% if loop.last %}"
+        "{% continue %}{% endif %},{% endgeneration %}{% endfor %}{{ x is defined }}"
+    )
+    assert template(source).render(CHAT) == "system,userFalse"
+
+
+def test_a_template_with_tools_is_its_own() -> None:
+    named = {"default": "D{{ documents }}", "tool_use": "T{{ tools }}", "rag": "R"}
+    chat = ChatTemplate(named, where="here")
+    assert chat.render(CHAT) == "DNone"
+    assert chat.render(CHAT, [{"a": 1}]) == "T[{'a': 1}]"
+    assert chat.render(CHAT, documents=[{"a": 1}]) == "D[{'a': 1}]"
+    assert ChatTemplate({"default": "D"}, where="here").render(CHAT, [{}]) == "D"
+
+
+def test_messages_are_given_as_transformers_gives_them() -> None:
+    chat = [{"role": "assistant", "content": None, "name": "n", "reasoning": "r"}]
+    assert template("{{ messages }}").render(chat) == str(
+        [{"thinking": "r", "role": "assistant", "name": "n", "reasoning": "r",
+          "reasoning_content": "r"}]
+    )  # fmt: skip
+    assert chat[0]["content"] is None
+    assert template("{{ messages[0].content is defined }}").render(chat) == "False"
+
+
+def test_a_token_that_there_is_not_is_undefined() -> None:
+    source = "{{ bos_token }}|{{ pad_token }}|{{ pad_token is defined }}"
+    assert template(source).render(CHAT) == "<BOS>||False"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{% if 0 %}{{ 'x' * 10**12 }}{% endif %}",
+        "{{ 1 | center(10**12) }}",
+    ],
+)
+def test_nothing_is_computed_at_load(source: str) -> None:
+    assert not template(source).is_plain
+
+
 def test_the_plain_template_is_one_line_a_message() -> None:
     plain = ChatTemplate(None, where="here")
     assert plain.is_plain
@@ -71,10 +127,22 @@ def test_the_plain_template_is_one_line_a_message() -> None:
 def test_its_own_file_wins_over_the_config(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     for config, text in (({"chat_template": named}, "D"), ({"chat_template": "S"}, "S")):
-        assert read_template(tmp_path, config, bos="", eos="").render(CHAT) == text
-    assert read_template(tmp_path, {}, bos="", eos="").is_plain
+        assert read_template(tmp_path, config, {}).render(CHAT) == text
+    assert read_template(tmp_path, {}, {}).is_plain
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "P"}')
+    assert read_template(tmp_path, {}, {}).render(CHAT) == "P"
+    assert read_template(tmp_path, {"chat_template": "S"}, {}).render(CHAT) == "S"
     (tmp_path / "chat_template.jinja").write_text("{{ messages | length }}{{ bos_token }}")
-    assert read_template(tmp_path, {"chat_template": named}, bos="B", eos="").render(CHAT) == "2B"
+    found = read_template(tmp_path, {"chat_template": named}, {"bos_token": "B"})
+    assert found.render(CHAT) == "2B"
+    assert found.render(CHAT, []) == "2B"  # a file replaces all of the config's
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("F")
+    (tmp_path / "additional_chat_templates" / "notes.txt").write_text("{% nonsense")
+    assert read_template(tmp_path, {}, {}).render(CHAT, []) == "F"
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"wanted one named 'default', got \['tool_use'\]"):
+        read_template(tmp_path, {"chat_template": "S"}, {})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +152,8 @@ def test_its_own_file_wins_over_the_config(tmp_path: Path) -> None:
         ("{{ messages[0].content + 1 }}", CHAT, "can only concatenate str"),
         ("{{ messages.append(1) }}", CHAT, "access to attribute 'append' of"),
         ("{{ no.such }}", CHAT, "'no' is undefined"),
+        ("{{ 1 / 0 }}", CHAT, "division by zero"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", CHAT, "maximum recursion depth"),
     ],
 )
 def test_chats_that_are_refused(source: str, messages: list[dict[str, str]], message: str) -> None:
@@ -105,6 +175,15 @@ def test_an_empty_chat_is_refused() -> None:
     [
         (7, "wanted a string, got int"),
         ([{"name": "rag", "template": ""}], "wanted one named 'default', got ['rag']"),
+        ([{"name": "x"}], "wanted a name and a template in each entry, got {'name': 'x'}"),
+        ([["default", "x"]], "wanted a name and a template in each entry, got ['default', 'x']"),
+        ({"default": 7}, "wanted strings by name, got {'default': 7}"),
+        ("{{ x | no }}", "wanted a Jinja chat template, got No filter named 'no' in line 1"),
+        (
+            "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
+            "wanted a Jinja chat template, got SyntaxError: too many statically nested blocks",
+        ),
+        ("{{" + "(" * 5000, "wanted a Jinja chat template, got RecursionError: maximum recursion"),
         (
             "a\n{% if %}",
             "wanted a Jinja chat template, got Expected an expression, "
@@ -114,6 +193,6 @@ def test_an_empty_chat_is_refused() -> None:
 )
 def test_templates_that_are_refused(tmp_path: Path, source: Any, message: str) -> None:
     with pytest.raises(ModelError) as caught:
-        read_template(tmp_path, {"chat_template": source}, bos="", eos="")
+        read_template(tmp_path, {"chat_template": source}, {})
     where = f"{tmp_path / 'tokenizer_config.json'}: chat_template"
-    assert str(caught.value) == f"{where}: {message}"
+    assert str(caught.value).startswith(f"{where}: {message}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from compiler.errors import CapacityError, CompilerError, LayoutError
+from compiler.errors import CapacityError, CompilerError, LayoutError, ModelError
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
 from compiler.pipeline import Options
+from compiler.weights import EMBEDDING, LM_HEAD
 from rack.config import RunConfig
 from rack.hardware import Hardware
 from rack.local import LocalRack
@@ -77,6 +81,42 @@ def test_weights_are_opened_before_a_chip_starts(tmp_path: Path, stories260k: Pa
         prepared(model=str(tmp_path))
     ready = prepared(model=str(tmp_path), executor="timing")  # has no use for them
     assert isinstance(open_rack(ready), TimingRack)
+
+
+def test_weights_are_checked_before_anything_is_compiled(
+    tmp_path: Path, stories260k: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rack.session.compile_model", None)
+    folder = tmp_path / "model"
+    shutil.copytree(stories260k, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 173}))
+    with pytest.raises(ModelError, match=r"gate_proj.weight: wanted shape \[173, 64\], got \[172"):
+        prepared(model=str(folder))
+
+
+def test_what_the_files_leave_open_is_said(tmp_path: Path, stories260k: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stories260k, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, LM_HEAD: weights[EMBEDDING].copy()}, folder / "model.safetensors")
+    first, second, third = prepared(model=str(folder), dtype="fp16").notices
+    assert first.endswith("transformers' defaults are used: rope_theta 10000.0")
+    assert "lm_head.weight is not read: tie_word_embeddings says" in second
+    assert third.startswith("no chat template")
+
+
+def test_real_weights_are_not_read_through_byte_tokens(tmp_path: Path, stories260k: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stories260k, folder)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(ModelError, match=r"got only tokenizer.model, which is not read"):
+        prepared(model=str(folder))
+    timing = prepared(model=str(folder), executor="timing")  # draws tokens anyway, and says so
+    assert timing.tokenizer.kind == "bytes"
 
 
 def test_what_does_not_fit_names_what_would() -> None:

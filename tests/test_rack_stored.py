@@ -1,6 +1,7 @@
 """Artifacts: written, read back, run with the same hashes; damaged or stale ones refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,20 @@ def test_a_trained_model_s_artifact_has_its_tokenizer(stories260k: Path, tmp_pat
     assert compile_main(argv) == 0
     prepared = prepare(RunConfig(model=str(tmp_path), transport="local"))
     assert prepared.tokenizer.encode("Once upon a time") == [1, 403, 407, 261, 378]
+
+
+def test_an_artifact_has_every_template(stories260k: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(stories260k, model)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("T{{ eos_token }}")
+    (model / "chat_template.jinja").write_text("D")
+    (model / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    assert compile_main([str(model), "--layout", "1x1", "-o", str(tmp_path / "artifact")]) == 0
+    prepared = prepare(RunConfig(model=str(tmp_path / "artifact"), transport="local"))
+    chat = [{"role": "user", "content": "x"}]
+    assert prepared.tokenizer.template.render(chat) == "D"
+    assert prepared.tokenizer.template.render(chat, tools=[{}]) == "T</s>"
 
 
 @pytest.mark.parametrize("name", [SCHEDULES, "chip_0003.bin"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from compiler.errors import ModelError
-from rack.tokenizer import PromptError, Tokenizer, load_tokenizer
+from rack.tokenizer import FILES, PromptError, Tokenizer, load_tokenizer
 
 BOS, EOS, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>"]
@@ -190,6 +190,34 @@ def test_a_template_that_writes_bos_gets_no_second_one(tmp_path: Path) -> None:
     [
         ({"bos_token": "<bos>"}, "bos_token: wanted a token of tokenizer.json, got '<bos>'"),
         ({"eos_token": 7}, "eos_token: wanted a token of tokenizer.json, got 7"),
+        ({"pad_token": ["<pad>"]}, "pad_token: wanted a token of tokenizer.json, got ['<pad>']"),
+        ({"image_token": {}}, "image_token: wanted a token of tokenizer.json, got {}"),
+        ({"pad_token": "\ud800"}, "pad_token: wanted a token of tokenizer.json, got '\\ud800'"),
+        (
+            {"additional_special_tokens": "<x>"},
+            "additional_special_tokens: wanted a list of tokens, got '<x>'",
+        ),
+        (
+            {"additional_special_tokens": [1]},
+            "additional_special_tokens: wanted a token of tokenizer.json, got 1",
+        ),
+        ({"add_bos_token": 1}, "add_bos_token: wanted a bool, got 1"),
+        (
+            {"added_tokens_decoder": []},
+            "added_tokens_decoder: wanted an object of tokens by id, got []",
+        ),
+        (
+            {"added_tokens_decoder": {"-1": {}}},
+            "added_tokens_decoder: wanted token ids as keys, got '-1'",
+        ),
+        (
+            {"added_tokens_decoder": {"7": "<x>"}},
+            "added_tokens_decoder.7: wanted a token with its content, got '<x>'",
+        ),
+        (
+            {"added_tokens_decoder": {"7": {"content": "<x>", "lstrip": 1}}},
+            "added_tokens_decoder.7.lstrip: wanted a bool, got 1",
+        ),
     ],
 )
 def test_configs_that_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
@@ -212,6 +240,101 @@ def test_files_that_are_broken(tmp_path: Path, name: str, content: str, message:
     with pytest.raises(ModelError) as caught:
         load_tokenizer(folder, 263, 258, ())
     assert str(caught.value).startswith(f"{folder / name}: {message}")
+
+
+def test_special_tokens_come_from_every_file(tmp_path: Path) -> None:
+    show = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ image_token }}"
+    show += "{{ additional_special_tokens | join }}"
+    inner = byte_level()
+    inner.enable_padding(pad_token=HEADERS[0], pad_id=261)
+    config = {"chat_template": show, "eos_token": EOS, "image_token": HEADERS[1]}
+    folder = folder_with(tmp_path, inner, config)
+
+    def shown(**also: Any) -> str:
+        if also:
+            (folder / "tokenizer_config.json").write_text(json.dumps(config | also))
+        return load_tokenizer(folder, 263, None, ()).template.render(CHAT)
+
+    assert shown() == EOS + HEADERS[0] + HEADERS[1]  # tokenizer.json pads
+    named = {"eos_token": {"content": EOT}, "unk_token": BOS, "additional_special_tokens": [EOS]}
+    (folder / "special_tokens_map.json").write_text(json.dumps(named))
+    assert shown() == EOT + HEADERS[0] + BOS + HEADERS[1] + EOS  # and the map overrides
+    assert load_tokenizer(folder, 263, None, ()).eos_ids == {260}
+    assert shown(pad_token=EOS) == EOT + EOS + BOS + HEADERS[1] + EOS
+    assert shown(added_tokens_decoder={}) == EOS + HEADERS[0] + HEADERS[1]  # as it has these
+    assert shown(added_tokens_decoder={}, extra_special_tokens={"unk_token": EOT}) == (
+        EOS + HEADERS[0] + EOT + HEADERS[1]
+    )
+
+
+def test_tokens_that_the_tokenizer_lacks_are_added_and_said(tmp_path: Path) -> None:
+    listed = {"9": {"content": "<b>", "special": True}, "10": {"content": "<a>"}}
+    inner = llama3(tmp_path / "a", pad_token="<pad>", added_tokens_decoder=listed)
+    assert inner.notice == (
+        "tokens that tokenizer.json lacks are added, as transformers does: '<b>' (263), "
+        "'<a>' (264), '<pad>' (265)"
+    )
+    with pytest.raises(PromptError, match="token id 264: wanted 0 to 262"):
+        inner.encode("<a>")
+    old = folder_with(tmp_path / "b", byte_level(), {"add_bos_token": False})
+    (old / "added_tokens.json").write_text('{"<z>": 263, "<y>": 264}')
+    assert load_tokenizer(old, 265, None, ()).encode("<y><z>") == [264, 263]
+    (old / "added_tokens.json").write_text('{"<z>": "263"}')
+    with pytest.raises(ModelError, match=r"added_tokens.json: <z>: wanted a token id, got '263'"):
+        load_tokenizer(old, 265, None, ())
+
+
+def test_a_special_token_of_the_vocabulary_is_one_token(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, byte_level(), {"add_bos_token": False})
+    assert len(load_tokenizer(folder, 263, None, ()).encode("th")) == 2
+    folder_with(tmp_path, byte_level(), {"add_bos_token": False, "pad_token": "Ġth"})
+    assert load_tokenizer(folder, 263, None, ()).encode("Ġth") == [257]
+
+
+def test_tokenizer_json_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, byte_level(), None)
+    path = folder / "tokenizer.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(folder, 263, 258, ()).encode("t")[0] == 258
+
+
+def test_a_tokenizer_that_draws_lots_is_refused(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, byte_level(), None)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"tokenizer.json: model.dropout: wanted none, got 0.5"):
+        load_tokenizer(folder, 263, None, ())
+
+
+@pytest.mark.parametrize("name", [*FILES, "additional_chat_templates"])
+def test_every_file_is_there_or_not(tmp_path: Path, name: str) -> None:
+    folder = folder_with(tmp_path, byte_level(), {})
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("gone")
+    with pytest.raises(ModelError, match=f"{name}: wanted a file, got a link to gone, which is"):
+        load_tokenizer(folder, 263, None, ())
+
+
+@pytest.mark.parametrize(
+    ("names", "got"),
+    [
+        ([], "nothing"),
+        (["tokenizer.model"], "only tokenizer.model, which is not read"),
+        (["vocab.json", "merges.txt"], "only vocab.json, which is not read"),
+    ],
+)
+def test_real_answers_need_a_real_tokenizer(tmp_path: Path, names: list[str], got: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"\n")
+    assert load_tokenizer(tmp_path, 263, None, ()).kind == "bytes"
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(tmp_path, 263, None, (), needed=True)
+    assert str(caught.value) == (
+        f"{tmp_path / 'tokenizer.json'}: wanted a file (transformers writes one: AutoTokenizer, "
+        f"then save_pretrained), got {got}"
+    )
+    assert load_tokenizer(None, 263, None, (), needed=True).kind == "bytes"  # synthetic weights
 
 
 def test_a_folder_may_lack_its_config(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Texts(Tokenizer):
     kind = "characters"
 
     def __init__(self, template: str | None) -> None:
-        made = ChatTemplate(template, where="test", bos="<s>")
+        made = ChatTemplate(template, where="test", tokens={"bos_token": "<s>"})
         super().__init__(vocab_size=1 << 21, bos_id=None, eos_ids=(), template=made, notice=None)
 
     def encode(self, text: str) -> list[int]:
