@@ -1,7 +1,7 @@
 """A model's chat template: Jinja from its files, rendered as transformers renders it.
 
-The template is code from a downloaded file, so it runs in jinja2's immutable sandbox, without
-loaders. Two runs of one request must give the same tokens, so its clock stands still.
+The template is code from a downloaded file, so it runs in jinja2's immutable sandbox with bounds,
+without loaders. Two runs of one request must give the same tokens, so its clock stands still.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from compiler.errors import ModelError
 from rack.errors import RackError
+from rack.template_bounds import BoundedEnvironment, render
 
 Message = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ class ChatTemplate:
     def __init__(self, source: str | None, *, where: str, bos: str = "", eos: str = "") -> None:
         self.is_plain = source is None
         self._tokens = {"bos_token": bos, "eos_token": eos}
-        environment = ImmutableSandboxedEnvironment(
+        environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.filters["tojson"] = _to_json
@@ -63,9 +63,13 @@ class ChatTemplate:
         if not messages:
             raise PromptError("messages: wanted at least one message, got none")
         try:
-            return self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=True, **self._tokens
-            )
+            return render(
+                self._template,
+                {
+                    "messages": messages, "tools": tools, "add_generation_prompt": True,
+                    **self._tokens,
+                },
+            )  # fmt: skip
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise PromptError(
                 f"the model's chat template refuses these messages: {error}"

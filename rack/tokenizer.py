@@ -23,6 +23,8 @@ from rack.chat_template import (
     read_template,
     read_tokenizer_config,
 )
+from rack.errors import ConfigError
+from rack.token_bounds import longest_token, plain_words
 from rack.tokens import StreamDecoder, Tokenizer
 
 __all__ = [
@@ -31,10 +33,12 @@ __all__ = [
     "PromptError",
     "StreamDecoder",
     "Tokenizer",
+    "load_other_tokenizer",
     "load_tokenizer",
 ]
 
 _BYTES = 256
+_CONTEXT = 64  # ids of a prompt that decide how an answer's text begins, and more
 
 
 def load_tokenizer(
@@ -52,6 +56,29 @@ def load_tokenizer(
     return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
 
 
+def load_other_tokenizer(
+    path: Path, vocab_size: int, bos_token_id: int | None, eos_token_ids: Sequence[int], *,
+    model: str,
+) -> Tokenizer:  # fmt: skip
+    """Load a tokenizer in place of the model's: `path` is a folder, or its tokenizer.json.
+
+    Its own end-of-sequence token counts, where its files name one. Raises ConfigError for a path
+    that holds none and for one with more tokens than the model.
+    """
+    folder = path.parent if path.name == "tokenizer.json" else path
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(f"tokenizer: wanted a folder with tokenizer.json, got {path}")
+    tokenizer = FileTokenizer(folder, vocab_size, None, ())
+    if tokenizer.tokens > vocab_size:
+        raise ConfigError(
+            f"tokenizer: wanted at most the {vocab_size} tokens of {model}, "
+            f"{folder / 'tokenizer.json'} has {tokenizer.tokens}"
+        )
+    if tokenizer.eos_ids:
+        return tokenizer
+    return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
+
+
 class FileTokenizer(Tokenizer):
     """`tokenizer.json` through the tokenizers library, with what tokenizer_config.json adds."""
 
@@ -64,6 +91,7 @@ class FileTokenizer(Tokenizer):
         bos_token_id: int | None,
         eos_token_ids: Sequence[int],
     ) -> None:
+        self._made_from = (folder, vocab_size, bos_token_id, tuple(eos_token_ids))
         path = folder / "tokenizer.json"
         try:
             self._inner = tokenizers.Tokenizer.from_file(str(path))
@@ -85,6 +113,7 @@ class FileTokenizer(Tokenizer):
             eos_ids=eos_ids,
             template=template,
             notice=NO_TEMPLATE if template.is_plain else None,
+            longest_token=longest_token(self._inner),
         )
         self._add_bos: bool | None = config.get("add_bos_token")
         added = self._inner.get_added_tokens_decoder()
@@ -102,6 +131,11 @@ class FileTokenizer(Tokenizer):
             where = f"{folder / 'tokenizer_config.json'}: {key}"
             raise ModelError(where, "a token of tokenizer.json", repr(value))
         return text
+
+    @property
+    def tokens(self) -> int:
+        """Ids that it may give: one more than the highest."""
+        return 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
         # Without add_bos_token, tokenizer.json's own post-processor decides.
@@ -127,7 +161,10 @@ class FileTokenizer(Tokenizer):
         return text
 
     def stream(self, context: Sequence[int] = ()) -> StreamDecoder:
-        return _FileStream(self, context)
+        return _FileStream(self, context[-_CONTEXT:])
+
+    def _plain_ids(self) -> Sequence[int]:
+        return plain_words(self._inner)
 
     def vocabulary(self) -> str:
         text: str = self._inner.to_str()

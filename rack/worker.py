@@ -23,6 +23,7 @@ from interconnect.frame import Control
 from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
+from rack.garbage import collect_once
 from rack.job import ChipJob, build_chip
 from rack.node import ChipNode
 from rack.stopwatch import Stopwatch
@@ -88,6 +89,7 @@ class ChipWorker:
             self._tell("hello", {"chip": self.job.index, "pid": os.getpid(), **where})
             watch = self._watch.watch
             self.node.attach(lambda node: build_chip(self.job, node.send, watch=watch))
+            collect_once()
             self._tell("ready", {"chip": self.job.index})
             while self._turn():
                 pass

@@ -21,6 +21,8 @@ from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import identify
 from rack.serve.limits import Limiter
 from rack.serve.metrics import Metrics
+from rack.serve.pacing import Unpaced
+from rack.serve.reader import ReadBounds, reader_of
 from rack.serve.runner import Runner
 from rack.serve.service import Service
 from rack.session import Prepared, Progress, Session, prepare
@@ -87,6 +89,7 @@ class Served:
     client: httpx.AsyncClient
     opened: list[Session]
     fatal: list[Exception]
+    said: list[str]
     ready: threading.Event = field(default_factory=threading.Event)
 
     async def until_ready(self) -> None:
@@ -103,7 +106,8 @@ async def until(event: threading.Event) -> None:
 async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
-    names: Sequence[str] = (), limiter: Limiter | None = None, **options: Any,
+    names: Sequence[str] = (), limiter: Limiter | None = None, pacer: Unpaced | None = None,
+    read: ReadBounds | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -119,22 +123,27 @@ async def serving(
         opened.append(session)
         return session
 
-    runner = Runner(open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append)
+    runner = Runner(
+        open_session, max_queue=max_queue, on_ready=ready.set, on_fatal=fatal.append, pacer=pacer
+    )
     identity, racks = identify(prepared, names), Dispatcher([runner])
+    said: list[str] = []
+    reader = reader_of(prepared, read)
     service = Service(
-        identity=identity, racks=racks, metrics=Metrics(identity, racks),
-        limiter=limiter or Limiter(lambda key, model: {}),
+        identity=identity, racks=racks, metrics=Metrics(identity, racks, said.append),
+        limiter=limiter or Limiter(lambda key, model: {}), reader=reader,
     )  # fmt: skip
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
-        served = Served(app, runner, client, opened, fatal, ready)
+        served = Served(app, runner, client, opened, fatal, said, ready)
         runner.start()
         try:
             if wait:
                 await served.until_ready()
             yield served
         finally:
+            await asyncio.to_thread(reader.close)
             assert await asyncio.to_thread(runner.stop, DEADLINE_SECONDS), "the rack did not stop"
 
 

@@ -19,19 +19,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rack.serve import metrics, tokens
-from rack.serve.envelope import Envelope
+from rack.serve import metrics
+from rack.serve.envelope import GONE, Envelope
 from rack.serve.errors import ApiError, BusyError, GoneError, busy
 from rack.serve.keys import Keys
 from rack.serve.logs import Call, RequestLog
 from rack.serve.openapi import document
+from rack.serve.reading import Parse, detokenize, tokenize
 from rack.serve.responses import Answer, dumps
-from rack.serve.schemas import Parsed, parse_chat, parse_text
+from rack.serve.schemas import parse_chat, parse_text
 from rack.serve.service import Service, Ticket, collect, stream
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
-CLIENT_GONE = 499
 PREFIXES = ("/openai/v1", "/v1")
 
 
@@ -49,14 +49,16 @@ def build_app(
 ) -> ASGIApp:  # fmt: skip
     """Return the application."""
     surface = _Surface(service, keys or Keys(), bounds or Bounds())
+    routes = surface.routes()
     app = Starlette(
-        routes=surface.routes(),
+        routes=routes,
         exception_handlers={
             ApiError: _api_error, HTTPException: _http_error, GoneError: _gone,
             ClientDisconnect: _gone, Exception: _bug,
         },
     )  # fmt: skip
-    return Envelope(app, service=service, log=log or RequestLog())
+    paths = [route.path for route in routes]
+    return Envelope(app, service=service, log=log or RequestLog(), paths=paths)
 
 
 class _Surface:
@@ -64,7 +66,6 @@ class _Surface:
 
     def __init__(self, service: Service, keys: Keys, bounds: Bounds) -> None:
         self._service, self._keys, self._bounds = service, keys, bounds
-        self._seed = service.identity.prepared.config.seed
         self._document = dumps(document(service.identity, prefixes=PREFIXES, keyed=keys.wanted))
 
     def routes(self) -> list[Route]:
@@ -90,11 +91,11 @@ class _Surface:
 
     async def _chat(self, request: Request) -> Response:
         self._authorize(request)
-        return await self._complete(request, parse_chat(await self._body(request), self._seed))
+        return await self._complete(request, parse_chat)
 
     async def _text(self, request: Request) -> Response:
         self._authorize(request)
-        return await self._complete(request, parse_text(await self._body(request), self._seed))
+        return await self._complete(request, parse_text)
 
     async def _models(self, request: Request) -> Response:
         self._authorize(request)
@@ -106,11 +107,21 @@ class _Surface:
 
     async def _tokenize(self, request: Request) -> Response:
         self._authorize(request)
-        return _json(tokens.tokenize(await self._body(request), self._service.identity))
+        identity = self._service.identity
+        model, ids = await self._service.reader.run(tokenize, await self._body(request))
+        if model is not None:
+            identity.check_model(model)
+        limit, tokens = identity.prepared.compiled.max_model_len, list(ids)
+        return _json(
+            {"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": None}
+        )
 
     async def _detokenize(self, request: Request) -> Response:
         self._authorize(request)
-        return _json(tokens.detokenize(await self._body(request), self._service.identity))
+        model, text = await self._service.reader.run(detokenize, await self._body(request))
+        if model is not None:
+            self._service.identity.check_model(model)
+        return _json({"prompt": text})
 
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok"})
@@ -154,13 +165,13 @@ class _Surface:
         _call(request).arrived_seconds = time.perf_counter()
         return b"".join(parts)
 
-    async def _complete(self, request: Request, parsed: Parsed) -> Response:
-        """Answer a checked request: whole, or as a stream once its first token is there."""
-        call = _call(request)
-        self._service.identity.check_model(parsed.model)
+    async def _complete(self, request: Request, parse: Parse) -> Response:
+        """Answer a request: whole, or as a stream once its first token is there."""
+        call, body = _call(request), await self._body(request)
+        parsed, prompt = await self._service.read(parse, body)
         call.model = parsed.model
         assert call.key is not None
-        ticket = self._service.admit(parsed, call.key, call.arrived_seconds)
+        ticket = self._service.admit(parsed, prompt, call.key, call.arrived_seconds)
         answer = Answer(
             parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
             prompt_tokens=ticket.meter.prompt_tokens,
@@ -242,7 +253,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     """Note that the client left; nobody reads this answer."""
-    return Response(status_code=CLIENT_GONE)
+    return Response(status_code=GONE)
 
 
 async def _bug(request: Request, error: Exception) -> Response:

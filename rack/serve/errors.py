@@ -16,6 +16,8 @@ from typing import Any
 from rack.errors import RackError
 
 INVALID = "invalid_request_error"
+RETRY_STARTING_SECONDS = 5
+RETRY_QUEUE_SECONDS = 1
 
 
 class ApiError(RackError):
@@ -59,6 +61,11 @@ class GoneError(RackError):
 
 class StoppedError(RackError):
     """The rack was asked to stop while it started."""
+
+
+def starting(stage: str) -> BusyError:
+    """Return why no rack takes a request: what it is being prepared by."""
+    return BusyError(what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS)
 
 
 def busy(error: BusyError) -> ApiError:

@@ -21,12 +21,15 @@ from rack.driver import StepResult
 from rack.engine import Completion, Engine, Rack, TokenEvent
 from rack.errors import RequestError
 from rack.sampler import SamplingParams
-from rack.serve.errors import BusyError, StoppedError
-from rack.serve.pacing import Unpaced
+from rack.serve.errors import (
+    RETRY_QUEUE_SECONDS,
+    RETRY_STARTING_SECONDS,
+    BusyError,
+    StoppedError,
+    starting,
+)
+from rack.serve.pacing import Slip, Unpaced
 from rack.session import Progress, Session
-
-RETRY_STARTING_SECONDS = 5
-RETRY_QUEUE_SECONDS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class Finished:
     wall_queue_seconds: float
     wall_prompt_seconds: float
     wall_completion_seconds: float
+    slip: Slip | None = None  # where paced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,7 @@ class Job:
         self.arrived_seconds = time.perf_counter() if arrived_seconds is None else arrived_seconds
         self.cancelled = False
         self.cycles_at_submit = 0
+        self.promised_seconds: float | None = None  # of the event that is emitted, where paced
 
 
 class _Cancelled(Exception):
@@ -133,9 +138,7 @@ class Runner:
     def check_ready(self) -> None:
         """Raise BusyError while no rack can take a request, naming the stage."""
         if (stage := self.stage) is not None:
-            raise BusyError(
-                what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS
-            )
+            raise starting(stage)
 
     @property
     def load(self) -> int:
@@ -204,7 +207,8 @@ class Runner:
 
     def _serve(self, session: Session) -> None:
         """Run requests until a step fails or a stop is asked for."""
-        engine = Engine(_Meter(session.rack, self), session.prepared.tokenizer)
+        prepared = session.prepared
+        engine = Engine(_Meter(session.rack, self), prepared.tokenizer, prepared.answers)
         with self._changed:
             if self._stopping:
                 return
@@ -238,6 +242,7 @@ class Runner:
             completion = engine.generate(job.prompt, job.params)
             for event in completion:
                 self.pacer.wait()
+                job.promised_seconds = self.pacer.promised_seconds
                 self._emit(job, event)
             self._emit(job, _finished(completion, queue_cycles, queue_seconds))
         except _Cancelled:

@@ -137,9 +137,9 @@ class Server(uvicorn.Server):
     ) -> None:
         options: dict[str, Any] = {"http": protocol, "ws": "none"}
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", date_header=False,
-            timeout_graceful_shutdown=10, timeout_keep_alive=IDLE_SECONDS, server_header=False,
-            **options,
+            app, log_config=None, log_level="warning", access_log=False, lifespan="off",
+            date_header=False, timeout_graceful_shutdown=10, timeout_keep_alive=IDLE_SECONDS,
+            server_header=False, **options,
         )  # fmt: skip
         super().__init__(config)
         self._after_startup, self._before_shutdown = after_startup, before_shutdown

@@ -8,12 +8,12 @@ and counts it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rack.chat_template import PromptError
 from rack.engine import TokenEvent, check_request
 from rack.errors import RequestError
 from rack.serve.dispatch import Dispatcher
@@ -21,6 +21,8 @@ from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed
 from rack.serve.identity import Identity
 from rack.serve.limits import Limiter, Reservation
 from rack.serve.metrics import Meter, Metrics
+from rack.serve.reader import Reader
+from rack.serve.reading import Parse, read_prompt
 from rack.serve.responses import DONE, Answer, emulated_cycles, event
 from rack.serve.runner import Event, Failed, Finished, Job
 from rack.serve.schemas import Parsed
@@ -34,13 +36,29 @@ class Service:
     racks: Dispatcher
     limiter: Limiter
     metrics: Metrics
+    reader: Reader
 
-    def admit(self, parsed: Parsed, key: str, arrived_seconds: float) -> Ticket:
+    async def read(self, parse: Parse, body: bytes) -> tuple[Parsed, list[int]]:
+        """Read and check a request for a completion. Raises ApiError."""
+        parsed, ids = await self.reader.run(read_prompt, body, parse)
+        self.identity.check_model(parsed.model)
+        prepared, prompt = self.identity.prepared, list(ids)
+        try:
+            check_request(
+                prepared.compiled, prepared.tokenizer, prompt, parsed.params,
+                executor=prepared.config.executor,
+            )  # fmt: skip
+        except RequestError as error:
+            raise ApiError(400, str(error), param=error.param) from None
+        return parsed, prompt
+
+    def admit(
+        self, parsed: Parsed, prompt: Sequence[int], key: str, arrived_seconds: float
+    ) -> Ticket:
         """Check a request for a model of ours against its key's limits, and queue it.
 
         `arrived_seconds` is by `time.perf_counter`. Raises ApiError.
         """
-        prompt = self._tokens(parsed)
         asked = len(prompt) + (parsed.params.max_tokens or 0)
         reservation = self.limiter.reserve(key, parsed.model, asked)
         try:
@@ -49,47 +67,19 @@ class Service:
             reservation.settle(None)
             raise busy(error) from None
 
-    def _tokens(self, parsed: Parsed) -> list[int]:
-        compiled, tokenizer = self.identity.prepared.compiled, self.identity.prepared.tokenizer
-        param, limit = "prompt" if parsed.messages is None else "messages", compiled.max_model_len
-        asked = parsed.params.max_tokens
-        if asked is not None and asked > limit:
-            raise ApiError(
-                400, f"max_tokens: {asked} is more than the context of {limit}", param="max_tokens"
-            )
-        try:
-            if parsed.messages is not None:
-                tokens = tokenizer.apply_chat_template(parsed.messages)
-            elif isinstance(parsed.prompt, str):
-                tokens = tokenizer.encode(parsed.prompt)
-            else:
-                tokens = list(parsed.prompt)
-            if len(tokens) >= limit:
-                raise ApiError(
-                    400, f"{param}: {len(tokens)} tokens leave no room in the context of {limit}",
-                    code="context_length_exceeded", param=param,
-                )  # fmt: skip
-            executor = self.identity.prepared.config.executor
-            check_request(compiled, tokenizer, tokens, parsed.params, executor=executor)
-        except PromptError as error:
-            raise ApiError(400, str(error), param=param) from None
-        except RequestError as error:
-            raise ApiError(400, str(error), param=error.param) from None
-        return tokens
-
 
 class Ticket:
     """A queued or running request; made on the event loop that reads it. Raises BusyError."""
 
     def __init__(
-        self, service: Service, parsed: Parsed, prompt: list[int], reservation: Reservation,
+        self, service: Service, parsed: Parsed, prompt: Sequence[int], reservation: Reservation,
         arrived_seconds: float,
     ) -> None:  # fmt: skip
         self.meter = Meter(len(prompt), arrived_seconds)
         self._service, self._reservation = service, reservation
         self._each = parsed.stream  # else only the end wakes the event loop
         self._loop = asyncio.get_running_loop()
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, float | None]] = deque()  # and when each was due
         self._arrived = asyncio.Event()
         self._gone = self._closed = False
         self._failure: Exception | None = None
@@ -101,7 +91,7 @@ class Ticket:
         ended = not isinstance(event, TokenEvent)
         if isinstance(event, TokenEvent):
             self.meter.token(event)
-        self._events.append(event)
+        self._events.append((event, self._job.promised_seconds))
         if ended or self._each:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
@@ -118,12 +108,14 @@ class Ticket:
             if self._failure is not None:
                 raise _answer_to(self._failure)
             while self._events:
-                event = self._events.popleft()
+                event, due = self._events.popleft()
+                if due is not None and (self._each or isinstance(event, Finished)):
+                    self.meter.late(time.perf_counter() - due)
                 if isinstance(event, Failed):
                     self._failure = event.error
                     break
                 if isinstance(event, Finished):
-                    self.meter.totals = event
+                    event = self.meter.totals = replace(event, slip=self.meter.slip)
                 out.append(event)
             if not out and self._failure is None:
                 self._arrived.clear()
