@@ -1,27 +1,30 @@
-"""Measure how well `--pace emulated` keeps to emulated time: |actual - emulated| of every token.
+"""Measure how well `--pace emulated` keeps to emulated time: |actual - emulated|, in milliseconds.
 
-`python benchmarks/pacing.py [MODEL] [--rate TOKENS_PER_SECOND] [--json]`, on an idle machine. The
-timing executor serves MODEL; with --rate its clock is scaled until a decode step takes 1/rate
-seconds. Three errors, because each has its use:
+`python benchmarks/pacing.py [MODEL] [--prompt-tokens N ...] [--clients N] [--rate R] [--json]`, on
+an idle machine. The timing executor serves MODEL in one process, clients are in another; there are
+as many racks as clients. With --rate the clock is scaled until a decode step takes 1/R seconds.
 
-release   when the rack gives a token out, against its request's arrival there; no HTTP
-interval  when a client has read a token, against the first one: what inter-token latency sees
-total     when a client has read a token, against when it began to send the request
+release    when the rack gives a token out, against its request's arrival there; no HTTP
+interval   when a client has read a token, against the first one: what inter-token latency sees
+total      when a client has read a token, against when it began to send the request
+request    the same of each request's last token
+first      the same of the first request that the server ever got, cold
+unreported what is left of `request` without the slip that the answer itself reports
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
+import platform
 import queue
-import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -30,15 +33,19 @@ from typing import Any
 
 import numpy as np
 
+from compiler.presets import PRESETS
 from rack.config import RunConfig
 from rack.engine import Engine
+from rack.provenance import code_version
 from rack.sampler import SamplingParams
 from rack.serve.pacing import Pacer
 from rack.serve.runner import Failed, Finished, Job, Runner
 from rack.session import Prepared, Session, prepare
 from rack.timing import TimingRack
 
-DEADLINE_SECONDS = 120.0
+DEADLINE_SECONDS = 600.0
+CLIENT = Path(__file__).parent / "pacing_client.py"
+SHORT_CONTEXT = 512  # compiled for where all requests fit in it
 SCALED = """name = "scaled"
 inherits = "{inherits}"
 [chip]
@@ -47,7 +54,7 @@ clock_hz = {{ value = {clock_hz}, source = "assumption: scaled to a token rate" 
 
 
 def prepare_at(
-    model: str, hardware: str, context: int, rate: float | None, folder: Path
+    model: str, hardware: str, context: int | None, rate: float | None, folder: Path
 ) -> Prepared:
     """Compile for the timing executor, on a profile whose clock gives the rate if one is asked."""
 
@@ -63,7 +70,8 @@ def prepare_at(
     if rate is None:
         return prepared
     for _ in range(2):  # links keep their rate, so cycles change a little with the clock
-        clock_hz = round(prepared.compiled.step(1, context, decode=True).cycles * rate)
+        last = prepared.compiled.max_model_len
+        clock_hz = round(prepared.compiled.step(1, last, decode=True).cycles * rate)
         profile = folder / "scaled.toml"
         profile.write_text(SCALED.format(inherits=hardware, clock_hz=clock_hz), encoding="utf-8")
         prepared = compiled(str(profile))
@@ -101,27 +109,14 @@ def release_errors(
 
 
 @contextmanager
-def server(prepared: Prepared) -> Iterator[str]:
+def server(prepared: Prepared, replicas: int) -> Iterator[str]:
     """Serve in another process; gives its address."""
-    config = prepared.config
+    config, compiled = prepared.config, prepared.compiled
     command = [
         *(sys.executable, "-m", "rack.serve", config.model, "--port", "0", "--pace", "emulated"),
-        *(
-            "--executor",
-            "timing",
-            "--hardware",
-            config.hardware,
-            "--prefill-chunk",
-            "16",
-            "--log",
-            "none",
-        ),
-        *(
-            "--max-model-len",
-            str(prepared.compiled.max_model_len),
-            "--layout",
-            str(prepared.compiled.layout),
-        ),
+        *("--executor", "timing", "--hardware", config.hardware, "--prefill-chunk", "16"),
+        *("--max-model-len", str(compiled.max_model_len), "--layout", str(compiled.layout)),
+        *("--log", "none", "--replicas", str(replicas)),
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -141,31 +136,23 @@ def server(prepared: Prepared) -> Iterator[str]:
             process.wait(DEADLINE_SECONDS)
 
 
-def arrivals(address: str, model: str, prompt: Sequence[int], max_tokens: int) -> Any:
-    """Stream a request; when each token was read, after the request began to be sent: [tokens].
-
-    Over a bare socket, and parsed afterwards: an HTTP library takes as long as what is measured.
-    """
-    body = json.dumps({
+def ask(
+    address: str, model: str, prompt: Sequence[int], max_tokens: int, clients: int, requests: int
+) -> list[dict[str, Any]]:
+    """Let clients in another process stream requests; what each request saw."""
+    body = {
         "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "ignore_eos": True,
         "stream": True,
-    })  # fmt: skip
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    host, port = address.split(":")
-    read = bytearray()
-    times = []  # when the byte at this offset, and those before it, had come
-    with socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS) as connection:
-        sent = time.perf_counter()
-        connection.sendall((head + body).encode())
-        while part := connection.recv(1 << 16):
-            read += part
-            times.append((len(read), time.perf_counter() - sent))
-    ends = [found.end() for found in re.finditer(rb"data: {.*?\n\n", read, re.DOTALL)]
-    assert len(ends) == max_tokens + 1, f"{len(ends) - 1} of {max_tokens} tokens: {read[-500:]!r}"
-    return np.array([next(when for size, when in times if size >= end) for end in ends[:-1]])
+    }  # fmt: skip
+    task = {"address": address, "body": body, "clients": clients, "requests": requests}
+    done = subprocess.run(
+        [sys.executable, str(CLIENT)], input=json.dumps(task), text=True, capture_output=True,
+        timeout=DEADLINE_SECONDS, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"the client failed:\n{done.stderr}")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def figures(errors: Sequence[float]) -> dict[str, float]:
@@ -175,59 +162,92 @@ def figures(errors: Sequence[float]) -> dict[str, float]:
     return {**out, "max": float(values.max())}
 
 
-def measure(
-    prepared: Prepared, requests: int, prompt_tokens: int, max_tokens: int
-) -> dict[str, Any]:
-    """Run all three measurements on one compiled model."""
-    prompt = [1 + i % 200 for i in range(prompt_tokens)]
-    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=1.0)
-    due = emulated_seconds(prepared, prompt, params)
-    errors: dict[str, list[float]] = {"release": [], "interval": [], "total": []}
-    name = prepared.compiled.config.name
-    for _ in range(requests):
-        errors["release"] += release_errors(prepared, prompt, params)
-    with server(prepared) as address:
-        arrivals(address, name, prompt, max_tokens)  # the first pays for imports
-        for _ in range(requests):
-            got = arrivals(address, name, prompt, max_tokens)
-            errors["total"] += list(got - due)
-            errors["interval"] += list((got - got[0]) - (due - due[0]))
-            assert (got >= due).all(), "a token came before its emulated time"
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "model": name, "layout": str(prepared.compiled.layout), "tokens": requests * max_tokens,
+        "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2), "python": platform.python_version(),
+        "code": code_version(),
+    }  # fmt: skip
+
+
+def measure(
+    prepared: Prepared, address: str, options: argparse.Namespace, prompt_tokens: int
+) -> dict[str, Any]:
+    """Run all measurements with prompts of one length."""
+    prompt, max_tokens = [1 + i % 200 for i in range(prompt_tokens)], options.max_tokens
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=1.0)
+    name, clients = prepared.compiled.config.name, options.clients
+    first = ask(address, name, prompt, max_tokens, 1, 1)
+    found = ask(address, name, prompt, max_tokens, clients, options.requests)
+    due = emulated_seconds(prepared, prompt, params)
+    came = [np.array(one["came"]) for one in found]
+    assert all((got >= due).all() for got in came), "a token came before its emulated time"
+    late = [float(got[-1] - due[-1]) for got in came]
+    reported = [one["x_rack"]["slipped_seconds"]["total"] for one in found]
+    errors = {
+        "release": [e for _ in came for e in release_errors(prepared, prompt, params)]
+        if clients == 1 else [],
+        "interval": [float(e) for got in came for e in (got - got[0]) - (due - due[0])],
+        "total": [float(e) for got in came for e in got - due],
+        "request": late,
+        "first": [float(first[0]["came"][-1] - due[-1])],
+        "unreported": [a - b for a, b in zip(late, reported, strict=True)],
+    }  # fmt: skip
+    return {
+        "model": name, "hardware": prepared.compiled.target_name, "machine": machine(),
+        "layout": str(prepared.compiled.layout), "clients": clients,
+        "prompt_tokens": prompt_tokens, "tokens": len(found) * max_tokens,
         "tokens_per_second": float(1 / statistics.median(np.diff(due))),
-        "prompt_ms": float((due[0] - np.diff(due)[0]) * 1e3),
-        "error_ms": {kind: figures(values) for kind, values in errors.items()},
+        "prompt_ms": float((due[0] - np.diff(due)[0]) * 1e3), "request_ms": float(due[-1] * 1e3),
+        "error_ms": {kind: figures(values) for kind, values in errors.items() if values},
     }  # fmt: skip
 
 
 def main() -> None:
-    """Print the table, or JSON."""
+    """Print the tables, or JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="llama-8b", help="preset (%(default)s)")
     parser.add_argument("--hardware", default="lesson", help="profile (%(default)s)")
-    parser.add_argument("--context", type=int, default=512, help="tokens at most (%(default)s)")
+    parser.add_argument("--context", type=int, help="tokens at most; default: 512 or the machine's")
     parser.add_argument("--rate", type=float, help="tokens/s to scale the clock to")
-    parser.add_argument("--requests", type=int, default=10, help="one after another (%(default)s)")
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="of each (%(default)s)")
+    parser.add_argument("--clients", type=int, default=1, help="at once, and racks (%(default)s)")
+    parser.add_argument("--requests", type=int, default=10, help="of each client (%(default)s)")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[64], help="lengths")
     parser.add_argument("--max-tokens", type=int, default=400, help="of each (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    longest = max(options.prompt_tokens) + options.max_tokens
+    short = min(SHORT_CONTEXT, PRESETS[options.model].max_position_embeddings)
+    context = options.context or (short if longest <= short else None)
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare_at(
-            options.model, options.hardware, options.context, options.rate, Path(folder)
-        )
-        found = measure(prepared, options.requests, options.prompt_tokens, options.max_tokens)
+        prepared = prepare_at(options.model, options.hardware, context, options.rate, Path(folder))
+        gc.freeze()
+        found = []
+        with server(prepared, options.clients) as address:
+            for prompt_tokens in options.prompt_tokens:
+                found.append(measure(prepared, address, options, prompt_tokens))
+                if not options.json:
+                    show(found[-1])
     if options.json:
-        print(json.dumps(found, indent=1))
-        return
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one table."""
     print(
-        f"{found['model']} {found['layout']}: {found['tokens_per_second']:.0f} tokens/s emulated, "
-        f"prompt {found['prompt_ms']:.1f} ms, {found['tokens']} tokens"
+        f"{found['model']} on {found['hardware']} {found['layout']}, {found['clients']} clients, "
+        f"prompts of {found['prompt_tokens']}: {found['tokens_per_second']:.0f} tokens/s emulated, "
+        f"prompt {found['prompt_ms']:.1f} ms, request {found['request_ms']:.1f} ms, "
+        f"{found['tokens']} tokens; {found['machine']}"
     )
     for kind, values in found["error_ms"].items():
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        print(f"|actual - emulated|, {kind:8}  {shown}  ms")
+        print(f"|actual - emulated|, {kind:10}  {shown}  ms", flush=True)
 
 
 if __name__ == "__main__":

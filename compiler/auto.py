@@ -8,7 +8,7 @@ smaller groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -133,12 +133,20 @@ class _Search:
         return compiled.steps[f"decode/{bucket}"].cycles
 
 
-def choose_layout(config: ModelConfig, target: Target, options: Options) -> Layout:
-    """Return the layout that `--layout auto` means. Raises CompilerError where nothing fits."""
+def choose_layout(
+    config: ModelConfig, target: Target, options: Options,
+    progress: Callable[[int, int], None] = lambda done, layouts: None,
+) -> Layout:  # fmt: skip
+    """Return the layout that `--layout auto` means. Raises CompilerError where nothing fits.
+
+    `progress` is told of the layouts that were tried; what it raises ends the search.
+    """
     search = _Search(config, target, replace(options, binding=None))
     for racks in range(1, MAX_RACKS + 1):
         ranked = []
-        for layout in search.candidates(racks * target.chips_per_rack):
+        candidates = list(search.candidates(racks * target.chips_per_rack))
+        for tried, layout in enumerate(candidates):
+            progress(tried, len(candidates))
             try:
                 ranked.append((search.estimate(layout), layout.chips, layout.group, layout))
             except (LayoutError, CapacityError):
@@ -146,6 +154,7 @@ def choose_layout(config: ModelConfig, target: Target, options: Options) -> Layo
         ranked.sort(key=lambda item: item[:3])
         final = []
         for _, chips, group, layout in ranked:
+            progress(len(candidates), len(candidates))
             try:
                 final.append((search.cycles(layout, config), chips, group, layout))
             except (LayoutError, CapacityError):

@@ -15,10 +15,5 @@ from compiler.ir import StepSchedule
 def initiation_cycles(first: StepSchedule, then: StepSchedule) -> int:
     """Return the least distance of the bases of `first` and of `then`, which follows it."""
     chips = len(first.programs) - 1  # the host only sends at the start and receives at the end
-    least = 1
-    for before, after in zip(first.programs[:chips], then.programs[:chips], strict=True):
-        if before.operations and after.operations:
-            end = max(operation.end for operation in before.operations)
-            start = min(operation.start for operation in after.operations)
-            least = max(least, end - start)
-    return min(least, first.cycles)
+    gaps = first.ends[:chips] - then.begins[:chips]
+    return min(max(1, int(gaps.max())), first.cycles)

@@ -6,12 +6,16 @@ Types only, so that the verifier can read what it checks without importing the p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from chip.program import Program
 
+NEVER = int(np.iinfo(np.int64).max)  # when a chip begins a step that it has no part in
 INSTRUCTION_BYTES = 0  # reported, not reserved: docs/decisions/0006-where-instructions-live.md
 
 
@@ -149,13 +153,25 @@ class ScheduledTransfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSchedule:
-    """Every operation and transfer of one step. Program n_chips is the host's."""
+    """Every operation and transfer of one step. Program n_chips is the host's.
+
+    `begins` and `ends` are worked out once, here: when each program's first operation starts
+    (NEVER without one) and when its last one has ended (0 without one).
+    """
 
     kind: StepKind
     programs: tuple[Program, ...]
     transfers: tuple[ScheduledTransfer, ...]
     host: HostMemory
     cycles: int  # from the step message to the last result at the host, turnaround included
+    begins: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # [programs]
+    ends: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # [programs]
+
+    def __post_init__(self) -> None:
+        begins = [min((o.start for o in p.operations), default=NEVER) for p in self.programs]
+        ends = [max((o.end for o in p.operations), default=0) for p in self.programs]
+        object.__setattr__(self, "begins", np.array(begins, np.int64))
+        object.__setattr__(self, "ends", np.array(ends, np.int64))
 
     @property
     def name(self) -> str:

@@ -20,6 +20,8 @@ from compiler.errors import CompilerError
 
 Check = Callable[[], None]
 DEADLINE_SECONDS = 1800.0
+TICK_SECONDS = 0.2
+_MOST_DESCRIPTORS = 1 << 20
 
 
 @contextlib.contextmanager
@@ -40,10 +42,12 @@ class Checks:
 
     Leaving raises the error of the first check, in the order of `add`, that fails; CompilerError
     for a copy that ended without a word, or not within half an hour. Without `forked`, or where
-    the system cannot fork, all run here.
+    the system cannot fork, all run here. `tick` is called while there is waiting to do; what it
+    raises ends the copies.
     """
 
-    def __init__(self, *, forked: bool) -> None:
+    def __init__(self, *, forked: bool, tick: Callable[[], None] = lambda: None) -> None:
+        self._tick = tick
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self._most = cores - 1 if forked else 0  # copies at once: this process has work of its own
         self._checks: list[Check] = []
@@ -62,6 +66,7 @@ class Checks:
     def __exit__(self, failed: type[BaseException] | None, *rest: object) -> None:
         try:
             while failed is None and self._next < len(self._checks):
+                self._tick()
                 self._begin()
                 if self._next < len(self._checks):
                     self._next += 1
@@ -86,7 +91,7 @@ class Checks:
 
     def _collect(self, copy: tuple[int, int], until: float) -> None:
         try:
-            self._failed |= _answer(copy[1], until)
+            self._failed |= _answer(copy[1], until, self._tick)
         finally:
             self._end(copy)
 
@@ -118,6 +123,8 @@ def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
         os.close(writes)
         return pid, reads
     try:
+        os.closerange(3, writes)  # a server's sockets are not this copy's to keep open
+        os.closerange(writes + 1, _MOST_DESCRIPTORS)
         answer = pickle.dumps(_failures(checks, share))
         with os.fdopen(writes, "wb") as pipe:
             pipe.write(answer)
@@ -125,13 +132,15 @@ def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
         os._exit(0)
 
 
-def _answer(pipe: int, until: float) -> dict[int, Exception]:
+def _answer(pipe: int, until: float, tick: Callable[[], None]) -> dict[int, Exception]:
     data = b""
     poller = select.poll()  # unlike select(), takes descriptors beyond 1024
     poller.register(pipe, select.POLLIN)
     while True:
-        if not poller.poll(max(0.0, until - time.monotonic()) * 1e3):
-            raise CompilerError(f"a check was not done within {DEADLINE_SECONDS} s")
+        while not poller.poll(TICK_SECONDS * 1e3):
+            tick()
+            if time.monotonic() > until:
+                raise CompilerError(f"a check was not done within {DEADLINE_SECONDS} s")
         part = os.read(pipe, 1 << 16)
         if not part:
             break

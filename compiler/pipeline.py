@@ -7,7 +7,7 @@ is a function of the one before; nothing here reads weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -155,20 +155,36 @@ def fit_options(
         name = split.config.name
         raise CompilerError(f"max_model_len: {name} has {limit} positions, got {asked}")
     forward = forward_rows(split, network)
+    enough = _fits(split, network, spec, options)
+    context = asked or largest_context(split, network, spec, options)
+    chunk = min(options.prefill_chunk or MIN_CHUNK, context)
+    if options.prefill_chunk is None:
+        most = min(MAX_CHUNK, context, _rows_at_once(split, network))
+        while chunk * 2 <= most and enough(context, chunk * 2):
+            chunk *= 2
+    return _memory_options(options, context, chunk, forward)
+
+
+def largest_context(split: Partition, network: Network, spec: ChipSpec, options: Options) -> int:
+    """Return the largest context that fits with the chunk that is asked for, or the smallest."""
+    limit = split.config.max_position_embeddings
+    enough = _fits(split, network, spec, options)
+    chunk = options.prefill_chunk or min(MIN_CHUNK, limit)
+    return _largest(lambda context: enough(context, min(chunk, context)), limit)
+
+
+def _fits(
+    split: Partition, network: Network, spec: ChipSpec, options: Options
+) -> Callable[[int, int], bool]:
+    """Return what says whether a context and a prefill chunk fit all chips."""
+    forward = forward_rows(split, network)
     chips = chip_classes(split, forward).values()
 
     def enough(context: int, chunk: int) -> bool:
         memory = _memory_options(options, context, chunk, forward)
         return all(bytes_needed(split, c, memory, spec) <= spec.sram_bytes for c in chips)
 
-    chunk = options.prefill_chunk or min(MIN_CHUNK, asked or limit)
-    context = asked or _largest(lambda n: enough(n, min(chunk, n)), limit)
-    chunk = min(chunk, context)
-    if options.prefill_chunk is None:
-        most = min(MAX_CHUNK, context, _rows_at_once(split, network))
-        while chunk * 2 <= most and enough(context, chunk * 2):
-            chunk *= 2
-    return _memory_options(options, context, chunk, forward)
+    return enough
 
 
 def _rows_at_once(split: Partition, network: Network) -> int:
@@ -232,12 +248,14 @@ def compile_model(
     *,
     kinds: str = "all",
     contexts: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
 ) -> CompiledModel:
     """Compile a model for a layout on a machine.
 
     `kinds`: "all" steps, "decode" steps only, or an "estimate" (the smallest bucket's decode
     step, not verified, which nothing may run). `contexts` keeps only the buckets that hold these,
-    each cut to the largest there is. Raises LayoutError, CapacityError or CompilerError; a
+    each cut to the largest there is. `progress` is told, often, of the steps that are done; what
+    it raises ends the compilation. Raises LayoutError, CapacityError or CompilerError; a
     ScheduleError is our own bug.
     """
     options = options or Options()
@@ -251,12 +269,15 @@ def compile_model(
     wanted = _wanted(kinds, memory.rows[-1], _holding(contexts, buckets))
     steps: dict[str, StepSchedule] = {}
     about = (target.chip, network.links, memories, network.clock, network.sync)
-    with Checks(forked=layout.chips * len(wanted) > WORTH_FORKING) as checks:
+    forked = layout.chips * len(wanted) > WORTH_FORKING
+    with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:
         for kind in wanted:
+            progress(len(steps), len(wanted))
             step = schedule_step(split, network, memories, memory, kind, target)
             steps[kind.name] = step
             if kinds != "estimate":
                 checks.add(partial(verify, [(step, 0)], *about))
+    progress(len(steps), len(wanted))
     compiled = CompiledModel(
         config=config, target_name=target.name, chip=target.chip, layout=layout,
         dtype=options.dtype, max_model_len=memory.context, prefill_chunk=memory.rows[-1],

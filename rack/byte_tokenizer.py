@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rack.chat_template import NO_TEMPLATE, ChatTemplate, PromptError
 from rack.tokens import StreamDecoder, Tokenizer
@@ -27,6 +28,7 @@ class ByteTokenizer(Tokenizer):
         bos_token_id: int | None,
         eos_token_ids: Sequence[int],
     ) -> None:
+        self._made_from = (vocab_size, bos_token_id, tuple(eos_token_ids))
         if bos_token_id is None and vocab_size > _BYTES:
             bos_token_id = _BYTES
         if not eos_token_ids and vocab_size > _BYTES + 1:
@@ -37,8 +39,14 @@ class ByteTokenizer(Tokenizer):
             eos_ids=eos_token_ids,
             template=ChatTemplate(None, where=self.kind),
             notice=f"{_NO_TOKENIZER}; {NO_TEMPLATE}",
+            longest_token=1,
         )
         self.special_ids = self.eos_ids | ({bos_token_id} if bos_token_id is not None else set())
+        taken = {i for i in self.special_ids if i < _BYTES}
+        self._missing = bytes(sorted(taken | set(range(vocab_size, _BYTES))))
+
+    def _plain_ids(self) -> Sequence[int]:
+        return [i for i in range(ord("!"), ord("~") + 1) if i not in self.special_ids]
 
     def encode(self, text: str) -> list[int]:
         ids = self._encode_rendered(text)
@@ -46,19 +54,22 @@ class ByteTokenizer(Tokenizer):
 
     def _encode_rendered(self, text: str) -> list[int]:
         self._check_text(text)
-        ids = list(text.encode("utf-8"))
-        for byte in ids:
-            if byte >= self.vocab_size:
-                raise PromptError(
-                    f"byte 0x{byte:02x}: this model has no tokenizer and only {self.vocab_size} "
-                    f"token ids, so it can only be given bytes below 0x{self.vocab_size:02x}"
-                )
-            if byte in self.special_ids:
-                raise PromptError(
-                    f"byte 0x{byte:02x}: this model has no tokenizer, and uses token id {byte} "
-                    "for BOS or EOS"
-                )
-        return ids
+        data = text.encode("utf-8")
+        found = [place for byte in self._missing if (place := data.find(byte)) >= 0]
+        if found:
+            self._refuse(data[min(found)])
+        return list(data)
+
+    def _refuse(self, byte: int) -> NoReturn:
+        if byte >= self.vocab_size:
+            raise PromptError(
+                f"byte 0x{byte:02x}: this model has no tokenizer and only {self.vocab_size} "
+                f"token ids, so it can only be given bytes below 0x{self.vocab_size:02x}"
+            )
+        raise PromptError(
+            f"byte 0x{byte:02x}: this model has no tokenizer, and uses token id {byte} "
+            "for BOS or EOS"
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         stream = self.stream()

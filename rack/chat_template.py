@@ -1,7 +1,7 @@
 """A model's chat template: Jinja from its files, rendered as transformers renders it.
 
-The template is code from a downloaded file, so it runs in jinja2's immutable sandbox, without
-loaders. Two runs of one request must give the same tokens, so its clock stands still.
+The template is code from a downloaded file, so it runs in jinja2's immutable sandbox with bounds,
+without loaders. Two runs of one request must give the same tokens, so its clock stands still.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from compiler.errors import ModelError
 from compiler.files import names_in, read_json, read_text, shown
 from rack.errors import RackError
+from rack.template_bounds import BoundedEnvironment, render
 
 Message = Mapping[str, Any]
 
@@ -56,19 +55,6 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-class _Unfolded(CodeGenerator):
-    """Leaves every expression to rendering: `{{ 9 ** 9 ** 9 }}` must not be computed at load."""
-
-    def _output_child_to_const(self, node: nodes.Expr, *rest: Any) -> str:
-        if isinstance(node, nodes.TemplateData):
-            return super()._output_child_to_const(node, *rest)
-        raise nodes.Impossible
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    code_generator_class = _Unfolded
-
-
 class ChatTemplate:
     """A model's template, or several by name; `source` None stands for PLAIN_TEMPLATE.
 
@@ -89,11 +75,8 @@ class ChatTemplate:
             source = {_DEFAULT: PLAIN_TEMPLATE if source is None else source}
         if _DEFAULT not in source:
             raise ModelError(where, f"one named {_DEFAULT!r}", shown(sorted(source)))
-        environment = _Environment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            optimized=False,
-            extensions=[loopcontrols, _Generation],
+        environment = BoundedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
@@ -117,17 +100,18 @@ class ChatTemplate:
         default = self._templates[_DEFAULT]
         template = default if tools is None else self._templates.get(_WITH_TOOLS, default)
         try:
-            return template.render(
-                messages=list(map(_as_given, messages)), tools=tools, documents=documents,
-                add_generation_prompt=True, **self._tokens,
-            )  # fmt: skip
+            values = {
+                "messages": list(map(_as_given, messages)), "tools": tools,
+                "documents": documents, "add_generation_prompt": True, **self._tokens,
+            }  # fmt: skip
+            return render(template, values)
         except Exception as error:  # a template is code of the model's, and may fail in any way
             raise PromptError(
                 f"the model's chat template refuses these messages: {error}"
             ) from error
 
 
-def _compile(environment: _Environment, text: str, where: str) -> jinja2.Template:
+def _compile(environment: BoundedEnvironment, text: str, where: str) -> jinja2.Template:
     try:
         return environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rack.answers import DEFAULT, answer_lengths
 from rack.errors import ConfigError
 from rack.kubernetes import service_variables
 from rack.progress import say
@@ -41,6 +42,8 @@ class RunConfig:
     seed: int = 0
     returns: str = "logits"
     step_timeout_s: float = 120.0
+    tokenizer: str | None = None
+    answer_tokens: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("executor", EXECUTORS), ("transport", TRANSPORTS)):
@@ -53,6 +56,13 @@ class RunConfig:
         if not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"seed: wanted an integer in 0..2^64-1, got {self.seed}")
         _ = self.top_k
+        if self.answer_tokens is not None:
+            answer_lengths(self.answer_tokens)
+            if self.executor != "timing":
+                raise ConfigError(
+                    "answer_tokens: wanted --executor timing, whose tokens are drawn at random; "
+                    f"with {self.executor} the model ends its answers"
+                )
 
     @property
     def top_k(self) -> int:
@@ -80,6 +90,9 @@ _HELP = {
     "prefill_chunk": "prompt tokens per prefill step; default: the largest that fits, up to 128",
     "seed": "seed of sampling and of synthetic weights",
     "returns": "what the head chips return: logits or topk:K",
+    "tokenizer": "folder with tokenizer.json, and the chat template with it, for a preset",
+    "answer_tokens": "length of answers that nothing else ends, of the timing executor: N, "
+    f"uniform:A,B, lognormal:MEAN,SIGMA or none; default {DEFAULT}",
     "step_timeout_s": "wall seconds a step may take before the run is given up",
 }
 _FLAGS = {"returns": "--return"}

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from compiler.pipeline import CompiledModel
+from rack.answers import AnswerLengths
 from rack.constrain import Constraint
 from rack.driver import StepResult
 from rack.errors import RackError, RequestError
@@ -108,6 +109,7 @@ class Completion:
         self._has_data = False
         self._engine = engine
         self._constraint: Constraint | None = None
+        self._end: int | None = None  # tokens, where no data says it
         self._events = self._run()
 
     def __iter__(self) -> Iterator[TokenEvent]:
@@ -149,6 +151,7 @@ class Completion:
         engine.rack.reset()
         self._prefill()
         limit = engine.max_tokens(len(self.prompt_token_ids), params)
+        self._end = engine.natural_end(self.prompt_token_ids, params)
         stream, scanner = engine.tokenizer.stream(self.prompt_token_ids), StopScanner(params.stop)
         token = self.prompt_token_ids[-1]
         while self.finish_reason is None:
@@ -167,6 +170,7 @@ class Completion:
         count, params = len(self.token_ids), self.params
         ended = self._engine.tokenizer.is_eos(token) and not params.ignore_eos
         complete = self._constraint is not None and self._constraint.done
+        ended |= self._end is not None and count >= self._end
         if stopped or complete or (ended and count >= params.min_tokens):
             return "stop"
         return "length" if count >= limit else None
@@ -247,10 +251,15 @@ def _check_top_k(top: int, tokenizer: Tokenizer, params: SamplingParams) -> None
 
 
 class Engine:
-    """Runs completions on a rack, one after another."""
+    """Runs completions on a rack, one after another.
 
-    def __init__(self, rack: Rack, tokenizer: Tokenizer) -> None:
-        self.rack, self.tokenizer = rack, tokenizer
+    `answers` says how long those are that no data ends (timing executor); None: without end.
+    """
+
+    def __init__(
+        self, rack: Rack, tokenizer: Tokenizer, answers: AnswerLengths | None = None
+    ) -> None:
+        self.rack, self.tokenizer, self._answers = rack, tokenizer, answers
         self.compiled = rack.compiled
         self.clock_hz = rack.compiled.chip.clock_hz
         self.running: Completion | None = None
@@ -265,11 +274,17 @@ class Engine:
         room = self.compiled.max_model_len - prompt_tokens
         return room if params.max_tokens is None else min(room, params.max_tokens)
 
+    def natural_end(self, prompt: Sequence[int], params: SamplingParams) -> int | None:
+        """Return after how many tokens a completion ends by itself where no data says it."""
+        if self._answers is None or params.ignore_eos or params.grammar is not None:
+            return None
+        return max(params.min_tokens, self._answers.of(prompt, params.seed))
+
     def pick(
         self, result: StepResult, params: SamplingParams, position: int, count: int,
         constraint: Constraint | None = None,
     ) -> int:  # fmt: skip
-        """Sample from a result; without data, draw any token that does not end the sequence."""
+        """Sample from a result; without data, draw a token that shows as text of its own."""
         if result.top is not None:
             ids, logits = result.top
         elif result.logits is not None:
@@ -291,7 +306,9 @@ class Engine:
         return sample(ids, logits, params, position)
 
     def _any_token(self, seed: int, position: int) -> int:
-        vocab = self.compiled.config.vocab_size
+        plain, vocab = self.tokenizer.plain_ids, self.compiled.config.vocab_size
+        if plain:
+            return plain[int(uniform(seed, position) * len(plain))]
         token = int(uniform(seed, position) * vocab)
         while self.tokenizer.is_eos(token):
             token = (token + 1) % vocab

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rack.config import RunConfig, add_flags, parse
+from rack.context import check_room
 from rack.engine import Completion
 from rack.errors import RequestError
 from rack.memory import executor_asked_for, fit_to_memory
@@ -68,6 +69,7 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
     tokenizer = prepared.tokenizer
     messages = [{"role": "user", "content": args.prompt}]
     prompt = tokenizer.apply_chat_template(messages) if args.chat else tokenizer.encode(args.prompt)
+    check_room(prepared, len(prompt))
     with start_progress() as progress, Session(prepared, progress.report) as session:
         progress.stop()
         ready_seconds = time.perf_counter() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -33,9 +34,13 @@ def silence(stream: TextIO) -> None:
 
 
 class StartProgress:
-    """Shows the stages of a start-up as they are reported: (stage, done, total)."""
+    """Shows the stages of a start-up as they are reported: (stage, done, total).
 
-    def __init__(self) -> None:
+    With `tell` each line goes there instead, as (stage, done, total), and there are no bars.
+    """
+
+    def __init__(self, tell: Callable[[str, int, int], None] | None = None) -> None:
+        self._tell = tell or _say_stage
         console = Console(stderr=True)
         self._bar = (
             Progress(
@@ -45,11 +50,12 @@ class StartProgress:
                 TimeElapsedColumn(),
                 console=console,
             )
-            if console.is_terminal
+            if console.is_terminal and tell is None
             else None
         )
         self._tasks: dict[str, TaskID] = {}
         self._seen: set[str] = set()
+        self._complete: set[str] = set()
 
     def __enter__(self) -> StartProgress:
         if self._bar:
@@ -69,15 +75,20 @@ class StartProgress:
             if task is None:
                 task = self._tasks[stage] = self._bar.add_task(stage, total=total)
             self._bar.update(task, completed=done)
-        elif done == total or stage not in self._seen:
-            say(f"{stage}: {done}/{total}")
+        elif stage not in self._seen or (done == total and stage not in self._complete):
+            self._tell(stage, done, total)
         self._seen.add(stage)
+        (self._complete.add if done == total else self._complete.discard)(stage)
 
     def stop(self) -> None:
         """Take the bars away."""
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+
+def _say_stage(stage: str, done: int, total: int) -> None:
+    say(f"{stage}: {done}/{total}")
 
 
 def start_progress() -> StartProgress:

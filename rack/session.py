@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from compiler.artifact import is_artifact
@@ -17,6 +18,7 @@ from compiler.frontend import Model, resolve_model
 from compiler.layout import parse_layout
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.weights import EMBEDDING, WeightsKind
+from rack.answers import DEFAULT, AnswerLengths, answer_lengths
 from rack.config import RunConfig
 from rack.engine import Engine, Rack
 from rack.errors import KNOWN_ERRORS as KNOWN_ERRORS
@@ -26,10 +28,14 @@ from rack.native import native_notices
 from rack.profiles import load_hardware
 from rack.stored import Images, load_stored
 from rack.timing import TimingRack
-from rack.tokenizer import Tokenizer, load_tokenizer
+from rack.tokenizer import Tokenizer, load_other_tokenizer, load_tokenizer
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total), as a rack starts."""
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """A Progress that tells nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,13 @@ class Prepared:
     images: Images | None = None
     runs: bool = True
     weight_notices: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> AnswerLengths | None:
+        """How long answers are that no model ends; None where a model does, or nothing."""
+        if self.config.executor != "timing":
+            return None
+        return answer_lengths(self.config.answer_tokens or DEFAULT)
 
     @property
     def notices(self) -> list[str]:
@@ -67,12 +80,13 @@ class Prepared:
 
 def prepare(
     config: RunConfig, *, kinds: str = "all", contexts: Sequence[int] | None = None,
-    runs: bool = True,
+    progress: Progress = quiet, runs: bool = True,
 ) -> Prepared:  # fmt: skip
     """Resolve the model and the machine, choose the layout, compile. Raises KNOWN_ERRORS.
 
     What only looks at the schedule (`runs` False) needs no weights: config.json will do. A
     CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
+    What `progress` raises ends it.
     """
     images: Images | None = None
     found: tuple[str, ...] = ()
@@ -83,20 +97,13 @@ def prepare(
         model = resolve_model(config.model, config.weights, config.seed)
         hardware = load_hardware(config.hardware)
         found = _check_weights(config, model, runs)
-        compiled = _compile(config, model, hardware, kinds, contexts)
-    c = model.config
-    real = (
-        runs and config.executor != "timing" and model.weights_ref.kind is WeightsKind.SAFETENSORS
-    )
-    tokenizer = load_tokenizer(
-        model.folder, c.vocab_size, c.bos_token_id, c.eos_token_ids, needed=real
-    )
+        compiled = _compile(config, model, hardware, kinds, contexts, progress)
     return Prepared(
         config=config,
         model=model,
         hardware=hardware,
         compiled=compiled,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(config, model, runs),
         images=images,
         runs=runs,
         weight_notices=found,
@@ -115,27 +122,49 @@ def _check_weights(config: RunConfig, model: Model, runs: bool) -> tuple[str, ..
     return source.notices
 
 
+def _tokenizer(config: RunConfig, model: Model, runs: bool) -> Tokenizer:
+    """Load the model's tokenizer, or the one that is asked for in its place."""
+    c = model.config
+    if config.tokenizer is None:
+        real = config.executor != "timing" and model.weights_ref.kind is WeightsKind.SAFETENSORS
+        return load_tokenizer(
+            model.folder, c.vocab_size, c.bos_token_id, c.eos_token_ids, needed=runs and real
+        )
+    return load_other_tokenizer(
+        Path(config.tokenizer), c.vocab_size, c.bos_token_id, c.eos_token_ids, model=c.name
+    )
+
+
+def options_of(config: RunConfig) -> Options:
+    """Return what a configuration asks of the compiler."""
+    return Options(
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        prefill_chunk=config.prefill_chunk,
+        top_k=config.top_k,
+    )
+
+
 def _compile(
     config: RunConfig,
     model: Model,
     hardware: Hardware,
     kinds: str,
     contexts: Sequence[int] | None,
+    progress: Progress,
 ) -> CompiledModel:
-    options = Options(
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        prefill_chunk=config.prefill_chunk,
-        top_k=config.top_k,
-    )
+    options = options_of(config)
     if config.layout == "auto":
-        layout = choose_layout(model.config, hardware, options)
+        layout = choose_layout(
+            model.config, hardware, options, partial(progress, "choosing a layout")
+        )
     else:
         layout = parse_layout(config.layout)
     try:
         return compile_model(
-            model.config, hardware, layout, options, kinds=kinds, contexts=contexts
-        )
+            model.config, hardware, layout, options, kinds=kinds, contexts=contexts,
+            progress=partial(progress, f"compiling {model.config.name}"),
+        )  # fmt: skip
     except CapacityError as error:
         fits = smallest_layout(model.config, hardware, options)
         raise error.advise(str(fits) if fits else None) from None
@@ -179,7 +208,7 @@ class Session:
     def __init__(self, prepared: Prepared, progress: Progress | None = None) -> None:
         self.prepared = prepared
         self.rack = open_rack(prepared, progress)
-        self.engine = Engine(self.rack, prepared.tokenizer)
+        self.engine = Engine(self.rack, prepared.tokenizer, prepared.answers)
 
     def __enter__(self) -> Session:
         return self

@@ -24,7 +24,9 @@ from rack.chat_template import (
     additional_templates,
     read_template,
 )
+from rack.errors import ConfigError
 from rack.special_tokens import read_special_tokens
+from rack.token_bounds import longest_token, plain_words
 from rack.tokens import StreamDecoder, Tokenizer
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "PromptError",
     "StreamDecoder",
     "Tokenizer",
+    "load_other_tokenizer",
     "load_tokenizer",
     "tokenizer_files",
 ]
@@ -43,6 +46,7 @@ FILES = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _OTHER_FORMS = ("tokenizer.model", "tekken.json", "spiece.model", "vocab.json", "vocab.txt")
+_CONTEXT = 64  # ids of a prompt that decide how an answer's text begins, and more
 
 
 def load_tokenizer(
@@ -98,6 +102,29 @@ def _notice(new: Mapping[str, int], plain: bool) -> str | None:
     return "; ".join(said) or None
 
 
+def load_other_tokenizer(
+    path: Path, vocab_size: int, bos_token_id: int | None, eos_token_ids: Sequence[int], *,
+    model: str,
+) -> Tokenizer:  # fmt: skip
+    """Load a tokenizer in place of the model's: `path` is a folder, or its tokenizer.json.
+
+    Its own end-of-sequence token counts, where its files name one. Raises ConfigError for a path
+    that holds none and for one with more tokens than the model.
+    """
+    folder = path.parent if path.name == "tokenizer.json" else path
+    if not is_file(folder / "tokenizer.json"):
+        raise ConfigError(f"tokenizer: wanted a folder with tokenizer.json, got {path}")
+    tokenizer = FileTokenizer(folder, vocab_size, None, ())
+    if tokenizer.tokens > vocab_size:
+        raise ConfigError(
+            f"tokenizer: wanted at most the {vocab_size} tokens of {model}, "
+            f"{folder / 'tokenizer.json'} has {tokenizer.tokens}"
+        )
+    if tokenizer.eos_ids:
+        return tokenizer
+    return FileTokenizer(folder, vocab_size, bos_token_id, eos_token_ids)
+
+
 class FileTokenizer(Tokenizer):
     """`tokenizer.json` through the tokenizers library, with what tokenizer_config.json adds."""
 
@@ -110,6 +137,7 @@ class FileTokenizer(Tokenizer):
         bos_token_id: int | None,
         eos_token_ids: Sequence[int],
     ) -> None:
+        self._made_from = (folder, vocab_size, bos_token_id, tuple(eos_token_ids))
         self._inner = _read_tokenizer(folder / "tokenizer.json")
         path = folder / "tokenizer_config.json"
         config = read_json(path) or {}
@@ -123,6 +151,7 @@ class FileTokenizer(Tokenizer):
             eos_ids=eos_token_ids or ([] if eos is None else [eos]),
             template=template,
             notice=_notice(new, template.is_plain),
+            longest_token=longest_token(self._inner),
         )
         self._add_bos: bool | None = config.get("add_bos_token")
         if not isinstance(self._add_bos, bool | None):
@@ -135,6 +164,11 @@ class FileTokenizer(Tokenizer):
     def _id(self, text: str | None) -> int | None:
         token_id: int | None = None if text is None else self._inner.token_to_id(text)
         return token_id
+
+    @property
+    def tokens(self) -> int:
+        """Ids that it may give: one more than the highest."""
+        return 1 + max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
         # Without add_bos_token, tokenizer.json's own post-processor decides.
@@ -160,7 +194,10 @@ class FileTokenizer(Tokenizer):
         return text
 
     def stream(self, context: Sequence[int] = ()) -> StreamDecoder:
-        return _FileStream(self, context)
+        return _FileStream(self, context[-_CONTEXT:])
+
+    def _plain_ids(self) -> Sequence[int]:
+        return plain_words(self._inner)
 
     def vocabulary(self) -> str:
         text: str = self._inner.to_str()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 from rack.chat_template import ChatTemplate, Message, PromptError
 
@@ -22,11 +23,15 @@ class StreamDecoder(Protocol):
 class Tokenizer(ABC):
     """One model's tokens. `kind` is "tokenizer.json" or "bytes"; `notice` is for the user.
 
-    `bos_id` is None where the model has none. Raises PromptError for input that cannot be turned
+    `bos_id` is None where the model has none, `longest_token` (bytes of text that a token stands
+    for at most) where there is no such bound. `plain_ids` are tokens that each decode to visible
+    text of their own, which encodes to the same tokens again, however they follow each other;
+    none where the vocabulary has no such tokens. Raises PromptError for input that cannot be turned
     into tokens of this model, or back.
     """
 
     kind: str
+    _made_from: tuple[Any, ...]  # the arguments, so that another process can make it again
 
     def __init__(
         self,
@@ -36,12 +41,25 @@ class Tokenizer(ABC):
         eos_ids: Iterable[int],
         template: ChatTemplate,
         notice: str | None,
+        longest_token: int | None,
     ) -> None:
         self.vocab_size = vocab_size
         self.bos_id = bos_id
         self.eos_ids = frozenset(eos_ids)
         self.template = template
         self.notice = notice
+        self.longest_token = longest_token
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_from
+
+    @cached_property
+    def plain_ids(self) -> Sequence[int]:
+        return [i for i in self._plain_ids() if i < self.vocab_size and i not in self.eos_ids]
+
+    @abstractmethod
+    def _plain_ids(self) -> Sequence[int]:
+        """Give `plain_ids`, perhaps with some that are beyond the vocabulary or end a sequence."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -74,8 +92,17 @@ class Tokenizer(ABC):
         documents: Sequence[Message] | None = None,
     ) -> list[int]:
         """Give the ids of a chat, up to where the assistant's answer starts."""
-        text = self.template.render(messages, tools, documents)
+        return self.encode_chat(self.template.render(messages, tools, documents))
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Give the ids of a chat that `template` has rendered."""
         return self.encode(text) if self.template.is_plain else self._encode_rendered(text)
+
+    def fewest_tokens(self, text: str) -> int:
+        """Give a number of tokens that this text has at least, without encoding it."""
+        if self.longest_token is None:
+            return 0
+        return -(-len(text.encode("utf-8", "surrogatepass")) // self.longest_token)
 
     def is_eos(self, token_id: int) -> bool:
         """Say whether this id ends an answer."""

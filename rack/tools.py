@@ -119,21 +119,28 @@ def form_of(template: ChatTemplate) -> Form:
 def chat_tokens(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None = None
 ) -> list[int]:
-    """Return the ids of a chat in which functions are offered, called and answered.
+    """Return the ids of `chat_text`. Raises PromptError."""
+    return tokenizer.encode_chat(chat_text(tokenizer.template, messages, tools))
+
+
+def chat_text(
+    template: ChatTemplate, messages: Sequence[Message], tools: Tools | None = None
+) -> str:
+    """Return the text of a chat in which functions are offered, called and answered.
 
     Messages are as the API has them, calls with their arguments as JSON text. Raises PromptError.
     """
-    if not tokenizer.template.takes_tools:
-        return tokenizer.apply_chat_template(_plain_chat(messages, tools))
+    if not template.takes_tools:
+        return template.render(_plain_chat(messages, tools))
     offered = [tool.wire() for tool in tools.offered] if tools is not None else None
     chat = [_with_objects(message) for message in messages]
     try:
-        return tokenizer.apply_chat_template(chat, offered)
+        return template.render(chat, offered)
     except PromptError:  # Llama's refuses several calls in one message
         parted = _one_call_each(chat)
         if len(parted) == len(chat):
             raise
-    return tokenizer.apply_chat_template(parted, offered)
+    return template.render(parted, offered)
 
 
 def _with_objects(message: Message) -> Message:

@@ -30,6 +30,7 @@ from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import RackError
+from rack.garbage import collect_once
 from rack.job import ChipJob, build_chip
 from rack.native import why_missing
 from rack.node import ChipNode
@@ -97,6 +98,7 @@ class ChipWorker:
             self._tell("hello", self._hello())
             name, watch = self.kernels, self._watch.watch
             self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
+            collect_once()
             self._tell("ready", {"chip": self.job.index})
             while self._turn():
                 pass

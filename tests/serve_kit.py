@@ -25,6 +25,8 @@ from rack.serve.grammars import Grammars
 from rack.serve.identity import identify
 from rack.serve.limits import Limiter
 from rack.serve.metrics import Metrics
+from rack.serve.pacing import Unpaced
+from rack.serve.reader import ReadBounds, reader_of
 from rack.serve.runner import Runner
 from rack.serve.service import Service
 from rack.session import Prepared, Progress, Session, prepare
@@ -104,6 +106,7 @@ class Served:
     fatal: list[Exception]
     grammars: Grammars
     losses: list[tuple[str, float]]
+    said: list[str]
     ready: threading.Event = field(default_factory=threading.Event)
 
     async def until_ready(self) -> None:
@@ -121,7 +124,8 @@ async def serving(
     prepared: Prepared | None = None, *, steps: Steps | None = None, wait: bool = True,
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
     names: Sequence[str] = (), limiter: Limiter | None = None, pauses: Sequence[float] = (0.0,),
-    judge_limits: Limits | None = None, **options: Any,
+    judge_limits: Limits | None = None, pacer: Unpaced | None = None,
+    read: ReadBounds | None = None, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -141,25 +145,28 @@ async def serving(
     runner = Runner(
         open_session, max_queue=max_queue, on_ready=ready.set, on_given_up=fatal.append,
         on_failure=lambda error, pause: losses.append((str(error), pause)), pauses=pauses,
+        pacer=pacer,
     )  # fmt: skip
     identity, racks = identify(prepared, names), Dispatcher([runner])
     words = Words.of(prepared.tokenizer)
     grammars = Grammars(prepared.tokenizer, Judge(words, judge_limits))
+    said: list[str] = []
     service = Service(
-        identity=identity, racks=racks, metrics=Metrics(identity, racks),
+        identity=identity, racks=racks, metrics=Metrics(identity, racks, said.append),
         limiter=limiter or Limiter(lambda key, model: {}), grammars=grammars,
+        reader=reader_of(prepared, read),
     )  # fmt: skip
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
-        served = Served(app, runner, client, opened, fatal, grammars, losses, ready)
+        served = Served(app, runner, client, opened, fatal, grammars, losses, said, ready)
         runner.start()
         try:
             if wait:
                 await served.until_ready()
             yield served
         finally:
-            grammars.close()
+            await asyncio.to_thread(service.close)
             assert await asyncio.to_thread(runner.stop, DEADLINE_SECONDS), "the rack did not stop"
 
 

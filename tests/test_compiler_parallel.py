@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -54,20 +56,55 @@ def test_the_collector_is_off_and_on_again() -> None:
     gc.enable()
 
 
-def test_copies_work_while_this_process_goes_on() -> None:
-    here, (reads, writes) = os.getpid(), os.pipe()
+def test_copies_work_while_this_process_goes_on(tmp_path: Path) -> None:
+    here, way = os.getpid(), tmp_path / "way"
+    os.mkfifo(way)
 
     def elsewhere() -> None:
         assert os.getpid() != here
-        os.write(writes, b"done")
+        way.write_bytes(b"done")
 
     with Checks(forked=True) as checks:
         checks.add(elsewhere)
-        assert os.read(reads, 4) == b"done"
+        assert way.read_bytes() == b"done"
         for _ in range(5):
             checks.add(passes)
-    os.close(reads)
-    os.close(writes)
+
+
+def test_copies_keep_no_socket_open() -> None:
+    """A client of a server that compiles sees its connection end when the server ends it."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(60)
+
+    def work() -> None:
+        with Checks(forked=True) as checks:
+            checks.add(lambda: time.sleep(60))
+            ours.close()
+            assert theirs.recv(1) == b""
+            raise ValueError("seen")
+
+    with pytest.raises(ValueError, match="seen"):
+        work()
+    theirs.close()
+
+
+def test_what_waiting_tells_may_end_the_copies() -> None:
+    told: list[int] = []
+
+    def tick() -> None:
+        told.append(1)
+        if len(told) == 3:
+            raise ValueError("enough")
+
+    def work() -> None:
+        with Checks(forked=True, tick=tick) as checks:
+            checks.add(lambda: time.sleep(60))
+            checks.add(lambda: time.sleep(60))
+
+    with pytest.raises(ValueError, match="enough"):
+        work()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_an_error_of_ones_own_comes_first_and_ends_the_copies() -> None:

@@ -108,6 +108,18 @@ def test_chunks_follow_each_other_through_the_stages(layout: str) -> None:
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.parametrize("layout", ["1x1", "2x3+1", "3x1+1"])
+def test_an_interval_is_that_of_the_chip_that_is_longest_at_work(layout: str) -> None:
+    model = compiled(layout)
+    for a, b in itertools.product(model.steps.values(), repeat=2):
+        gaps = [
+            max(o.end for o in before.operations) - min(o.start for o in after.operations)
+            for before, after in zip(a.programs[:-1], b.programs[:-1], strict=True)
+            if before.operations and after.operations
+        ]
+        assert model.cycles_until(a.name, b.name) == min(a.cycles, max(1, *gaps))
+
+
 @pytest.mark.parametrize("layout", ["1x1", "1x3+2", "2x2"])
 def test_every_column_comes_from_the_chip_that_holds_it(layout: str) -> None:
     whole, parts = LocalRack(compiled(), WEIGHTS), LocalRack(compiled(layout), WEIGHTS)

@@ -9,7 +9,7 @@ from serve_kit import DEADLINE_SECONDS, tiny
 
 from rack.engine import TokenEvent
 from rack.sampler import SamplingParams
-from rack.serve.pacing import SLIP_SECONDS, Pacer, Unpaced
+from rack.serve.pacing import SLIP_SECONDS, Pacer, Slip, Unpaced
 from rack.serve.runner import Event, Finished, Job, Runner
 from rack.session import Session
 
@@ -107,6 +107,31 @@ def test_an_executor_slower_than_the_rack_moves_the_schedule() -> None:
     assert clock.now == pytest.approx(101.010)  # not at once, to make up for the second before
     assert pacer.slipped_seconds == pytest.approx(0.990)
     assert late == pytest.approx([0.990, 0.0], abs=1e-9)
+
+
+def test_what_was_promised_stays_when_the_schedule_moves() -> None:
+    clock = Clock()
+    pacer, _ = paced(clock)
+    assert pacer.promised_seconds is None
+    pacer.begin(100.0)
+    pacer.advance(10)
+    clock.now += 1.0
+    pacer.wait()
+    assert pacer.promised_seconds == pytest.approx(100.010)
+    pacer.advance(10)
+    pacer.wait()
+    assert pacer.promised_seconds == pytest.approx(100.020)  # and it is now 101.010
+    pacer.begin(100.5)
+    assert pacer.promised_seconds == pytest.approx(101.010)  # the rack was not free before
+
+
+def test_the_slip_of_a_request() -> None:
+    slip = Slip()
+    for late in (-0.1, 0.5, 2.0, 1.0, 0.25):
+        slip.take(late)
+    assert slip.to_dict() == {"worst": 2.0, "total": 0.25}
+    slip.take(-1.0)
+    assert slip.to_dict() == {"worst": 2.0, "total": 0.0}
 
 
 def test_a_request_starts_when_it_arrives_or_when_the_rack_is_free() -> None:

@@ -49,7 +49,9 @@ def test_options_reach_the_compiler() -> None:
 def test_auto_chooses_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def choose(config: ModelConfig, hardware: Hardware, options: Options) -> Layout:
+    def choose(
+        config: ModelConfig, hardware: Hardware, options: Options, progress: object
+    ) -> Layout:
         asked.append((config.name, hardware.name, options.max_model_len))
         return Layout(stages=1, group=2)
 

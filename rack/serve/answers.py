@@ -34,7 +34,7 @@ class XGroq(_Answer):
 
 
 class XRack(BaseModel):
-    """What made the answer: executor, weights, exact cycles, wall seconds."""
+    """What made the answer: executor, weights, exact cycles, wall seconds, lost pace."""
 
     executor: str
     pace: str
@@ -44,6 +44,7 @@ class XRack(BaseModel):
     data_hash: str | None
     emulated_cycles: dict[str, int]
     wall_seconds: dict[str, float]
+    slipped_seconds: dict[str, float] | None
 
 
 class ReplyFunction(_Answer):

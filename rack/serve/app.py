@@ -20,26 +20,26 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rack.engine import TokenEvent
-from rack.serve import metrics, tokens
+from rack.serve import metrics
 from rack.serve.absent import why_absent
 from rack.serve.cors import cross_origin
-from rack.serve.envelope import Envelope
+from rack.serve.envelope import GONE, Envelope
 from rack.serve.errors import ApiError, BusyError, GoneError, busy
 from rack.serve.inflate import too_large, unpack
 from rack.serve.keys import Keys
 from rack.serve.logs import Call, RequestLog
 from rack.serve.openapi import document
+from rack.serve.reading import Parse, detokenize, tokenize
 from rack.serve.responses import Answer, dumps
 from rack.serve.responses_api.events import stream as stream_responses
 from rack.serve.responses_api.objects import Reply, wants_metrics
-from rack.serve.responses_api.parse import as_sent, parse_responses
+from rack.serve.responses_api.parse import as_sent, asked_of, parse_request
 from rack.serve.runner import Finished
-from rack.serve.schemas import Parsed, parse_chat, parse_text
+from rack.serve.schemas import parse_chat, parse_text
 from rack.serve.service import Service, Ticket, closed, collect, stream
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
-CLIENT_GONE = 499
 PREFIXES = ("/openai/v1", "/v1")
 T = TypeVar("T")
 
@@ -58,8 +58,9 @@ def build_app(
 ) -> ASGIApp:  # fmt: skip
     """Return the application; pages of `origins` (`*`: of all) may use it from a browser."""
     surface = _Surface(service, keys or Keys(), bounds or Bounds())
+    routes = surface.routes()
     app: ASGIApp = Starlette(
-        routes=surface.routes(),
+        routes=routes,
         exception_handlers={
             ApiError: _api_error, HTTPException: _http_error, GoneError: _gone,
             ClientDisconnect: _gone, Exception: _bug,
@@ -67,7 +68,8 @@ def build_app(
     )  # fmt: skip
     if origins:
         app = cross_origin(app, origins)
-    return Envelope(app, service=service, log=log or RequestLog())
+    paths = [route.path for route in routes]
+    return Envelope(app, service=service, log=log or RequestLog(), paths=paths)
 
 
 class _Form(Protocol):
@@ -84,7 +86,6 @@ class _Surface:
 
     def __init__(self, service: Service, keys: Keys, bounds: Bounds) -> None:
         self._service, self._keys, self._bounds = service, keys, bounds
-        self._seed = service.identity.prepared.config.seed
         self._document = dumps(document(service.identity, prefixes=PREFIXES, keyed=keys.wanted))
 
     def routes(self) -> list[Route]:
@@ -111,24 +112,21 @@ class _Surface:
 
     async def _chat(self, request: Request) -> Response:
         self._authorize(request)
-        parsed = parse_chat(await self._body(request), self._seed)
-        return await self._complete(request, parsed, _as_it_is, stream)
+        return await self._complete(request, parse_chat, _as_it_is, stream)
 
     async def _text(self, request: Request) -> Response:
         self._authorize(request)
-        parsed = parse_text(await self._body(request), self._seed)
-        return await self._complete(request, parsed, _as_it_is, stream)
+        return await self._complete(request, parse_text, _as_it_is, stream)
 
     async def _respond(self, request: Request) -> Response:
         self._authorize(request)
-        asked, parsed = parse_responses(await self._body(request), self._seed)
         metrics = wants_metrics(request.headers.get("groq-beta"))
 
         def reply(answer: Answer) -> Reply:
-            return Reply(request=asked, chat=answer, metrics=metrics)
+            return Reply(request=asked_of(answer.parsed), chat=answer, metrics=metrics)
 
         try:
-            return await self._complete(request, parsed, reply, stream_responses)
+            return await self._complete(request, parse_request, reply, stream_responses)
         except ApiError as error:
             raise as_sent(error) from None
 
@@ -142,11 +140,21 @@ class _Surface:
 
     async def _tokenize(self, request: Request) -> Response:
         self._authorize(request)
-        return _json(tokens.tokenize(await self._body(request), self._service.identity))
+        identity = self._service.identity
+        model, ids = await self._service.reader.run(tokenize, await self._body(request))
+        if model is not None:
+            identity.check_model(model)
+        limit, tokens = identity.prepared.compiled.max_model_len, list(ids)
+        return _json(
+            {"count": len(tokens), "max_model_len": limit, "tokens": tokens, "token_strs": None}
+        )
 
     async def _detokenize(self, request: Request) -> Response:
         self._authorize(request)
-        return _json(tokens.detokenize(await self._body(request), self._service.identity))
+        model, text = await self._service.reader.run(detokenize, await self._body(request))
+        if model is not None:
+            self._service.identity.check_model(model)
+        return _json({"prompt": text})
 
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok"})
@@ -189,20 +197,20 @@ class _Surface:
         return unpack(b"".join(parts), request.headers.get("content-encoding"), limit)
 
     async def _complete(
-        self, request: Request, parsed: Parsed, shape: Callable[[Answer], A],
+        self, request: Request, parse: Parse, shape: Callable[[Answer], A],
         events: Callable[[list[TokenEvent | Finished], Sequence[Ticket], A], AsyncIterator[bytes]],
     ) -> Response:  # fmt: skip
-        """Answer a checked request: whole, or as a stream once its first token is there.
+        """Answer a request: whole, or as a stream once its first token is there.
 
         `shape` gives the answer the form that the route wants, `events` writes its stream.
         """
-        call = _call(request)
-        self._service.identity.check_model(parsed.model)
+        call, body = _call(request), await self._body(request)
+        parsed, prompts = await self._service.read(parse, body)
         call.model = parsed.model
         assert call.key is not None
         if parsed.tools is not None or parsed.schema is not None:
             parsed = await _unless_gone(request.receive, self._service.hold(parsed))
-        tickets = self._service.admit(parsed, call.key, call.arrived_seconds)
+        tickets = self._service.admit(parsed, prompts, call.key, call.arrived_seconds)
         answer = shape(Answer(
             parsed=parsed, identity=self._service.identity, request_id=call.groq_id,
             prompt_tokens=tickets[0].meter.prompt_tokens,
@@ -309,7 +317,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     """Note that the client left; nobody reads this answer."""
-    return Response(status_code=CLIENT_GONE)
+    return Response(status_code=GONE)
 
 
 async def _bug(request: Request, error: Exception) -> Response:

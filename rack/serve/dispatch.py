@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from rack.serve.errors import BusyError
-from rack.serve.runner import RETRY_STARTING_SECONDS, Job, Runner
+from rack.serve.errors import RETRY_STARTING_SECONDS, BusyError
+from rack.serve.runner import Job, Runner
 
 
 class Dispatcher:

@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from rack.errors import RackError
 
 INVALID = "invalid_request_error"
+RETRY_STARTING_SECONDS = 5
+RETRY_QUEUE_SECONDS = 1
 
 
 MOST_SAID = 1000
@@ -73,6 +75,11 @@ class StoppedError(RackError):
 def refuse(param: str, why: str) -> NoReturn:
     """Refuse a request for one of its parameters. Raises ApiError (400)."""
     raise ApiError(400, f"{param}: {why}", param=param)
+
+
+def starting(stage: str) -> BusyError:
+    """Return why no rack takes a request: what it is being prepared by."""
+    return BusyError(what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS)
 
 
 def busy(error: BusyError) -> ApiError:

@@ -114,6 +114,9 @@ def _fingerprint(prepared: Prepared) -> str:
     for part in (compiled.schedule_hash, compiled.dtype, prepared.config.executor):
         digest.update(part.encode() + b"\0")
     _update_with_weights(digest, prepared.model.weights_ref)
+    for asked in (prepared.config.tokenizer, prepared.config.answer_tokens):
+        if asked is not None:
+            digest.update(asked.encode("utf-8", "surrogateescape") + b"\0")
     start = RANDOM_TOKENS if prepared.config.executor == "timing" else ""
     return f"fp_{(start + digest.hexdigest())[:10]}"
 

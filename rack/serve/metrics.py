@@ -2,13 +2,14 @@
 
 A request is measured where its events leave the rack's thread, and counted when it ends. As vLLM
 has it, prefill lasts from a request's start to its first token and decode from there to its last;
-ITL is every gap between two tokens, TPOT a request's mean gap: (latency - TTFT) / (tokens - 1).
+`inter_token_latency` and `time_per_output_token` are every gap between two tokens, and
+`request_time_per_output_token` a request's mean gap, decode / (tokens - 1), 0 for one token.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from rack.engine import TokenEvent
 from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import Identity
+from rack.serve.pacing import SLIP_SECONDS, Slip
 from rack.serve.runner import Finished
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -41,7 +43,13 @@ _COUNTS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2,
 _TIMES = (
     ("time_to_first_token", "Arrival to first token", _WALL_FIRST, _RACK_REQUEST),
     ("inter_token_latency", "Gap between two tokens", _WALL_TOKEN, _RACK_TOKEN),
-    ("time_per_output_token", "A request's mean gap between tokens", _WALL_TOKEN, _RACK_TOKEN),
+    ("time_per_output_token", "Gap between two tokens", _WALL_TOKEN, _RACK_TOKEN),
+    (
+        "request_time_per_output_token",
+        "A request's mean gap between tokens",
+        _WALL_TOKEN,
+        _RACK_TOKEN,
+    ),
     ("e2e_request_latency", "Arrival to last token", _WALL_REQUEST, _RACK_REQUEST),
     ("request_queue_time", "Arrival to start", _WALL_REQUEST, _RACK_REQUEST),
     ("request_prefill_time", "Start to first token", _WALL_REQUEST, _RACK_REQUEST),
@@ -50,7 +58,7 @@ _TIMES = (
 
 
 class _Times:
-    """The seven histograms of one clock."""
+    """The histograms of one clock."""
 
     def __init__(self, prefix: str, registry: CollectorRegistry, model: str) -> None:
         wall = prefix == "vllm"
@@ -69,8 +77,8 @@ class _Times:
         of["time_to_first_token"].observe(queue + first)
         for gap in gaps:
             of["inter_token_latency"].observe(gap)
-        if gaps:
-            of["time_per_output_token"].observe(decode / len(gaps))
+            of["time_per_output_token"].observe(gap)
+        of["request_time_per_output_token"].observe(decode / len(gaps) if gaps else 0.0)
         of["e2e_request_latency"].observe(queue + first + decode)
         of["request_queue_time"].observe(queue)
         of["request_prefill_time"].observe(first)
@@ -78,9 +86,12 @@ class _Times:
 
 
 class Metrics:
-    """All metrics of one server."""
+    """All metrics of one server. `say` is told, once, that pace is being lost."""
 
-    def __init__(self, identity: Identity, racks: Dispatcher) -> None:
+    def __init__(
+        self, identity: Identity, racks: Dispatcher, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._say, self._said = say, False
         self._registry = registry = CollectorRegistry()
         self._clock_hz = identity.prepared.compiled.chip.clock_hz
         model = identity.names[0]
@@ -117,6 +128,21 @@ class Metrics:
             reason: success.labels(model, reason) for reason in ("stop", "length", "abort", "error")
         }
 
+        late = "came later than emulated time says, in seconds"
+        self._slipped = Counter(
+            "rack:pace_slipped_seconds", f"How much answers {late}: the sum over all",
+            ["model_name"], registry=registry,
+        ).labels(model)  # fmt: skip
+        self._worst = Gauge(
+            "rack:pace_slipped_worst_seconds", f"How much a token {late}: the most ever",
+            ["model_name"], registry=registry,
+        ).labels(model)  # fmt: skip
+        self._worst_seconds = 0.0
+        self._http = Counter(
+            "http_requests", "HTTP requests by path, method and class of status",
+            ["handler", "method", "status"], registry=registry,
+        )  # fmt: skip
+
     def expose(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -124,6 +150,8 @@ class Metrics:
     def observe(self, meter: Meter, reason: str) -> None:
         """Count a request that has ended: stop, length, abort (its client left) or error."""
         self._ended[reason].inc()
+        if meter.slip is not None:
+            self._lost(meter.slip)
         stamps, cycles, totals = meter.stamps, meter.cycles, meter.totals
         if stamps:
             self._prompt_tokens.inc(meter.prompt_tokens)
@@ -140,11 +168,27 @@ class Metrics:
         queue, prompt = totals.queue_cycles / hz, totals.prompt_cycles / hz
         self._rack.observe(queue, prompt + first, rest)
 
+    def answered(self, handler: str, method: str, status: int) -> None:
+        """Count an HTTP request; `handler` is its route's path, "none" where there is none."""
+        self._http.labels(handler, method, f"{status // 100}xx").inc()
+
+    def _lost(self, slip: Slip) -> None:
+        self._slipped.inc(slip.total_seconds)
+        self._worst_seconds = max(self._worst_seconds, slip.worst_seconds)
+        self._worst.set(self._worst_seconds)
+        if slip.worst_seconds > SLIP_SECONDS and not self._said:
+            self._said = True
+            self._say(
+                f"WARNING: a token came {slip.worst_seconds:.3f} s later than its emulated time: "
+                "this computer does not keep up with what is asked of it; from now on see "
+                "rack:pace_slipped_seconds_total in /metrics and x_rack.slipped_seconds"
+            )
+
 
 class Meter:
     """Takes down when the tokens of one request left the rack; cheap, and in the rack's thread."""
 
-    __slots__ = ("arrived_seconds", "cycles", "prompt_tokens", "stamps", "totals")
+    __slots__ = ("arrived_seconds", "cycles", "prompt_tokens", "slip", "stamps", "totals")
 
     def __init__(self, prompt_tokens: int, arrived_seconds: float) -> None:
         self.arrived_seconds = arrived_seconds
@@ -152,8 +196,14 @@ class Meter:
         self.stamps: list[float] = []
         self.cycles: list[int] = []
         self.totals: Finished | None = None
+        self.slip: Slip | None = None  # where paced
 
     def token(self, event: TokenEvent) -> None:
         """Take down a token."""
         self.stamps.append(time.perf_counter())
         self.cycles.append(event.emulated_cycles)
+
+    def late(self, seconds: float) -> None:
+        """Take down by how much a token is given out late; on the event loop."""
+        self.slip = self.slip or Slip()
+        self.slip.take(seconds)

@@ -4,20 +4,54 @@ Due times are absolute, a request's start plus all of its cycles so far, so that
 waits do not add up. They are kept by sleeping, never by spinning: a spinning thread would hold the
 interpreter's lock against the event loop that sends the tokens. This is the one place where
 emulated time turns into wall time; no emulated figure depends on it.
+
+Where this computer cannot keep up, the time that is lost is told to the client (`Slip`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 SLIP_SECONDS = 0.05
 """A step later than this moves the schedule: the executor is slower than the rack it emulates.
 What is less late is caught up, as jitter."""
 
 
+class Slip:
+    """How much later than its emulated time says a request's tokens were given out, in seconds."""
+
+    __slots__ = ("total_seconds", "worst_seconds")
+
+    def __init__(self) -> None:
+        self.worst_seconds = 0.0  # of any token
+        self.total_seconds = 0.0  # of the last one: of the answer as a whole
+
+    def take(self, late_seconds: float) -> None:
+        """Take a token."""
+        self.total_seconds = max(0.0, late_seconds)
+        self.worst_seconds = max(self.worst_seconds, late_seconds)
+
+    @classmethod
+    def of(cls, slips: Sequence[Slip]) -> Slip | None:
+        """Return that of a request of several prompts, which ran apart; None where not paced."""
+        if not slips:
+            return None
+        out = cls()
+        out.worst_seconds = max(slip.worst_seconds for slip in slips)
+        out.total_seconds = sum(slip.total_seconds for slip in slips)
+        return out
+
+    def to_dict(self) -> dict[str, float]:
+        """Return what an answer says of it."""
+        return {"worst": round(self.worst_seconds, 6), "total": round(self.total_seconds, 6)}
+
+
 class Unpaced:
     """As fast as the executor goes: the interface of a pacer that never waits."""
+
+    promised_seconds: float | None = None
+    """When the request's steps so far end by its emulated time, whatever was lost on the way."""
 
     def begin(self, arrived_seconds: float) -> None:
         """Start a request that arrived then, by `time.perf_counter`."""
@@ -43,7 +77,7 @@ class Pacer(Unpaced):
         self.clock_hz = clock_hz
         self.slipped_seconds = 0.0
         self._late, self._clock, self._sleep = late, clock, sleep
-        self._start_seconds = clock()
+        self._start_seconds = self._begun_seconds = clock()
         self._cycles = 0
         self._waited = True
 
@@ -55,9 +89,11 @@ class Pacer(Unpaced):
     def begin(self, arrived_seconds: float) -> None:
         """Start a request when it arrived, or when the rack is free if that is later."""
         self._start_seconds, self._cycles = max(arrived_seconds, self.due_seconds), 0
+        self._begun_seconds = self.promised_seconds = self._start_seconds
 
     def advance(self, cycles: int) -> None:
         self._cycles += cycles
+        self.promised_seconds = self._begun_seconds + self._cycles / self.clock_hz
         self._waited = False
 
     def wait(self) -> None:

@@ -179,6 +179,7 @@ class Answer:
                 "prompt": round(totals.wall_prompt_seconds, 6),
                 "completion": round(totals.wall_completion_seconds, 6),
             },
+            "slipped_seconds": None if totals.slip is None else totals.slip.to_dict(),
         }
 
     def _head(self, kind: str) -> dict[str, Any]:

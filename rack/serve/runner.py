@@ -24,12 +24,16 @@ from rack.driver import StepResult
 from rack.engine import Completion, Engine, Rack, TokenEvent
 from rack.errors import RequestError
 from rack.sampler import SamplingParams
-from rack.serve.errors import BusyError, StoppedError
-from rack.serve.pacing import Unpaced
+from rack.serve.errors import (
+    RETRY_QUEUE_SECONDS,
+    RETRY_STARTING_SECONDS,
+    BusyError,
+    StoppedError,
+    starting,
+)
+from rack.serve.pacing import Slip, Unpaced
 from rack.session import Progress, Session
 
-RETRY_STARTING_SECONDS = 5
-RETRY_QUEUE_SECONDS = 1
 RESTART_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Seconds before the first, second, … start after a rack was lost; then it is given up."""
 IDLE_CHECK_SECONDS = 1.0  # how often the chips of a rack without work are looked at
@@ -49,6 +53,7 @@ class Finished:
     wall_queue_seconds: float
     wall_prompt_seconds: float
     wall_completion_seconds: float
+    slip: Slip | None = None  # where paced
 
 
 def together(parts: Sequence[Finished]) -> Finished:
@@ -67,6 +72,7 @@ def together(parts: Sequence[Finished]) -> Finished:
         wall_queue_seconds=min(part.wall_queue_seconds for part in parts),
         wall_prompt_seconds=sum(part.wall_prompt_seconds for part in parts),
         wall_completion_seconds=sum(part.wall_completion_seconds for part in parts),
+        slip=Slip.of([part.slip for part in parts if part.slip is not None]),
     )
 
 
@@ -98,6 +104,7 @@ class Job:
         self.arrived_seconds = time.perf_counter() if arrived_seconds is None else arrived_seconds
         self.cancelled = False
         self.cycles_at_submit = 0
+        self.promised_seconds: float | None = None  # of the event that is emitted, where paced
 
 
 class _Cancelled(Exception):
@@ -168,7 +175,7 @@ class Runner:
     def check_ready(self) -> None:
         """Raise BusyError while no rack can take a request, naming the stage."""
         if (stage := self.stage) is not None:
-            raise _busy(stage)
+            raise starting(stage)
 
     @property
     def load(self) -> int:
@@ -249,7 +256,7 @@ class Runner:
             self._out_of_service()
             with self._changed:
                 if not self._stopping:
-                    self._fail_all(_busy(_RESTARTING))
+                    self._fail_all(starting(_RESTARTING))
                     self.running = None
             return error
 
@@ -258,7 +265,7 @@ class Runner:
             if self._stopping:
                 return
             self.given_up, self.stage = True, f"given up: {error}"
-            self._fail_all(_busy(self.stage))
+            self._fail_all(starting(self.stage))
             self.running = None
         self._on_given_up(error)
 
@@ -275,7 +282,8 @@ class Runner:
 
     def _serve(self, session: Session) -> Exception | None:
         """Run requests until the rack is lost, which is returned, or a stop is asked for."""
-        engine = Engine(_Meter(session.rack, self), session.prepared.tokenizer)
+        prepared = session.prepared
+        engine = Engine(_Meter(session.rack, self), prepared.tokenizer, prepared.answers)
         with self._changed:
             if self._stopping:
                 return None
@@ -322,6 +330,7 @@ class Runner:
             completion = engine.generate(job.prompt, job.params)
             for event in completion:
                 self.pacer.wait()
+                job.promised_seconds = self.pacer.promised_seconds
                 self._emit(job, event)
             self._emit(job, _finished(completion, queue_cycles, queue_seconds))
         except _Cancelled:

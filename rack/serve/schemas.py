@@ -48,6 +48,7 @@ class Parsed:
     limit_param: str = "max_tokens"  # by which name max_tokens was given
     tools: Tools | None = None
     schema: Schema | None = None  # of the answer
+    request: Body | None = None  # as it was sent, where the answer repeats it
 
 
 def parse_chat(body: bytes, default_seed: int) -> Parsed:

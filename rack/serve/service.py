@@ -8,25 +8,27 @@ and counts it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rack.chat_template import PromptError
 from rack.engine import TokenEvent, check_request
 from rack.errors import RequestError
 from rack.grammar import Grammar, json_grammar, narrowed, without_doubles
 from rack.serve.dispatch import Dispatcher
-from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed, refuse
+from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed
 from rack.serve.grammars import Grammars
 from rack.serve.identity import Identity
 from rack.serve.limits import Limiter, Reservation
 from rack.serve.metrics import Meter, Metrics
+from rack.serve.reader import Reader
+from rack.serve.reading import Parse, read_prompts
 from rack.serve.responses import DONE, Answer, emulated_cycles, event
 from rack.serve.runner import Event, Failed, Finished, Job, together
 from rack.serve.schemas import Parsed
-from rack.tools import Tools, chat_tokens, form_of
+from rack.tools import Tools, form_of
 
 RESPONSE_FORMAT = "response_format"
 
@@ -40,6 +42,18 @@ class Service:
     limiter: Limiter
     metrics: Metrics
     grammars: Grammars
+    reader: Reader
+
+    def close(self) -> None:
+        """End the processes that read requests and judge schemas. Harmless when repeated."""
+        self.reader.close()
+        self.grammars.close()
+
+    async def read(self, parse: Parse, body: bytes) -> tuple[Parsed, Sequence[Sequence[int]]]:
+        """Read a request for a completion, and its prompts as ids. Raises ApiError."""
+        parsed, prompts = await self.reader.run(read_prompts, body, parse)
+        self.identity.check_model(parsed.model)
+        return parsed, prompts
 
     async def hold(self, parsed: Parsed) -> Parsed:
         """Settle what the answer is held to, and see that it can be. Raises ApiError.
@@ -69,14 +83,25 @@ class Service:
             without_doubles(narrowed(schema)) if random else schema, RESPONSE_FORMAT
         )
 
-    def admit(self, parsed: Parsed, key: str, arrived_seconds: float) -> tuple[Ticket, ...]:
+    def admit(
+        self, parsed: Parsed, prompts: Sequence[Sequence[int]], key: str, arrived_seconds: float
+    ) -> tuple[Ticket, ...]:
         """Check a request for a model of ours against its key's limits, and queue its prompts.
 
         `arrived_seconds` is by `time.perf_counter`. Raises ApiError.
         """
-        tickets: list[Ticket] = []
+        prepared, tickets = self.identity.prepared, list[Ticket]()
+        lists = [list(prompt) for prompt in prompts]
         try:
-            for prompt in self._tokens(parsed):
+            for prompt in lists:
+                check_request(
+                    prepared.compiled, prepared.tokenizer, prompt, parsed.params,
+                    executor=prepared.config.executor,
+                )  # fmt: skip
+        except RequestError as error:
+            raise ApiError(400, str(error), param=error.param) from None
+        try:
+            for prompt in lists:
                 tickets.append(self._ticket(parsed, prompt, key, arrived_seconds))
         except ApiError:
             for ticket in tickets:
@@ -95,35 +120,6 @@ class Service:
             reservation.settle(None)
             raise busy(error) from None
 
-    def _tokens(self, parsed: Parsed) -> list[list[int]]:
-        """Return the ids of every prompt, or of the chat."""
-        compiled, tokenizer = self.identity.prepared.compiled, self.identity.prepared.tokenizer
-        param, limit = "prompt" if parsed.messages is None else "messages", compiled.max_model_len
-        asked, given_as = parsed.params.max_tokens, parsed.limit_param
-        if asked is not None and asked > limit:
-            refuse(given_as, f"{asked} is more than the context of {limit}")
-        try:
-            if parsed.messages is not None:
-                prompts = [chat_tokens(tokenizer, parsed.messages, parsed.tools)]
-            else:
-                prompts = [
-                    tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-                    for prompt in parsed.prompts
-                ]
-            for tokens in prompts:
-                if len(tokens) >= limit:
-                    raise ApiError(
-                        400, f"{param}: {len(tokens)} tokens leave no room in the context of "
-                        f"{limit}", code="context_length_exceeded", param=param,
-                    )  # fmt: skip
-                executor = self.identity.prepared.config.executor
-                check_request(compiled, tokenizer, tokens, parsed.params, executor=executor)
-        except PromptError as error:
-            raise ApiError(400, str(error), param=param) from None
-        except RequestError as error:
-            raise ApiError(400, str(error), param=error.param) from None
-        return prompts
-
 
 def _ends_with_result(parsed: Parsed) -> bool:
     return any(message["role"] == "tool" for message in (parsed.messages or ())[-1:])
@@ -133,14 +129,14 @@ class Ticket:
     """A queued or running request; made on the event loop that reads it. Raises BusyError."""
 
     def __init__(
-        self, service: Service, parsed: Parsed, prompt: list[int], reservation: Reservation,
+        self, service: Service, parsed: Parsed, prompt: Sequence[int], reservation: Reservation,
         arrived_seconds: float,
     ) -> None:  # fmt: skip
         self.meter = Meter(len(prompt), arrived_seconds)
         self._service, self._reservation = service, reservation
         self._each = parsed.stream  # else only the end wakes the event loop
         self._loop = asyncio.get_running_loop()
-        self._events: deque[Event] = deque()
+        self._events: deque[tuple[Event, float | None]] = deque()  # and when each was due
         self._arrived = asyncio.Event()
         self._gone = self._closed = False
         self._failure: Exception | None = None
@@ -152,7 +148,7 @@ class Ticket:
         ended = not isinstance(event, TokenEvent)
         if isinstance(event, TokenEvent):
             self.meter.token(event)
-        self._events.append(event)
+        self._events.append((event, self._job.promised_seconds))
         if ended or self._each:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
@@ -169,12 +165,14 @@ class Ticket:
             if self._failure is not None:
                 raise _answer_to(self._failure)
             while self._events:
-                event = self._events.popleft()
+                event, due = self._events.popleft()
+                if due is not None and (self._each or isinstance(event, Finished)):
+                    self.meter.late(time.perf_counter() - due)
                 if isinstance(event, Failed):
                     self._failure = event.error
                     break
                 if isinstance(event, Finished):
-                    self.meter.totals = event
+                    event = self.meter.totals = replace(event, slip=self.meter.slip)
                 out.append(event)
             if not out and self._failure is None:
                 self._arrived.clear()

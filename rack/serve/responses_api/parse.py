@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rack.serve.bodies import ChatRequest, FunctionTool, NamedTool, ResponseFormat
@@ -37,6 +38,18 @@ def parse_responses(body: bytes, default_seed: int) -> tuple[ResponsesRequest, P
         return request, _chat(request, default_seed)
     except ApiError as error:
         raise as_sent(error) from None
+
+
+def parse_request(body: bytes, default_seed: int) -> Parsed:
+    """Read a request as a chat that carries what its answer repeats. Raises ApiError."""
+    request, parsed = parse_responses(body, default_seed)
+    return replace(parsed, request=request.model_copy(update={"input": []}))
+
+
+def asked_of(parsed: Parsed) -> ResponsesRequest:
+    """Return the request that `parse_request` has read."""
+    assert isinstance(parsed.request, ResponsesRequest)
+    return parsed.request
 
 
 def _chat(request: ResponsesRequest, default_seed: int) -> Parsed:

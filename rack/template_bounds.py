@@ -1,0 +1,78 @@
+"""A sandbox for chat templates that a template cannot make unbounded in one expression.
+
+jinja2's sandbox keeps a template from the host; it does not keep it from asking for gigabytes:
+`'x' * 10**10`, `'%10000000000d' % 1`, `'x'.center(10**10)`. Those are refused here, and so is text
+without end. Nothing is computed when a template is only loaded. What is left (loops, filters,
+formats) is bounded by whoever renders: the server does it in a process with limits
+(rack/serve/reader.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sized
+from typing import Any
+
+import jinja2
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MOST = 16 << 20
+"""Characters, items or bits that one operation, or a whole prompt, may have."""
+_DIGITS = re.compile(r"\d{8,18}")
+
+
+@jinja2.pass_context
+def _as_it_is(context: Context, value: Any) -> Any:
+    return value
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """The sandbox; operations that would make too much raise SecurityError."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def __init__(self, **options: Any) -> None:
+        # Without these jinja2 works constants out when it loads a template.
+        super().__init__(optimized=False, finalize=_as_it_is, **options)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _size(operator, left, right) > MOST:
+            raise SecurityError(f"`{operator}` would make more than {MOST} characters or items")
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, int)]
+        if max(map(abs, given), default=0) > MOST:
+            raise SecurityError(f"a call with a number above {MOST}")
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+def _size(operator: str, left: Any, right: Any) -> int:
+    """Return about how much a result would be, at most; 0 where that does not depend on numbers."""
+    if operator == "%" and isinstance(left, str | bytes):
+        text = left if isinstance(left, str) else left.decode("latin-1")
+        wide = any(int(digits) > MOST for digits in _DIGITS.findall(text))
+        return MOST + 1 if wide or "*" in text else 0
+    if operator == "**":
+        whole = isinstance(left, int) and isinstance(right, int)
+        return left.bit_length() * max(0, right) if whole else 0
+    if operator == "*":
+        for many, times in ((left, right), (right, left)):
+            if isinstance(many, Sized) and isinstance(times, int):
+                return len(many) * max(0, times)
+    return 0
+
+
+def render(template: jinja2.Template, values: dict[str, Any]) -> str:
+    """Render a template; its text may have MOST characters. Raises TemplateError."""
+    parts, size = [], 0
+    for part in template.generate(**values):
+        size += len(part)
+        if size > MOST:
+            raise jinja2.TemplateRuntimeError(
+                f"the model's chat template writes more than {MOST} characters"
+            )
+        parts.append(part)
+    return "".join(parts)
