@@ -11,18 +11,16 @@ which so never wait for them.
 from __future__ import annotations
 
 import asyncio
-import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rack.context import context_advice
+from rack.own_code import command, environment
 from rack.serve.errors import RETRY_QUEUE_SECONDS, RETRY_STARTING_SECONDS, ApiError, BusyError, busy
 from rack.serve.reading import Desk, attempt
 from rack.session import Prepared
@@ -160,13 +158,10 @@ class _Lane:
 
     def _begin(self) -> _Connection:
         ours, theirs = Pipe()
-        packages = str(Path(__file__).parent.parent.parent)
-        path = os.pathsep.join([packages, *filter(None, [os.environ.get("PYTHONPATH")])])
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rack.serve.read_process", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
-                pass_fds=[theirs.fileno()],
+                command("rack.serve.read_process", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL, env=environment(), pass_fds=[theirs.fileno()],
             )  # fmt: skip
         self._connection = ours
         ours.send_bytes(pickle.dumps((self._desk, self._bounds.memory_bytes)))
