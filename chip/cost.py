@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from chip.errors import ProgramError
+from chip.errors import TemplateError
 from chip.floorplan import hops, mem, sxm
 from chip.issue import delays
 from chip.operations import Args, Opcode
@@ -61,7 +61,7 @@ def key(opcode: Opcode, a: Args) -> Key:
 def cost(opcode: Opcode, a: Args, spec: ChipSpec) -> Cost:
     """Return an operation's cost. Raises ValueError for SEND and RECEIVE: the link decides.
 
-    Raises ProgramError, with its shape, for an operation that this chip cannot do.
+    Raises TemplateError, with its shape, for an operation that this chip cannot do.
     """
     costs, about = _costs.setdefault(spec, {}), key(opcode, a)
     found = costs.get(about)
@@ -70,9 +70,9 @@ def cost(opcode: Opcode, a: Args, spec: ChipSpec) -> Cost:
 
         try:
             built = template(opcode, a, spec)
-        except ProgramError as error:
+        except TemplateError as error:
             shape = ", ".join(f"{name} {value}" for name, value in about[1])
-            raise ProgramError(f"{opcode.name} of {shape}: {error}") from None
+            raise TemplateError(f"{opcode.name} of {shape}: {error}") from None
         found = costs[about] = Cost(built.cycles, built.stream_cycles, built.needed)
     return found
 

@@ -58,8 +58,9 @@ class _Generation(Extension):
 class ChatTemplate:
     """A model's template, or several by name; `source` None stands for PLAIN_TEMPLATE.
 
-    `where` names the file. `tokens` are the special tokens by name. Raises ModelError when a
-    template does not compile, or none of several is the default.
+    `where` names the file. `tokens` are the special tokens by name. `takes_tools` says whether the
+    template that is used with tools, `source`, names them. Raises ModelError when a template does
+    not compile, or none of several is the default.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ChatTemplate:
         self._templates = {
             name: _compile(environment, text, where) for name, text in source.items()
         }
-        self.source = source.get(_WITH_TOOLS, source[_DEFAULT])  # of chats with tools
+        self.source = source.get(_WITH_TOOLS, source[_DEFAULT])
         names = environment.parse(self.source).find_all(nodes.Name)
         self.takes_tools = any(name.name == "tools" for name in names)
 

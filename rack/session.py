@@ -64,9 +64,9 @@ class Prepared:
 
         Raises ConfigError as `native_notices` does.
         """
-        out: list[str] = []
         if not self.runs:
-            return out
+            return [*self.model.notices]
+        out: list[str] = []
         described = self.model.weights_ref.describe()
         if self.config.executor == "timing":
             out.append("TIMING executor: cycles are exact, tokens are drawn at random")

@@ -7,7 +7,7 @@ import pytest
 from one_operation import both, placed
 
 from chip.cost import cost
-from chip.errors import ProgramError
+from chip.errors import TemplateError
 from chip.operations import Opcode, row_bytes
 from rack.profiles import load_hardware
 
@@ -46,7 +46,7 @@ def test_more_heads_than_the_alus_quantise_are_refused() -> None:
     shape = {
         "rows": 1, "dtype": "int8", "heads": 16, "kv_heads": 16, "head_dim": 2, "context": 32,
     }  # fmt: skip
-    with pytest.raises(ProgramError) as caught:
+    with pytest.raises(TemplateError) as caught:
         cost(Opcode.ROPE, shape, load_hardware("lesson").chip)
     assert str(caught.value) == (
         "ROPE of rows 1, dtype int8, heads 16, kv_heads 16, head_dim 2, context 32: no pace leaves "

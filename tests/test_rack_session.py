@@ -109,6 +109,8 @@ def test_what_the_files_leave_open_is_said(tmp_path: Path, stories260k: Path) ->
     assert first.endswith("transformers' defaults are used: rope_theta 10000.0")
     assert "lm_head.weight is not read: tie_word_embeddings says" in second
     assert third.startswith("no chat template")
+    planned = prepare(RunConfig(model=str(folder), layout="1x1"), runs=False)
+    assert planned.notices == [first]
 
 
 def test_real_weights_are_not_read_through_byte_tokens(tmp_path: Path, stories260k: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from chip.errors import ProgramError
+from chip.errors import TemplateError
 from chip.issue import Issue
 from chip.templates.builder import C2C_TURN, Block
 from chip.templates.uses import Uses, of_nodes
@@ -89,14 +89,14 @@ def aligned(cycles: int) -> int:
 def paced(build: Callable[[int], Block]) -> Block:
     """Build a block at the fastest pace (cycles between groups) at which the ALUs suffice.
 
-    Raises ProgramError where they suffice at none.
+    Raises TemplateError where they suffice at none.
     """
     for pace in range(200):
         try:
             return build(pace).finish()
         except OverflowError:
             continue
-    raise ProgramError("no pace leaves enough ALUs")
+    raise TemplateError("no pace leaves enough ALUs")
 
 
 def row_block(build: Callable[[int, int], Block], overlap: bool) -> Block:
