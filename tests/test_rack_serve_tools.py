@@ -160,9 +160,11 @@ def test_bad_schemas_are_refused_by_name() -> None:
     endless = {"properties": {"a": ENDLESS}}
     choice = {"tool_choice": "required"}
     free = {"tool_choice": "required", "ignore_eos": True}
+    big_schema = {"name": "big", "schema": {"enum": ["x" * (1 << 20)]}}
+    big_format = {"type": "json_schema", "json_schema": big_schema}
     bogus, big, long, held = posts(
         bad({"properties": {"a": {"type": "bogus"}}}, **choice), bad(endless, **choice),
-        bad({"properties": {"a": {"enum": ["x" * (1 << 20)]}}}, **choice), asked(**free),
+        asked(tools=None, response_format=big_format), asked(**free),
     )  # fmt: skip
     for answer in (bogus, big):
         assert answer.status_code == 400
@@ -170,7 +172,7 @@ def test_bad_schemas_are_refused_by_name() -> None:
     assert bogus.json()["error"]["message"].endswith("got Invalid type: bogus")
     assert "its multipleOf may be the cause (62615533)" in big.json()["error"]["message"]
     assert long.json()["error"]["message"].startswith(
-        "tools: wanted schemas of up to 1048576 bytes in all, got 10"
+        "response_format: wanted schemas of up to 1048576 bytes in all, got 10"
     )
     assert held.json()["error"]["message"] == (
         "ignore_eos: wanted none with tools that must be called, which say themselves where they "
@@ -292,7 +294,7 @@ def test_the_limit_is_named_as_it_was_given() -> None:
     (answer,) = posts(body)
     assert answer.json()["error"]["param"] == "max_completion_tokens"
     assert answer.json()["error"]["message"] == (
-        "max_completion_tokens: 5000 is more than the context of 2048"
+        "max_completion_tokens: 5000 is more than the context of 2048; roomy has no more positions"
     )
 
 

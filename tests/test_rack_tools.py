@@ -66,7 +66,14 @@ class Texts(Tokenizer):
 
     def __init__(self, template: str | None) -> None:
         made = ChatTemplate(template, where="test", tokens={"bos_token": "<s>"})
-        super().__init__(vocab_size=1 << 21, bos_id=None, eos_ids=(), template=made, notice=None)
+        super().__init__(
+            vocab_size=1 << 21,
+            bos_id=None,
+            eos_ids=(),
+            template=made,
+            notice=None,
+            longest_token=None,
+        )
 
     def encode(self, text: str) -> list[int]:
         return [ord(char) for char in text]
@@ -80,6 +87,9 @@ class Texts(Tokenizer):
         raise NotImplementedError
 
     def vocabulary(self) -> str | list[bytes]:
+        raise NotImplementedError
+
+    def _plain_ids(self) -> list[int]:
         raise NotImplementedError
 
 

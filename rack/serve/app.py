@@ -35,7 +35,7 @@ from rack.serve.responses_api.events import stream as stream_responses
 from rack.serve.responses_api.objects import Reply, wants_metrics
 from rack.serve.responses_api.parse import as_sent, asked_of, parse_request
 from rack.serve.runner import Finished
-from rack.serve.schemas import parse_chat, parse_text
+from rack.serve.schemas import Parsed, parse_chat, parse_text
 from rack.serve.service import Service, Ticket, closed, collect, stream
 
 MAX_BODY_BYTES = 4 << 20
@@ -112,11 +112,13 @@ class _Surface:
 
     async def _chat(self, request: Request) -> Response:
         self._authorize(request)
-        return await self._complete(request, parse_chat, _as_it_is, stream)
+        read = await self._read(request, parse_chat)
+        return await self._complete(request, *read, _as_it_is, stream)
 
     async def _text(self, request: Request) -> Response:
         self._authorize(request)
-        return await self._complete(request, parse_text, _as_it_is, stream)
+        read = await self._read(request, parse_text)
+        return await self._complete(request, *read, _as_it_is, stream)
 
     async def _respond(self, request: Request) -> Response:
         self._authorize(request)
@@ -125,8 +127,9 @@ class _Surface:
         def reply(answer: Answer) -> Reply:
             return Reply(request=asked_of(answer.parsed), chat=answer, metrics=metrics)
 
+        read = await self._read(request, parse_request)
         try:
-            return await self._complete(request, parse_request, reply, stream_responses)
+            return await self._complete(request, *read, reply, stream_responses)
         except ApiError as error:
             raise as_sent(error) from None
 
@@ -196,16 +199,20 @@ class _Surface:
         _call(request).arrived_seconds = time.perf_counter()
         return unpack(b"".join(parts), request.headers.get("content-encoding"), limit)
 
+    async def _read(self, request: Request, parse: Parse) -> tuple[Parsed, Sequence[Sequence[int]]]:
+        """Read a request for a completion, and its prompts as ids. Raises ApiError."""
+        return await self._service.read(parse, await self._body(request))
+
     async def _complete(
-        self, request: Request, parse: Parse, shape: Callable[[Answer], A],
+        self, request: Request, parsed: Parsed, prompts: Sequence[Sequence[int]],
+        shape: Callable[[Answer], A],
         events: Callable[[list[TokenEvent | Finished], Sequence[Ticket], A], AsyncIterator[bytes]],
     ) -> Response:  # fmt: skip
-        """Answer a request: whole, or as a stream once its first token is there.
+        """Answer a checked request: whole, or as a stream once its first token is there.
 
         `shape` gives the answer the form that the route wants, `events` writes its stream.
         """
-        call, body = _call(request), await self._body(request)
-        parsed, prompts = await self._service.read(parse, body)
+        call = _call(request)
         call.model = parsed.model
         assert call.key is not None
         if parsed.tools is not None or parsed.schema is not None:

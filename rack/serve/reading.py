@@ -50,10 +50,13 @@ def read_prompts(desk: Desk, body: bytes, parse: Parse) -> tuple[Parsed, Sequenc
     Of a chat the last message's role is kept. Raises ApiError.
     """
     parsed = parse(body, desk.seed)
-    param = "prompt" if parsed.messages is None else "messages"
-    asked, given_as = parsed.params.max_tokens, parsed.limit_param
+    asked, param = parsed.params.max_tokens, parsed.text_param
     if asked is not None and asked > desk.context:
-        refuse(given_as, f"{asked} is more than the context of {desk.context}; {desk.advice}")
+        refuse(
+            parsed.limit_param, f"{asked} is more than the context of {desk.context}; {desk.advice}"
+        )
+    if parsed.messages is not None and not parsed.messages:
+        refuse(param, "wanted at least one message, got none")
     try:
         prompts = _prompts(desk, parsed)
     except PromptError as error:
@@ -69,9 +72,11 @@ def _prompts(desk: Desk, parsed: Parsed) -> list[Sequence[int]]:
     tokenizer = desk.tokenizer
     if parsed.messages is not None:
         text = chat_text(tokenizer.template, parsed.messages, parsed.tools)
-        return [_encoded(desk, text, "messages", tokenizer.encode_chat)]
+        return [_encoded(desk, text, parsed.text_param, tokenizer.encode_chat)]
     return [
-        _encoded(desk, prompt, "prompt", tokenizer.encode) if isinstance(prompt, str) else prompt
+        _encoded(desk, prompt, parsed.text_param, tokenizer.encode)
+        if isinstance(prompt, str)
+        else prompt
         for prompt in parsed.prompts
     ]
 

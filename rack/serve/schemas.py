@@ -45,7 +45,8 @@ class Parsed:
     continuous_usage: bool
     seed: int  # as it was given; `params` has it as the sampler takes it
     service_tier: str
-    limit_param: str = "max_tokens"  # by which name max_tokens was given
+    text_param: str  # by which names the prompt and max_tokens were given
+    limit_param: str = "max_tokens"
     tools: Tools | None = None
     schema: Schema | None = None  # of the answer
     request: Body | None = None  # as it was sent, where the answer repeats it
@@ -63,7 +64,8 @@ def parse_chat(body: bytes, default_seed: int) -> Parsed:
     if schema is not None:
         check_depth(schema, SCHEMA_PARAM)
     return Parsed(
-        messages=chat_of(request.messages), prompts=(), tools=tools_of(request), schema=schema,
+        messages=chat_of(request.messages), prompts=(), text_param="messages",
+        tools=tools_of(request), schema=schema,
         params=sampling(request, old if new is None else new, default_seed, limit_param),
         limit_param=limit_param, **_common(request, default_seed),
     )  # fmt: skip
@@ -74,8 +76,8 @@ def parse_text(body: bytes, default_seed: int) -> Parsed:
     request = validate(TextRequest, body, TEXT)
     limit = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     return Parsed(
-        messages=None, prompts=tuple(request.prompt), params=sampling(request, limit, default_seed),
-        **_common(request, default_seed),
+        messages=None, prompts=tuple(request.prompt), text_param="prompt",
+        params=sampling(request, limit, default_seed), **_common(request, default_seed),
     )  # fmt: skip
 
 

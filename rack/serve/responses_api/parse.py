@@ -20,6 +20,7 @@ from rack.serve.responses_api.bodies import (
 from rack.serve.schemas import Parsed, sampling, validate
 from rack.tools import Tools
 
+_LIMIT = "max_output_tokens"
 _CHAT_ROLES = {"developer": "system"}
 _AS_SENT = {
     "messages": "input",
@@ -58,7 +59,8 @@ def _chat(request: ResponsesRequest, default_seed: int) -> Parsed:
         check_depth(schema, SCHEMA_PARAM)
     return Parsed(
         model=request.model, messages=_messages(request), prompts=(), tools=_tools(request),
-        schema=schema, params=sampling(request, request.max_output_tokens, default_seed),
+        schema=schema, text_param="input", limit_param=_LIMIT,
+        params=sampling(request, request.max_output_tokens, default_seed, _LIMIT),
         stream=bool(request.stream), include_usage=False, continuous_usage=False,
         seed=default_seed if request.seed is None else request.seed,
         service_tier=request.service_tier or "auto",
