@@ -10,19 +10,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from chip.assembly import disassemble
 from chip.floorplan import parse_queue
 from chip.operations import MOVES
 from chip.program import Program
 from chip.queues import QueueProgram, to_queues
-from compiler.artifact import read_artifact
 from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel
+from rack.config import RunConfig
 from rack.errors import ConfigError
 from rack.instructions import step_issues
 from rack.shell import put, verb
+from rack.stored import load_stored
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args = build_parser().parse_args(argv)
-    compiled, _ = read_artifact(Path(args.folder))
+    _, _, compiled, _ = load_stored(RunConfig(model=args.folder, executor="timing"))
     name = args.step or next(iter(compiled.steps))
     if name not in compiled.steps:
         raise ConfigError(f"step: wanted one of {', '.join(compiled.steps)}, got {name!r}")

@@ -151,7 +151,10 @@ class Hardware:
         }
         return {
             "name": self.name,
-            "chip": asdict(self.chip),
+            "chip": {
+                **asdict(self.chip),
+                "delays": {name: [func, skew] for name, func, skew in self.chip.delays},
+            },
             "chips_per_card": self.chips_per_card,
             "cards_per_rack": self.cards_per_rack,
             "chips_per_node": self.chips_per_node,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.artifact import MANIFEST, SCHEDULES, read_artifact
+from compiler.artifact import MANIFEST, SCHEDULES, write_manifest
 from compiler.errors import ArtifactError, CapacityError
 from rack.compile import main as compile_main
 from rack.config import RunConfig
@@ -39,13 +39,14 @@ def refused(folder: Path, **extra: object) -> str:
 
 
 def edit(folder: Path, **changes: object) -> None:
-    path = folder / MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change the manifest and its digest with it."""
+    write_manifest(folder, {**json.loads((folder / MANIFEST).read_text()), **changes})
 
 
 def test_an_artifact_runs_as_the_model_it_was_made_from(artifact: Path) -> None:
     assert run(str(artifact)) == run("tiny", layout="2x2+1", prefill_chunk=4)
-    compiled, manifest = read_artifact(artifact)
+    compiled = prepare(RunConfig(model=str(artifact), transport="local")).compiled
+    manifest = json.loads((artifact / MANIFEST).read_text())
     sizes = [(artifact / f"chip_{chip:04}.bin").stat().st_size for chip in range(5)]
     assert sizes == [sum(n for _, n in memory.constant_regions) for memory in compiled.memories]
     assert manifest["weights"] == {"kind": "synthetic", "seed": 0}
@@ -87,7 +88,7 @@ def test_a_missing_file_is_named(artifact: Path) -> None:
 
 def test_another_version_is_refused(artifact: Path) -> None:
     edit(artifact, format_version=99)
-    assert "wanted format version 3, got 99" in refused(artifact)
+    assert "wanted format version 4, got 99; compile the model again" in refused(artifact)
 
 
 def test_a_manifest_that_is_not_json_is_refused(artifact: Path) -> None:
@@ -101,8 +102,11 @@ def test_a_schedule_that_is_not_the_manifest_s_is_stale(artifact: Path) -> None:
 
 
 def test_a_changed_profile_is_stale(artifact: Path) -> None:
-    edit(artifact, hardware_digest="0" * 64)
-    assert "stale: profile lesson has changed since" in refused(artifact)
+    machine = json.loads((artifact / MANIFEST).read_text())["machine"]
+    edit(artifact, machine={**machine, "chip": {**machine["chip"], "clock_hz": 1_000_000_000}})
+    assert refused(artifact).endswith(
+        "stale: profile lesson: chip.clock_hz: it was made with 1000000000, now it is 900000000"
+    )
 
 
 def test_other_options_are_refused(artifact: Path) -> None:
