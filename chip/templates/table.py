@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from chip.cost import key
+from chip.errors import TemplateError
 from chip.operations import MOVES, Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates import attend, attend16, matmul, product16, rope, topk, vector
@@ -29,7 +30,7 @@ BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
 
 
 def template(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
-    """Return an operation's template. Raises ValueError for SEND and RECEIVE."""
+    """Return an operation's template. Raises TemplateError, and ValueError for SEND and RECEIVE."""
     if opcode in MOVES:
         raise ValueError(f"{opcode}: its duration is the link's, not the chip's")
     return _template(*key(opcode, a), spec)
@@ -37,7 +38,16 @@ def template(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
 
 @lru_cache(maxsize=4096)
 def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec) -> Template:
-    a = dict(shape)
+    try:
+        return _laid(opcode, dict(shape), spec)
+    except (AssertionError, OverflowError) as error:  # what a template counts on does not hold
+        raise TemplateError(
+            f"{opcode}: no instructions can be laid out with the delays of this chip"
+            + (f": {error}" if str(error) else "")
+        ) from error
+
+
+def _laid(opcode: Opcode, a: dict[str, Any], spec: ChipSpec) -> Template:
     if not has_instructions(opcode, a, spec):
         if opcode in ESTIMATES:
             return estimate(opcode, a, spec)
