@@ -185,7 +185,8 @@ class _Profile:
             f"system.cabling = {cabling!r}, link.rate = {rate!r} and {' and '.join(clocks)}"
         )
         chosen = (str(cabling), str(rate), *clocks)
-        keys = (*COMMON, *(key for choice in chosen for key in ONLY[choice]))
+        keys = [*COMMON, *(key for choice in chosen for key in ONLY[choice])]
+        keys.sort(key=lambda key: TABLES.index(key.partition(".")[0]))
         self.used = {key: self._get(key) for key in keys}
         self._check_unused_delays()
 
@@ -207,9 +208,9 @@ class _Profile:
 
     def _check_unused_delays(self) -> None:
         """Refuse delays that would change nothing: those of groqrack stand."""
-        for name in UNUSED_DELAYS:
-            key = f"delays.{name}"
-            base, own = _read(_FOLDER / "groqrack.toml", ())[1][key].value, self.used[key].value
+        shipped = _read(_FOLDER / "groqrack.toml", ())[1]
+        for key in (f"delays.{name}" for name in UNUSED_DELAYS):
+            base, own = shipped[key].value, self.used[key].value
             if own != base:
                 wanted = f"{base} (only that is modelled)"
                 raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(own))

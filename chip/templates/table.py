@@ -8,14 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from chip.cost import key
-from chip.errors import TemplateError
 from chip.operations import MOVES, Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates import attend, attend16, matmul, product16, rope, topk, vector
 from chip.templates.builder import LANES
 from chip.templates.estimate import ESTIMATES, estimate
 from chip.templates.row_passes import SCALES, in_passes, rows_at_once
-from chip.templates.template import Template
+from chip.templates.template import Template, laid_out
 from chip.templates.uses import check
 
 BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
@@ -38,13 +37,8 @@ def template(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
 
 @lru_cache(maxsize=4096)
 def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec) -> Template:
-    try:
+    with laid_out(opcode):
         return _laid(opcode, dict(shape), spec)
-    except (AssertionError, OverflowError) as error:  # what a template counts on does not hold
-        raise TemplateError(
-            f"{opcode}: no instructions can be laid out with the delays of this chip"
-            + (f": {error}" if str(error) else "")
-        ) from error
 
 
 def _laid(opcode: Opcode, a: dict[str, Any], spec: ChipSpec) -> Template:
@@ -53,7 +47,7 @@ def _laid(opcode: Opcode, a: dict[str, Any], spec: ChipSpec) -> Template:
             return estimate(opcode, a, spec)
         return replace(BUILDERS[opcode](a, spec), lowered=False)
     found = _build(opcode, a, spec)
-    check(f"{opcode} of {', '.join(f'{name} {value}' for name, value in shape)}", found.asked())
+    check(f"{opcode} of {', '.join(f'{name} {value}' for name, value in a.items())}", found.asked())
     return found
 
 
