@@ -69,6 +69,12 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file: its size and its SHA-256."""
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest with its digest. A folder without a manifest is no artifact."""
     temporary = folder / (MANIFEST + ".part")

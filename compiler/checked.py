@@ -69,10 +69,10 @@ class Table:
         return Table(f"{self.what}: {key}", self.raw(key))
 
     def names(self) -> list[str]:
-        """Return the keys. Raises ArtifactError for one that is no text."""
+        """Return the keys. Raises ArtifactError for one that is no plain text."""
         for key in self._data:
-            if not isinstance(key, str):
-                raise ArtifactError(f"{self.what}: wanted keys of text, got {shown(key)}")
+            if not isinstance(key, str) or not key.isprintable():
+                raise ArtifactError(f"{self.what}: wanted keys of plain text, got {shown(key)}")
         return list(self._data)
 
     def only(self, *known: str) -> None:

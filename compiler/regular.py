@@ -35,3 +35,8 @@ def read_file(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise OSError(f"it has more than {most:,} bytes")
     return bytes(data)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """Return a file's name as text that can be printed, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

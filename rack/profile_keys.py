@@ -15,7 +15,7 @@ from rack.errors import ProfileError
 TABLES = ("chip", "delays", "system", "link", "clock", "host")
 MOST_CYCLES = 1_000_000  # of a latency: a millisecond and more
 MOST_DELAY = 64  # of one instruction
-MOST_CHIPS = 4096  # of a rack
+MOST_CHIPS = 1024  # of a rack
 MOST_PORTS = 64  # of a chip
 MOST_SLOT = 1_000_000  # cycles that one vector may take on a link
 MOST_BPS = 10**16

@@ -124,7 +124,7 @@ def _difference(key: str, was: object, now: object) -> str | None:
     """Name the first value that is not as it was."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for name in {**was, **now}:
-            inner = f"{key}.{name}".removeprefix(".")
+            inner = f"{key}.{name if name.isprintable() else ascii(name):.80}".removeprefix(".")
             if found := _difference(inner, was.get(name), now.get(name)):
                 return found
         return None
