@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+MOST_SHOWN = 400  # characters of a name in a message
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, for reading. Raises OSError for anything else."""
@@ -38,5 +40,8 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """Return a file's name as text that can be printed, whatever its bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return a file's name as text that can be printed, whatever its bytes and its length."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if not text.isprintable():
+        text = ascii(text)[1:-1]
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"

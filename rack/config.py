@@ -14,12 +14,11 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compiler.files import shown
-from compiler.regular import read_file
+from compiler.regular import printable, read_file
 from rack.errors import ConfigError
 from rack.kubernetes import service_variables
 from rack.progress import say
@@ -30,6 +29,7 @@ ENV_PREFIX = "LPU_RACK_"
 MOST_FILE = 1 << 20  # bytes of a configuration file
 MOST_TEXT = 4096  # characters of a value: as long as a path may be
 MOST_TOP_K = 1024
+MOST_TOKENS = 1 << 20  # that a flag may ask for
 _FLAGS = {"returns": "return"}  # keys whose flag has another name
 _CHOICES = {"executor": EXECUTORS, "transport": TRANSPORTS}
 _RANGES = {"max_model_len": (1, (1 << 62) - 1), "prefill_chunk": (1, (1 << 62) - 1)}
@@ -107,25 +107,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="file with any of these as keys")
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """Return an argparse type: an integer in `least`..`most`."""
-    return partial(_number, int, least, most, "an integer")
+def count(most: int) -> Callable[[str], int]:
+    """Return an argparse type: an integer up to `most`; what the least is, the verb says."""
 
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:  # also for thousands of digits
+            value = most + 1
+        if not -most <= value <= most:
+            wanted = f"wanted an integer up to {most:,}"
+            raise argparse.ArgumentTypeError(f"{wanted}, got {shown(text)}")
+        return value
 
-def real(least: float, most: float) -> Callable[[str], float]:
-    """Return an argparse type: a number in `least`..`most`."""
-    return partial(_number, float, least, most, "a number")
-
-
-def _number(kind: Callable[[str], Any], least: Any, most: Any, what: str, text: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not least <= value <= most:  # a NaN neither
-        wanted = f"wanted {what} in {least:,}..{most:,}"
-        raise argparse.ArgumentTypeError(f"{wanted}, got {shown(text)}")
-    return value
+    return integer
 
 
 def resolve(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> RunConfig:
@@ -162,7 +157,8 @@ def _file(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(read_file(path, MOST_FILE).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, deep nesting
-        raise ConfigError(f"{path}: wanted a TOML file, got {error}") from error
+        got = f"{error!s:.400}"
+        raise ConfigError(f"{printable(path)}: wanted a TOML file, got {got}") from error
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
         raise ConfigError(f"{path}: unknown key {unknown[0]:.80}; known: {', '.join(KEYS)}")
@@ -207,11 +203,25 @@ def _check(label: str, key: str, value: Any) -> None:
             raise ConfigError(f"{label}: wanted topk:K with K up to {MOST_TOP_K}, got {value!r}")
 
 
+def arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse a command line. Exits with 2 through the parser on bad input.
+
+    argparse gives `--flag=--` an empty list for a value, which no verb could use.
+    """
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == [] != parser.get_default(name) or (isinstance(value, list) and [] in value):
+            parser.error(f"--{name.replace('_', '-')}: wanted a value, got '--'")
+    return args
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, RunConfig]:
     """Parse a command line that has `add_flags`. Exits with 2 through the parser on bad input."""
-    args = parser.parse_args(argv)
+    args = arguments(parser, argv)
     if foreign := service_variables(os.environ, ENV_PREFIX):
         say(
             f"NOTE: {', '.join(foreign)}: ignored, as Kubernetes sets them for a service; a pod's "

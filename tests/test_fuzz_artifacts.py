@@ -17,7 +17,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from fuzz_kit import Raw, examples, judge, spoil_bytes, spoil_file, spoil_json, spoil_value
+from fuzz_kit import examples, judge, spoil_bytes, spoil_file, spoil_json, spoil_value
 
 from compiler.artifact import MANIFEST, SCHEDULES, file_entry, write_manifest
 from rack.compile import main as compile_main
@@ -121,9 +121,7 @@ SPOILERS: tuple[Callable[[random.Random, Path], str], ...] = (
 )  # fmt: skip
 
 
-def test_spoiled_artifacts(
-    artifact: Path, tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
+def test_spoiled_artifacts(artifact: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     sound, came = ask(artifact), Counter[str]()
     for number in range(examples(pytestconfig, 0.1)):
         rng = random.Random(number)

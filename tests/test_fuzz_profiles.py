@@ -134,7 +134,10 @@ def test_spoiled_profiles(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     assert came["compiled"]
 
 
-@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b.toml", "\udcff.toml", "/", "..", "/dev/zero"])
+ODD_NAMES = ("", "x" * 5000, "a\0b.toml", "\udcff.toml", "/", "..", "/dev/zero")
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_name_of_no_profile(name: str) -> None:
     outcome = judge(ascii(name), lambda: load_hardware(name))
     assert outcome.refusal is not None
