@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from compiler.errors import LayoutError, shown
+from compiler.errors import LayoutError
+from compiler.files import shown
 
 MOST_GROUP, MOST_HEAD, MOST_CHIPS = 128, 1024, 8192
 

@@ -10,8 +10,6 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-MOST_SHOWN = 400  # characters of a name in a message
-
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, for reading. Raises OSError for anything else."""
@@ -37,11 +35,3 @@ def read_file(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise OSError(f"it has more than {most:,} bytes")
     return bytes(data)
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    """Return a file's name as text that can be printed, whatever its bytes and its length."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    if not text.isprintable():
-        text = ascii(text)[1:-1]
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"

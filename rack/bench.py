@@ -24,7 +24,7 @@ from chip.kernels import BEST, INSTRUCTION_SETS
 from chip.kernels import load as load_kernels
 from compiler.graph import Kind
 from compiler.pipeline import CompiledModel
-from rack.config import MOST_TOKENS, RunConfig, add_flags, count, parse
+from rack.config import RunConfig, add_flags, parse
 from rack.engine import Completion
 from rack.errors import ConfigError
 from rack.memory import fit_to_memory
@@ -48,15 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser)
     parser.add_argument(
-        "--prompt-tokens", type=count(MOST_TOKENS), metavar="N",
+        "--prompt-tokens", type=int, metavar="N",
         help=f"tokens to prefill (default {PROMPT_TOKENS}, or as many as the context has room for)",
     )  # fmt: skip
     parser.add_argument(
-        "--decode-tokens", type=count(MOST_TOKENS), default=16, metavar="N",
+        "--decode-tokens", type=int, default=16, metavar="N",
         help="tokens per completion (default %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--repeats", type=count(MOST_TOKENS), default=3, metavar="N",
+        "--repeats", type=int, default=3, metavar="N",
         help="completions; medians are reported (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")

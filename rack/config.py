@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from compiler.files import shown
-from compiler.regular import printable, read_file
+from compiler.errors import one_line
+from compiler.files import printable, shown
+from compiler.regular import read_file
 from rack.errors import ConfigError
 from rack.kubernetes import service_variables
 from rack.progress import say
@@ -30,9 +31,10 @@ MOST_FILE = 1 << 20  # bytes of a configuration file
 MOST_TEXT = 4096  # characters of a value: as long as a path may be
 MOST_TOP_K = 1024
 MOST_TOKENS = 1 << 20  # that a flag may ask for
+MOST_DIGITS = 100  # of an integer; Python reads some thousands
+MOST_INTEGER = 1 << 62
 _FLAGS = {"returns": "return"}  # keys whose flag has another name
 _CHOICES = {"executor": EXECUTORS, "transport": TRANSPORTS}
-_RANGES = {"max_model_len": (1, (1 << 62) - 1), "prefill_chunk": (1, (1 << 62) - 1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,15 +113,14 @@ def count(most: int) -> Callable[[str], int]:
     """Return an argparse type: an integer up to `most`; what the least is, the verb says."""
 
     def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:  # also for thousands of digits
-            value = most + 1
+        digits = text.strip().lstrip("+-")
+        value = most + 1 if digits.isdecimal() and len(digits) > MOST_DIGITS else int(text)
         if not -most <= value <= most:
             wanted = f"wanted an integer up to {most:,}"
             raise argparse.ArgumentTypeError(f"{wanted}, got {shown(text)}")
         return value
 
+    integer.__name__ = "int"  # argparse calls the type so where the text is no integer
     return integer
 
 
@@ -158,7 +159,7 @@ def _file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(read_file(path, MOST_FILE).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, deep nesting
         got = f"{error!s:.400}"
-        raise ConfigError(f"{printable(path)}: wanted a TOML file, got {got}") from error
+        raise ConfigError(f"{one_line(printable(path))}: wanted a TOML file, got {got}") from error
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
         raise ConfigError(f"{path}: unknown key {unknown[0]:.80}; known: {', '.join(KEYS)}")
@@ -188,9 +189,8 @@ def _check(label: str, key: str, value: Any) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         wanted = f"one of {', '.join(_CHOICES[key])}"
         raise ConfigError(f"{label}: wanted {wanted}, got {shown(value)}")
-    if key in _RANGES and not _RANGES[key][0] <= value <= _RANGES[key][1]:
-        least, most = _RANGES[key]
-        raise ConfigError(f"{label}: wanted an integer in {least}..{most}, got {shown(value)}")
+    if key in ("max_model_len", "prefill_chunk") and abs(value) > MOST_INTEGER:
+        raise ConfigError(f"{label}: wanted an integer up to {MOST_INTEGER}, got {shown(value)}")
     if key == "seed" and not 0 <= value < 1 << 64:
         raise ConfigError(f"{label}: wanted an integer in 0..2^64-1, got {shown(value)}")
     if key == "step_timeout_s" and not 0 < value < math.inf:

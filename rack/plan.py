@@ -14,7 +14,7 @@ from rich.table import Table
 from compiler.analyse import PARTS, Analysis, analyse
 from compiler.ir import StepSchedule
 from compiler.pipeline import Options, compile_model
-from rack.config import MOST_TOKENS, RunConfig, add_flags, count, parse
+from rack.config import RunConfig, add_flags, parse
 from rack.errors import ConfigError
 from rack.instructions import step_sizes
 from rack.placement import add_dry_run, placement
@@ -33,9 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Compile a model for a machine and show chips, memory and cycles per token.",
     )
     add_flags(parser)
-    parser.add_argument(
-        "--context", type=count(MOST_TOKENS), help="tokens in context (default 512)"
-    )
+    parser.add_argument("--context", type=int, help="tokens in context (default 512)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--instructions", action="store_true",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from chip.isa import MNEMONICS
 from chip.spec import MODELLED, VECTOR_BYTES
-from compiler.errors import shown
+from compiler.files import shown
 from rack.errors import ProfileError
 
 TABLES = ("chip", "delays", "system", "link", "clock", "host")
@@ -53,6 +53,7 @@ RANGES = {
     "clock.jitter_mcycles": (0, MOST_CYCLES),
     "clock.latency_sigma_mcycles": (0, MOST_CYCLES),
     "clock.hac_period_cycles": (1, MOST_CYCLES),
+    "clock.hac_exchange_cycles": (1, MOST_CYCLES),
     "clock.realign_cycles": (1, 10**9),
     "clock.seed": (0, (1 << 64) - 1),
     "host.payload_bps": (1, MOST_BPS),
@@ -69,7 +70,9 @@ ONLY = {  # keys that one choice needs, and that change nothing without it
         f"link.{key}" for key in ("lanes", "line_rate_bps", "encoding_payload", "encoding_total")
     ),
     "shared_egress": ("link.rack_bps", "link.rack_bps_directions"),
-    "straying clocks": ("clock.hac_period_cycles", "clock.realign_cycles"),
+    "straying clocks": (
+        "clock.hac_period_cycles", "clock.hac_exchange_cycles", "clock.realign_cycles",
+    ),
     "drawn latencies": ("clock.seed",),
     "exact clocks": (),
 }

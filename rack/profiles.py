@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from chip.isa import MNEMONICS
 from chip.issue import delays
 from chip.spec import ChipSpec
-from compiler.errors import shown
+from compiler.files import shown
 from compiler.regular import read_file
 from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec

@@ -16,7 +16,7 @@ from gzip import GzipFile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rack.config import MOST_TOKENS, RunConfig, add_flags, count, parse
+from rack.config import RunConfig, add_flags, parse
 from rack.driver import StepResult
 from rack.engine import Engine
 from rack.errors import ConfigError, RequestError
@@ -49,17 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--png", metavar="FILE", help=f"draw the first step here, as {', '.join(PICTURES)}"
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--context", type=count(MOST_TOKENS), help="tokens in context (default 512)")
+    what.add_argument("--context", type=int, help="tokens in context (default 512)")
     what.add_argument(
         "--step", action="append", metavar="NAME", help="decode/512, prefill16/512; repeatable"
     )
-    what.add_argument(
-        "--prompt-tokens", type=count(MOST_TOKENS), metavar="N", help="a whole request instead"
-    )
+    what.add_argument("--prompt-tokens", type=int, metavar="N", help="a whole request instead")
     parser.add_argument(
-        "--max-tokens", type=count(MOST_TOKENS), default=4, metavar="N",
-        help="its tokens (default 4)",
-    )  # fmt: skip
+        "--max-tokens", type=int, default=4, metavar="N", help="its tokens (default 4)"
+    )
     add_dry_run(parser)
     return parser
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from compiler.errors import shown
+from compiler.files import shown
 from compiler.lstm import cell_cycles
 from rack.accuracy import Row
 from rack.config import arguments, count
