@@ -11,6 +11,13 @@ from dataclasses import dataclass, fields
 VECTOR_BYTES = 320
 """Bytes of one SRAM word, one stream value and one C2C packet's payload."""
 
+MODELLED = {
+    "lanes": VECTOR_BYTES, "superlanes": 20, "hemispheres": 2, "slices": 88, "banks": 2,
+    "streams": 64, "mxm_planes": 4, "mxm_rows": 320, "mxm_columns": 320,
+    "mxm_weight_streams": 16, "mxm_fp16_slowdown": 4, "vxm_alus": 16,
+}  # fmt: skip
+"""The floor plan that instruction templates are laid on; a profile with another is refused."""
+
 
 def pad_vector(n_bytes: int) -> int:
     """Round `n_bytes` up to whole 320-byte vectors."""
@@ -43,14 +50,7 @@ class ChipSpec:
     mxm_weight_streams: int  # vectors loaded into one plane per cycle
     mxm_fp16_slowdown: int  # fp16 throughput is 1/this of int8
     vxm_alus: int  # per lane
-    mem_latency_cycles: int  # SRAM read to stream, or stream to SRAM write, transit included
-    mxm_fill_cycles: int  # first activation in to first result out
-    vxm_latency_cycles: int  # one ALU operation, in to out
-    vxm_chain: int  # ALU operations chained per pass through the VXM
-    lane_reduce_cycles: int  # a fixed tree over the 320 lanes, through SXM and VXM
-    sxm_latency_cycles: int  # shift, permute, transpose
     forward_cycles: int  # last byte in to first byte out, for a vector passed on to another chip
-    ecc_bits_per_word: int
     slices_per_hop: int  # MEM slices between two stream registers
     mxm_activation_slots: int  # rows that a plane's activation buffer holds
     mxm_accumulator_rows: int  # rows that a plane's accumulators hold

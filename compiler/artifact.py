@@ -1,47 +1,55 @@
-"""A compiled model as a folder: manifest, schedules, one SRAM image per chip.
+"""A compiled model as a folder: manifest, schedules, one SRAM image per chip, tokenizer files.
 
     manifest.json        versions, hashes, resolved configuration, where the weights came from
     schedules.msgpack    links, memories, every step
     chip_0000.bin …      the constants of each chip's SRAM: weights, then scales and norms
 
-Written once into a temporary name and moved into place; read back with every file's SHA-256
-checked (images when a chip loads them). What does not match is refused by file name.
+The manifest has every file's size and SHA-256, and a digest of itself; a file that it does not name
+is refused. Opening checks the manifest, all sizes, and all files but the images, which each chip
+checks as it reads them (rack/stored.py). Links, memories and operations are laid out anew and must
+be what is stored (compiler/replay.py), so an artifact holds no more power than its cycles.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from chip.program import Operation, Program
-from chip.spec import ChipSpec
-from compiler.errors import ArtifactError
-from compiler.files import is_file
-from compiler.graph import build_graph
-from compiler.ir import (
-    HostMemory,
-    LinkUse,
-    Memory,
-    ScheduledTransfer,
-    StepKind,
-    StepSchedule,
-    Tensor,
-)
-from compiler.layout import parse_layout
+from compiler.checked import Table, parse_json, parse_msgpack
+from compiler.errors import ArtifactError, CompilerError
+from compiler.files import shown
+from compiler.ir import StepSchedule
+from compiler.layout import Layout, parse_layout
 from compiler.model_config import ModelConfig
-from compiler.network import Network
-from compiler.partition import partition
-from compiler.pipeline import FORMAT_VERSION, CompiledModel, schedule_digest
-from interconnect.clock import ClockSpec, SyncHop
+from compiler.parallel import collector_off
+from compiler.pipeline import (
+    DTYPES,
+    FORMAT_VERSION,
+    CompiledModel,
+    Ground,
+    Options,
+    compiled_model,
+    lay_out,
+    prefill_sizes,
+    schedule_digest,
+    step_kinds,
+)
+from compiler.regular import read_file
+from compiler.replay import replay_step
+from compiler.target import Target
 
 MANIFEST, SCHEDULES = "manifest.json", "schedules.msgpack"
-READ_BYTES = 1 << 24
+MOST_MANIFEST, MOST_SCHEDULES, MOST_COPIED = 1 << 26, 1 << 33, 1 << 30  # bytes
+MOST_SLOTS = 1 << 16  # of a machine that an artifact may be bound to
+HEX = "[0-9a-f]{64}"
 
 
 def image_name(chip: int) -> str:
@@ -50,17 +58,29 @@ def image_name(chip: int) -> str:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Say whether a folder is an artifact rather than a model."""
-    return is_file(folder / MANIFEST)
+    """Say whether a folder is an artifact, a damaged one perhaps, rather than a model."""
+    return os.path.lexists(folder / MANIFEST) and not any(folder.glob("*.safetensors"))
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 over all of a manifest but its digest, however it is spaced: 64 hex digits."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file: its size and its SHA-256."""
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest with its digest. A folder without a manifest is no artifact."""
+    temporary = folder / (MANIFEST + ".part")
+    sealed = {**manifest, "digest": manifest_digest(manifest)}
+    temporary.write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+    temporary.rename(folder / MANIFEST)
 
 
 def write_artifact(
@@ -68,119 +88,231 @@ def write_artifact(
     compiled: CompiledModel,
     images: Iterable[tuple[int, Sequence[memoryview]]],
     extra: Mapping[str, Any],
+    copies: Mapping[str, Path] | None = None,
 ) -> None:
     """Write everything; `images` gives (chip, its regions of constants) one after another.
 
-    `extra` is kept in the manifest as it is. Raises ArtifactError where the folder is in use.
+    `extra` is kept in the manifest as it is, and `copies` are taken into the folder, by their
+    names there. Raises ArtifactError where the folder is in use.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder}: wanted an empty or new folder, got one with files")
     folder.mkdir(parents=True, exist_ok=True)
-    digests: dict[str, str] = {}
-    for chip, image in images:
-        path = folder / image_name(chip)
-        digest = hashlib.sha256()
-        with path.open("wb") as file:
-            for region in image:
-                file.write(region)
-                digest.update(region)
-        digests[path.name] = digest.hexdigest()
-    (folder / SCHEDULES).write_bytes(msgpack.packb(_schedules(compiled)))
-    digests[SCHEDULES] = file_digest(folder / SCHEDULES)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "schedule_hash": compiled.schedule_hash,
-        "model": compiled.config.to_dict(),
-        "chip": asdict(compiled.chip),
-        "target": compiled.target_name,
-        "layout": str(compiled.layout),
-        "dtype": compiled.dtype,
-        "max_model_len": compiled.max_model_len,
-        "prefill_chunk": compiled.prefill_chunk,
-        "buckets": list(compiled.buckets),
-        "top_k": compiled.top_k,
-        "binding": list(compiled.network.binding),
-        "files": digests,
-        **extra,
-    }
-    temporary = folder / (MANIFEST + ".part")  # a folder without a manifest is no artifact
-    temporary.write_text(json.dumps(manifest, indent=1))
-    temporary.rename(folder / MANIFEST)
+    entries = {}
+    for chip, regions in images:  # each is made as it is asked for
+        entries[image_name(chip)] = _write(folder / image_name(chip), regions)
+    entries[SCHEDULES] = _write(folder / SCHEDULES, [msgpack.packb(stored_form(compiled))])
+    for name, path in (copies or {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        entries[name] = _write(folder / name, [read_file(path, MOST_COPIED)])
+    write_manifest(
+        folder,
+        {
+            "format_version": FORMAT_VERSION,
+            "schedule_hash": compiled.schedule_hash,
+            "model": compiled.config.to_dict(),
+            "target": compiled.target_name,
+            "layout": str(compiled.layout),
+            "dtype": compiled.dtype,
+            "max_model_len": compiled.max_model_len,
+            "prefill_chunk": compiled.prefill_chunk,
+            "buckets": list(compiled.buckets),
+            "top_k": compiled.top_k,
+            "binding": list(compiled.network.binding),
+            "files": entries,
+            **extra,
+        },
+    )
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check the manifest. Raises ArtifactError."""
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a file; return what the manifest says of it."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def read_manifest(folder: Path) -> Table:
+    """Read the manifest, and check it and that the folder holds its files and no others.
+
+    Raises ArtifactError.
+    """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: wanted a manifest, got {error}") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        data = read_file(path, MOST_MANIFEST)
+    except OSError as error:
+        raise ArtifactError(f"{path}: wanted a manifest, got {error}") from None
+    found = parse_json(str(path), data, "a manifest")
+    manifest = Table(str(path), found)
+    version = manifest.raw("format_version")
     if version != FORMAT_VERSION:
-        raise ArtifactError(f"{path}: wanted format version {FORMAT_VERSION}, got {version}")
-    return dict(manifest)
+        got = f"{shown(version)}; compile the model again"
+        raise ArtifactError(f"{path}: wanted format version {FORMAT_VERSION}, got {got}")
+    wanted = manifest.text("digest", HEX)
+    if (got := manifest_digest(found)) != wanted:
+        raise ArtifactError(f"{path}: corrupt: wanted digest {wanted}, its values give {got}")
+    _check_folder(folder, manifest.table("files"))
+    return manifest
 
 
-def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> Path:
-    """Return a file of the artifact whose SHA-256 is what the manifest says."""
-    path, wanted = folder / name, manifest["files"].get(name)
-    if wanted is None or not path.is_file():
-        raise ArtifactError(f"{path}: wanted a file of the artifact, got nothing")
-    got = file_digest(path)
+def _check_folder(folder: Path, files: Table) -> None:
+    """Refuse a file that is missing, of another size or not in the manifest."""
+    names = files.names()
+    for name in names:
+        entry = files.table(name)
+        entry.only("bytes", "sha256")
+        entry.text("sha256", HEX)
+        path, wanted = folder / name, entry.integer("bytes")
+        try:
+            about = os.stat(path)
+        except (OSError, ValueError):
+            raise ArtifactError(f"{path}: wanted a file of the artifact, got nothing") from None
+        if not stat.S_ISREG(about.st_mode) or not _is_inside(name):
+            raise ArtifactError(f"{path}: wanted a file of the artifact, got no regular file")
+        if about.st_size != wanted:
+            raise ArtifactError(f"{path}: corrupt: wanted {wanted} bytes, got {about.st_size}")
+    known = {str(path) for name in (*names, MANIFEST) for path in (Path(name), *Path(name).parents)}
+    for where, folders, found in os.walk(folder):
+        for name in sorted((*folders, *found)):
+            path = Path(where, name)
+            if not name.startswith(".") and str(path.relative_to(folder)) not in known:
+                raise ArtifactError(f"{path}: wanted the artifact's own files only, got another")
+
+
+def _is_inside(name: str) -> bool:
+    """Tell whether a name stays in the folder: no way up, and written as paths are."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name
+
+
+def check_file(folder: Path, manifest: Table, name: str, most: int = MOST_COPIED) -> bytes:
+    """Return a file of the artifact, whose SHA-256 is what the manifest says.
+
+    Raises ArtifactError.
+    """
+    entry, path = manifest.table("files").table(name), folder / name
+    try:
+        data = read_file(path, most)
+    except OSError as error:
+        raise ArtifactError(f"{path}: wanted a file of the artifact, got {error}") from None
+    wanted, got = entry.text("sha256", HEX), hashlib.sha256(data).hexdigest()
     if got != wanted:
         raise ArtifactError(f"{path}: corrupt: wanted SHA-256 {wanted}, got {got}")
-    return path
+    return data
 
 
-def read_artifact(folder: Path) -> tuple[CompiledModel, dict[str, Any]]:
-    """Rebuild the compiled model, and give the manifest. Raises ArtifactError.
+@collector_off()
+def read_artifact(
+    folder: Path, target: Target, manifest: Table | None = None
+) -> tuple[CompiledModel, Table]:
+    """Rebuild the compiled model on a machine, and give the manifest. Raises ArtifactError.
 
-    The schedule's hash is worked out again from what was read, and must be the manifest's.
+    Everything but cycles is laid out again and must be what is stored; so must the hash of the
+    schedules be the manifest's.
     """
-    manifest = read_manifest(folder)
-    path = check_file(folder, manifest, SCHEDULES)
-    data = msgpack.unpackb(path.read_bytes(), strict_map_key=False)
-    config = ModelConfig.from_dict(manifest["model"])
-    layout = parse_layout(manifest["layout"])
-    links = tuple(LinkUse.from_list(item) for item in data["links"])
-    network = Network(
-        links=links,
-        routes={(src, tuple(dst)): tuple(way) for src, dst, way in data["routes"]},
-        binding=tuple(manifest["binding"]),
-        ports_in_use=data["ports_in_use"],
-        clock=ClockSpec(**data["clock"]),
-        sync=tuple(
-            tuple(SyncHop(slot, latency) for slot, latency in path) for path in data["sync"]
-        ),
-    )
-    steps = [_step(item) for item in data["steps"]]
-    compiled = CompiledModel(
-        config=config,
-        target_name=manifest["target"],
-        chip=ChipSpec(**manifest["chip"]),
-        layout=layout,
-        dtype=manifest["dtype"],
-        max_model_len=manifest["max_model_len"],
-        prefill_chunk=manifest["prefill_chunk"],
-        buckets=tuple(manifest["buckets"]),
-        top_k=manifest["top_k"],
-        partition=partition(build_graph(config), layout),
-        network=network,
-        memories=tuple(_memory(item) for item in data["memories"]),
-        steps={step.name: step for step in steps},
-        schedule_hash=manifest["schedule_hash"],
-    )
-    digest = schedule_digest(compiled)
-    if digest != compiled.schedule_hash:
+    manifest = manifest or read_manifest(folder)
+    config, layout, options = _settings(manifest)
+    path = folder / SCHEDULES
+    stored = Table(str(path), parse_msgpack(str(path), _check_files(folder, manifest, layout)))
+    try:
+        ground = lay_out(config, target, layout, options)
+        steps = _read_steps(ground, target, stored)
+    except ArtifactError:
+        raise
+    except CompilerError as error:  # what the manifest asks for cannot be
+        raise ArtifactError(f"{manifest.what}: stale: {error}") from None
+    compiled = compiled_model(config, target, layout, ground, steps)
+    digest, wanted = schedule_digest(compiled), manifest.text("schedule_hash", HEX)
+    if digest != wanted:
         raise ArtifactError(
-            f"{folder / MANIFEST}: stale: wanted schedule_hash {compiled.schedule_hash}, "
-            f"the schedules give {digest}"
+            f"{manifest.what}: stale: wanted schedule_hash {wanted}, the schedules give {digest}"
         )
-    return compiled, manifest
+    return replace(compiled, schedule_hash=digest), manifest
 
 
-def _schedules(compiled: CompiledModel) -> dict[str, Any]:
-    network = compiled.network
+def _settings(manifest: Table) -> tuple[ModelConfig, Layout, Options]:
+    """Return what the model was compiled with."""
+    model = manifest.table("model")
+    model.text("name")
+    model.items("eos_token_ids")
+    if model.raw("rope_scaling") is not None:
+        model.table("rope_scaling")
+    try:
+        config = ModelConfig.from_dict(manifest.raw("model"))
+        layout = parse_layout(manifest.text("layout"))
+        options = Options(
+            dtype=manifest.choice("dtype", DTYPES),
+            max_model_len=manifest.integer("max_model_len", 1),
+            prefill_chunk=manifest.integer("prefill_chunk", 1),
+            buckets=manifest.integers("buckets", 1),
+            top_k=manifest.integer("top_k"),
+            binding=manifest.integers("binding", 0, MOST_SLOTS),
+        )
+    except ArtifactError:
+        raise
+    except CompilerError as error:
+        raise ArtifactError(f"{manifest.what}: {error}") from None
+    return config, layout, options
+
+
+def _check_files(folder: Path, manifest: Table, layout: Layout) -> bytes:
+    """Check every file but the images, which must be there; return the schedules."""
+    files = manifest.table("files")
+    images = {image_name(chip) for chip in range(layout.chips)}
+    for name in sorted(images):
+        files.table(name)
+    schedules = check_file(folder, manifest, SCHEDULES, MOST_SCHEDULES)
+    for name in files.names():
+        if name not in images and name != SCHEDULES:
+            check_file(folder, manifest, name)
+    return schedules
+
+
+def _read_steps(ground: Ground, target: Target, stored: Table) -> dict[str, StepSchedule]:
+    head = _head_form(ground)
+    stored.only(*head, "steps")
+    for key, value in head.items():
+        _check_same(f"{stored.what}: {key}", stored.raw(key), value)
+    kinds, items = step_kinds(prefill_sizes(ground.chunk), ground.buckets), stored.items("steps")
+    if len(items) != len(kinds):
+        names = ", ".join(kind.name for kind in kinds)
+        raise ArtifactError(f"{stored.what}: steps: wanted {names}, got {len(items)} steps")
+    steps = {}
+    for kind, item in zip(kinds, items, strict=True):
+        what = f"{stored.what}: steps: {kind.name}"
+        step = steps[kind.name] = replay_step(ground, kind, target, Table(what, item))
+        form = _step_form(step)
+        for key, value in form.items():
+            if key == "programs":
+                for node, (was, now) in enumerate(zip(item[key], value, strict=True)):
+                    _check_same(f"{what}: {key}: node {node}", was, now)
+            else:
+                _check_same(f"{what}: {key}", item.get(key), value)
+        Table(what, item).only(*form)
+    return steps
+
+
+def _check_same(what: str, was: object, now: object) -> None:
+    try:
+        same = bool(msgpack.packb(was) == msgpack.packb(now))
+    except ValueError:  # nested too deep to be written
+        same = False
+    if not same:
+        raise ArtifactError(f"{what}: stale: not as this compiler lays it out; compile it again")
+
+
+def stored_form(compiled: CompiledModel) -> dict[str, Any]:
+    """Return what is kept in schedules.msgpack, in its types."""
+    steps = [_step_form(step) for step in compiled.steps.values()]
+    return {**_head_form(compiled), "steps": steps}
+
+
+def _head_form(ground: Ground | CompiledModel) -> dict[str, Any]:
+    network = ground.network
     return {
         "links": [link.to_list() for link in network.links],
         "routes": [[src, list(dst), list(way)] for (src, dst), way in network.routes.items()],
@@ -189,48 +321,19 @@ def _schedules(compiled: CompiledModel) -> dict[str, Any]:
         "sync": [[[hop.slot, hop.latency_cycles] for hop in path] for path in network.sync],
         "memories": [
             {**asdict(memory), "tensors": [asdict(tensor) for tensor in memory.tensors]}
-            for memory in compiled.memories
-        ],
-        "steps": [
-            {
-                "kind": asdict(step.kind),
-                "host": asdict(step.host),
-                "cycles": step.cycles,
-                "transfers": [transfer.to_list() for transfer in step.transfers],
-                "programs": [
-                    [operation.to_list() for operation in program.operations]
-                    for program in step.programs
-                ],
-                "realign": [program.realign for program in step.programs],
-            }
-            for step in compiled.steps.values()
+            for memory in ground.memories
         ],
     }
 
 
-def _memory(data: dict[str, Any]) -> Memory:
-    tensors = tuple(Tensor(**tensor) for tensor in data.pop("tensors"))
-    return Memory(tensors=tensors, **data)
-
-
-def _step(data: dict[str, Any]) -> StepSchedule:
-    kind = StepKind(**data["kind"])
-    programs = tuple(
-        Program(
-            chip=chip,
-            step=kind.name,
-            rows=kind.rows,
-            operations=tuple(Operation.from_list(item) for item in operations),
-            realign=tuple((begin, end) for begin, end in realign),
-        )
-        for chip, (operations, realign) in enumerate(
-            zip(data["programs"], data["realign"], strict=True)
-        )
-    )
-    return StepSchedule(
-        kind=kind,
-        programs=programs,
-        transfers=tuple(ScheduledTransfer.from_list(item) for item in data["transfers"]),
-        host=HostMemory(**data["host"]),
-        cycles=data["cycles"],
-    )
+def _step_form(step: StepSchedule) -> dict[str, Any]:
+    return {
+        "kind": asdict(step.kind),
+        "host": asdict(step.host),
+        "cycles": step.cycles,
+        "transfers": [transfer.to_list() for transfer in step.transfers],
+        "programs": [
+            [operation.to_list() for operation in program.operations] for program in step.programs
+        ],
+        "realign": [program.realign for program in step.programs],
+    }

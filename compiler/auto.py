@@ -17,7 +17,7 @@ from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.graph import build_graph
 from compiler.layout import Layout
 from compiler.model_config import ModelConfig
-from compiler.partition import partition
+from compiler.partition import COLUMN_UNIT, partition
 from compiler.pipeline import MIN_CHUNK, Options, compile_model, prefill_sizes
 from compiler.target import Target
 
@@ -100,7 +100,8 @@ class _Search:
             shared = Layout(stages=stages, group=group)
             if self.excess(shared) <= 0:
                 yield shared
-            for head in sorted({self.smallest_head, group, left}):
+            units = -(-self.config.vocab_size // COLUMN_UNIT)  # more chips would hold nothing
+            for head in sorted({self.smallest_head, group, min(left, units)}):
                 if self.smallest_head <= head <= left:
                     yield Layout(stages=stages, group=group, head=head)
 

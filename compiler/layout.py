@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 
 from compiler.errors import LayoutError
+from compiler.files import shown
+
+MOST_GROUP, MOST_HEAD, MOST_CHIPS = 128, 1024, 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +40,18 @@ class Layout:
 
 
 def parse_layout(text: str) -> Layout:
-    """Parse `PxT` or `PxT+H`. Raises LayoutError for anything else, or for zero counts."""
-    match = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+))?", text.strip())
+    """Parse `PxT` or `PxT+H`. Raises LayoutError for anything else, for zero counts and for more
+    chips than can be laid out in reasonable time: every chip of a stage talks to every other."""
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})(?:\+([0-9]{1,9}))?", text.strip())
     if match is None:
-        raise LayoutError(f"layout {text!r}: wanted PxT or PxT+H, such as 8x4+4")
+        raise LayoutError(f"layout {shown(text)}: wanted PxT or PxT+H, such as 8x4+4")
     stages, group, head = (int(part) if part else 0 for part in match.groups())
     if stages < 1 or group < 1:
         raise LayoutError(f"layout {text!r}: wanted at least one stage of one chip")
+    for count, most, what in (
+        (group, MOST_GROUP, "chips a stage"), (head, MOST_HEAD, "chips of the head group"),
+        (stages * group + head, MOST_CHIPS, "chips"),
+    ):  # fmt: skip
+        if count > most:
+            raise LayoutError(f"layout {text!r}: wanted at most {most} {what}, got {count}")
     return Layout(stages=stages, group=group, head=head)

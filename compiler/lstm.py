@@ -13,6 +13,7 @@ from chip.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import work_start
 from chip.templates.lstm import columns_of, lstm
+from chip.templates.template import laid_out
 from compiler.errors import CapacityError, CompilerError
 from compiler.lower import bind
 
@@ -52,9 +53,12 @@ def cell_cycles(hidden: int, batch: int, spec: ChipSpec) -> int:
     most = max(1, spec.mxm_accumulator_rows // vectors(max(hidden, 1)))
     full, rest = divmod(batch, most) if batch > 0 else (0, batch)  # cell_args refuses it
     rounds = [(full, most)] * (full > 0) + [(1, rest)] * (rest != 0 or full == 0)
-    return sum(n * lstm(cell_args(hidden, rows, spec), spec).cycles for n, rows in rounds)
+    with laid_out("lstm"):
+        return sum(n * lstm(cell_args(hidden, rows, spec), spec).cycles for n, rows in rounds)
 
 
 def lower_cell(a: Args, spec: ChipSpec) -> list[Issue]:
     """Return the cell's instructions."""
-    return bind(lstm(a, spec), a, spec)
+    with laid_out("lstm"):
+        template = lstm(a, spec)
+    return bind(template, a, spec)

@@ -38,7 +38,7 @@ from compiler.steps import StepPlanner
 from compiler.target import Target
 from compiler.verify import verify
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise
 MIN_CHUNK = 16  # the chunk that the default context leaves room for
 FIRST_BUCKET = 256
@@ -220,20 +220,60 @@ def _largest(fits: Any, limit: int) -> int:
     return max(1, low * 16)
 
 
-def schedule_step(
-    split: Partition, network: Network, memories: Sequence[Memory], memory: MemoryOptions,
-    kind: StepKind, target: Target,
-) -> StepSchedule:  # fmt: skip
-    """Plan one step and place it in time."""
-    planner = StepPlanner(
-        split, network, list(memories), kind, memory.dtype, memory.context, memory.top_k
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What steps are scheduled on: everything of a compiled model but its cycles."""
+
+    partition: Partition
+    network: Network
+    memory: MemoryOptions
+    memories: tuple[Memory, ...]
+    buckets: tuple[int, ...]
+
+    def planner(self, kind: StepKind) -> StepPlanner:
+        """Return the planner of one step."""
+        memory = self.memory
+        return StepPlanner(
+            self.partition, self.network, list(self.memories), kind, memory.dtype, memory.context,
+            memory.top_k,
+        )  # fmt: skip
+
+    @property
+    def chunk(self) -> int:
+        """Rows of the largest prefill step."""
+        return self.memory.rows[-1]
+
+
+def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Options) -> Ground:
+    """Deal a model over chips, cable them and give every tensor its address.
+
+    Raises LayoutError, CapacityError or CompilerError.
+    """
+    split = partition(build_graph(config), layout)
+    network = build_network(split, target, options.binding)
+    memory = fit_options(split, network, target.chip, options)
+    memories = tuple(
+        allocate_chip(split, chip, memory, target.chip) for chip in range(layout.chips)
     )
-    slots = {
+    return Ground(
+        partition=split, network=network, memory=memory, memories=memories,
+        buckets=context_buckets(options, memory.context),
+    )  # fmt: skip
+
+
+def forward_slots(planner: StepPlanner) -> dict[int, tuple[list[int], int]]:
+    """Return the addresses at which chips hold messages that pass through, none used yet."""
+    return {
         chip: ([buffers[f"forward.{slot}"] for slot in range(FORWARD_SLOTS)], 0)
         for chip, buffers in enumerate(planner.buffers)
         if "forward.0" in buffers
     }
-    scheduler = Scheduler(target.chip, network, slots)
+
+
+def schedule_step(ground: Ground, kind: StepKind, target: Target) -> StepSchedule:
+    """Plan one step and place it in time."""
+    planner = ground.planner(kind)
+    scheduler = Scheduler(target.chip, ground.network, forward_slots(planner))
     for item in planner.plan():
         scheduler.place(item)
     return scheduler.finish(kind, planner.host, target.host_turnaround_cycles)
@@ -259,34 +299,38 @@ def compile_model(
     ScheduleError is our own bug.
     """
     options = options or Options()
-    split = partition(build_graph(config), layout)
-    network = build_network(split, target, options.binding)
-    memory = fit_options(split, network, target.chip, options)
-    memories = tuple(
-        allocate_chip(split, chip, memory, target.chip) for chip in range(layout.chips)
-    )
-    buckets = context_buckets(options, memory.context)
-    wanted = _wanted(kinds, memory.rows[-1], _holding(contexts, buckets))
+    ground = lay_out(config, target, layout, options)
+    network = ground.network
+    wanted = _wanted(kinds, ground.chunk, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
-    about = (target.chip, network.links, memories, network.clock, network.sync)
+    about = (target.chip, network.links, ground.memories, network.clock, network.sync)
     forked = layout.chips * len(wanted) > WORTH_FORKING
     with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:
         for kind in wanted:
             progress(len(steps), len(wanted))
-            step = schedule_step(split, network, memories, memory, kind, target)
+            step = schedule_step(ground, kind, target)
             steps[kind.name] = step
             if kinds != "estimate":
                 checks.add(partial(verify, [(step, 0)], *about))
     progress(len(steps), len(wanted))
-    compiled = CompiledModel(
-        config=config, target_name=target.name, chip=target.chip, layout=layout,
-        dtype=options.dtype, max_model_len=memory.context, prefill_chunk=memory.rows[-1],
-        buckets=buckets, top_k=options.top_k, partition=split, network=network,
-        memories=memories, steps=steps, schedule_hash="",
-    )  # fmt: skip
+    compiled = compiled_model(config, target, layout, ground, steps)
     if kinds == "estimate":
         return compiled
     return replace(compiled, schedule_hash=schedule_digest(compiled))
+
+
+def compiled_model(
+    config: ModelConfig, target: Target, layout: Layout, ground: Ground,
+    steps: dict[str, StepSchedule],
+) -> CompiledModel:  # fmt: skip
+    """Put a compiled model together, without its hash yet."""
+    return CompiledModel(
+        config=config, target_name=target.name, chip=target.chip, layout=layout,
+        dtype=ground.memory.dtype, max_model_len=ground.memory.context,
+        prefill_chunk=ground.chunk, buckets=ground.buckets, top_k=ground.memory.top_k,
+        partition=ground.partition, network=ground.network, memories=ground.memories, steps=steps,
+        schedule_hash="",
+    )  # fmt: skip
 
 
 def _holding(contexts: Sequence[int] | None, buckets: tuple[int, ...]) -> tuple[int, ...]:
@@ -304,10 +348,14 @@ def _wanted(kinds: str, chunk: int, buckets: tuple[int, ...]) -> list[StepKind]:
 
 
 def schedule_digest(compiled: CompiledModel) -> str:
-    """SHA-256 over everything that decides what runs when: 64 hex digits."""
+    """SHA-256 over everything that decides what runs when: 64 hex digits.
+
+    A model's name decides nothing: a folder may have any.
+    """
     digest = hashlib.sha256()
+    config = {key: value for key, value in compiled.config.to_dict().items() if key != "name"}
     head = [
-        FORMAT_VERSION, compiled.config.to_dict(), str(compiled.layout), compiled.dtype,
+        FORMAT_VERSION, config, str(compiled.layout), compiled.dtype,
         compiled.max_model_len, compiled.prefill_chunk, compiled.buckets, compiled.top_k,
         compiled.network.binding, [link.to_list() for link in compiled.network.links],
     ]  # fmt: skip

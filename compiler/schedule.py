@@ -98,6 +98,14 @@ class Scheduler:
             self._place_transfer(item)
 
     def _place_operation(self, item: Planned) -> None:
+        start, end, nop = self._span(item)
+        operation = Operation(
+            opcode=item.opcode, name=item.name, args=item.args, start=start, end=end, nop=nop
+        )
+        self.nodes[item.chip].operations.append(operation)
+
+    def _span(self, item: Planned) -> tuple[int, int, int]:
+        """Give an operation its place in time: (start, end, NOPs in front of it)."""
         node = self.nodes[item.chip]
         reads, writes = operands(item.opcode, item.args)
         sources = [(name, node.at(region)) for name, region in reads if name not in CONSTANTS]
@@ -118,12 +126,7 @@ class Scheduler:
             place.read(end)
         for place in results:
             place.write(end - stream, end)
-        node.operations.append(
-            Operation(
-                opcode=item.opcode, name=item.name, args=item.args, start=start, end=end,
-                nop=start - ready,
-            )
-        )  # fmt: skip
+        return start, end, start - ready
 
     def _place_transfer(self, item: Transfer) -> None:
         """Place a message's tree of hops; who has received it passes it on from there."""
@@ -146,36 +149,42 @@ class Scheduler:
     ) -> ScheduledTransfer:  # fmt: skip
         """Place SEND and RECEIVE of one hop. `origin`: the address, and the hop that led there."""
         src, arrived = origin
-        sender, receiver = self.nodes[link.src], self.nodes[link.dst]
-        size = item.vectors * VECTOR_BYTES
-        stream = item.vectors * link.slot_cycles
-        source, target = sender.at((src, size)), receiver.at((dst, size))
-        unit = f"C2C:{link.id}"
-        start = sender.free.get(unit, 0)
-        if arrived is None:
-            tail = (item.vectors - 1) * link.slot_cycles
-            ready = source.readable(0, tail)
-            start = max(start, ready + (send_lead_cycles(self.spec) if ready else 0))
-        else:  # vectors are passed on as they come; the last may not overtake its arrival
-            behind = arrived.arrive - (item.vectors - 1) * link.slot_cycles
-            start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
-        flight = link.slot_cycles + link.latency_cycles + link.slack_cycles
-        ready, start = start, max(start, target.writable() - flight)
-        start = meet(sender.counter, receiver.counter, start, stream, flight, link.slot_cycles)
-        nop, first, arrive = start - ready, start + flight, start + flight + stream
-        arrive -= link.slot_cycles
-        sender.free[unit] = start + stream
-        source.read(start + stream)
-        landed = receive_cycles(self.spec)
-        target.write(first + landed, arrive + landed)
+        start, nop = self._departure(item.vectors, link, (src, dst), arrived)
+        first = start + link.slot_cycles + link.latency_cycles + link.slack_cycles
         transfer = ScheduledTransfer(
             id=len(self.transfers), name=item.name, link=link.id, src=link.src, dst=link.dst,
-            vectors=item.vectors, depart=start, first_arrive=first, arrive=arrive,
+            vectors=item.vectors, depart=start, first_arrive=first,
+            arrive=first + (item.vectors - 1) * link.slot_cycles,
         )  # fmt: skip
         self.transfers.append(transfer)
         forward = {"forward": arrived.id} if arrived is not None else {}
         self._both_ends(transfer, {"src": src, **forward}, {"dst": dst}, nop)
         return transfer
+
+    def _departure(
+        self, vectors: int, link: LinkUse, addresses: tuple[int, int],
+        arrived: ScheduledTransfer | None,
+    ) -> tuple[int, int]:  # fmt: skip
+        """Give a hop its place in time: (cycle of departure, NOPs in front of its SEND)."""
+        sender, receiver = self.nodes[link.src], self.nodes[link.dst]
+        size, stream = vectors * VECTOR_BYTES, vectors * link.slot_cycles
+        source, target = sender.at((addresses[0], size)), receiver.at((addresses[1], size))
+        unit = f"C2C:{link.id}"
+        start = sender.free.get(unit, 0)
+        if arrived is None:
+            ready = source.readable(0, (vectors - 1) * link.slot_cycles)
+            start = max(start, ready + (send_lead_cycles(self.spec) if ready else 0))
+        else:  # vectors are passed on as they come; the last may not overtake its arrival
+            behind = arrived.arrive - (vectors - 1) * link.slot_cycles
+            start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
+        flight = link.slot_cycles + link.latency_cycles + link.slack_cycles
+        ready, start = start, max(start, target.writable() - flight)
+        start = meet(sender.counter, receiver.counter, start, stream, flight, link.slot_cycles)
+        sender.free[unit] = start + stream
+        source.read(start + stream)
+        landed = receive_cycles(self.spec)
+        target.write(start + flight + landed, start + flight + stream - link.slot_cycles + landed)
+        return start, start - ready
 
     def _both_ends(
         self, transfer: ScheduledTransfer, sent: dict[str, int], received: dict[str, int], nop: int

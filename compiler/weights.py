@@ -7,6 +7,7 @@ share is a contiguous slice of a memory-mapped file. The one place that reads sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 from collections.abc import Iterator, Mapping
@@ -139,6 +140,14 @@ class WeightsRef:
             return _Synthetic(self.config, self.seed)
         assert self.folder is not None
         return _Safetensors(self.config, self.folder)
+
+    def digest_rows(self, name: str) -> str | None:
+        """Give the SHA-256 of a matrix as its file has it; None where a seed says it all.
+
+        Raises ModelError as `open` does.
+        """
+        source = self.open()
+        return source.digest_rows(name) if isinstance(source, _Safetensors) else None
 
     def describe(self) -> str:
         """Say in a few words where the numbers come from, for reports."""
@@ -274,6 +283,15 @@ class _Safetensors(_Checked):
             bits = self._slices[name][first:last].view(exponent.dtype)
             if ((bits & exponent) == exponent).any():
                 self.f32_rows(name, first, last)  # finds which, and raises
+
+    def digest_rows(self, name: str) -> str:
+        """Give the SHA-256 of a matrix as it is stored, row after row."""
+        name, k = self._matrix(name, 0, 0)
+        (rows, _), step = self._shapes[name], max(1, _BLOCK_ELEMENTS // k)
+        digest = hashlib.sha256()
+        for first in range(0, rows, step):
+            digest.update(self._slices[name][first : min(first + step, rows)].view(np.uint8))
+        return digest.hexdigest()
 
     def describe(self) -> str:
         return self._ref.describe()

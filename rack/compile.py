@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -23,7 +22,7 @@ from rack.progress import StartProgress, say, start_progress
 from rack.provenance import code_version
 from rack.session import Prepared, prepare
 from rack.shell import put, verb
-from rack.stored import weights_entry
+from rack.stored import machine_entry, weights_entry
 from rack.tokenizer import tokenizer_files
 
 
@@ -55,22 +54,20 @@ def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
     prepared = prepare(config)
     for notice in prepared.notices:
         say(notice)
+    home = prepared.model.folder
     with writing_folder(output) as folder, start_progress() as progress:
         weights = prepared.model.weights_ref
         extra = {
             "weights": weights_entry(weights),
-            "hardware": prepared.hardware.name,
-            "hardware_digest": prepared.hardware.digest(),
+            "machine": machine_entry(config, prepared.hardware),
             "config": config.to_dict(),
         }
-        write_artifact(folder, prepared.compiled, _images(prepared, progress), extra)
-        if prepared.model.folder is not None:
-            home = prepared.model.folder
+        files = []
+        if home is not None:
             configs = [home / name for name in ("config.json", "generation_config.json")]
-            for path in [*filter(is_file, configs), *tokenizer_files(home)]:
-                copy = folder / path.relative_to(home)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
+            files = [*filter(is_file, configs), *tokenizer_files(home)]
+        named = {str(path.relative_to(home)): path for path in files} if home else {}
+        write_artifact(folder, prepared.compiled, _images(prepared, progress), extra, named)
     compiled = prepared.compiled
     say(f"{output}: {compiled.layout.chips} chips, {compiled.schedule_hash}")
     if as_json:
@@ -80,7 +77,10 @@ def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
             "layout": str(compiled.layout),
             "chips": compiled.layout.chips,
             "schedule_hash": compiled.schedule_hash,
-            **extra,
+            "weights": extra["weights"],
+            "hardware": prepared.hardware.name,
+            "hardware_digest": prepared.hardware.digest(),
+            "config": extra["config"],
             "notices": prepared.notices,
             "code": code_version(),
         }

@@ -10,19 +10,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from chip.assembly import disassemble
 from chip.floorplan import parse_queue
 from chip.operations import MOVES
 from chip.program import Program
 from chip.queues import QueueProgram, to_queues
-from compiler.artifact import read_artifact
+from compiler.layout import MOST_CHIPS
 from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel
+from rack.config import RunConfig, arguments, count
 from rack.errors import ConfigError
 from rack.instructions import step_issues
 from rack.shell import put, verb
+from rack.stored import load_stored
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Show an operation of a compiled model as TSP instructions.",
     )
     parser.add_argument("folder", metavar="DIR", help="an artifact of rack.compile")
-    parser.add_argument("--chip", type=int, default=0, metavar="N", help="logical chip (default 0)")
+    parser.add_argument(
+        "--chip", type=count(MOST_CHIPS), default=0, metavar="N", help="logical chip (default 0)"
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--op", metavar="NAME", help="an operation, layers.0.mlp.down_proj")
     shown.add_argument(
@@ -45,8 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
-    args = build_parser().parse_args(argv)
-    compiled, _ = read_artifact(Path(args.folder))
+    args = arguments(build_parser(), argv)
+    _, _, compiled, _ = load_stored(RunConfig(model=args.folder, executor="timing"))
     name = args.step or next(iter(compiled.steps))
     if name not in compiled.steps:
         raise ConfigError(f"step: wanted one of {', '.join(compiled.steps)}, got {name!r}")

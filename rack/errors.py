@@ -20,6 +20,8 @@ from typing import Any
 import chip.errors
 import compiler.errors
 import interconnect.errors
+from compiler.errors import one_line
+from compiler.files import printable
 
 
 def _bare(cls: type[RackError], args: tuple[Any, ...]) -> RackError:
@@ -38,8 +40,8 @@ class ProfileError(RackError, ValueError):
     """A machine description names no file, or a key of it is missing, unknown or wrong."""
 
     def __init__(self, *, file: str, key: str, wanted: str, got: str) -> None:
-        self.file, self.key, self.wanted, self.got = file, key, wanted, got
-        super().__init__(f"{file}: {key}: wanted {wanted}, got {got}")
+        self.file, self.key, self.wanted, self.got = one_line(printable(file)), key, wanted, got
+        super().__init__(f"{self.file}: {key}: wanted {wanted}, got {got}")
 
 
 class MachineError(RackError, ValueError):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rack.config import RunConfig, add_flags, parse
+from rack.config import MOST_TOKENS, RunConfig, add_flags, count, parse
 from rack.context import check_room
 from rack.engine import Completion
 from rack.errors import RequestError
@@ -30,10 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flags(parser)
     parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument("--max-tokens", type=int, default=None, help="completion tokens at most")
+    parser.add_argument(
+        "--max-tokens", type=count(MOST_TOKENS), default=None, help="completion tokens at most"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-k", type=count(MOST_TOKENS), default=0)
     parser.add_argument("--stop", action="append", default=[], help="stop string; up to four")
     parser.add_argument("--ignore-eos", action="store_true", help="go on after end of sequence")
     parser.add_argument("--chat", action="store_true", help="apply the chat template")

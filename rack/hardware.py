@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from chip.spec import ChipSpec
@@ -40,6 +41,12 @@ class Sourced(NamedTuple):
     grade: str
     source: str
     fitted: str = ""
+
+
+@lru_cache(maxsize=4)
+def _wired(shape: Dragonfly, n_racks: int) -> Topology:
+    """Wire whole racks; every layout that is tried on them asks again."""
+    return multi_rack(shape, n_racks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +132,7 @@ class Hardware:
         n_racks = self.racks(n_chips)
         if self.cabling is Cabling.FREE:
             return free_cabling(n_chips, pairs, self.ports_per_chip)
-        return multi_rack(self.dragonfly(), n_racks)
+        return _wired(self.dragonfly(), n_racks)
 
     def racks(self, n_chips: int) -> int:
         """Return the racks that hold `n_chips`; MachineError when there is no such machine."""
@@ -151,7 +158,10 @@ class Hardware:
         }
         return {
             "name": self.name,
-            "chip": asdict(self.chip),
+            "chip": {
+                **asdict(self.chip),
+                "delays": {name: [func, skew] for name, func, skew in self.chip.delays},
+            },
             "chips_per_card": self.chips_per_card,
             "cards_per_rack": self.cards_per_rack,
             "chips_per_node": self.chips_per_node,

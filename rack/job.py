@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,15 +137,6 @@ def reserve_tensors(job: ChipJob, sram: Sram) -> None:
         sram.reserve(tensor.name, tensor.address, tensor.size)
 
 
-def load_image(sram: Sram, path: Path, regions: Sequence[Region]) -> None:
-    """Read a chip's constants from its SRAM image, straight into the memory, region by region."""
-    with path.open("rb", buffering=0) as file:
-        for region in regions:
-            view = sram.memory(*region)
-            while len(view) and (count := file.readinto(view)):
-                view = view[count:]
-
-
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
     """Put weights, scales and norms at their addresses; the caches start as zeros."""
     for load in job.loads:
@@ -206,7 +196,7 @@ def build_chip(
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:
-        load_image(sram, job.images.path(job.index), job.constant_regions)
+        job.images.read(job.index, [sram.memory(*region) for region in job.constant_regions])
     else:
         load_weights(job, sram, job.weights.open())
     parts = (job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send)

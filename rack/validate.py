@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler.regular import read_file
 from rack.accuracy import Row, behind, markdown, number, published
 from rack.accuracy_rows import all_rows
+from rack.config import arguments
 from rack.errors import ConfigError
 from rack.hardware import Hardware
 from rack.output import writing
@@ -24,6 +26,7 @@ from rack.shell import put, verb
 from rack.tables import columns, shown
 from rack.validate_lstm import lstm
 
+MOST_PAGE = 1 << 24  # bytes
 BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->"
 
 
@@ -45,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def table(argv: Sequence[str]) -> int:
     """Print, write or check the table of all figures."""
-    args = build_parser().parse_args(argv)
+    args = arguments(build_parser(), argv)
     hardware = load_hardware(args.hardware)
     rows = all_rows(hardware)
     if args.json:
@@ -81,7 +84,7 @@ def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
 
 def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> int:
     try:
-        text = path.read_bytes().decode()  # its ends of lines stay as they are
+        text = read_file(path, MOST_PAGE).decode()  # its ends of lines stay as they are
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:

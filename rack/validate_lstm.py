@@ -6,14 +6,17 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from compiler.files import shown
 from compiler.lstm import cell_cycles
 from rack.accuracy import Row
+from rack.config import arguments, count
 from rack.errors import ConfigError
 from rack.hardware import Hardware
 from rack.profiles import load_hardware
 from rack.shell import put
 
 PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # batch -> cycles
+MOST_HIDDEN, MOST_BATCH = 1 << 14, 1 << 16
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m rack.validate lstm",
         description="Cycles of an LSTM cell of any size on one chip.",
     )
-    parser.add_argument("--hidden", type=int, required=True, help="units of the hidden state")
+    parser.add_argument(
+        "--hidden", type=count(MOST_HIDDEN), required=True, help="units of the hidden state"
+    )
     parser.add_argument("--batch", required=True, metavar="B[,B...]", help="sequences at once")
     parser.add_argument("--hardware", default="groqrack", help="a profile (default groqrack)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -32,14 +37,18 @@ def build_parser() -> argparse.ArgumentParser:
 def batches(text: str) -> list[int]:
     """Parse "1,3,6". Raises ConfigError."""
     try:
-        return [int(part) for part in text.split(",")]
+        sizes = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"batch: wanted whole numbers with commas, got {text!r}") from error
+        got = shown(text)
+        raise ConfigError(f"batch: wanted whole numbers with commas, got {got}") from error
+    if max(sizes) > MOST_BATCH:
+        raise ConfigError(f"batch: wanted at most {MOST_BATCH} sequences, got {shown(max(sizes))}")
+    return sizes
 
 
 def lstm(argv: Sequence[str]) -> int:
     """Print the cycles for every batch size."""
-    args = build_parser().parse_args(argv)
+    args = arguments(build_parser(), argv)
     spec = load_hardware(args.hardware).chip
     sizes = batches(args.batch)
     cycles = [cell_cycles(args.hidden, batch, spec) for batch in sizes]

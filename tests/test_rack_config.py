@@ -62,7 +62,7 @@ def test_every_key_has_a_flag_a_variable_and_a_place_in_the_file(tmp_path: Path)
         "tokenizer": "folder", "answer_tokens": "fixed:3",
     }  # fmt: skip
     wanted = RunConfig(model="tiny", **given)
-    assert {field.name for field in fields(RunConfig)} == {"model", *given}
+    assert {field.name for field in fields(RunConfig)} == {"model", "given", *given}
     flags = {**{key: "--" + key.replace("_", "-") for key in given}, "returns": "--return"}
     assert resolved(*(part for k, v in given.items() for part in (flags[k], str(v)))) == wanted
     assert resolved(**{f"LPU_RACK_{k.upper()}": str(v) for k, v in given.items()}) == wanted

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from schedules import compiled
 
 from chip.assembly import assemble, disassemble
-from compiler.artifact import read_artifact, write_artifact
+from compiler.pipeline import CompiledModel
 from rack.compile import main as compile_main
+from rack.config import RunConfig
 from rack.disasm import main
+from rack.stored import load_stored
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stored(folder: Path) -> CompiledModel:
+    return load_stored(RunConfig(model=str(folder)))[2]
+
+
 def test_an_operation_as_text(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "layers.0.self_attn.qkv_proj"
     assert main([str(artifact), "--chip", "1", "--op", name]) == 0
@@ -31,7 +36,7 @@ def test_an_operation_as_text(artifact: Path, capsys: pytest.CaptureFixture[str]
     assert name in head
     for mnemonic in ("READ", "LW", "IW", "ABC", "ACC", "CVT_F32", "WRITE"):
         assert f"  {mnemonic} " in text, mnemonic
-    model, _ = read_artifact(artifact)
+    model = stored(artifact)
     assert disassemble(assemble(text, model.chip)).strip() == text.strip()
 
 
@@ -64,9 +69,15 @@ def test_a_transfer_and_a_queue_as_text(artifact: Path, capsys: pytest.CaptureFi
 
 def test_a_chip_that_stops_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every queue in use has the RUNTIME_DESKEW; the first waits for an epoch in the beginning."""
-    model = compiled("1x1", "stops", context=32)
-    write_artifact(tmp_path / "a", model, ((chip, memoryview(b"")) for chip in range(1)), {})
-    step = model.steps["prefill8/32"]
+    profile = tmp_path / "stops.toml"
+    profile.write_text(
+        'name = "stops"\ninherits = "groqrack-drift"\n[clock]\n'
+        'drift_ppm = { value = 400, source = "assumption: enough to stop in mid-step" }\n'
+        'realign_cycles = { value = 16_384, source = "assumption: likewise" }\n'
+    )
+    argv = ["tiny", "--hardware", str(profile), "--layout", "1x1", "--max-model-len", "32"]
+    assert compile_main([*argv, "--prefill-chunk", "8", "-o", str(tmp_path / "a")]) == 0
+    step = stored(tmp_path / "a").steps["prefill8/32"]
     begin, end = step.programs[0].realign[-1]
     for queue in ("MEM_W0", "VXM3"):
         assert main([str(tmp_path / "a"), "--step", step.name, "--queue", queue]) == 0

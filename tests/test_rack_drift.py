@@ -179,9 +179,9 @@ def test_the_data_are_those_of_exact_clocks() -> None:
 
 def test_an_artifact_keeps_clocks_and_stops(tmp_path: Path) -> None:
     model = compiled("2x2+1", "stops")
-    images = ((chip, memoryview(b"")) for chip in range(model.layout.chips))
+    images = ((chip, [memoryview(b"")]) for chip in range(model.layout.chips))
     write_artifact(tmp_path / "a", model, images, {})
-    again, _ = read_artifact(tmp_path / "a")
+    again, _ = read_artifact(tmp_path / "a", machine("stops"))
     assert again.network == model.network
     assert again.steps == model.steps
     assert again.schedule_hash == model.schedule_hash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,11 @@ from rack.job import (
     chip_job,
     chip_links,
     links_of,
-    load_image,
     load_weights,
     programs_of,
     reserve_tensors,
 )
+from rack.stored import Images
 
 LAYOUTS = ["1x1", "2x2+1", "1x3+2"]
 
@@ -113,10 +114,11 @@ def test_an_image_is_what_loading_gives(tmp_path: Path) -> None:
     model = compiled("1x2")
     job = chip_job(model, 1, WEIGHTS)
     sram, regions = loaded(job), model.memories[1].constant_regions
-    image = tmp_path / "chip.bin"
-    image.write_bytes(b"".join(sram.memory(*region) for region in regions))
+    image = b"".join(sram.memory(*region) for region in regions)
+    (tmp_path / "chip_0001.bin").write_bytes(image)
+    images = Images(folder=tmp_path, digests={"chip_0001.bin": hashlib.sha256(image).hexdigest()})
     again = Sram(job.spec.sram_bytes)
-    load_image(again, image, regions)
+    images.read(1, [again.memory(*region) for region in regions])
     for at, size in regions:
         assert bytes(again.memory(at, size + 320)) == bytes(sram.memory(at, size)) + bytes(320)
     for memory in (sram, again):

@@ -31,7 +31,6 @@ def test_groqrack_is_as_published() -> None:
     assert chip.words_per_bank == 4096
     assert chip.stream_bytes_per_cycle == 20_480
     assert chip.weight_load_cycles == 20
-    assert chip.mem_latency_cycles + chip.weight_load_cycles < 40
     link = GROQ.link_spec(11)
     assert (chip.clock_hz, GROQ.sources["chip.clock_hz"].fitted) == (900_000_000, "")
     three, five = (hops * (24 + 216) + (hops - 1) * chip.forward_cycles for hops in (3, 5))
@@ -156,6 +155,7 @@ SOURCED = 'source = "assumption: a try"'
 SHAPE = '{ value, grade, source } or { value, source = "assumption: ..." }'
 TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host]"
 GRADED = "a grade (A, B, C, D, M) or a source that starts with 'assumption:'"
+CHOICES = "no such key with system.cabling = 'dragonfly', link.rate = 'per_link'"
 FIT = "numbers that fit together"
 
 
@@ -180,7 +180,7 @@ FIT = "numbers that fit together"
             f'{HEAD}[chip]\nlanes = {{ value = 320, grade = "A" }}',
             "chip.lanes",
             SHAPE,
-            "{'value': 320, 'grade': 'A'}",
+            "{'grade': 'A', 'value': 320}",
         ),
         (
             f"{HEAD}[chip]\nlanes = {{ value = 320, {SOURCED}, note = 1 }}",
@@ -245,7 +245,7 @@ FIT = "numbers that fit together"
         (
             f"{HEAD}[link]\nrack_bps = {{ value = 1, {SOURCED} }}",
             "link.rack_bps",
-            "no such key with system.cabling = 'dragonfly', link.rate = 'per_link'",
+            f"{CHOICES} and exact clocks",
             "one",
         ),
         (
@@ -262,9 +262,9 @@ FIT = "numbers that fit together"
         ),
         (
             f"{HEAD}[chip]\nsuperlanes = {{ value = 3, {SOURCED} }}",
-            "chip",
-            FIT,
-            "chip.superlanes: 3 does not divide 320",
+            "chip.superlanes",
+            "20 (only that is modelled)",
+            "3",
         ),
         (
             f"{HEAD}[link]\nencoding_payload = {{ value = 67, {SOURCED} }}",

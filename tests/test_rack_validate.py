@@ -56,10 +56,10 @@ def test_how_figures_are_written() -> None:
 
 def test_what_is_behind_a_figure() -> None:
     assert behind(row(1, 1, "chip.streams"), MACHINE) == "published constants"
-    assert behind(row(1, 1, "chip.clock_hz", "chip.vxm_*"), MACHINE) == (
-        "assumed: vxm_latency_cycles, vxm_chain"
+    assert behind(row(1, 1, "chip.clock_hz", "chip.mxm_a*"), MACHINE) == (
+        "assumed: mxm_activation_slots, mxm_accumulator_rows"
     )
-    assert behind(row(1, 1, "chip.*"), MACHINE) == "fitted: 4; assumed: 6"
+    assert behind(row(1, 1, "chip.*", "delays.*"), MACHINE) == "fitted: 6; assumed: 39"
     found = row(1, 1, "link.latency_cycles", "chip.forward_cycles").behind(MACHINE)
     assert found["constants"] == ["chip.forward_cycles", "link.latency_cycles"]
     assert found["fitted"] == {"chip.forward_cycles": "1.6 us end to end in a rack"}
@@ -156,7 +156,7 @@ def test_the_page_is_written_and_checked(
     assert written.endswith("after\n")
     peak = "| chip | peak, int8 | 750 TOPS | A | 737.3 TOPS | -1.7 % | published constants |"
     assert peak in written
-    assert "| chip.vxm_chain | 4 | assumption | a row of the 4 x 4 ALU mesh " in written
+    assert "| chip.mxm_activation_slots | 64 | assumption | 20 KiB a plane" in written
     page.write_text(written.replace("737.3", "750.0"))
     assert main(["--check", str(page)]) == 1
 

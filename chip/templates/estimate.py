@@ -1,21 +1,53 @@
 """Closed forms for what no template fits (chip/templates/table.py): very wide heads, and the like.
 
-Read with care: they know nothing of ports, hops or queues. Such an operation can be scheduled and
-run by the fast executor, but not lowered (`Template.lowered`).
+Read with care: they know nothing of ports or queues. Such an operation can be scheduled and run by
+the fast executor, but not lowered (`Template.lowered`). Latencies come from the instructions'
+delays and the floor plan, along the longest way that there is.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
+from chip.floorplan import Role, hops, mem, mxm, sxm
+from chip.issue import delays
 from chip.operations import Args, Opcode, kv_layout
 from chip.spec import ChipSpec, vectors
 from chip.templates.template import Template
 
+CHAIN = 6  # ALU operations from a value to what is written of it
+LEVELS = 10  # of the tree that sums 320 lanes, and back: to 5 by halves, three sums, to all lanes
+
+
+class Latencies(NamedTuple):
+    """Cycles that the parts of an operation take, however many vectors there are."""
+
+    memory: int  # SRAM to a unit, or a unit to SRAM
+    fill: int  # first activation in to first result out, across the chip
+    chain: int
+    reduce: int  # over the lanes of a vector
+    shuffle: int  # twice through the SXM's switch
+
+
+@lru_cache(maxsize=16)
+def latencies(spec: ChipSpec) -> Latencies:
+    """Work the latencies out of delays and hops."""
+    table = {name: delay.d_func for name, delay in delays(spec).items()}
+    return Latencies(
+        memory=table["READ"] + hops(mem(0, 0), sxm(1, 0), spec) + 1 + table["WRITE"],
+        fill=table["ABC"] + table["ACC"] + hops(mxm(0, Role.DRAIN), mxm(2, Role.FEED), spec),
+        chain=CHAIN * table["MUL"],
+        reduce=LEVELS * table["ADD"],
+        shuffle=2 * table["PERMUTE"],
+    )
+
 
 def _vector_pass(spec: ChipSpec, passes: int, vecs: int, reductions: int) -> int:
     """Cycles of VXM work: SRAM in and out, `passes` over `vecs` vectors, lane reductions."""
-    chains = (passes + reductions) * spec.vxm_chain * spec.vxm_latency_cycles
-    reduce = reductions * spec.lane_reduce_cycles
-    return 2 * spec.mem_latency_cycles + passes * vecs + chains + reduce
+    took = latencies(spec)
+    chains = (passes + reductions) * took.chain
+    return 2 * took.memory + passes * vecs + chains + reductions * took.reduce
 
 
 def _plane_shape(a: Args, spec: ChipSpec) -> tuple[int, int, int]:
@@ -63,15 +95,16 @@ def _first_load(a: Args, spec: ChipSpec, n: int) -> int:
 
 def _matmul_cycles(a: Args, spec: ChipSpec) -> int:
     stream = mxm_pass_cycles(a, spec, a["k"], a["n"], a["rows"])
-    drain = spec.mxm_fill_cycles + spec.vxm_chain * spec.vxm_latency_cycles
+    took = latencies(spec)
+    drain = took.fill + took.chain
     # the last tile's rows flow after its weights: one more load of latency than the stream itself
-    return 2 * spec.mem_latency_cycles + _first_load(a, spec, a["n"]) + stream + drain
+    return 2 * took.memory + _first_load(a, spec, a["n"]) + stream + drain
 
 
 def _rope_cycles(a: Args, spec: ChipSpec) -> int:
     vecs = a["rows"] * vectors((a["heads"] + 2 * a["kv_heads"]) * a["head_dim"])
     reductions = 1 if a["dtype"] == "int8" else 0
-    return spec.sxm_latency_cycles + _vector_pass(spec, 2, vecs, reductions)
+    return latencies(spec).shuffle + _vector_pass(spec, 2, vecs, reductions)
 
 
 def _attend_cycles(a: Args, spec: ChipSpec) -> int:
@@ -85,9 +118,10 @@ def _attend_cycles(a: Args, spec: ChipSpec) -> int:
     softmax = (
         _vector_pass(spec, 4, vecs, 3) if a["dtype"] == "int8" else _vector_pass(spec, 3, vecs, 2)
     )
-    edges = 2 * (spec.mxm_fill_cycles + 2 * spec.mem_latency_cycles)
-    transpose = spec.sxm_latency_cycles  # values are loaded with tokens along K
-    return scores + softmax + transpose + values + edges
+    took = latencies(spec)
+    edges = 2 * (took.fill + 2 * took.memory)
+    # values are loaded with tokens along K
+    return scores + softmax + took.shuffle + values + edges
 
 
 def _topk_cycles(a: Args, spec: ChipSpec) -> int:

@@ -14,7 +14,7 @@ from chip.templates import attend, attend16, matmul, product16, rope, topk, vect
 from chip.templates.builder import LANES
 from chip.templates.estimate import ESTIMATES, estimate
 from chip.templates.row_passes import SCALES, in_passes, rows_at_once
-from chip.templates.template import Template
+from chip.templates.template import Template, laid_out
 from chip.templates.uses import check
 
 BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
@@ -29,7 +29,7 @@ BUILDERS: dict[Opcode, Callable[[Args, ChipSpec], Template]] = {
 
 
 def template(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
-    """Return an operation's template. Raises ValueError for SEND and RECEIVE."""
+    """Return an operation's template. Raises TemplateError, and ValueError for SEND and RECEIVE."""
     if opcode in MOVES:
         raise ValueError(f"{opcode}: its duration is the link's, not the chip's")
     return _template(*key(opcode, a), spec)
@@ -37,13 +37,17 @@ def template(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
 
 @lru_cache(maxsize=4096)
 def _template(opcode: Opcode, shape: tuple[tuple[str, Any], ...], spec: ChipSpec) -> Template:
-    a = dict(shape)
+    with laid_out(opcode):
+        return _laid(opcode, dict(shape), spec)
+
+
+def _laid(opcode: Opcode, a: dict[str, Any], spec: ChipSpec) -> Template:
     if not has_instructions(opcode, a, spec):
         if opcode in ESTIMATES:
             return estimate(opcode, a, spec)
         return replace(BUILDERS[opcode](a, spec), lowered=False)
     found = _build(opcode, a, spec)
-    check(f"{opcode} of {', '.join(f'{name} {value}' for name, value in shape)}", found.asked())
+    check(f"{opcode} of {', '.join(f'{name} {value}' for name, value in a.items())}", found.asked())
     return found
 
 

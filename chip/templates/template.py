@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -64,6 +65,19 @@ class Template:
             replace(of_nodes(f"block {number}", block.nodes), starts=np.array(starts[key]))
             for number, (key, block) in enumerate(blocks)
         )]  # fmt: skip
+
+
+@contextmanager
+def laid_out(what: str) -> Iterator[None]:
+    """Name an operation whose template counts on delays that this chip does not have.
+
+    Raises TemplateError.
+    """
+    try:
+        yield
+    except (AssertionError, OverflowError) as error:
+        why = f": {error}" if str(error) else ""
+        raise TemplateError(f"{what}: no instructions can be laid out on this chip{why}") from error
 
 
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rack.config import RunConfig, add_flags, parse
+from rack.config import MOST_TOKENS, RunConfig, add_flags, count, parse
 from rack.garbage import collect_once
 from rack.memory import executor_asked_for, fit_to_memory
 from rack.placement import add_dry_run, placement
@@ -39,6 +39,7 @@ from rack.session import Prepared, Progress, Session, prepare, shared_by_racks
 from rack.shell import line_of, put, verb
 
 STOP_SECONDS = 30.0  # what preparing may go on when it is to stop
+MOST_REPLICAS = 256
 CLOSE_SECONDS = 30.0  # what closing chips may take, beyond the step that is under way
 
 
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(
-        "--port", type=int, default=8000, help="port, 0 for a free one (%(default)s)"
+        "--port", type=count(65_535), default=8000, help="port, 0 for a free one (%(default)s)"
     )
     parser.add_argument("--api-key", default=None, help="refuse requests without this key")
     parser.add_argument(
@@ -66,12 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="let web pages of these origins use the server (none)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-queue", type=int, default=64,
+        "--max-queue", type=count(MOST_TOKENS), default=64,
         help="requests that may wait for a rack; more are answered 503 (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--replicas", type=int, default=1, help="racks; a request goes to the shortest queue"
-    )
+        "--replicas", type=count(MOST_REPLICAS), default=1,
+        help="racks; a request goes to the shortest queue",
+    )  # fmt: skip
     parser.add_argument(
         "--pace", choices=("none", "emulated"), default="none",
         help="emulated: a token comes no earlier than its emulated time says (%(default)s)",

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from rack.config import MOST_FILE
 from rack.errors import ConfigError
 from rack.serve.errors import ApiError
 
@@ -70,10 +71,14 @@ class Keys:
 def load_keys(path: Path) -> list[tuple[str, str]]:
     """Read a file of keys. Raises ConfigError, which names the line and never shows it."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open("rb") as file:  # a pipe perhaps, from what keeps secrets
+            data = file.read(MOST_FILE + 1)
+        lines = data.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: wanted a file of API keys: {why}") from None
+    if len(data) > MOST_FILE:
+        raise ConfigError(f"{path}: wanted a file of API keys: it has more than {MOST_FILE} bytes")
     out = []
     for number, line in enumerate(lines, 1):
         words = line.split()

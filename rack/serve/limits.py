@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.regular import read_file
+from rack.config import MOST_FILE
 from rack.errors import ConfigError
 from rack.serve.errors import ApiError
 
@@ -162,8 +164,8 @@ def load_limits(
     Raises ConfigError for a file that cannot be read and for unknown keys, models or limits.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # bad TOML and bad UTF-8
+        document = tomllib.loads(read_file(path, MOST_FILE).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, deep nesting
         raise ConfigError(f"{path}: wanted a TOML file, got {error}") from None
     if unknown := sorted(set(document) - {"default", "models", "keys"}):
         raise ConfigError(f"{path}: {unknown[0]}: wanted default, models or keys")
