@@ -42,3 +42,25 @@ def test_chips_are_numbered_by_stage_then_head() -> None:
     assert [layout.stage_chips(stage) for stage in range(3)] == [(0, 1), (2, 3), (4, 5)]
     assert layout.head_chips == (6, 7, 8, 9)
     assert parse_layout("3x2").head_chips == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1x129", "at most 128 chips a stage, got 129"),
+        ("1x1+1025", "at most 1024 chips of the head group, got 1025"),
+        ("65x128", "at most 8192 chips, got 8320"),
+        ("999999999x1", "at most 8192 chips, got 999999999"),
+    ],
+)
+def test_more_chips_than_can_be_laid_out(text: str, wanted: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        parse_layout(text)
+    assert str(caught.value) == f"layout {text!r}: wanted {wanted}"
+
+
+@pytest.mark.parametrize("text", ["9" * 5000 + "x1", "1x1000000000", "\u0661x1", "x" * 5000])
+def test_no_numbers_of_a_layout(text: str) -> None:
+    with pytest.raises(LayoutError, match="wanted PxT or PxT\\+H, such as 8x4\\+4") as caught:
+        parse_layout(text)
+    assert len(str(caught.value)) < 250

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from chip.errors import ProgramError, TemplateError
 from chip.kernels import vmath
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
 from chip.quant import tile_weights
 from chip.sram import Sram, places
 from chip.templates.lstm import columns_of
+from chip.templates.template import laid_out
 from compiler.errors import CapacityError, CompilerError
 from compiler.lstm import cell_args, cell_cycles, lower_cell
 from rack.profiles import load_hardware
@@ -109,3 +112,15 @@ def test_sizes_that_cannot_be() -> None:
         cell_args(512, 161, SPEC)
     with pytest.raises(CapacityError):
         cell_args(6000, 1, SPEC)
+
+
+def test_delays_that_no_instructions_can_be_laid_out_with() -> None:
+    delays = tuple((name, 64 if name == "TANH" else func, skew) for name, func, skew in SPEC.delays)
+    with pytest.raises(ProgramError, match=r"^no pace leaves enough ALUs$"):
+        cell_cycles(512, 1, replace(SPEC, delays=delays))
+
+
+def test_what_a_template_counts_on_is_named() -> None:
+    text = r"^lstm: no instructions can be laid out on this chip: no ALU is free$"
+    with pytest.raises(TemplateError, match=text), laid_out("lstm"):
+        raise OverflowError("no ALU is free")

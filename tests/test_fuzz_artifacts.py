@@ -123,7 +123,7 @@ SPOILERS: tuple[Callable[[random.Random, Path], str], ...] = (
 
 def test_spoiled_artifacts(artifact: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     sound, came = ask(artifact), Counter[str]()
-    for number in range(examples(pytestconfig, 0.1)):
+    for number in range(examples(pytestconfig, 0.2)):
         rng = random.Random(number)
         folder = tmp_path / f"case{number}"
         shutil.copytree(artifact, folder)

@@ -122,7 +122,7 @@ def build(path: Path) -> int:
 
 def test_spoiled_profiles(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     came = Counter[str]()
-    for number in range(examples(pytestconfig, 0.1)):
+    for number in range(examples(pytestconfig, 0.2)):
         rng = random.Random(number)
         folder = tmp_path / f"case{number}"
         folder.mkdir()

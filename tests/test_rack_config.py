@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from rack.config import EXECUTORS, TRANSPORTS, RunConfig, add_flags, parse, resolve
+from rack.config import (
+    EXECUTORS,
+    TRANSPORTS,
+    RunConfig,
+    add_flags,
+    arguments,
+    count,
+    parse,
+    resolve,
+)
 from rack.errors import ConfigError
 
 
@@ -203,3 +213,82 @@ def test_parse_exits_with_2_and_says_why(
     with pytest.raises(SystemExit):
         parse(parser(), ["tiny"])
     assert "LPU_RACK_SPEED: unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "wanted"),
+    [
+        ("LPU_RACK_SEED", "x", "LPU_RACK_SEED: wanted int, got 'x'"),
+        ("LPU_RACK_SEED", "-1", "LPU_RACK_SEED: wanted an integer in 0..2^64-1, got -1"),
+        ("LPU_RACK_RETURNS", "best", "LPU_RACK_RETURNS: wanted logits or topk:K, got 'best'"),
+        ("LPU_RACK_EXECUTOR", "slow", "LPU_RACK_EXECUTOR: wanted one of fast, reference, timing,"),
+        ("LPU_RACK_STEP_TIMEOUT_S", "nan", "LPU_RACK_STEP_TIMEOUT_S: wanted more than 0, got nan"),
+        ("LPU_RACK_HARDWARE", "", "LPU_RACK_HARDWARE: wanted 1 to 4096 characters"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_named(variable: str, text: str, wanted: str) -> None:
+    assert refusal(**{variable: text}).startswith(wanted)
+    assert resolved("--executor", "timing", **{"LPU_RACK_SEED": "3"}).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (("--weights", ""), "weights: wanted 1 to 4096 characters, none of them zero, got ''"),
+        (("--hardware", "a\0b"), "hardware: wanted 1 to 4096 characters, none of them zero, got"),
+        (("--layout", "x" * 5000), "layout: wanted 1 to 4096 characters, none of them zero, got"),
+        (("--max-model-len", str(1 << 63)), f"max_model_len: wanted an integer up to {1 << 62}"),
+        (("--prefill-chunk", str(-(1 << 63))), f"prefill_chunk: wanted an integer up to {1 << 62}"),
+        (("--seed", "9" * 5000), "seed: wanted int, got '9999999999"),
+        (("--return", "topk:1025"), "return: wanted topk:K with K up to 1024, got 'topk:1025'"),
+        (("--return", "topk:" + "9" * 4000), "return: wanted logits or topk:K, got 'topk:99"),
+        (("--return", "topk:\u0663"), "return: wanted logits or topk:K, got 'topk:\u0663'"),
+    ],
+)
+def test_values_without_sense(argv: tuple[str, ...], wanted: str) -> None:
+    assert refusal(*argv).startswith(wanted)
+    assert len(refusal(*argv)) < 300
+
+
+def test_a_file_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    os.mkfifo(path)
+    got = "wanted a TOML file, got it is no regular file"
+    assert refusal("--config", str(path)) == f"{path}: {got}"
+    assert refusal("--config", "/dev/zero") == f"/dev/zero: {got}"
+    deep = file(tmp_path / "..", "seed = " + "[" * 100_000)
+    assert "wanted a TOML file, got " in refusal("--config", deep)
+    assert len(refusal("--config", "x" * 9000)) < 1200
+
+
+def test_what_was_given_is_known() -> None:
+    config = resolved("--dtype", "int8", LPU_RACK_LAYOUT="auto")
+    assert config.given == {"model", "dtype", "layout"}
+    assert [config.asked(key) for key in ("dtype", "layout", "hardware")] == [True, True, False]
+    assert RunConfig(model="x", hardware="groqrack").asked("hardware")
+    assert config == RunConfig(model="tiny")
+
+
+def test_counts_have_a_most(capsys: pytest.CaptureFixture[str]) -> None:
+    made = parser()
+    made.add_argument("--n", type=count(9))
+    assert made.parse_args(["tiny", "--n", "9"]).n == 9
+    for text, wanted in (
+        ("10", "wanted an integer up to 9, got '10'"),
+        ("-10", "wanted an integer up to 9, got '-10'"),
+        ("9" * 5000, "wanted an integer up to 9, got '9999"),
+        ("x", "invalid int value: 'x'"),
+    ):
+        with pytest.raises(SystemExit):
+            made.parse_args(["tiny", f"--n={text}"])
+        assert f"argument --n: {wanted}" in capsys.readouterr().err
+
+
+def test_two_dashes_are_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    made = parser()
+    made.add_argument("--stop", action="append", default=[])
+    assert arguments(made, ["tiny", "--stop", "x"]).stop == ["x"]
+    for flag in ("--config", "--stop"):
+        with pytest.raises(SystemExit):
+            arguments(made, ["tiny", f"{flag}=--"])
+        assert f"error: {flag}: wanted a value, got '--'" in capsys.readouterr().err

@@ -325,3 +325,70 @@ def test_inheritance_ends(tmp_path: Path) -> None:
 def test_errors_survive_pickle(error: RackError) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def value(table: str, **keys: object) -> str:
+    lines = [f"{key} = {{ value = {new}, {SOURCED} }}" for key, new in keys.items()]
+    return f"[{table}]\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "wanted", "got"),
+    [
+        (value("chip", clock_hz=10**30), "chip.clock_hz", "at most 1000000000000", "1"),
+        (value("chip", clock_hz="true"), "chip.clock_hz", "an integer >= 1", "True"),
+        (value("chip", clock_hz="1979-05-27"), "chip.clock_hz", "an integer >= 1", "datetime.date"),
+        (value("chip", clock_hz="nan"), "chip.clock_hz", "an integer >= 1", "nan"),
+        (value("chip", clock_hz="0x" + "f" * 9000), "chip.clock_hz", "at most", "a very long"),
+        (value("chip", sram_bytes=1 << 40), "chip.sram_bytes", "at most 4294967296", "1099"),
+        (value("chip", sram_bytes=56_321), "chip", FIT, "chip.sram_bytes: 56321 is not"),
+        (value("chip", slices=10**6), "chip.slices", "88 (only that is modelled)", "1000000"),
+        (value("chip", banks=10**9), "chip.banks", "2 (only that is modelled)", "1000000000"),
+        (value("delays", ADD=[65, 0]), "delays.ADD", "a d_func of at most 64", "[65, 0]"),
+        (value("delays", ADD=[4, 1]), "delays.ADD", "a d_skew of 0 (only that is", "[4, 1]"),
+        (value("delays", GATHER=[7, 0]), "delays.GATHER", "[6, 0] (only that is", "[7, 0]"),
+        (value("delays", TRANSPOSE=[5, 0]), "chip", FIT, "chip.delays.TRANSPOSE: wanted d_func >="),
+        (value("system", global_ports=10**6), "system.global_ports", "at most 64", "1000000"),
+        (
+            value("system", chips_per_card=64, cards_per_rack=64), "system.cards_per_rack",
+            "at most 1024 chips a rack", "4096",
+        ),
+        (value("system", cards_per_rack=10**12), "system.cards_per_rack", "at most 1024", "10000"),
+        (value("link", line_rate_bps=1), "link", "at most 1000000 cycles for a vector", "6088"),
+        (value("host", payload_bps=1), "host", "at most 1000000 cycles for a vector", "2304"),
+    ],
+)  # fmt: skip
+def test_bounds(tmp_path: Path, text: str, key: str, wanted: str, got: str) -> None:
+    path = write(tmp_path, HEAD + text)
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(path)
+    assert caught.value.key == key
+    assert caught.value.wanted.startswith(wanted)
+    assert caught.value.got.startswith(got)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('name = "a\\u001b[31m"', "name"),
+        (f'name = "{"x" * 2000}"', "name"),
+        (f'name = "x"\ninherits = "{"x" * 2000}"', "inherits"),
+        (f'{HEAD}[chip]\nclock_hz = {{ value = 1, source = "{"x" * 2000}" }}', "chip.clock_hz"),
+        ("x = " + "[" * 100_000, "file"),
+    ],
+)
+def test_texts_are_short_and_plain(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(write(tmp_path, text))
+    assert caught.value.key == key
+    assert str(caught.value).isprintable()
+
+
+def test_a_long_line_of_files(tmp_path: Path) -> None:
+    for n in range(9):
+        parent = "groqrack" if n == 8 else f"m{n + 1}.toml"
+        write(tmp_path, f'name = "m"\ninherits = "{parent}"\n', f"m{n}.toml")
+    assert load_hardware(tmp_path / "m2.toml").chip == GROQ.chip
+    with pytest.raises(ProfileError, match="inherits: wanted at most 8 files, got"):
+        load_hardware(tmp_path / "m0.toml")

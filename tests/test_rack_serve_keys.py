@@ -125,3 +125,8 @@ def test_without_a_key_only_health_version_and_metrics_are_answered() -> None:
     assert '"key": "alice"' in out.getvalue()
     assert SECRET not in out.getvalue()
     assert "wrong" not in out.getvalue()
+
+
+def test_a_file_of_keys_that_does_not_end() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: wanted a file of API keys: it has more than"):
+        load_keys(Path("/dev/zero"))

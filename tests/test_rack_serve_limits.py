@@ -257,3 +257,9 @@ def test_what_the_groq_sdk_makes_of_it() -> None:
             await create(**options)
 
     ask(scenario, limiter=limiter(clock, tokens_per_minute=32))
+
+
+def test_a_file_of_limits_that_does_not_end() -> None:
+    text = "/dev/zero: wanted a TOML file, got it is no regular file"
+    with pytest.raises(ConfigError, match=text):
+        load_limits(Path("/dev/zero"), ("alice",), ("tiny",))

@@ -175,3 +175,17 @@ def test_the_page_of_the_docs_is_true(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_sourced_is_fitted_to_nothing_unless_said() -> None:
     assert Sourced(4, "A", "paper").fitted == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["--hidden", "16385", "--batch", "1"], 2, "argument --hidden: wanted an integer up to"),
+        (["--hidden", "512", "--batch", "65537"], 1, "batch: wanted at most 65536 sequences"),
+        (["--hidden", "512", "--batch=--"], 2, "--batch: wanted a value, got '--'"),
+    ],
+)
+def test_a_cell_has_bounds(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, text: str
+) -> None:
+    assert text in refused(capsys, code, main, "lstm", *argv)
