@@ -1,6 +1,6 @@
 """Single operations over a grid of shapes and rows, with data of the right kind for each.
 
-A few of them run always (`picked`), all of them with `pytest --grid`.
+tests/test_chip_machine_grid.py runs a few, and all of them with `--grid`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chip.operations import Opcode, kv_layout, row_bytes, segment_offsets
 from chip.quant import tile_weights
 from chip.scratch import Scratch
-from chip.spec import VECTOR_BYTES, pad_vector, vectors
+from chip.spec import VECTOR_BYTES
 
 Shape = dict[str, Any]
 Case = tuple[Opcode, Shape]
@@ -191,9 +191,3 @@ def positions_for(a: Shape) -> tuple[int, ...]:
     rows = int(a.get("rows", 1))
     last = a.get("bucket", a.get("context", rows))
     return tuple(range(last - rows, last))
-
-
-__all__ = [
-    "attention", "attentions", "data_for", "name", "one_row", "pad_vector", "positions_for",
-    "products", "top_k", "vector_work", "vectors",
-]  # fmt: skip
