@@ -11,6 +11,7 @@ A grammar may cost far more than its text suggests. What a stranger sends goes t
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from rack.closing import Closing, Spelling
 from rack.errors import RequestError
-from rack.grammar import Grammar
+from rack.grammar import Grammar, inexact
 from rack.sampler import uniform
 from rack.tokenizer import Tokenizer
 
@@ -118,7 +119,9 @@ def refusal(table: llguidance.LLTokenizer, grammar: Grammar, begin: Callable[[in
         begin(number)
         try:
             alone = llguidance.LLMatcher.grammar_from_json_schema(part.schema)
-            error = llguidance.LLMatcher.validate_grammar(alone, limits=_LIMITS)
+            error = inexact(json.loads(part.schema)) or llguidance.LLMatcher.validate_grammar(
+                alone, limits=_LIMITS
+            )
         except ValueError as found:
             error = str(found)
         if error:

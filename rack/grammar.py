@@ -7,9 +7,12 @@ the value, `narrowed` what nobody asked for by name.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar, cast
 
 Schema = Mapping[str, Any]
@@ -32,6 +35,10 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 # Beside these a value is checked more than once, so a schema may not be narrowed by itself.
 _CROSSING = ("allOf", "oneOf", "not", "if", "dependentSchemas", "unevaluatedProperties")
 _LOOKAROUND = ("(?=", "(?!", "(?<")
+
+# A class that is told by what is not in it, up to what stands there first.
+_ESCAPED_OR_NOT_IN = re.compile(r"\\.|\[\^(-?)(?!\])", re.DOTALL)
+_INT64 = 1 << 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +90,11 @@ def _inside(container: Any) -> Iterable[Any]:
 
 
 def plain(schema: Schema) -> Schema:
-    """Leave out unknown formats, and choices that cannot be kept to where there are others."""
+    """Leave out unknown formats, and choices that cannot be kept to where there are others.
+
+    No class of a pattern has all control characters: llguidance would take an escaped quote and
+    backslash for some of them (`[^"]` would allow a quote).
+    """
     return _rewritten(schema, _plain)
 
 
@@ -95,12 +106,74 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     if isinstance(choices, list):
         kept = [one for one in choices if not _looks_around(one)]
         schema["anyOf"] = kept or choices
+    if isinstance(schema.get("pattern"), str):
+        schema["pattern"] = _ESCAPED_OR_NOT_IN.sub(_without_nul, schema["pattern"])
     return schema
+
+
+def _without_nul(found: re.Match[str]) -> str:
+    if found[0].startswith("\\"):
+        return found[0]
+    return "[^\\x00" + ("\\-" if found[1] else "")
 
 
 def _looks_around(schema: Any) -> bool:
     pattern = schema.get("pattern") if isinstance(schema, dict) else None
     return isinstance(pattern, str) and any(one in pattern for one in _LOOKAROUND)
+
+
+def inexact(schema: Schema) -> str:
+    """Return the first keyword whose number llguidance would take for another, "" if none is.
+
+    It has numbers as doubles, spells them with the digits that a double needs, and cuts the bounds
+    of integers to 64 bits.
+    """
+    for one in _subschemas(schema):
+        for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
+            if (bound := _whole(one, key)) is not None and not _bounds(one, key, bound):
+                return f"{key} {bound}, which is rounded"
+        for key in ("const", "enum"):
+            for value in _scalars(one.get(key)):
+                if type(value) is int and _spelled(value) != value:
+                    return f"{key} {value}, which is rounded"
+    return ""
+
+
+def _whole(schema: Schema, key: str) -> int | None:
+    bound = schema.get(key)
+    if isinstance(bound, float) and schema.get("type") == "integer" and bound.is_integer():
+        return int(bound)
+    return bound if type(bound) is int else None
+
+
+def _bounds(schema: Schema, key: str, bound: int) -> bool:
+    held = _rounded(bound)
+    if schema.get("type") != "number":
+        held = max(-_INT64, min(held, _INT64 - 1))
+    return held >= bound if key.endswith("inimum") else held <= bound
+
+
+def _rounded(value: int) -> int:
+    """Return what a double holds of it; the library itself refuses what none does."""
+    with contextlib.suppress(OverflowError):
+        return int(float(value))
+    return value
+
+
+def _spelled(value: int) -> int:
+    with contextlib.suppress(OverflowError):
+        return int(Decimal(repr(float(value))))
+    return value
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict | list):
+            left += _inside(one)
+        else:
+            yield one
 
 
 def narrowed(schema: Schema) -> Schema:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from rack_kit import BOS, saying, scripted, tokenizer
+from rack_kit import BOS, EOS, saying, scripted, tokenizer
 from schedules import compiled
 
 from rack import constrain
@@ -132,6 +132,26 @@ def test_special_tokens_and_unprintable_ids_are_never_allowed() -> None:
     allowed = np.flatnonzero(constraint.allowed())
     assert len(allowed) > 100
     assert not set(allowed) & (bytes_only.eos_ids | {BOS} | set(range(258, 512)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "fits"),
+    [
+        ('^[^"]$', r'"\""', False),
+        ('^[^"]$', r'"\\"', True),
+        (r"^[^\\]$", r'"\\"', False),
+        (r"^[^\\]$", r'"\n"', True),
+        (r"^[^\x20-\x7e]$", r'"\""', False),
+        ("^[^a]$", r'"\""', True),
+    ],
+)
+def test_escaped_characters_meet_the_pattern(pattern: str, text: str, fits: bool) -> None:
+    constraint = Constraint(tokenizer(), of({"type": "string", "pattern": pattern}))
+    for byte in text.encode():
+        if not constraint.allows(byte):
+            break
+        constraint.accept(byte)
+    assert constraint.allows(EOS) is fits
 
 
 # -- what is refused

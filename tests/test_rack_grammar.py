@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rack.grammar import depth, json_grammar, narrowed, plain, without_doubles
+from rack.grammar import depth, inexact, json_grammar, narrowed, plain, without_doubles
 
 OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 CLOSED = OPEN | {"additionalProperties": False}
@@ -58,6 +58,38 @@ def test_choices_with_lookaround_are_left_out_where_there_are_others() -> None:
     bad = {"type": "string", "pattern": "^(?!a)b"}
     assert plain({"anyOf": [{"type": "number"}, bad]}) == {"anyOf": [{"type": "number"}]}
     assert plain({"anyOf": [bad]}) == {"anyOf": [bad]}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('^[^"]+$', r'^[^\x00"]+$'),
+        (r"^[^\\]*[^a]$", r"^[^\x00\\]*[^\x00a]$"),
+        ("[^-a]", r"[^\x00\-a]"),
+        (r"\[^a]", r"\[^a]"),
+        (r"[\[^a]", r"[\[^a]"),
+        ("[^]a]", "[^]a]"),
+        ("^[a^]$", "^[a^]$"),
+    ],
+)
+def test_no_class_of_a_pattern_has_all_control_characters(given: str, expected: str) -> None:
+    assert plain({"pattern": given}) == {"pattern": expected}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+        {"type": "integer", "minimum": -(2**63), "maximum": 10**30},
+        {"minimum": 2**53, "exclusiveMaximum": 1.5},
+        {"type": "number", "minimum": 1e20, "maximum": 10**22},
+        {"const": 10**21, "enum": [2**53, 0.1, True, "9007199254740993", 10**400]},
+        {"minimum": "x", "const": None, "properties": {"const": {}}},
+        {"default": 2**53 + 1, "examples": [2**64]},
+    ],
+)
+def test_numbers_that_are_taken_as_they_are(schema: dict[str, Any]) -> None:
+    assert inexact(schema) == ""
 
 
 def test_lists_of_different_items_get_at_most_one() -> None:

@@ -62,8 +62,18 @@ def test_what_takes_too_much_is_refused_by_its_keyword(judge: Judge) -> None:
         ({"not": {"type": "string"}}, 'Unimplemented keys: ["not"]'),
         ({"$ref": "#"}, "a schema that no value meets"),
         ({"const": 10**400}, "number out of range"),
+        ({"minimum": 10**400}, "got minimum 1000000000"),
+        ({"items": {"const": 2**64}}, "const 18446744073709551616, which is rounded"),
+        ({"enum": [1, {"a": [2**53 + 1]}]}, "enum 9007199254740993, which is rounded"),
+        ({"type": "integer", "minimum": 10**30, "maximum": 10**30 + 1},
+         "minimum 1000000000000000000000000000000, which is rounded"),
+        ({"type": "integer", "minimum": 1e20, "maximum": 1e21}, "minimum 100000000000000000000,"),
+        ({"type": "integer", "exclusiveMaximum": -(2**63) - 1},
+         "exclusiveMaximum -9223372036854775809, which is rounded"),
+        ({"type": "number", "minimum": 2**53 + 1, "maximum": 2**53 + 1},
+         "minimum 9007199254740993, which is rounded"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_kept_to_is_refused(
     judge: Judge, schema: dict[str, Any], message: str
 ) -> None:

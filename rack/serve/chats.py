@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +88,10 @@ def offered_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
         function, where = tool.function, f"tools[{number}].function"
         if function.name in out:
             refuse(f"{where}.name", f"wanted a name of its own, got {function.name!r} again")
+        check_text(function.description or "", f"{where}.description")
         param = f"{where}.parameters"
         if function.parameters is not None:
-            check_depth(function.parameters, param)
+            check_schema(function.parameters, param)
             kinds = function.parameters.get("type", "object")
             if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
                 refuse(param, f"wanted the schema of an object, got the type {kinds!r}")
@@ -100,7 +102,16 @@ def offered_tools(tools: Sequence[FunctionTool]) -> tuple[Tool, ...]:
     return tuple(out.values())
 
 
-def check_depth(schema: Mapping[str, Any], param: str) -> None:
-    """Raise ApiError for a schema that is nested too deeply."""
+def check_schema(schema: Mapping[str, Any], param: str) -> None:
+    """Raise ApiError for a schema that is nested too deeply, or is not Unicode."""
     if (levels := depth(schema)) > MAX_DEPTH:
         refuse(param, f"wanted a schema of at most {MAX_DEPTH} levels, got {levels}")
+    check_text(json.dumps(schema, ensure_ascii=False), param)
+
+
+def check_text(text: str, param: str) -> None:
+    """Raise ApiError for half of a surrogate pair, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        refuse(param, f"wanted whole Unicode characters, got {text[error.start]!r}")

@@ -20,7 +20,7 @@ from rack.errors import RequestError
 from rack.grammar import Schema
 from rack.sampler import SamplingParams
 from rack.serve.bodies import LEAST_SEED, SEEDS, Body, ChatRequest, Request, Sampled, TextRequest
-from rack.serve.chats import SCHEMA_PARAM, chat_of, check_depth, tools_of
+from rack.serve.chats import SCHEMA_PARAM, chat_of, check_schema, tools_of
 from rack.serve.errors import ApiError, refuse
 from rack.serve.neutral import CHAT, TEXT, Neutral, drop_from_messages, drop_neutral
 from rack.tools import Tools
@@ -62,7 +62,7 @@ def parse_chat(body: bytes, default_seed: int) -> Parsed:
     format_ = request.response_format
     schema = None if format_ is None else format_.schema_of_answer()
     if schema is not None:
-        check_depth(schema, SCHEMA_PARAM)
+        check_schema(schema, SCHEMA_PARAM)
     return Parsed(
         messages=chat_of(request.messages), prompts=(), text_param="messages",
         tools=tools_of(request), schema=schema,

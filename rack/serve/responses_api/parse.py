@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rack.serve.bodies import ChatRequest, FunctionTool, NamedTool, ResponseFormat
-from rack.serve.chats import SCHEMA_PARAM, check_depth, tools_of
+from rack.serve.chats import SCHEMA_PARAM, check_schema, tools_of
 from rack.serve.errors import ApiError, refuse
 from rack.serve.neutral import RESPONSES
 from rack.serve.responses_api.bodies import (
@@ -56,7 +56,7 @@ def asked_of(parsed: Parsed) -> ResponsesRequest:
 def _chat(request: ResponsesRequest, default_seed: int) -> Parsed:
     schema = None if (format_ := request.format) is None else format_.schema_of_answer()
     if schema is not None:
-        check_depth(schema, SCHEMA_PARAM)
+        check_schema(schema, SCHEMA_PARAM)
     return Parsed(
         model=request.model, messages=_messages(request), prompts=(), tools=_tools(request),
         schema=schema, text_param="input", limit_param=_LIMIT,
