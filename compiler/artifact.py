@@ -113,6 +113,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder}: wanted an artifact (rack.compile makes one), got no {MANIFEST} there"
+        ) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: wanted a manifest, got {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None

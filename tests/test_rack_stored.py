@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.artifact import MANIFEST, SCHEDULES, read_artifact
+from compiler.artifact import MANIFEST, SCHEDULES, read_artifact, read_manifest
 from compiler.errors import ArtifactError, CapacityError
 from rack.compile import main as compile_main
 from rack.config import RunConfig
@@ -83,6 +83,14 @@ def test_a_changed_byte_is_corrupt(artifact: Path, name: str) -> None:
 def test_a_missing_file_is_named(artifact: Path) -> None:
     (artifact / "chip_0002.bin").unlink()
     assert "chip_0002.bin: wanted a file of the artifact, got nothing" in refused(artifact)
+
+
+def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: wanted an artifact (rack.compile makes one), got no manifest.json there"
+    )
 
 
 def test_another_version_is_refused(artifact: Path) -> None:
