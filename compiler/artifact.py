@@ -144,6 +144,10 @@ def read_manifest(folder: Path) -> Table:
     path = folder / MANIFEST
     try:
         data = read_file(path, MOST_MANIFEST)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder}: wanted an artifact (rack.compile makes one), got no {MANIFEST} there"
+        ) from None
     except OSError as error:
         raise ArtifactError(f"{path}: wanted a manifest, got {error}") from None
     found = parse_json(str(path), data, "a manifest")

@@ -26,6 +26,12 @@ def end_quietly() -> None:
             signal.signal(one, _end)
 
 
+def leave_to_parent() -> None:
+    """Ignore these signals: a whole process group gets them, and our parent ends us."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     if hasattr(sys.modules["__main__"], "main"):
         raise KeyboardInterrupt

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rack.constrain import Words, refusal
+from rack.ending import leave_to_parent
 from rack.errors import RackError, RequestError
 from rack.grammar import Grammar, depth
 from rack.own_code import command, environment
@@ -157,7 +158,7 @@ def _weights(schema: Any) -> Iterator[tuple[str, int]]:
 
 def main() -> None:
     """Judge grammars until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
+    leave_to_parent()
     connection = Connection(int(sys.argv[1]))
     words: Words
     words, limits = connection.recv()

@@ -2,21 +2,22 @@
 
 jinja2's sandbox keeps a template from the host; it does not keep it from asking for gigabytes:
 `'x' * 10**10`, `'%10000000000d' % 1`, `'x'.center(10**10)`. Those are refused here, and so is text
-without end. Nothing is computed when a template is only loaded. What is left (loops, filters,
-formats) is bounded by whoever renders: the server does it in a process with limits
-(rack/serve/reader.py).
+without end, and loops over more numbers in all than a prompt has characters. Nothing is computed
+when a template is only loaded. What is left (loops over messages, formats) is bounded by whoever
+renders: the server does it in a process with limits (rack/serve/reader.py).
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 MOST = 16 << 20
 """Characters, items or bits that one operation, or a whole prompt, may have."""
@@ -36,6 +37,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         # Without these jinja2 works constants out when it loads a template.
         super().__init__(optimized=False, finalize=_as_it_is, **options)
+        self.filters = {name: _modest(one) for name, one in self.filters.items()}
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if _size(operator, left, right) > MOST:
@@ -43,10 +45,39 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        given = [one for one in (*args, *kwargs.values()) if isinstance(one, int)]
-        if max(map(abs, given), default=0) > MOST:
-            raise SecurityError(f"a call with a number above {MOST}")
+        _check_numbers("a call", args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
+
+
+def _check_numbers(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    given = [one for one in (*args, *kwargs.values()) if isinstance(one, int)]
+    if max(map(abs, given), default=0) > MOST:
+        raise SecurityError(f"{what} with a number above {MOST}")
+
+
+def _modest(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that refuses numbers which would make too much."""
+
+    @functools.wraps(filter_)  # jinja2 keeps marks on a filter, such as that it takes the context
+    def modest(*args: Any, **kwargs: Any) -> Any:
+        _check_numbers("a filter", args, kwargs)
+        return filter_(*args, **kwargs)
+
+    return modest
+
+
+class _Ranges:
+    """`range` of one rendering: loops inside loops add up."""
+
+    def __init__(self) -> None:
+        self._left = MOST
+
+    def __call__(self, *bounds: int) -> range:
+        made = safe_range(*bounds)
+        self._left -= len(made)
+        if self._left < 0:
+            raise SecurityError(f"loops over more than {MOST} numbers in all")
+        return made
 
 
 def _size(operator: str, left: Any, right: Any) -> int:
@@ -68,7 +99,7 @@ def _size(operator: str, left: Any, right: Any) -> int:
 def render(template: jinja2.Template, values: dict[str, Any]) -> str:
     """Render a template; its text may have MOST characters. Raises TemplateError."""
     parts, size = [], 0
-    for part in template.generate(**values):
+    for part in template.generate(**values, range=_Ranges()):
         size += len(part)
         if size > MOST:
             raise jinja2.TemplateRuntimeError(

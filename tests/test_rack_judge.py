@@ -1,6 +1,7 @@
 """Grammars from strangers: each is taken or refused, in bounded time and memory."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from rack_kit import tokenizer
 
 from rack.constrain import Words
+from rack.ending import SIGNALS
 from rack.errors import RequestError
 from rack.grammar import Grammar, json_grammar
 from rack.judge import Judge, JudgeError, Limits, heaviest
@@ -48,6 +50,16 @@ def test_what_takes_too_much_is_refused_by_its_keyword(judge: Judge) -> None:
         "MiB, got one that takes more; its multipleOf may be the cause (62615533)"
     )
     judge.check(of({"type": "integer"}))  # by the same process
+
+
+def test_signals_to_the_whole_group_are_the_parent_s_to_act_on(judge: Judge) -> None:
+    judge.check(of({"type": "integer"}))
+    assert judge._process is not None
+    process = judge._process
+    for one in SIGNALS:
+        os.kill(process.pid, one)
+    judge.check(of({"type": "string", "maxLength": 3}))
+    assert judge._process is process
 
 
 @pytest.mark.parametrize(

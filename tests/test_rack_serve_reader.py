@@ -14,6 +14,7 @@ import pytest
 from serve_kit import DEADLINE_SECONDS, Served, chat, serving, tiny
 
 from rack.config import RunConfig
+from rack.ending import SIGNALS
 from rack.serve.reader import MOST_WAITING, ReadBounds, reader_of
 from rack.serve.reading import Desk
 from rack.session import Prepared, prepare
@@ -219,6 +220,8 @@ def test_a_process_that_ends_is_replaced_and_none_is_left() -> None:
     async def scenario() -> None:
         first = await reader.run(where, b"x")
         assert first != os.getpid()
+        for one in SIGNALS:  # its parent's to act on: the whole group gets them
+            os.kill(first, one)
         assert await reader.run(where, b"x") == first
         with pytest.raises(Exception, match="reading the request"):
             await reader.run(dies, b"x")

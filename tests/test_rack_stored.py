@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from chip.errors import ScheduleViolation
-from compiler.artifact import MANIFEST, SCHEDULES, file_entry, write_manifest
+from compiler.artifact import MANIFEST, SCHEDULES, file_entry, read_manifest, write_manifest
 from compiler.errors import ArtifactError, CapacityError
 from rack.compile import main as compile_main
 from rack.config import RunConfig
@@ -90,6 +90,14 @@ def test_a_changed_byte_is_corrupt(artifact: Path, name: str) -> None:
 def test_a_missing_file_is_named(artifact: Path) -> None:
     (artifact / "chip_0002.bin").unlink()
     assert "chip_0002.bin: wanted a file of the artifact, got nothing" in refused(artifact)
+
+
+def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: wanted an artifact (rack.compile makes one), got no manifest.json there"
+    )
 
 
 def test_another_version_is_refused(artifact: Path) -> None:
@@ -226,7 +234,11 @@ def test_the_hashes_do_not_know_the_folder(sound: Path, stories260k: Path, tmp_p
             lambda p: (p.unlink(), p.mkdir()),
             "wanted a manifest, got it is no regular file",
         ),
-        (MANIFEST, lambda p: (p.unlink(), p.symlink_to("no")), "wanted a manifest, got [Errno 2]"),
+        (
+            MANIFEST,
+            lambda p: (p.unlink(), p.symlink_to("no")),
+            "wanted an artifact (rack.compile makes one), got no manifest.json",
+        ),
         ("chat_template.jinja", lambda p: p.write_text(""), "own files only, got another"),
         ("chip_0002.bin", lambda p: p.mkdir(), "own files only, got another"),
     ],

@@ -27,6 +27,12 @@ def made(source: str) -> str:
         ("{{ '%*d' % (n, 1) }}", "`%` would make more"),
         ("{{ 'x'.center(n) }}", "a call with a number above 16777216"),
         ("{{ 'x'.ljust(width=n) }}", "a call with a number above 16777216"),
+        ("{{ 'x'|center(n) }}", "a filter with a number above 16777216"),
+        ("{{ 'x'|indent(width=n) }}", "a filter with a number above 16777216"),
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+            "loops over more than 16777216 numbers in all",
+        ),
     ],
 )
 def test_too_much_is_refused_when_it_is_rendered(source: str, message: str) -> None:
@@ -37,10 +43,15 @@ def test_too_much_is_refused_when_it_is_rendered(source: str, message: str) -> N
 def test_what_templates_do_is_as_before() -> None:
     source = (
         "{{ 'ab' * 3 }} {{ 7 % 3 }} {{ '%05.1f|%s' % (2.5, 'x') }} {{ 2 ** 10 }} {{ 1.5 * 2 }} "
-        "{{ 'x'.center(5) }} {{ '{:>4}'.format(7) }} {{ [1] * 2 }} {{ none }} {{ 2000000000 // 3 }}"
+        "{{ 'x'.center(5) }} {{ 'x'|center(5) }} {{ range(4)[1:]|list }} {{ '{:>4}'.format(7) }} "
+        "{{ [1] * 2 }} {{ none }} {{ 2000000000 // 3 }}"
     )
     plain = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(source).render()
-    assert made(source) == plain == "ababab 1 002.5|x 1024 3.0   x      7 [1, 1] None 666666666"
+    assert (
+        made(source)
+        == plain
+        == "ababab 1 002.5|x 1024 3.0   x     x   [1, 2, 3]    7 [1, 1] None 666666666"
+    )
 
 
 def test_text_without_end_is_refused() -> None:
@@ -50,7 +61,6 @@ def test_text_without_end_is_refused() -> None:
 
 
 def test_nothing_is_worked_out_when_a_template_is_loaded() -> None:
-    """The filter has no bound here; rendering has, in the server's process for it."""
     ChatTemplate("{{ 'x' | center(200000000000000) }}", where="there")
     template = ChatTemplate("{{ '%2000000000d' % 1 }}", where="there")
     with pytest.raises(PromptError, match="the model's chat template refuses these messages: `%`"):

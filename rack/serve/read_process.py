@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import resource
-import signal
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rack.ending import leave_to_parent
 from rack.errors import RackError
 from rack.serve.reading import Desk, attempt
 
@@ -24,7 +24,7 @@ WATCH_SECONDS = 1.0
 
 def main(argv: Sequence[str]) -> int:
     """Entry point."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    leave_to_parent()
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     with Connection(int(argv[0])) as connection:
         try:

@@ -157,7 +157,7 @@ class Server(uvicorn.Server):
     ) -> None:
         options: dict[str, Any] = {"http": protocol, "ws": "none"}
         config = uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, lifespan="off",
+            app, log_config=None, log_level="error", access_log=False, lifespan="off",
             timeout_graceful_shutdown=10, timeout_keep_alive=IDLE_SECONDS, server_header=False,
             **options,
         )  # fmt: skip
