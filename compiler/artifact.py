@@ -142,12 +142,12 @@ def read_manifest(folder: Path) -> Table:
     Raises ArtifactError.
     """
     path = folder / MANIFEST
-    try:
-        data = read_file(path, MOST_MANIFEST)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         raise ArtifactError(
             f"{folder}: wanted an artifact (rack.compile makes one), got no {MANIFEST} there"
-        ) from None
+        )
+    try:
+        data = read_file(path, MOST_MANIFEST)
     except OSError as error:
         raise ArtifactError(f"{path}: wanted a manifest, got {error}") from None
     found = parse_json(str(path), data, "a manifest")
