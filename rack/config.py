@@ -221,12 +221,16 @@ def arguments(
 ) -> argparse.Namespace:
     """Parse a command line. Exits with 2 through the parser on bad input.
 
-    argparse gives `--flag=--` an empty list for a value, which no verb could use.
+    argparse gives `--flag=--` an empty list for a value, which no verb could use; nor could any
+    use a zero byte.
     """
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
-        if value == [] != parser.get_default(name) or (isinstance(value, list) and [] in value):
-            parser.error(f"--{name.replace('_', '-')}: wanted a value, got '--'")
+        flag, values = f"--{name.replace('_', '-')}", value if isinstance(value, list) else [value]
+        if value == [] != parser.get_default(name) or [] in values:
+            parser.error(f"{flag}: wanted a value, got '--'")
+        if any(isinstance(text, str) and "\0" in text for text in values):
+            parser.error(f"{flag}: wanted a text without zero bytes, got {shown(value)}")
     return args
 
 

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 1 refused, 2 bad usage."""
     args = arguments(build_parser(), argv)
-    _, _, compiled, _ = load_stored(RunConfig(model=args.folder, executor="timing"))
+    _, _, compiled, _ = load_stored(RunConfig(model=args.folder), runs=False)
     name = args.step or next(iter(compiled.steps))
     if name not in compiled.steps:
         raise ConfigError(f"step: wanted one of {', '.join(compiled.steps)}, got {name!r}")

@@ -91,7 +91,7 @@ def prepare(
     images: Images | None = None
     found: tuple[str, ...] = ()
     if is_artifact(Path(config.model)):
-        model, hardware, compiled, images = load_stored(config)
+        model, hardware, compiled, images = load_stored(config, runs=runs)
         found = _check_weights(config, model, runs)
     else:
         model = resolve_model(config.model, config.weights, config.seed)

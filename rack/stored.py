@@ -89,14 +89,21 @@ def _weights_files(weights: WeightsRef) -> dict[str, Any]:
     return {"kind": "safetensors", "folder": str(weights.folder), "files": files}
 
 
-def load_stored(config: RunConfig) -> tuple[Model, Hardware, CompiledModel, Images]:
-    """Read an artifact. Raises ArtifactError for one that is corrupt, stale or made otherwise."""
+def load_stored(
+    config: RunConfig, *, runs: bool = True
+) -> tuple[Model, Hardware, CompiledModel, Images]:
+    """Read an artifact. Raises ArtifactError for one that is corrupt, stale or made otherwise.
+
+    The embedding is looked through only where it will be used: not with `runs` False.
+    """
     folder = Path(config.model)
     manifest = read_manifest(folder)
     hardware = _hardware(config, folder, manifest)
     compiled, _ = read_artifact(folder, hardware, manifest)
     _check_options(config, folder, manifest)
     weights = _weights(config, folder, manifest, compiled.config)
+    if runs and config.executor != "timing":
+        _check_embedding(folder, manifest.table("weights"), weights)
     model = Model(config=compiled.config, weights_ref=weights, folder=folder)
     files = manifest.table("files")
     digests = {name: files.table(name).text("sha256", HEX) for name in files.names()}
@@ -169,8 +176,6 @@ def _weights(config: RunConfig, folder: Path, manifest: Table, model: ModelConfi
                 f"{folder}: stale: the weights in {weights.folder} are not those it was made from: "
                 f"wanted {shown(entry.raw(key))}, got {shown(now[key])}"
             )
-    if config.executor != "timing":  # which looks nothing up
-        _check_embedding(folder, entry, weights)
     return weights
 
 

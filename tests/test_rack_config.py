@@ -284,6 +284,15 @@ def test_counts_have_a_most(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"argument --n: {wanted}" in capsys.readouterr().err
 
 
+def test_no_value_has_a_zero_byte(capsys: pytest.CaptureFixture[str]) -> None:
+    made = parser()
+    made.add_argument("--png")
+    with pytest.raises(SystemExit):
+        arguments(made, ["tiny", "--png", "a\0b"])
+    text = "error: --png: wanted a text without zero bytes, got 'a\\x00b'"
+    assert text in capsys.readouterr().err
+
+
 def test_two_dashes_are_no_value(capsys: pytest.CaptureFixture[str]) -> None:
     made = parser()
     made.add_argument("--stop", action="append", default=[])
