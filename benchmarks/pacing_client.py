@@ -6,36 +6,72 @@ sockets and are parsed afterwards: an HTTP library takes as long as what is meas
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import selectors
 import socket
 import sys
-import threading
 import time
 from typing import Any
 
 DEADLINE_SECONDS = 600.0
 
 
-def stream(address: str, body: bytes) -> tuple[bytes, list[tuple[int, float]]]:
-    """Stream a request; what was read, and when the bytes up to each offset had come."""
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    host, port = address.rsplit(":", 1)
-    read, times = bytearray(), []
-    with socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS) as connection:
-        sent = time.perf_counter()
-        connection.sendall(head.encode() + body)
-        while part := connection.recv(1 << 16):
-            read += part
-            times.append((len(read), time.perf_counter() - sent))
-    return bytes(read), times
+class Stream:
+    """A request under way: what was read, and when the bytes up to each offset had come."""
+
+    def __init__(self, address: str, body: bytes) -> None:
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nhost: {address}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        host, port = address.rsplit(":", 1)
+        self.read, self.times = bytearray(), list[tuple[int, float]]()
+        self.connection = socket.create_connection((host, int(port)), timeout=DEADLINE_SECONDS)
+        self._sent = time.perf_counter()
+        self.connection.sendall(head.encode() + body)
+
+    def take(self) -> bool:
+        """Read what is there; False at the end."""
+        part = self.connection.recv(1 << 16)
+        self.read += part
+        self.times.append((len(self.read), time.perf_counter() - self._sent))
+        if not part:
+            self.connection.close()
+        return bool(part)
 
 
-def seen(read: bytes, times: list[tuple[int, float]], tokens: int) -> dict[str, Any]:
+def run(address: str, body: bytes, clients: int, requests: int) -> list[Stream]:
+    """Let clients each make requests one after another; one thread serves them all."""
+    ended: list[Stream] = []
+    left = [requests] * clients
+    with selectors.DefaultSelector() as selector:
+
+        def begin(client: int) -> None:
+            left[client] -= 1
+            stream = Stream(address, body)
+            selector.register(stream.connection, selectors.EVENT_READ, (client, stream))
+
+        for client in range(clients):
+            begin(client)
+        while len(ended) < clients * requests:
+            ready = selector.select(DEADLINE_SECONDS)
+            assert ready, "nothing came"
+            for key, _ in ready:
+                client, stream = key.data
+                if not stream.take():
+                    selector.unregister(key.fileobj)
+                    ended.append(stream)
+                    if left[client]:
+                        begin(client)
+    return ended
+
+
+def seen(stream: Stream, tokens: int) -> dict[str, Any]:
     """Return when each token had come after the request began to be sent, and the last chunk."""
+    read, times = bytes(stream.read), stream.times
     events = list(re.finditer(rb"data: ({.*?})\n\n", read, re.DOTALL))
     assert len(events) == tokens + 1, f"{len(events) - 1} of {tokens} tokens: {read[-500:]!r}"
     came, place = [], 0
@@ -48,22 +84,12 @@ def seen(read: bytes, times: list[tuple[int, float]], tokens: int) -> dict[str, 
 
 
 def main() -> None:
-    """Run the clients, each with requests one after another."""
+    """Do what standard input says."""
     task = json.load(sys.stdin)
-    body, found = task["body"], []
-    data = json.dumps(body).encode()
-
-    def client() -> None:
-        for _ in range(task["requests"]):
-            found.append(stream(task["address"], data))
-
-    threads = [threading.Thread(target=client) for _ in range(task["clients"])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == task["clients"] * task["requests"], "a client failed"
-    json.dump([seen(*one, body["max_tokens"]) for one in found], sys.stdout)
+    data = json.dumps(task["body"]).encode()
+    gc.disable()
+    ended = run(task["address"], data, task["clients"], task["requests"])
+    json.dump([seen(one, task["body"]["max_tokens"]) for one in ended], sys.stdout)
 
 
 if __name__ == "__main__":

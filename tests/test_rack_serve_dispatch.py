@@ -12,8 +12,34 @@ from chip.errors import ChipError
 from rack.sampler import SamplingParams
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import BusyError
+from rack.serve.pacing import Unpaced
 from rack.serve.runner import Failed, Finished, Job, Runner
 from rack.session import Progress, Session
+
+
+class Since(Unpaced):
+    """A pacer of a rack that is free since some time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    @property
+    def due_seconds(self) -> float:
+        return self._seconds
+
+
+def test_a_tie_goes_to_the_rack_that_has_been_free_for_longest() -> None:
+    """So that a request never waits for a rack although another was free when it came."""
+
+    async def scenario() -> None:
+        async with Fleet(3) as fleet:
+            for runner, since in zip(fleet.racks.runners, (30.0, 10.0, 20.0), strict=True):
+                runner.pacer = Since(since)
+            taken = [fleet.racks.submit(fleet.job()[0]) for _ in range(4)]
+            places = [fleet.racks.runners.index(runner) for runner in taken]
+            assert places == [1, 2, 0, 1]
+
+    asyncio.run(scenario())
 
 
 class Fleet:

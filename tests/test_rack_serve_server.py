@@ -3,7 +3,9 @@
 import asyncio
 import json
 import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -14,7 +16,14 @@ from serve_kit import DEADLINE_SECONDS, Served, chat, events, serving, tiny
 
 from rack.serve.app import Bounds
 from rack.serve.errors import ListenError
-from rack.serve.server import HEAD_BYTES, BoundedProtocol, Server, listen
+from rack.serve.server import (
+    HEAD_BYTES,
+    TICK_SECONDS,
+    BoundedProtocol,
+    Server,
+    listen,
+    waited_seconds,
+)
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nhost: rack\r\n"
 
@@ -286,3 +295,32 @@ def test_a_client_that_waits_to_be_told_to_go_on(patient: Running) -> None:
     status, _, body = talk(patient, head % len(content), content)
     assert status == b"HTTP/1.1 200 OK"
     assert json.loads(body)["object"] == "chat.completion"
+
+
+def test_how_long_bytes_have_waited_before_they_were_seen() -> None:
+    """A busy event loop sees a request late; its time counts from when it came."""
+
+    class Transport(asyncio.BaseTransport):
+        def __init__(self, sock: Any) -> None:
+            super().__init__({"socket": sock})
+
+    class Told:
+        def getsockopt(self, *options: int) -> bytes:
+            assert options == (socket.IPPROTO_TCP, socket.TCP_INFO, 56)
+            return b"\xff" * 52 + struct.pack("=I", 250)
+
+    assert waited_seconds(Transport(Told())) == pytest.approx(0.250 - TICK_SECONDS)
+    assert waited_seconds(Transport(None)) == 0.0
+    ours, theirs = socket.socketpair()  # not TCP
+    assert waited_seconds(Transport(ours)) == 0.0
+    ours.close()
+    theirs.close()
+    with listen("127.0.0.1", 0)[0] as server:
+        client = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+        client.sendall(b"x")
+        sent = time.perf_counter()
+        assert there.recv(1) == b"x"
+        assert 0.0 <= waited_seconds(Transport(there)) <= time.perf_counter() - sent
+        there.close()
+        client.close()

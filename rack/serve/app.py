@@ -40,6 +40,8 @@ from rack.serve.service import Service, Ticket, closed, collect, stream
 
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 30.0
+ARRIVED = "lpu_rack.arrived_seconds"
+"""Where the server leaves in the scope when a request had arrived, by `time.perf_counter`."""
 PREFIXES = ("/openai/v1", "/v1")
 T = TypeVar("T")
 
@@ -196,7 +198,7 @@ class _Surface:
                 408, f"the body did not arrive within {self._bounds.body_seconds:g} seconds",
                 code="request_timeout",
             ) from None  # fmt: skip
-        _call(request).arrived_seconds = time.perf_counter()
+        _call(request).arrived_seconds = request.scope.get(ARRIVED, time.perf_counter())
         return unpack(b"".join(parts), request.headers.get("content-encoding"), limit)
 
     async def _read(self, request: Request, parse: Parse) -> tuple[Parsed, Sequence[Sequence[int]]]:

@@ -1,8 +1,8 @@
 """Several racks behind one server: each request goes to the one with the shortest queue.
 
 A rack runs one sequence at a time, so more racks are how a server answers more at once. Racks that
-are starting again after a failure, or were given up, are passed over; a tie goes to the rack of the
-lowest number.
+are starting again after a failure, or were given up, are passed over; a tie goes to the rack that
+has been free for longest by the time that is emulated, then to that of the lowest number.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Dispatcher:
         Raises BusyError when no rack is ready, or all queues are full.
         """
         self.check_ready()
-        runner = min(self.ready or self.runners, key=lambda one: one.load)
+        runner = min(self.ready or self.runners, key=lambda one: (one.load, one.pacer.due_seconds))
         runner.submit(job)
         return runner
 

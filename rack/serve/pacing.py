@@ -53,6 +53,11 @@ class Unpaced:
     promised_seconds: float | None = None
     """When the request's steps so far end by its emulated time, whatever was lost on the way."""
 
+    @property
+    def due_seconds(self) -> float:
+        """When the steps accounted so far end, by the wall clock; 0 where nothing says."""
+        return 0.0
+
     def begin(self, arrived_seconds: float) -> None:
         """Start a request that arrived then, by `time.perf_counter`."""
 

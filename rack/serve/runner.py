@@ -297,12 +297,18 @@ class Runner:
                 job = self.running
                 if self._stopping:
                     return None
-            error = self._check(session.rack) if job is None else self._run(engine, job)
-            if job is not None:
+            if job is None:
+                error = self._check(session.rack)
+            else:
+                error, last = self._run(engine, job)
                 self._losses = 0
-                with self._changed:
+                with self._changed:  # the rack is free, or out of service, before the client hears
                     self.running = self._waiting.popleft() if self._waiting else None
                     self.kv_tokens = 0
+                    if error is not None:
+                        self._out_of_service()
+                    if last is not None:
+                        self._emit(job, last)
             if error is not None:
                 self._out_of_service()
                 return error
@@ -321,8 +327,8 @@ class Runner:
             if not job.cancelled:
                 job.emit(event)
 
-    def _run(self, engine: Engine, job: Job) -> Exception | None:
-        """Run one request; returns why the rack can no longer be trusted, if so."""
+    def _run(self, engine: Engine, job: Job) -> tuple[Exception | None, Event | None]:
+        """Run one request: why the rack can no longer be trusted, and what is yet to be emitted."""
         queue_cycles = self.cycles - job.cycles_at_submit
         queue_seconds = time.perf_counter() - job.arrived_seconds
         self.pacer.begin(job.arrived_seconds)
@@ -332,17 +338,13 @@ class Runner:
                 self.pacer.wait()
                 job.promised_seconds = self.pacer.promised_seconds
                 self._emit(job, event)
-            self._emit(job, _finished(completion, queue_cycles, queue_seconds))
+            return None, _finished(completion, queue_cycles, queue_seconds)
         except _Cancelled:
-            return None
+            return None, None
         except RequestError as error:  # found out only when it ran; the rack is as good as before
-            self._emit(job, Failed(error=error))
+            return None, Failed(error=error)
         except Exception as error:
-            with self._changed:  # the failed rack is out of service before the client hears of it
-                self._out_of_service()
-                self._emit(job, Failed(error=error))
-            return error
-        return None
+            return error, Failed(error=error)
 
 
 def _busy(stage: str) -> BusyError:

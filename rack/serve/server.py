@@ -7,6 +7,8 @@ import contextlib
 import errno
 import signal
 import socket
+import struct
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from rack.serve.app import ARRIVED
 from rack.serve.errors import ListenError
 
 MESSAGE_SECONDS = 60.0
@@ -22,6 +25,8 @@ MESSAGE_SECONDS = 60.0
 STALL_SECONDS = 60.0
 """How long a client may leave an answer unread."""
 HEAD_BYTES = 64 << 10
+TICK_SECONDS = 0.01  # the coarsest clock that the kernel keeps such times by (HZ=100)
+_LAST_DATA_RECEIVED = 52  # offset in Linux' struct tcp_info: milliseconds, as a u32
 IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that they close first
 
 
@@ -80,6 +85,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.__class__ = UnchunkedCycle  # uvicorn has no other place to say so
 
     def on_message_complete(self) -> None:
+        scope: Any = self.scope
+        scope[ARRIVED] = time.perf_counter() - waited_seconds(self.transport)
         self._has_head, self._head_bytes = False, 0
         self._expected()
         super().on_message_complete()
@@ -102,6 +109,20 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+def waited_seconds(transport: asyncio.BaseTransport) -> float:
+    """Return how long the bytes that came last have waited in the kernel, rather less than more.
+
+    So long has a busy event loop not seen a request; 0 where the system does not say.
+    """
+    try:
+        options = (socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED + 4)
+        found = transport.get_extra_info("socket").getsockopt(*options)
+        (milliseconds,) = struct.unpack_from("=I", found, _LAST_DATA_RECEIVED)
+    except (AttributeError, OSError, struct.error):
+        return 0.0
+    return max(0.0, float(milliseconds) / 1e3 - TICK_SECONDS)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

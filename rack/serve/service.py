@@ -138,7 +138,7 @@ class Ticket:
         self._loop = asyncio.get_running_loop()
         self._events: deque[tuple[Event, float | None]] = deque()  # and when each was due
         self._arrived = asyncio.Event()
-        self._gone = self._closed = False
+        self._gone = self._closed = self._woken = False
         self._failure: Exception | None = None
         self._job = Job(prompt, parsed.params, self._put, arrived_seconds)
         self._rack = service.racks.submit(self._job)
@@ -149,7 +149,8 @@ class Ticket:
         if isinstance(event, TokenEvent):
             self.meter.token(event)
         self._events.append((event, self._job.promised_seconds))
-        if ended or self._each:
+        if (ended or self._each) and not self._woken:  # once for all that it has not seen yet
+            self._woken = True
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def events(self) -> list[TokenEvent | Finished]:
@@ -164,6 +165,7 @@ class Ticket:
                 raise GoneError("the client has left")
             if self._failure is not None:
                 raise _answer_to(self._failure)
+            self._woken = False
             while self._events:
                 event, due = self._events.popleft()
                 if due is not None and (self._each or isinstance(event, Finished)):
