@@ -347,10 +347,6 @@ class Runner:
             return error, Failed(error=error)
 
 
-def _busy(stage: str) -> BusyError:
-    return BusyError(what=f"the rack is not ready ({stage})", retry_seconds=RETRY_STARTING_SECONDS)
-
-
 def _finished(completion: Completion, queue_cycles: int, queue_seconds: float) -> Finished:
     return Finished(
         prompt_tokens=len(completion.prompt_token_ids),
