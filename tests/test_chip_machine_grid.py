@@ -30,8 +30,16 @@ REFUSED = [
     for *heads, rows in ((32, 8, 128, 2), (8, 2, 128, 8), (16, 2, 128, 4), (6, 2, 32, 8),
                          (14, 2, 64, 5), (28, 4, 128, 3))
 ]  # fmt: skip
+OVERWRITTEN = (  # what was read of the last values, by what went to the cache in that cycle
+    Opcode.ROPE,
+    operand(
+        {"rows": 1, "dtype": "int8", "heads": 32, "kv_heads": 8, "head_dim": 128, "context": 64},
+        "qkv rope q sq kv kvs",
+    ),
+)
 DEFAULT = [
     *REFUSED,
+    OVERWRITTEN,
     attention(16, 16, 64, 512, 2),
     attention(7, 7, 30, 256, 9),
     attention(8, 2, 128, 256, 5, "fp16"),

@@ -114,11 +114,23 @@ class Block:
         return not self._claims.meets(*ports, *self._crossings(access))
 
     def _crossings(self, access: Access) -> set[Key]:
-        """Return when a read passes the VXM on the streams of an SXM's first copy."""
+        """Return when a read passes the VXM: on streams of an SXM's first copy, or beyond it."""
         if access.write:
             return set()
         at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
-        return {("in0", at + beat) for beat in access.beats}
+        kinds = ("in0",) if access.sxm is None else ("in0", "across")
+        return {(kind, at + beat) for kind in kinds for beat in access.beats}
+
+    def between_reads(self, cycle: int) -> int:
+        """Take the first cycle from here on in which no read passes the VXM on its way to an SXM.
+
+        What leaves the VXM on such a read's stream would take its place.
+        """
+        first = cycle
+        while self._claims.meets(("across", cycle)):
+            cycle = self._claims.seek(first, cycle, "what leaves between reads")
+        self._claims.hold(("across", cycle))
+        return cycle
 
     def may_arrive(self, cycle: int) -> bool:
         """Tell whether the inward streams are free at a cycle."""

@@ -162,27 +162,22 @@ class _Row:
         if part.kind == "q":
             b.alu(AluOp.CVT_F16, y, lanes=lanes, out=Ref("q", part.group, 1))
             return
-        half = b.alu(AluOp.CVT_F16, y, lanes=lanes)
-        late, taken = b.delay["COPY"].d_func, {cycle for cycle, _ in self.update.rows}
-        at = half.done
-        while at + late in taken:
-            at += 1
+        self._row(part, AluOp.COPY, b.alu(AluOp.CVT_F16, y, lanes=lanes), lanes)
+
+    def _row(self, part: Packed, op: AluOp, value: Node, lanes: int = LANES) -> None:
+        """Let a vector for the cache leave the VXM both ways."""
+        late = self.b.delay[op].d_func
+        cycle = self.b.between_reads(value.done + late)
         for eastward in (True, False):
             out = group(Stream(eastward, TO_CACHE), 1)
-            b.alu(AluOp.COPY, half, lanes=lanes, out=out, at=at)
-        self._note_row(part, at + late)
-
-    def _note_row(self, part: Packed, cycle: int) -> None:
-        """Note that a vector for the cache leaves the VXM both ways."""
+            self.b.alu(op, value, lanes=lanes, out=out, at=cycle - late)
         head = part.group * self.layout.heads_per_group
         offset = self.layout.head_offset(head, value=part.kind == "v")
         self.update.rows.append((cycle, offset // VECTOR_BYTES))
 
     def _cache(self, part: Packed, scaled: Node, scale: Node) -> None:
         b, layout, value = self.b, self.layout, part.kind == "v"
-        lanes = b.alu(AluOp.CVT_I8, scaled, out=group(Stream(True, TO_CACHE), 1))
-        b.alu(AluOp.CVT_I8, scaled, out=group(Stream(False, TO_CACHE), 1), at=lanes.cycle)
-        self._note_row(part, lanes.done)
+        self._row(part, AluOp.CVT_I8, scaled)
         head = part.group * layout.heads_per_group
         maps: list[tuple[int | None, ...]] = [
             (place * layout.pitch,) * LANES for place in range(part.heads)
