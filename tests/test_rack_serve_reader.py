@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from read_tasks import dies, fails, waits, where
 from serve_kit import DEADLINE_SECONDS, Served, chat, serving, tiny
 
 from rack.config import RunConfig
 from rack.ending import SIGNALS
 from rack.serve.reader import MOST_WAITING, ReadBounds, reader_of
-from rack.serve.reading import Desk
 from rack.session import Prepared, prepare
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -193,29 +193,13 @@ def test_other_routes_answer_while_a_hostile_body_is_read(name: str) -> None:
 
 @pytest.fixture
 def found_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the process import the functions below."""
+    """Let the process import `read_tasks`."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-def where(desk: Desk, body: bytes) -> int:
-    return os.getpid()
-
-
-def dies(desk: Desk, body: bytes) -> None:
-    os._exit(3)
-
-
-def fails(desk: Desk, body: bytes) -> None:
-    raise KeyError("no such")
-
-
-def waits(desk: Desk, body: bytes) -> None:
-    os.read(os.pipe()[0], 1)
 
 
 @pytest.mark.usefixtures("found_there")
 def test_a_process_that_ends_is_replaced_and_none_is_left() -> None:
-    reader = reader_of(tiny(), ReadBounds(short_bytes=0))
+    reader = reader_of(tiny(), ReadBounds(short_bytes=0, seconds=DEADLINE_SECONDS))
 
     async def scenario() -> None:
         first = await reader.run(where, b"x")
@@ -243,7 +227,7 @@ def test_a_process_that_ends_is_replaced_and_none_is_left() -> None:
 
 @pytest.mark.usefixtures("found_there")
 def test_too_many_at_once_are_refused_and_a_stop_ends_those_that_wait() -> None:
-    reader = reader_of(tiny(), ReadBounds(short_bytes=0))
+    reader = reader_of(tiny(), ReadBounds(short_bytes=0, seconds=DEADLINE_SECONDS))
 
     async def scenario() -> None:
         tasks = [asyncio.create_task(reader.run(waits, b"x")) for _ in range(MOST_WAITING)]
