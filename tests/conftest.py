@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ from hypothesis import settings
 
 settings.register_profile("no deadline", deadline=None)  # tests do not depend on wall-clock speed
 settings.load_profile("no deadline")
+
+# A run in the background may ignore these, and its children would: tests send them.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

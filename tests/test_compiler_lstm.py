@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chip.errors import ProgramError, TemplateError
+from chip.errors import TemplateError
 from chip.kernels import vmath
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
@@ -116,7 +116,7 @@ def test_sizes_that_cannot_be() -> None:
 
 def test_delays_that_no_instructions_can_be_laid_out_with() -> None:
     delays = tuple((name, 64 if name == "TANH" else func, skew) for name, func, skew in SPEC.delays)
-    with pytest.raises(ProgramError, match=r"^no pace leaves enough ALUs$"):
+    with pytest.raises(TemplateError, match=r"^no pace leaves enough ALUs$"):
         cell_cycles(512, 1, replace(SPEC, delays=delays))
 
 
