@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     parser.addoption(
         "--grid", action="store_true",
-        help="every operation in the whole grid of shapes and rows on the machine (an hour)",
+        help="every operation over the whole grid of shapes on the machine (some 40 minutes)",
     )  # fmt: skip
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
+from tokenizers import decoders, models, pre_tokenizers
 
 from compiler.frontend import load_config
 from compiler.weights import required_tensors
@@ -36,6 +38,11 @@ def grouped(tmp_path: Path) -> Path:
         {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in tensors},
         tmp_path / "model.safetensors",
     )
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
 
 
@@ -51,7 +58,7 @@ def test_a_prompt_is_the_same_on_the_machine(
     grouped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reference, fast = (generated(grouped, name, capsys) for name in ("reference", "fast"))
-    assert len(fast["prompt_token_ids"]) == 12
+    assert len(fast["prompt_token_ids"]) == len("Hello, rack") > 8  # a whole chunk, and a tail
     for same in ("data_hash", "schedule_hash", "token_ids"):
         assert reference[same] == fast[same]
     cycles = ("prompt_cycles", "decode_cycles")
