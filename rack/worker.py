@@ -37,6 +37,7 @@ from rack.node import ChipNode
 from rack.provenance import ROOT, running_code
 from rack.stopwatch import Stopwatch
 
+END_SECONDS = 10.0
 REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
 
 
@@ -185,11 +186,11 @@ def one_blas_thread() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def end_with_parent(folder: str) -> None:
+def end_with_parent(folder: str) -> threading.Thread:
     """End this process as soon as its standard input does, and with it the rack's folder.
 
     The other end of that pipe is the parent's: this is how a chip learns that it is gone, even if
-    that was before the chip's first instruction.
+    that was before the chip's first instruction. Returns the thread that waits for it.
     """
 
     def watch() -> None:
@@ -200,7 +201,9 @@ def end_with_parent(folder: str) -> None:
                 remove(folder)
         os._exit(1)
 
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+    thread = threading.Thread(target=watch, name="parent", daemon=True)
+    thread.start()
+    return thread
 
 
 def main(argv: Sequence[str]) -> int:
@@ -208,11 +211,12 @@ def main(argv: Sequence[str]) -> int:
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_DFL)  # the parent sees to a quiet end
     path = Path(argv[0])
-    end_with_parent(str(path.parent))
+    parent = end_with_parent(str(path.parent))
     try:
         job, seat = pickle.loads(path.read_bytes())
         path.unlink()
-    except FileNotFoundError:  # another chip has seen the parent's end first
+    except FileNotFoundError:  # this chip's thread or another one's has seen the parent's end
+        parent.join(END_SECONDS)  # it ends this process once the folder is gone
         return 1
     ChipWorker(job, seat).run()
     return 0

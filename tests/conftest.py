@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def stories260k() -> Path:
     """Give the folder of the trained test model (tests/models/README.md)."""
     return ROOT / "tests" / "models" / "stories260K"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Take back what a module's tests left in the environment: Ray sets RAY_AUTH_MODE there."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

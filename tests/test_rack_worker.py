@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -175,3 +177,19 @@ def test_chips_take_turns_on_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for chip in range(4):
         own_core(chip)
     assert placed == [{3}, {4}, {5}, {3}]
+
+
+def test_a_chip_without_a_job_removes_the_folder_before_it_ends(tmp_path: Path) -> None:
+    """Its parent was killed: standard input is at its end, and the job's file is gone already."""
+    folder = tmp_path / "lpu-run-x"
+    folder.mkdir()
+    code = (
+        "import sys, time\n"
+        "from rack import worker\n"
+        "remove = worker.remove\n"
+        "worker.remove = lambda folder: (time.sleep(0.3), remove(folder))\n"
+        "sys.exit(worker.main(sys.argv[1:]))\n"
+    )
+    words = [sys.executable, "-c", code, str(folder / "job-0")]
+    assert subprocess.run(words, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 1
+    assert not folder.exists()
