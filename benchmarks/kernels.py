@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chip import synthetic
-from chip.kernels import BEST, INSTRUCTION_SETS, NAMES, Kernels, load
-from chip.quant import quantize_weight
+from chip.kernels import BEST, INSTRUCTION_SETS, NAMES, Kernels, load, synthetic
+from chip.kernels.quant import quantize_weight
 
 COLUMNS, KP = 14336, 4160  # an up projection of llama-8b, K padded
 COPIES = 4  # 240 MB of weights: more than any cache

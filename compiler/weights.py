@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from chip import synthetic
-from chip.quant import F16_MAX, quantize_weight, write_tiles
+from chip.kernels import synthetic
+from chip.kernels.quant import F16_MAX, quantize_weight, write_tiles
 from compiler.errors import ModelError
 from compiler.files import is_file, parse_object, printable, require_json, shown
 from compiler.model_config import ModelConfig
@@ -96,7 +96,8 @@ class WeightSource(Protocol):
     def fill_int8(self, name: str, start: int, stop: int, block: I8, at: int) -> F32:
         """Write rows [start, stop), quantised, into columns `at` on of a tiled block.
 
-        block: [ceil(K / 320), columns, 320] (`chip.quant.tile_weights`); gives the rows' scales.
+        block: [ceil(K / 320), columns, 320] (`tile_weights` of chip.kernels.quant); gives the rows'
+        scales.
         """
 
     def describe(self) -> str:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from chip.chip import Chip, ChipLink, Departure, Watch
 from chip.cost import Costs, known_costs, learn_costs
 from chip.kernels import load as load_kernels
+from chip.kernels.quant import write_tiles
 from chip.operations import MOVES, Region
 from chip.program import Program
-from chip.quant import write_tiles
 from chip.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram

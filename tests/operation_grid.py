@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chip.kernels.quant import tile_weights
 from chip.operations import Opcode, kv_layout, row_bytes, segment_offsets
-from chip.quant import tile_weights
 from chip.scratch import Scratch
 from chip.spec import VECTOR_BYTES
 

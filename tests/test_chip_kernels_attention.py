@@ -13,7 +13,7 @@ from kernel_reference import floats, same, slow_dot, slow_quantise, slow_softmax
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
 from chip.kernels.interface import even_kv_map
-from chip.quant import round_f16
+from chip.kernels.quant import round_f16
 
 f32, f16, i8 = np.float32, np.float16, np.int8
 quick = settings(

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from kernel_reference import same, strided, up
 from native_kit import f16, f32, i8, odd, seeds, thorough, widths, wild, wild_half
 
-from chip import quant
-from chip.kernels import INSTRUCTION_SETS, Kernels, load
+from chip.kernels import INSTRUCTION_SETS, Kernels, load, quant
 
 twin = load("numpy")
 

@@ -15,10 +15,9 @@ from kernel_reference import up
 from native_kit import f16, f32, i8, seeds, thorough, widths, wild, wild_half
 
 from chip import kernels as kernels_package
-from chip import quant, synthetic
-from chip.kernels import BEST, INSTRUCTION_SETS, Kernels, load
-from chip.quant import tile_weights
-from chip.synthetic import fill_tiled
+from chip.kernels import BEST, INSTRUCTION_SETS, Kernels, load, quant, synthetic
+from chip.kernels.quant import tile_weights
+from chip.kernels.synthetic import fill_tiled
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)

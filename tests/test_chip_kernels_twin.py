@@ -13,7 +13,7 @@ from kernel_reference import check_quantised, floats, same, slow_dot, strided, u
 
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
-from chip.quant import round_f16, tile_weights
+from chip.kernels.quant import round_f16, tile_weights
 
 f32, f16, i8 = np.float32, np.float16, np.int8
 quick = settings(

@@ -11,9 +11,9 @@ import pytest
 
 from chip.errors import TemplateError
 from chip.kernels import vmath
+from chip.kernels.quant import tile_weights
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.quant import tile_weights
 from chip.sram import Sram, places
 from chip.templates.lstm import columns_of
 from chip.templates.template import laid_out

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from chip.quant import quantize_weight
+from chip.kernels.quant import quantize_weight
 from compiler.errors import ModelError
 from compiler.frontend import load_config
 from compiler.presets import PRESETS

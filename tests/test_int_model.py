@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from chip.kernels import NAMES, load, vmath
 from chip.kernels.interface import even_kv_map
-from chip.quant import quantize_weight, tile_weights
+from chip.kernels.quant import quantize_weight, tile_weights
 
 f32, f16, i8 = np.float32, np.float16, np.int8
 

@@ -13,8 +13,8 @@ from schedules import WEIGHTS, compiled
 
 from chip.cost import key
 from chip.errors import ScheduleViolation, SramError
+from chip.kernels.quant import tile_weights
 from chip.operations import MOVES
-from chip.quant import tile_weights
 from chip.sram import Sram
 from chip.templates.table import template
 from rack.job import (

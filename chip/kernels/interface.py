@@ -53,7 +53,7 @@ class Kernels(Protocol):
     def matmul_i8(self, x: I8, sx: F32, w: I8, sw: F32, y: Float) -> int:
         """y[R,N] = (fp32(x . w) * sx[R]) * sw[N], x.w exact in int32; x[R,Kp], w[N*Kp] tiled.
 
-        Exact for Kp <= 131072. w as `chip.quant.tile_weights` lays it out; y fp32 or fp16.
+        Exact for Kp <= 131072. w as `chip.kernels.quant.tile_weights` lays it out; y fp32 or fp16.
         """
 
     def matmul_f16(self, x: F16, w: F16, y: Float) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from chip.kernels import vmath
 from chip.kernels.interface import F16, F32, I8, I64, Float
+from chip.kernels.quant import round_f16
 from chip.kernels.twin_math import (
     LANES,
     MAX_TERMS,
@@ -28,7 +29,6 @@ from chip.kernels.twin_math import (
     tile_dot,
     weigh_values,
 )
-from chip.quant import round_f16
 
 SCORES_AT_ONCE = 1 << 19  # fp32 scores held by attention_i8 at a time
 

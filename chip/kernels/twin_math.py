@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import vmath
 from chip.kernels.interface import F16, F32, I8, Float
-from chip.quant import MIN_ABSMAX, round_f16
+from chip.kernels.quant import MIN_ABSMAX, round_f16
 from chip.spec import VECTOR_BYTES
 
 I32 = NDArray[np.int32]

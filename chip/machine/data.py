@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chip.errors import MachineError
 from chip.isa import AluOp, Distribute, Lanes, Permute, Rotate, Select, Shift
 from chip.kernels import vmath
-from chip.quant import F16_MAX
+from chip.kernels.quant import F16_MAX
 from chip.spec import VECTOR_BYTES
 
 Array = NDArray[Any]

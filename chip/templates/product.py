@@ -1,12 +1,12 @@
 """MATMUL: weights stream through the four planes in address order, 64 vectors a cycle.
 
-Columns come in blocks of 320 (chip.quant.tile_weights). Vector v of a weight lies in the slices
-of plane `PLANE_OF_RUN[v // 16 % 4]` (chip/sram.py), so the four planes load a quarter of every
-64 columns each, and up to four blocks share the planes: a group. For each group all K tiles
+Columns come in blocks of 320 (`tile_weights`, chip/kernels/quant.py). Vector v of a weight lies in
+the slices of plane `PLANE_OF_RUN[v // 16 % 4]` (chip/sram.py), so the four planes load a quarter of
+every 64 columns each, and up to four blocks share the planes: a group. For each group all K tiles
 follow one another; while a tile multiplies, the next one loads into the weight buffer. An
-accumulator row leaves through the SXM, which puts each plane's columns in their lanes, and the
-VXM, which adds the planes' parts, scales and rounds. assumption: a column of a block whose width
-is not a multiple of 64 may be loaded on another plane in every tile; the VXM's sum makes up for it.
+accumulator row leaves through the SXM, which puts each plane's columns in their lanes, and the VXM,
+which adds the planes' parts, scales and rounds. assumption: a column of a block whose width is not
+a multiple of 64 may be loaded on another plane in every tile; the VXM's sum makes up for it.
 
 Here is what all products share, and several rows: weights load on 16 streams of a side while the
 activations flow beside. One row is in chip/templates/row.py.

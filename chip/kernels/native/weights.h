@@ -1,4 +1,4 @@
-/* Start-up: synthetic weights (chip/synthetic.py), quantising checkpoints (chip/quant.py); and a
+/* Start-up: synthetic weights (chip/kernels/synthetic.py), quantising checkpoints (chip/kernels/quant.py); and a
    reader that tells how fast memory is. */
 
 INLINE uint64_t FN(splitmix)(uint64_t z) {

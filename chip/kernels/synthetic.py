@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.kernels import BEST, INSTRUCTION_SETS
-from chip.quant import write_tiles
+from chip.kernels.quant import write_tiles
 from chip.spec import VECTOR_BYTES
 
 I8 = NDArray[np.int8]
@@ -80,7 +80,7 @@ def int8_rows(seed: int, name: str, first_row: int, n_rows: int, k: int) -> I8:
 def fill_tiled(
     seed: int, name: str, first_row: int, n_rows: int, k: int, block: I8, at: int
 ) -> None:
-    """Write rows as `int8_rows` gives them into a block of `chip.quant.tile_weights`' layout.
+    """Write rows as `int8_rows` gives them into a block of `quant.tile_weights`' layout.
 
     block is [ceil(k / 320), columns, 320]; the rows become its columns from `at` on, zero-padded.
     Raises ValueError unless rows and columns are below 2^32 and the block has room.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chip import synthetic
+from chip.kernels import synthetic
 
 NAME = "model.layers.3.mlp.down_proj.weight"
 M64 = (1 << 64) - 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chip.quant import quantize_weight, round_f16, tile_weights, untile_weights, write_tiles
+from chip.kernels.quant import quantize_weight, round_f16, tile_weights, untile_weights, write_tiles
 
 f32 = np.float32
 
