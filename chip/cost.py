@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from chip.errors import TemplateError
 from chip.floorplan import hops, mem, sxm
-from chip.issue import delays
+from chip.isa.issue import delays
 from chip.operations import Args, Opcode
 from chip.spec import ChipSpec
 

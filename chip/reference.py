@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from chip.chip import Chip, Loaded, StepMessage
-from chip.issue import Issue
+from chip.isa.issue import Issue
 from chip.machine.crossings import Crossing
 from chip.machine.data import Run
 from chip.machine.machine import Action, Machine

@@ -54,7 +54,7 @@ class ChipSpec:
     slices_per_hop: int  # MEM slices between two stream registers
     mxm_activation_slots: int  # rows that a plane's activation buffer holds
     mxm_accumulator_rows: int  # rows that a plane's accumulators hold
-    delays: tuple[tuple[str, int, int], ...]  # (instruction, d_func, d_skew), sorted; chip/isa.py
+    delays: tuple[tuple[str, int, int], ...]  # (instruction, d_func, d_skew), sorted; chip/isa
 
     def __post_init__(self) -> None:
         delays = tuple(sorted((str(name), func, skew) for name, func, skew in self.delays))

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from chip.floorplan import Queue, alu, mem, sxm
-from chip.isa import Alu, Permute, Read, RuntimeDeskew, Write
-from chip.issue import Issue
-from chip.operand import Group, Held, Immediate, In, Position, Source, Stream, Tap
+from chip.isa.instructions import Alu, Permute, Read, RuntimeDeskew, Write
+from chip.isa.issue import Issue
+from chip.isa.operands import Group, Held, Immediate, In, Position, Source, Stream, Tap
 from chip.operations import MOVES, Args, segment_offsets
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec

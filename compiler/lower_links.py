@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from chip.cost import TURNS, receive_cycles, send_lead_cycles
 from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
-from chip.isa import Alu, Lanes, Read, Receive, Send, Write
-from chip.issue import Issue, delays
-from chip.operand import Group, Stream, Tap
+from chip.isa.instructions import Alu, Lanes, Read, Receive, Send, Write
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Group, Stream, Tap
 from chip.operations import MOVES, Opcode
 from chip.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec

@@ -7,7 +7,7 @@ Single-chip results.
 
 from __future__ import annotations
 
-from chip.issue import Issue
+from chip.isa.issue import Issue
 from chip.kv import WINDOW_VECTORS
 from chip.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from chip.floorplan import Role, hops, mem
 from chip.floorplan import mxm as mxm_queue
-from chip.issue import delays
+from chip.isa.issue import delays
 from chip.operations import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
 from compiler.allocate import constants

@@ -1,7 +1,7 @@
 """`python -m rack.disasm DIR --chip N --op NAME`: what an artifact's chips do, as instructions.
 
 Of an operation or transfer, or with `--queue` of one instruction queue in the whole step. Cycles
-are the step's; the text assembles again (chip/assembly.py). With neither, the chip's scheduled
+are the step's; the text assembles again (chip/isa/assembly.py). With neither, the chip's scheduled
 operations are listed.
 """
 
@@ -11,11 +11,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from chip.assembly import disassemble
 from chip.floorplan import parse_queue
+from chip.isa.assembly import disassemble
+from chip.isa.queues import QueueProgram, to_queues
 from chip.operations import MOVES
 from chip.program import Program
-from chip.queues import QueueProgram, to_queues
 from compiler.layout import MOST_CHIPS
 from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel

@@ -1,8 +1,8 @@
 """What programs take as instructions (`rack.plan --instructions`), and a chip's whole step lowered.
 
-Counted operation by operation, each as chip/binary.py encodes it by itself: operations of one shape
-differ in addresses alone and are lowered once for all chips. What operations of a program have in
-common (permutations, repeated rows) is counted with each, so a whole program takes less.
+Counted operation by operation, each as chip/encoding/binary.py encodes it by itself: operations of
+one shape differ in addresses alone and are lowered once for all chips. What operations of a program
+have in common (permutations, repeated rows) is counted with each, so a whole program takes less.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from chip.binary import measured
 from chip.cost import SHAPE
-from chip.issue import Issue
+from chip.encoding.binary import measured
+from chip.isa.issue import Issue
+from chip.isa.queues import to_queues
 from chip.operations import MOVES
 from chip.program import Operation, Program
-from chip.queues import to_queues
 from compiler.ir import StepSchedule
 from compiler.lower import lower, lower_operation
 from compiler.lower_links import place_transfers

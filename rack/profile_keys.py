@@ -7,7 +7,7 @@ for, or what none of them uses.
 
 from __future__ import annotations
 
-from chip.isa import MNEMONICS
+from chip.isa.instructions import MNEMONICS
 from chip.spec import MODELLED, VECTOR_BYTES
 from compiler.files import shown
 from rack.errors import ProfileError

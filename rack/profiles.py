@@ -20,8 +20,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chip.isa import MNEMONICS
-from chip.issue import delays
+from chip.isa.instructions import MNEMONICS
+from chip.isa.issue import delays
 from chip.spec import ChipSpec
 from compiler.files import shown
 from compiler.regular import read_file

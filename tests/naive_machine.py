@@ -13,7 +13,7 @@ import numpy as np
 from naive_streams import END, MIDDLE, START, NaiveStreams, Refused, Vector
 
 from chip.floorplan import plane_of, position
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     IW,
@@ -28,10 +28,10 @@ from chip.isa import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.issue import Issue
+from chip.isa.issue import Issue
+from chip.isa.operands import ITEM_BYTES, Chain, Held, Immediate, In, Lane, Tap, group
+from chip.isa.queues import advanced
 from chip.machine.data import DTYPES, lane_map
-from chip.operand import ITEM_BYTES, Chain, Held, Immediate, In, Lane, Tap, group
-from chip.queues import advanced
 from chip.spec import ChipSpec
 
 

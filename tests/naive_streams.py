@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.isa import Gather, Read, Scatter, Write
-from chip.issue import Issue, delays
-from chip.operand import Group, Stream, Tap
+from chip.isa.instructions import Gather, Read, Scatter, Write
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Group, Stream, Tap
 from chip.spec import ChipSpec
 
 Vector = NDArray[Any]

@@ -11,7 +11,7 @@ from schedules import machine
 
 from chip.cost import cycles
 from chip.executor import Binder, StepState
-from chip.isa import Write
+from chip.isa.instructions import Write
 from chip.kernels.twin import NumpyKernels
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver

@@ -13,10 +13,10 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from schedules import machine
 
-from chip.isa import Send
-from chip.issue import Issue
+from chip.isa.instructions import Send
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, In, Stream, Tap
 from chip.machine.machine import Machine
-from chip.operand import Held, In, Stream, Tap
 from chip.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES
 from chip.sram import work_start

@@ -11,7 +11,7 @@ from schedules import machine
 
 from chip.errors import MachineError
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     IW,
@@ -26,11 +26,11 @@ from chip.isa import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.issue import Issue, delays
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import At, Chain, Held, Immediate, In, Stream, group
 from chip.machine.crossings import Crossing
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolved, Resolver
-from chip.operand import At, Chain, Held, Immediate, In, Stream, group
 
 CHIP = machine("groqrack").chip
 DELAYS = delays(CHIP)

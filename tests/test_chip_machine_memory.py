@@ -10,10 +10,10 @@ from test_chip_machine import CHIP, DELAYS, E0, SLICES, WORDS, issue, memory, re
 
 from chip.errors import MachineError
 from chip.floorplan import hops, mem
-from chip.isa import Gather, Read, Scatter, Write
-from chip.issue import Issue
+from chip.isa.instructions import Gather, Read, Scatter, Write
+from chip.isa.issue import Issue
+from chip.isa.operands import At, Stream
 from chip.machine.machine import Machine
-from chip.operand import At, Stream
 
 E1, E2, E3 = (Stream(True, number) for number in (1, 2, 3))
 READ = DELAYS["READ"].d_func

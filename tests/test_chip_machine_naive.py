@@ -16,7 +16,7 @@ from schedules import machine
 
 from chip.errors import MachineError
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     IW,
@@ -31,10 +31,10 @@ from chip.isa import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.issue import Issue, delays
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Held, Immediate, In, Lane, Stream, Tap, group
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.operand import Held, Immediate, In, Lane, Stream, Tap, group
 
 CHIP = machine("groqrack").chip
 DELAYS = delays(CHIP)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from test_chip_machine import AT_MXM, CHIP, E0, LOADED, SLICES, W0, WORDS, issue, memory, resolve
 
-from chip.binary import decode, encode
+from chip.encoding.binary import decode, encode
 from chip.errors import MachineError
 from chip.floorplan import Role, alu, mem, mxm, sxm
-from chip.isa import ABC, ACC, LW, Alu, AluOp, Permute, Read
-from chip.issue import Issue, delays
+from chip.isa.instructions import ABC, ACC, LW, Alu, AluOp, Permute, Read
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Held, Immediate, In, Stream, Tap, group
+from chip.isa.queues import Named, QueueProgram
 from chip.machine.machine import Machine
-from chip.operand import Held, Immediate, In, Stream, Tap, group
-from chip.queues import Named, QueueProgram
 
 REFUSED = {
     "no weights": (

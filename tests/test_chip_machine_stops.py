@@ -11,7 +11,7 @@ from test_chip_machine import AT_VXM, COPY, E0, SLICES, WORDS, issue, memory, re
 
 from chip.errors import MachineError
 from chip.floorplan import alu, mem, sxm
-from chip.isa import (
+from chip.isa.instructions import (
     Alu,
     AluOp,
     Config,
@@ -24,10 +24,10 @@ from chip.isa import (
     Send,
     Sync,
 )  # fmt: skip
-from chip.issue import Issue
+from chip.isa.issue import Issue
+from chip.isa.operands import Immediate
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.operand import Immediate
 from chip.operations import Opcode
 from chip.sram import places
 from compiler.layout import parse_layout

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from spoil import Bench, spoiled
 
 from chip.errors import MachineError
-from chip.isa import ABC, ACC, C2C, IW, LW, MEM, SXM, Alu
-from chip.issue import Issue
+from chip.isa.instructions import ABC, ACC, C2C, IW, LW, MEM, SXM, Alu
+from chip.isa.issue import Issue
 
 KINDS = {"MEM": MEM, "VXM": (Alu,), "SXM": SXM, "MXM": (LW, IW, ABC, ACC), "C2C": C2C}
 EXAMPLES = 6  # of each kind and layout; 60 of each were looked at once

@@ -12,9 +12,9 @@ from operation_grid import attention, vector_work
 
 from chip.errors import TemplateError
 from chip.floorplan import alu
-from chip.isa import Alu, AluOp
-from chip.issue import Issue
-from chip.operand import Held, In, Stream, Tap
+from chip.isa.instructions import Alu, AluOp
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, In, Stream, Tap
 from chip.spec import ChipSpec
 from chip.templates import table
 from chip.templates.attend import attend

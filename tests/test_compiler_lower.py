@@ -9,7 +9,7 @@ import pytest
 from schedules import compiled, find, machine, with_args
 
 from chip.cost import receive_cycles, send_lead_cycles
-from chip.isa import Read, Send
+from chip.isa.instructions import Read, Send
 from chip.operations import Opcode
 from chip.program import Operation, Program
 from chip.templates.table import template

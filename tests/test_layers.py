@@ -15,8 +15,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 COMPILER_MAY_IMPORT = {
     *("chip.spec", "chip.operations", "chip.cost", "chip.program", "chip.kv", "chip.scratch"),
-    *("chip.kernels.quant", "chip.kernels.synthetic"),
-    *("chip.isa", "chip.issue", "chip.operand", "chip.floorplan"),
+    *("chip.kernels.quant", "chip.kernels.synthetic", "chip.floorplan"),
+    *("chip.isa.instructions", "chip.isa.issue", "chip.isa.operands"),
     *(
         "chip.sram",
         "chip.templates.builder",

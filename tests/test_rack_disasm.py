@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chip.assembly import assemble, disassemble
+from chip.isa.assembly import assemble, disassemble
 from compiler.pipeline import CompiledModel
 from rack.compile import main as compile_main
 from rack.config import RunConfig

@@ -7,8 +7,8 @@ import json
 import pytest
 from schedules import compiled
 
-from chip.binary import encode
-from chip.queues import to_queues
+from chip.encoding.binary import encode
+from chip.isa.queues import to_queues
 from rack.instructions import step_issues, step_sizes
 from rack.plan import main
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chip.errors import MachineError
 from chip.floorplan import Queue, plane_of
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     ARITY,
@@ -27,8 +27,8 @@ from chip.isa import (
     Write,
     issues,
 )
-from chip.issue import Issue
-from chip.operand import ITEM_BYTES, STREAMS, Chain, Group, Held, Immediate, In, streams_of
+from chip.isa.issue import Issue
+from chip.isa.operands import ITEM_BYTES, STREAMS, Chain, Group, Held, Immediate, In, streams_of
 from chip.spec import ChipSpec
 
 PLANE_STREAMS = 16  # that a plane takes weights from; a pair of planes takes twice as many

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from chip.errors import MachineError
 from chip.floorplan import Unit, plane_of, position
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     IW,
@@ -29,10 +29,10 @@ from chip.isa import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.issue import Delay, Issue, delays
+from chip.isa.issue import Delay, Issue, delays
+from chip.isa.operands import ITEM_BYTES, At, Chain, Group, Held, In, Stream, Tap, group
 from chip.machine.check import Checker, culprit
 from chip.machine.tables import Runs
-from chip.operand import ITEM_BYTES, At, Chain, Group, Held, In, Stream, Tap, group
 from chip.spec import ChipSpec
 
 EDGE = 63  # flow coordinates run from 0 to this in both directions

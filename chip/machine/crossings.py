@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from chip.errors import MachineError
-from chip.isa import Receive, Send
+from chip.isa.instructions import Receive, Send
 from chip.machine.check import culprit
 from chip.machine.collect import Burst
 from chip.machine.tables import I64
 
-WAITING = 4  # vectors that a port holds each way (assumption; chip/isa.py, Send)
+WAITING = 4  # vectors that a port holds each way (assumption; chip/isa/instructions.py, Send)
 
 
 @dataclass(frozen=True, slots=True)

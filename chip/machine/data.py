@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import MachineError
-from chip.isa import AluOp, Distribute, Lanes, Permute, Rotate, Select, Shift
+from chip.isa.instructions import AluOp, Distribute, Lanes, Permute, Rotate, Select, Shift
 from chip.kernels import vmath
 from chip.kernels.quant import F16_MAX
 from chip.spec import VECTOR_BYTES

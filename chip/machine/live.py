@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import MachineError
-from chip.isa import TILES, Gather, Read, Scatter, Write
-from chip.issue import delays
+from chip.isa.instructions import TILES, Gather, Read, Scatter, Write
+from chip.isa.issue import delays
 from chip.machine.check import culprit
 from chip.machine.collect import Burst, access_cycle, slice_of
 from chip.machine.data import Run

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from chip.errors import MachineError
 from chip.floorplan import plane_of
-from chip.isa import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
+from chip.isa.instructions import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
+from chip.isa.operands import At
 from chip.machine.check import culprit
 from chip.machine.collect import Burst
 from chip.machine.crossings import Crossing, match
@@ -22,7 +23,6 @@ from chip.machine.planes import Planes
 from chip.machine.resolve import Memory, Resolved
 from chip.machine.tables import I64
 from chip.machine.units import Units
-from chip.operand import At
 from chip.spec import VECTOR_BYTES
 
 U8 = NDArray[np.uint8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from chip.errors import MachineError
-from chip.issue import delays
+from chip.isa.issue import delays
 from chip.machine.check import culprit
 from chip.machine.collect import Collector
 from chip.machine.tables import I64, duplicate, keys, latest, place_of

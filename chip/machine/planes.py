@@ -6,7 +6,7 @@ import numpy as np
 
 from chip.errors import MachineError
 from chip.floorplan import plane_of
-from chip.isa import ACC
+from chip.isa.instructions import ACC
 from chip.kernels.twin_math import PARTIALS, add_partials, spread, sum_partials
 from chip.machine.check import culprit
 from chip.machine.collect import Burst

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import MachineError
-from chip.isa import TILES, Read, Write
-from chip.issue import Issue, delays
+from chip.isa.instructions import TILES, Read, Write
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import At
 from chip.machine.check import culprit
 from chip.machine.collect import Burst, Collector, slice_of
 from chip.machine.matrix import MatrixResolver
 from chip.machine.ports import EITHER, Accesses, check_ports
 from chip.machine.stops import check_stops
 from chip.machine.tables import I64, duplicate, keys, latest, place_of
-from chip.operand import At
 from chip.spec import ChipSpec
 
 _DIAGONAL_BIAS = 1 << 20

@@ -13,8 +13,8 @@ import numpy as np
 
 from chip.errors import MachineError
 from chip.floorplan import Queue
-from chip.isa import RuntimeDeskew, Send
-from chip.issue import Delay, Issue
+from chip.isa.instructions import RuntimeDeskew, Send
+from chip.isa.issue import Delay, Issue
 from chip.machine.check import culprit
 from chip.machine.collect import Burst
 from chip.machine.tables import I64

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from chip.errors import MachineError
-from chip.isa import Alu, Lanes, Transpose
+from chip.isa.instructions import Alu, Lanes, Transpose
+from chip.isa.operands import Chain, Held, Immediate, In, Lane, Position, Source
 from chip.machine.check import culprit
 from chip.machine.collect import Burst
 from chip.machine.data import DTYPES, Array, Counter, Run, alu, move_lanes, result_type
 from chip.machine.order import Part
 from chip.machine.tables import I64
-from chip.operand import Chain, Held, Immediate, In, Lane, Position, Source
 from chip.spec import VECTOR_BYTES
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}

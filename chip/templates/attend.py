@@ -17,8 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from chip.isa import AluOp
-from chip.issue import Issue
+from chip.isa.instructions import AluOp
+from chip.isa.issue import Issue
 from chip.operations import Args, kv_layout
 from chip.scratch import COLUMN, QUAD, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec

@@ -15,9 +15,9 @@ from functools import partial
 from typing import NamedTuple
 
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
-from chip.isa import ABC, ACC, IW, LW, Permute, Transpose
-from chip.issue import Issue, delays
-from chip.operand import Stream, group
+from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Transpose
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Stream, group
 from chip.operations import Args, kv_layout, row_bytes
 from chip.scratch import ITEM, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors

@@ -5,8 +5,8 @@ Scores, exponentials and weights of 320 tokens of a head (a chunk) are four vect
 
 from __future__ import annotations
 
-from chip.isa import AluOp
-from chip.operand import Immediate, In, Lane, Position, Stream, group
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Immediate, In, Lane, Position, Stream, group
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, Ref
 from chip.templates.product16 import FEED, FEEDERS, TURNED

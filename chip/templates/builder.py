@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from chip.cost import C2C_TURN
 from chip.floorplan import alu, hops, mem, sxm
-from chip.isa import ARITY, AluOp
-from chip.issue import Delay, delays
-from chip.operand import (
+from chip.isa.instructions import ARITY, AluOp
+from chip.isa.issue import Delay, delays
+from chip.isa.operands import (
     Group,
     Held,
     Immediate,

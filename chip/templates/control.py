@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from chip.floorplan import Queue, hops, mem
-from chip.isa import Read
-from chip.issue import Issue, delays
-from chip.operand import Stream
+from chip.isa.instructions import Read
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Stream
 from chip.spec import ChipSpec
 from chip.sram import RUN, bulk_place
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from chip.floorplan import Role, hops, mem, mxm
-from chip.isa import AluOp
-from chip.operand import Held
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Held
 from chip.spec import vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, NodeSource, Ref
 from chip.templates.columns import ColumnGroup, Columns, blocks_of, gated_groups, row_groups

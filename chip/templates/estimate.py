@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from chip.floorplan import Role, hops, mem, mxm, sxm
-from chip.issue import delays
+from chip.isa.issue import delays
 from chip.operations import Args, Opcode, kv_layout
 from chip.spec import ChipSpec, vectors
 from chip.templates.template import Template

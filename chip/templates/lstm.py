@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from chip.floorplan import Role, hops, mem, mxm
-from chip.isa import ABC, ACC, IW, TILES, AluOp
-from chip.issue import Issue
-from chip.operand import Stream
+from chip.isa.instructions import ABC, ACC, IW, TILES, AluOp
+from chip.isa.issue import Issue
+from chip.isa.operands import Stream
 from chip.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, Ref

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip.isa import AluOp
-from chip.operand import Group, Lane, Source
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Group, Lane, Source
 from chip.spec import VECTOR_BYTES
 
 LANES = VECTOR_BYTES

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
-from chip.isa import ABC, ACC, IW, LW, AluOp, Permute, Read
-from chip.issue import Issue, delays
-from chip.operand import In, Stream, group
+from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import In, Stream, group
 from chip.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
-from chip.isa import AluOp
-from chip.operand import Stream, group
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Stream, group
 from chip.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chip.isa import AluOp
-from chip.issue import Issue
-from chip.operand import Held, Immediate, Lane, Position
+from chip.isa.instructions import AluOp
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, Immediate, Lane, Position
 from chip.scratch import COLUMN
 from chip.templates.wires import Clock, Wires
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chip.floorplan import Role, mxm, sxm
-from chip.isa import ABC, ACC, AluOp, Permute
-from chip.issue import Issue
-from chip.operand import Group, In, Stream, Tap, group
+from chip.isa.instructions import ABC, ACC, AluOp, Permute
+from chip.isa.issue import Issue
+from chip.isa.operands import Group, In, Stream, Tap, group
 from chip.scratch import COLUMN
 from chip.spec import VECTOR_BYTES, vectors
 from chip.templates.attention import Attention, Quad, Tile

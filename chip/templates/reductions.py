@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from chip.isa import AluOp
+from chip.isa.instructions import AluOp
 from chip.templates.builder import Block
 from chip.templates.parts import LANES, Node
 

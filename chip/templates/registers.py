@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from chip.isa import LARGE_ALUS, LARGE_OPS, AluOp
-from chip.issue import delays
+from chip.isa.instructions import LARGE_ALUS, LARGE_OPS, AluOp
+from chip.isa.issue import delays
 from chip.spec import ChipSpec
 from chip.templates.parts import Node
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from chip.floorplan import Role, mxm, sxm
-from chip.isa import ACC, AluOp, Permute
-from chip.issue import Issue
-from chip.operand import Group, Held, Immediate, In, Source, Stream, group
+from chip.isa.instructions import ACC, AluOp, Permute
+from chip.isa.issue import Issue
+from chip.isa.operands import Group, Held, Immediate, In, Source, Stream, group
 from chip.scratch import QUAD
 from chip.spec import vectors
 from chip.templates.attention import Attention, Map, Quad, Tile

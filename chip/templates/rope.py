@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from chip.floorplan import Queue, alu, hops, mem
-from chip.isa import AluOp, Read, Write
-from chip.issue import Issue, delays
+from chip.isa.instructions import AluOp, Read, Write
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import At, In, Lane, Position, Stream, Tap, group
 from chip.kernels.vmath import inverse_sqrt_scale
 from chip.kv import KvLayout
-from chip.operand import At, In, Lane, Position, Stream, Tap, group
 from chip.operations import Args, kv_layout, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place

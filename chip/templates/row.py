@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chip.floorplan import Role, mxm
-from chip.isa import ABC, ACC, IW
-from chip.issue import Issue
-from chip.operand import Stream
+from chip.isa.instructions import ABC, ACC, IW
+from chip.isa.issue import Issue
+from chip.isa.operands import Stream
 from chip.templates.builder import C2C_TURN, Block
 from chip.templates.columns import ColumnGroup, Columns
 from chip.templates.drains import RowDrains, TileTimes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from chip.issue import Issue
+from chip.isa.issue import Issue
 from chip.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.template import Placed, Stream, Template

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from chip.isa import AluOp
-from chip.issue import Issue
-from chip.operand import Group, Held, Immediate, In, Stream, Tap
+from chip.isa.instructions import AluOp
+from chip.isa.issue import Issue
+from chip.isa.operands import Group, Held, Immediate, In, Stream, Tap
 from chip.templates.attention import Attention, Quad, Tile
 from chip.templates.quarters import (
     BEST,

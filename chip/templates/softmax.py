@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chip.isa import AluOp
-from chip.issue import Issue
-from chip.operand import Held, In
+from chip.isa.instructions import AluOp
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, In
 from chip.templates.attention import Attention, Quad
 from chip.templates.quarters import POWERS, SCORED, keep, stored
 from chip.templates.vector import f32

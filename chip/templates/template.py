@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from chip.errors import TemplateError
-from chip.issue import Issue
+from chip.isa.issue import Issue
 from chip.templates.builder import C2C_TURN, Block
 from chip.templates.uses import Uses, of_nodes
 

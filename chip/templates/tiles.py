@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from chip.floorplan import Role, mxm, sxm
-from chip.isa import IW, LW, Transpose
-from chip.issue import Issue
-from chip.operand import Stream
+from chip.isa.instructions import IW, LW, Transpose
+from chip.isa.issue import Issue
+from chip.isa.operands import Stream
 from chip.spec import VECTOR_BYTES
 from chip.sram import RUN
 from chip.templates.attention import Attention, Tile, place_of

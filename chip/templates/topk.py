@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chip.isa import AluOp
-from chip.operand import Immediate, Lane
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Immediate, Lane
 from chip.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, Ref

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import TemplateError
-from chip.isa import Alu
-from chip.issue import Issue, delays
-from chip.operand import Chain, Held, In
+from chip.isa.instructions import Alu
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Chain, Held, In
 from chip.spec import ChipSpec
 from chip.templates.parts import Node
 

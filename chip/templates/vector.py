@@ -8,9 +8,9 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from chip.isa import AluOp
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Immediate, streams_of
 from chip.kernels.quant import MIN_ABSMAX
-from chip.operand import Immediate, streams_of
 from chip.operations import Args, gated_widths, item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chip.floorplan import Role, mxm, sxm
-from chip.isa import ABC, ACC, AluOp, Permute
-from chip.issue import Issue
-from chip.operand import Held, In, Stream, Tap, group
+from chip.isa.instructions import ABC, ACC, AluOp, Permute
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, In, Stream, Tap, group
 from chip.scratch import COLUMN, QUAD
 from chip.sram import RUN
 from chip.templates.attention import Attention, Map, Quad, Tile

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from chip.cost import C2C_TURN
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
-from chip.isa import Alu, AluOp, Read, Write
-from chip.issue import Issue, delays
-from chip.operand import Group, Source, Stream, Tap
+from chip.isa.instructions import Alu, AluOp, Read, Write
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Group, Source, Stream, Tap
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import bulk_place, work_place, work_start
 from chip.templates.builder import FROM_VXM, TO_VXM

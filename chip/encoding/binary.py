@@ -4,8 +4,8 @@ Layout: "TSP2", origin, maps (each once), queues; numbers are signed, seven bits
 its number and its items up to END. An item is one byte (NOP, Repeat or a mnemonic's number), a bit
 for each field that is not at its default, and those fields; or one byte from `GO_ON` on (bits
 1iiigggg): a NOP of g cycles (none for 0), then the instruction that follows by way i of the eight
-that the queue took last (`chip.pattern`). Most of a program are Reads of weights, a byte each.
-AGAIN, distance, count fetches codes of the queue again (`chip.refetch`).
+that the queue took last (`chip.encoding.deltas`). Most of a program are Reads of weights, a byte
+each. AGAIN, distance, count fetches codes of the queue again (`chip.encoding.backrefs`).
 assumption: no encoding is published; the queues' decoders undo this one.
 """
 
@@ -16,14 +16,14 @@ from dataclasses import MISSING
 from itertools import pairwise
 from typing import Any
 
-from chip.assembly import KINDS, coded_fields
-from chip.fields import Map, Reader, Writer, pack_map, unpack_map
+from chip.encoding.backrefs import Back, shortened
+from chip.encoding.deltas import WAYS, Pattern
+from chip.encoding.fields import Map, Reader, Writer, pack_map, unpack_map
 from chip.floorplan import Queue
 from chip.floorplan import queues as all_queues
-from chip.isa import Alu, AluOp
-from chip.pattern import WAYS, Pattern
-from chip.queues import Item, Named, Nop, QueueProgram, Repeat
-from chip.refetch import Back, shortened
+from chip.isa.assembly import KINDS, coded_fields
+from chip.isa.instructions import Alu, AluOp
+from chip.isa.queues import Item, Named, Nop, QueueProgram, Repeat
 from chip.spec import ChipSpec
 
 MAGIC = b"TSP2"

@@ -1,8 +1,8 @@
 """Finds where a queue's codes come again, so that they are fetched again instead of stored again.
 
 A `Back` stands for `count` codes, the first of them `distance` codes before it; more codes than the
-distance are a loop. Codes say how a queue goes on from where it stands (chip/pattern.py), so rows,
-tiles and heads that differ in their addresses alone have the same codes.
+distance are a loop. Codes say how a queue goes on from where it stands (chip/encoding/deltas.py),
+so rows, tiles and heads that differ in their addresses alone have the same codes.
 """
 
 from __future__ import annotations

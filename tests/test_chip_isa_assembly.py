@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import machine
 
-from chip.assembly import KINDS, assemble, disassemble, parse, text_of
-from chip.binary import decode, encode
+from chip.encoding.binary import decode, encode
 from chip.errors import MachineError
 from chip.floorplan import alu, mem, parse_queue, plane_of, queues
-from chip.isa import (
+from chip.isa.assembly import KINDS, assemble, disassemble, parse, text_of
+from chip.isa.instructions import (
     ICU,
     ISSUED_BY,
     Alu,
@@ -28,9 +28,9 @@ from chip.isa import (
     Write,
     issues,
 )  # fmt: skip
-from chip.issue import Issue, delays
-from chip.operand import At, Chain, Held, Immediate, In, Lane, Position, Stream, Tap
-from chip.queues import Named, Nop, QueueProgram, Repeat, advanced, to_issues, to_queues
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import At, Chain, Held, Immediate, In, Lane, Position, Stream, Tap
+from chip.isa.queues import Named, Nop, QueueProgram, Repeat, advanced, to_issues, to_queues
 
 CHIP = machine("groqrack").chip
 whole = st.integers(-(1 << 20), 1 << 20)

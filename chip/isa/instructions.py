@@ -22,7 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from chip.control import (
+from chip.floorplan import Queue, Role, Unit, plane_of
+from chip.isa.control import (
     Config,
     Deskew,
     Ifetch,
@@ -34,8 +35,7 @@ from chip.control import (
     Sync,
     mnemonic,
 )
-from chip.floorplan import Queue, Role, Unit, plane_of
-from chip.operand import At, Group, Source, Stream
+from chip.isa.operands import At, Group, Source, Stream
 from chip.spec import VECTOR_BYTES
 
 TILES = 20
@@ -278,7 +278,7 @@ def issues(queue: Queue, instruction: Instruction) -> bool:
     return isinstance(instruction, (*ISSUED_BY[unit], *ICU))
 
 
-__all__ = [  # with what other modules take from here and is defined in chip.control
+__all__ = [  # with what other modules take from here and is defined in chip.isa.control
     "Config", "Deskew", "Ifetch", "Instruction", "Notify", "Receive", "RuntimeDeskew", "Send",
     "Sync", "mnemonic",
 ]  # fmt: skip

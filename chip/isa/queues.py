@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from chip.errors import MachineError
 from chip.floorplan import Queue
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     LW,
@@ -30,9 +30,9 @@ from chip.isa import (
     Sync,
     Write,
 )  # fmt: skip
-from chip.issue import Issue, delays
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import At, Lane, Position, Source
 from chip.machine.check import culprit
-from chip.operand import At, Lane, Position, Source
 from chip.spec import ChipSpec
 
 

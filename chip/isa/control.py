@@ -1,7 +1,7 @@
 """Instructions of the ICUs and the C2C ports, and what all instructions have in common.
 
 ICU instructions may stand in any queue; all but RUNTIME_DESKEW come before the queues' common
-release (chip/queues.py). The others are in chip/isa.py.
+release (chip/isa/queues.py). The others are in chip/isa/instructions.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from chip.operand import Stream
+from chip.isa.operands import Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from typing import Any
 
-from chip.fields import CODERS, Coder
+from chip.encoding.fields import CODERS, Coder
 from chip.floorplan import Queue, parse_queue
-from chip.isa import (
+from chip.isa.instructions import (
     ABC,
     ACC,
     C2C,
@@ -35,7 +35,7 @@ from chip.isa import (
     Write,
     mnemonic,
 )  # fmt: skip
-from chip.queues import Item, Named, Nop, QueueProgram, Repeat
+from chip.isa.queues import Item, Named, Nop, QueueProgram, Repeat
 from chip.spec import ChipSpec
 
 KINDS: dict[str, type[Instruction]] = {

@@ -1,7 +1,7 @@
 """Text and bytes of instruction operands: one coder for each type that a field may have.
 
-`CODERS` is keyed by the annotation as chip/isa.py writes it, so a new type of operand is refused
-until it has a coder.
+`CODERS` is keyed by the annotation as chip/isa/instructions.py writes it, so a new type of operand
+is refused until it has a coder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from chip.operand import At, Chain, Group, Held, Immediate, In, Lane, Position, Source, Stream, Tap
+from chip.isa.operands import (
+    At,
+    Chain,
+    Group,
+    Held,
+    Immediate,
+    In,
+    Lane,
+    Position,
+    Source,
+    Stream,
+    Tap,
+)
 
 Map = tuple[int | None, ...]
 

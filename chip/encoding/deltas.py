@@ -10,9 +10,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from chip.assembly import coded_fields
-from chip.isa import Alu, AluOp, Instruction
-from chip.operand import STREAMS, Stream
+from chip.isa.assembly import coded_fields
+from chip.isa.instructions import Alu, AluOp, Instruction
+from chip.isa.operands import STREAMS, Stream
 
 WAYS = 8
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from chip.floorplan import Queue
-from chip.isa import MNEMONICS, TILES, Instruction
+from chip.isa.instructions import MNEMONICS, TILES, Instruction
 from chip.spec import ChipSpec
 
 
