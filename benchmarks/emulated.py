@@ -13,9 +13,9 @@ import sys
 
 from compiler.analyse import PARTS, Analysis, analyse
 from compiler.errors import CompilerError
-from compiler.frontend import resolve_model
-from compiler.layout import parse_layout
+from compiler.model.frontend import resolve_model
 from compiler.pipeline import Options, compile_model
+from compiler.place.layout import parse_layout
 from rack.hardware import Hardware
 from rack.profiles import load_hardware
 

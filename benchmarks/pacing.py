@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.presets import PRESETS
+from compiler.model.presets import PRESETS
 from rack.config import RunConfig
 from rack.engine import Engine
 from rack.provenance import code_version

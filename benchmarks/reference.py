@@ -15,12 +15,12 @@ import sys
 import time
 from dataclasses import replace
 
-from chip.reference import ReferenceChip
-from compiler.frontend import resolve_model
-from compiler.layout import parse_layout
+from chip.run.reference import ReferenceChip
 from compiler.lower import lower
+from compiler.model.frontend import resolve_model
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel, Options, compile_model
-from compiler.weights import WeightsRef
+from compiler.place.layout import parse_layout
 from rack.job import build_chip, chip_job, links_of, ports_of
 from rack.local import LocalRack
 from rack.profiles import load_hardware

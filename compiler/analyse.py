@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from chip.cost import needed, receive_cycles, result_stream_cycles, send_lead_cycles
-from chip.operations import DEFINITIONS, Opcode, item_bytes, kv_layout, row_bytes
-from chip.program import Operation
+from chip.ops.cost import needed, receive_cycles, result_stream_cycles, send_lead_cycles
+from chip.ops.operations import DEFINITIONS, Opcode, item_bytes, kv_layout, row_bytes
+from chip.ops.program import Operation
 from chip.spec import pad_vector
 from compiler.ir import StepSchedule
 from compiler.pipeline import CompiledModel

@@ -27,8 +27,7 @@ from compiler.checked import Table, parse_json, parse_msgpack
 from compiler.errors import ArtifactError, CompilerError
 from compiler.files import shown
 from compiler.ir import StepSchedule
-from compiler.layout import Layout, parse_layout
-from compiler.model_config import ModelConfig
+from compiler.model.config import ModelConfig
 from compiler.parallel import collector_off
 from compiler.pipeline import (
     DTYPES,
@@ -42,9 +41,10 @@ from compiler.pipeline import (
     schedule_digest,
     step_kinds,
 )
+from compiler.place.layout import Layout, parse_layout
+from compiler.place.target import Target
 from compiler.regular import read_file
 from compiler.replay import replay_step
-from compiler.target import Target
 
 MANIFEST, SCHEDULES = "manifest.json", "schedules.msgpack"
 MOST_MANIFEST, MOST_SCHEDULES, MOST_COPIED = 1 << 26, 1 << 33, 1 << 30  # bytes

@@ -2,7 +2,7 @@
 
 A file is absent only where nothing has its name: a directory, a dangling link, a pipe or a file
 that may not be read is an error, and none of them is waited for. JSON may start with a byte order
-mark, and has each key once. Non-goal: tensors, which compiler/weights.py maps.
+mark, and has each key once. Non-goal: tensors, which compiler/model/weights.py maps.
 """
 
 from __future__ import annotations

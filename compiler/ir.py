@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.program import Program
+from chip.ops.program import Program
 
 NEVER = int(np.iinfo(np.int64).max)  # when a chip begins a step that it has no part in
 INSTRUCTION_BYTES = 0  # reported, not reserved: docs/decisions/0006-where-instructions-live.md

@@ -14,8 +14,8 @@ from chip.floorplan import Queue, alu, mem, sxm
 from chip.isa.instructions import Alu, Permute, Read, RuntimeDeskew, Write
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, Immediate, In, Position, Source, Stream, Tap
-from chip.operations import MOVES, Args, segment_offsets
-from chip.program import Operation, Program
+from chip.ops.operations import MOVES, Args, segment_offsets
+from chip.ops.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from chip.templates.builder import (

@@ -1,7 +1,7 @@
 """Place a step's transfers around its computations: C2C instructions and work-slice accesses.
 
 Departures and arrivals are on the cycle that the schedule says. The vector's way between port and
-work slice is free to move by a few turns of the slice's port (chip/cost.py allows for them): it
+work slice is free to move by a few turns of the slice's port (chip/ops/cost.py allows for them): it
 waits at the port (`wait`) until slice, stream and queue are free. assumption: ports with even
 numbers are west.
 """
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from chip.cost import TURNS, receive_cycles, send_lead_cycles
 from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
 from chip.isa.instructions import Alu, Lanes, Read, Receive, Send, Write
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Group, Stream, Tap
-from chip.operations import MOVES, Opcode
-from chip.program import Operation, Program
+from chip.ops.cost import TURNS, receive_cycles, send_lead_cycles
+from chip.ops.operations import MOVES, Opcode
+from chip.ops.program import Operation, Program
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from chip.templates.builder import C2C_TURN

@@ -8,8 +8,8 @@ Single-chip results.
 from __future__ import annotations
 
 from chip.isa.issue import Issue
-from chip.kv import WINDOW_VECTORS
-from chip.operations import Args
+from chip.ops.kv import WINDOW_VECTORS
+from chip.ops.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import work_start
 from chip.templates.lstm import columns_of, lstm

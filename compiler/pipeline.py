@@ -14,29 +14,29 @@ from typing import Any
 
 import msgpack
 
-from chip.operations import row_bytes
+from chip.ops.operations import row_bytes
 from chip.spec import ChipSpec, vectors
-from compiler.allocate import (
+from compiler.errors import CompilerError
+from compiler.ir import Memory, StepKind, StepSchedule
+from compiler.model.config import ModelConfig
+from compiler.model.graph import build_graph
+from compiler.parallel import Checks, collector_off
+from compiler.place.allocate import (
     FORWARD_SLOTS,
     MemoryOptions,
     allocate_chip,
     bytes_needed,
     chip_classes,
 )
-from compiler.errors import CompilerError
-from compiler.graph import build_graph
-from compiler.interval import initiation_cycles
-from compiler.ir import Memory, StepKind, StepSchedule
-from compiler.layout import Layout
-from compiler.model_config import ModelConfig
-from compiler.movement import forward_rows
-from compiler.network import Network, build_network
-from compiler.parallel import Checks, collector_off
-from compiler.partition import Partition, partition
-from compiler.schedule import Scheduler
-from compiler.steps import StepPlanner
-from compiler.target import Target
-from compiler.verify import verify
+from compiler.place.layout import Layout
+from compiler.place.network import Network, build_network
+from compiler.place.partition import Partition, partition
+from compiler.place.target import Target
+from compiler.schedule.interval import initiation_cycles
+from compiler.schedule.movement import forward_rows
+from compiler.schedule.scheduler import Scheduler
+from compiler.schedule.steps import StepPlanner
+from compiler.verify.verifier import verify
 
 FORMAT_VERSION = 4
 MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise

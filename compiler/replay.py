@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from chip.program import Program
+from chip.ops.program import Program
 from compiler.checked import Table, whole
 from compiler.errors import ArtifactError
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
 from compiler.pipeline import Ground, forward_slots
-from compiler.schedule import Scheduler
-from compiler.steps import Planned
-from compiler.target import Target
+from compiler.place.target import Target
+from compiler.schedule.scheduler import Scheduler
+from compiler.schedule.steps import Planned
 
 MAX_CYCLES = 1 << 42  # of a step; interconnect/clock.py counts no further
 TIMES = 3  # an operation's start, end and NOPs are the last items of its plain form

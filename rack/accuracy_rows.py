@@ -13,16 +13,16 @@ from dataclasses import replace
 from chip.floorplan import Role, hops, mem
 from chip.floorplan import mxm as mxm_queue
 from chip.isa.issue import delays
-from chip.operations import item_bytes, row_bytes
+from chip.ops.operations import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
-from compiler.allocate import constants
-from compiler.auto import smallest_layout
-from compiler.graph import build_graph
-from compiler.layout import Layout, parse_layout
-from compiler.model_config import ModelConfig
-from compiler.partition import partition
+from compiler.model.config import ModelConfig
+from compiler.model.graph import build_graph
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.allocate import constants
+from compiler.place.auto import smallest_layout
+from compiler.place.layout import Layout, parse_layout
+from compiler.place.partition import partition
 from interconnect.spec import LinkSpec
 from rack.accuracy import Row
 from rack.errors import MachineError

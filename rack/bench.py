@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import BEST, INSTRUCTION_SETS
 from chip.kernels import load as load_kernels
-from compiler.graph import Kind
+from compiler.model.graph import Kind
 from compiler.pipeline import CompiledModel
 from rack.config import RunConfig, add_flags, parse
 from rack.engine import Completion

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from chip.floorplan import parse_queue
 from chip.isa.assembly import disassemble
 from chip.isa.queues import QueueProgram, to_queues
-from chip.operations import MOVES
-from chip.program import Program
-from compiler.layout import MOST_CHIPS
+from chip.ops.operations import MOVES
+from chip.ops.program import Program
 from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel
+from compiler.place.layout import MOST_CHIPS
 from rack.config import RunConfig, arguments, count
 from rack.errors import ConfigError
 from rack.instructions import step_issues

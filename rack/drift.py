@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from chip.errors import ScheduleViolation
-from chip.operations import Opcode
-from chip.program import Program
+from chip.ops.operations import Opcode
+from chip.ops.program import Program
 from compiler.ir import LinkUse, ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
 from interconnect.clock import I64, MAX_CYCLES, MICRO, ChipClock, Jitter, build_clocks

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.chip import Chip, StepMessage
 from chip.kernels import load as load_kernels
 from chip.kernels.vmath import inv_frequencies, llama3_scaled_inv_freq, rope_tables
-from chip.operations import row_bytes
+from chip.ops.operations import row_bytes
+from chip.run.chip import Chip, StepMessage
 from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
 from compiler.ir import StepSchedule
-from compiler.model_config import ModelConfig
+from compiler.model.config import ModelConfig
+from compiler.model.weights import EMBEDDING, WeightSource
 from compiler.pipeline import CompiledModel
-from compiler.weights import EMBEDDING, WeightSource
 from interconnect.frame import Control
 from interconnect.transport import Transport
 from rack.job import chip_links, links_of, programs_of

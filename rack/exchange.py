@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, StepKind
-from compiler.movement import Transfer
-from compiler.network import Network
-from compiler.routes import Flow
-from compiler.schedule import Scheduler
+from compiler.place.network import Network
+from compiler.place.routes import Flow
+from compiler.schedule.movement import Transfer
+from compiler.schedule.scheduler import Scheduler
 from rack.hardware import Hardware
 
 Path = tuple[int, ...]

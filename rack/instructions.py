@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from chip.cost import SHAPE
 from chip.encoding.binary import measured
 from chip.isa.issue import Issue
 from chip.isa.queues import to_queues
-from chip.operations import MOVES
-from chip.program import Operation, Program
+from chip.ops.cost import SHAPE
+from chip.ops.operations import MOVES
+from chip.ops.program import Operation, Program
 from compiler.ir import StepSchedule
 from compiler.lower import lower, lower_operation
 from compiler.lower_links import place_transfers

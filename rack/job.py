@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.chip import Chip, ChipLink, Departure, Watch
-from chip.cost import Costs, known_costs, learn_costs
 from chip.kernels import load as load_kernels
 from chip.kernels.quant import write_tiles
-from chip.operations import MOVES, Region
-from chip.program import Program
-from chip.reference import ReferenceChip
+from chip.ops.cost import Costs, known_costs, learn_costs
+from chip.ops.operations import MOVES, Region
+from chip.ops.program import Program
+from chip.run.chip import Chip, ChipLink, Departure, Watch
+from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
-from compiler.graph import Kind
 from compiler.ir import LinkUse, Tensor
-from compiler.partition import Weight, weight_of
+from compiler.model.graph import Kind
+from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
-from compiler.weights import WeightSource, WeightsRef
+from compiler.place.partition import Weight, weight_of
 from rack.stored import Images
 
 BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the tiled layout

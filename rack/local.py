@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chip.errors import ScheduleViolation
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel
-from compiler.weights import WeightsRef
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.transport import LocalHub, Transport
 from rack.driver import Driver, StepResult

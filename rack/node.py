@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from chip.chip import Arrival, Chip, StepMessage
 from chip.errors import ScheduleViolation
+from chip.run.chip import Arrival, Chip, StepMessage
 from compiler.ir import LinkUse
 from interconnect.frame import Control, Frame
 from interconnect.link import LinkModel
@@ -47,7 +47,7 @@ class ChipNode:
     def send(
         self, link: int, transfer: int, sequence: int, cycle: int, check: int, payload: memoryview
     ) -> None:
-        """Hand vectors to a link (`chip.chip.Departure`)."""
+        """Hand vectors to a link (`chip.run.chip.Departure`)."""
         frame = Frame(
             epoch=self.epoch, link=link, step=sequence, transfer=transfer,
             vectors=payload.nbytes // 320, depart_cycle=cycle, check=check, payload=payload,

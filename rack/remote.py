@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from chip.kernels import load as load_kernels
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel
-from compiler.weights import WeightsRef
 from interconnect.faults import Fault
 from interconnect.frame import Control, Frame
 from interconnect.private_folder import PrivateFolder

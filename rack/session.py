@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from compiler.artifact import is_artifact
-from compiler.auto import choose_layout, smallest_layout
 from compiler.errors import CapacityError
-from compiler.frontend import Model, resolve_model
-from compiler.layout import parse_layout
+from compiler.model.frontend import Model, resolve_model
+from compiler.model.weights import EMBEDDING, WeightsKind
 from compiler.pipeline import CompiledModel, Options, compile_model
-from compiler.weights import EMBEDDING, WeightsKind
+from compiler.place.auto import choose_layout, smallest_layout
+from compiler.place.layout import parse_layout
 from rack.answers import DEFAULT, AnswerLengths, answer_lengths
 from rack.config import RunConfig
 from rack.engine import Engine, Rack

@@ -1,6 +1,6 @@
 """Where a chip's wall time goes: kernels, exchange, waiting, and the rest, which is Python.
 
-Wraps a chip's actions at load (`chip.chip.Watch`); costs two clock readings per operation.
+Wraps a chip's actions at load (`chip.run.chip.Watch`); costs two clock readings per operation.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from chip.operations import MOVES, Opcode
+from chip.ops.operations import MOVES, Opcode
 
 
 class Stopwatch:

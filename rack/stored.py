@@ -17,11 +17,11 @@ from compiler.artifact import image_name, read_artifact, read_manifest
 from compiler.checked import Table
 from compiler.errors import ArtifactError
 from compiler.files import shown
-from compiler.frontend import Model
-from compiler.model_config import ModelConfig
+from compiler.model.config import ModelConfig
+from compiler.model.frontend import Model
+from compiler.model.weights import EMBEDDING, WeightsKind, WeightsRef
 from compiler.pipeline import CompiledModel
 from compiler.regular import open_regular
-from compiler.weights import EMBEDDING, WeightsKind, WeightsRef
 from rack.config import RunConfig
 from rack.errors import ProfileError
 from rack.hardware import Hardware

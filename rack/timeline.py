@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from chip.operations import MOVES, Opcode
-from chip.program import Operation
+from chip.ops.operations import MOVES, Opcode
+from chip.ops.program import Operation
 from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
 

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from chip.operations import DEFINITIONS, MOVES, Opcode, Region
-from chip.program import Operation, Program
+from chip.ops.operations import DEFINITIONS, MOVES, Opcode, Region
+from chip.ops.program import Operation, Program
 from compiler.ir import Memory, StepSchedule
 from compiler.pipeline import CompiledModel
 

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from schedules import machine
 
-from chip.cost import cycles
-from chip.executor import Binder, StepState
 from chip.isa.instructions import Write
 from chip.kernels.twin import NumpyKernels
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.operations import Opcode, operands
-from chip.program import Operation
+from chip.ops.cost import cycles
+from chip.ops.operations import Opcode, operands
+from chip.ops.program import Operation
+from chip.run.executor import Binder, StepState
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram, places, work_start
 from compiler.lower import lower_operation

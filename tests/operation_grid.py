@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.kernels.quant import tile_weights
-from chip.operations import Opcode, kv_layout, row_bytes, segment_offsets
-from chip.scratch import Scratch
+from chip.ops.operations import Opcode, kv_layout, row_bytes, segment_offsets
+from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
 
 Shape = dict[str, Any]

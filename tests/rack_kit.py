@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from schedules import compiled
 
+from compiler.model.presets import PRESETS
 from compiler.pipeline import CompiledModel
-from compiler.presets import PRESETS
 from rack.driver import StepResult
 from rack.engine import Engine
 from rack.tokenizer import Tokenizer, load_tokenizer

@@ -6,16 +6,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from chip.operations import Opcode
-from chip.program import Operation
-from compiler.allocate import MemoryOptions, step_buffers
+from chip.ops.operations import Opcode
+from chip.ops.program import Operation
 from compiler.ir import ScheduledTransfer, StepSchedule
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel, Options, compile_model
-from compiler.presets import PRESETS
-from compiler.verify import verify
-from compiler.verify_sources import place_of
-from compiler.weights import WeightsRef
+from compiler.place.allocate import MemoryOptions, step_buffers
+from compiler.place.layout import parse_layout
+from compiler.verify.sources import place_of
+from compiler.verify.verifier import verify
 from rack.hardware import Hardware
 from rack.local import LocalRack
 from rack.profiles import load_hardware

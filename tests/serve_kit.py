@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
-from compiler.presets import PRESETS
+from compiler.model.presets import PRESETS
 from rack.config import RunConfig
 from rack.constrain import Words
 from rack.driver import StepResult

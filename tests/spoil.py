@@ -17,13 +17,13 @@ from chip.isa.instructions import Send
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In, Stream, Tap
 from chip.machine.machine import Machine
-from chip.reference import ReferenceChip
+from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES
 from chip.sram import work_start
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
-from compiler.weights import WeightsRef
+from compiler.place.layout import parse_layout
 from interconnect.frame import Frame
 from interconnect.transport import Message
 from rack.local import LocalRack

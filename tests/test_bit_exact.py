@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from schedules import machine
 
 from compiler.errors import LayoutError
-from compiler.frontend import resolve_model
-from compiler.layout import Layout, parse_layout
-from compiler.model_config import LLAMA, ModelConfig
+from compiler.model.config import LLAMA, ModelConfig
+from compiler.model.frontend import resolve_model
+from compiler.model.presets import PRESETS
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
-from compiler.weights import WeightsRef
+from compiler.place.layout import Layout, parse_layout
 from rack.engine import Engine
 from rack.local import LocalRack
 from rack.sampler import SamplingParams

@@ -21,7 +21,7 @@ from operation_grid import (
     vector_work,
 )
 
-from chip.operations import Opcode
+from chip.ops.operations import Opcode
 from chip.templates.table import template
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts

@@ -28,12 +28,12 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Immediate
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.operations import Opcode
+from chip.ops.operations import Opcode
 from chip.sram import places
-from compiler.layout import parse_layout
 from compiler.lower import lower, lower_operation
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 from rack.local import LocalRack
 
 STOP = RuntimeDeskew(cycles=20)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from one_operation import CHIP, both, placed
 
-from chip.cost import cycles
-from chip.operations import Opcode, kv_layout, operands
-from chip.scratch import ITEM, QUAD, Scratch
+from chip.ops.cost import cycles
+from chip.ops.operations import Opcode, kv_layout, operands
+from chip.ops.scratch import ITEM, QUAD, Scratch
 from chip.spec import VECTOR_BYTES
 from chip.templates.attend import attend
 from chip.templates.table import template

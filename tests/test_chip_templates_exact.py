@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from one_operation import both, placed
 
 from chip.kernels.quant import tile_weights
-from chip.operations import Opcode, kv_layout
+from chip.ops.operations import Opcode, kv_layout
 from chip.spec import pad_vector
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from one_operation import both, placed
 
-from chip.cost import cost
 from chip.errors import TemplateError
-from chip.operations import Opcode, row_bytes
+from chip.ops.cost import cost
+from chip.ops.operations import Opcode, row_bytes
 from rack.profiles import load_hardware
 
 

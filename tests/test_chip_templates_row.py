@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from one_operation import CHIP, both, placed
 
-from chip.cost import cycles, needed, result_stream_cycles
 from chip.kernels.quant import tile_weights
-from chip.operations import Opcode, gated_widths, segment_offsets
+from chip.ops.cost import cycles, needed, result_stream_cycles
+from chip.ops.operations import Opcode, gated_widths, segment_offsets
 from chip.spec import vectors
 from chip.templates.row import RowProduct
 from chip.templates.table import template

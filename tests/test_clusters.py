@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
 from compiler.pipeline import compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 from rack.profiles import load_hardware
 
 ray = pytest.importorskip("ray")

@@ -1,4 +1,4 @@
-"""What cannot be lowered is refused by name; what can is in tests/test_chip_reference.py."""
+"""What cannot be lowered is refused by name; what can is in tests/test_chip_run_reference.py."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from schedules import compiled, find, machine, with_args
 
-from chip.cost import receive_cycles, send_lead_cycles
 from chip.isa.instructions import Read, Send
-from chip.operations import Opcode
-from chip.program import Operation, Program
+from chip.ops.cost import receive_cycles, send_lead_cycles
+from chip.ops.operations import Opcode
+from chip.ops.program import Operation, Program
 from chip.templates.table import template
 from compiler.errors import LoweringError
-from compiler.layout import parse_layout
 from compiler.lower import lower, lower_operation
 from compiler.lower_links import Trip, _early_slots, place_transfers
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 
 
 @pytest.mark.parametrize(

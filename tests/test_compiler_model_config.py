@@ -1,4 +1,4 @@
-"""compiler.model_config: what a configuration may be, and its way into an artifact and back."""
+"""compiler.model.config: what a configuration may be, and its way into an artifact and back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from compiler.errors import ModelError
-from compiler.model_config import ModelConfig
-from compiler.presets import PRESETS
+from compiler.model.config import ModelConfig
+from compiler.model.presets import PRESETS
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=list(PRESETS))

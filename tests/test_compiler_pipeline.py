@@ -10,9 +10,9 @@ import pytest
 from schedules import compiled, machine
 
 from compiler.errors import CapacityError, CompilerError
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model, context_buckets, prefill_sizes
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 
 TINY = PRESETS["tiny"]
 ONE = parse_layout("1x1")

@@ -28,15 +28,15 @@ from schedules import (
     with_transfer,
 )
 
-from chip.cost import receive_cycles
 from chip.errors import ScheduleViolation
-from chip.operations import DEFINITIONS, Opcode, operands
-from chip.program import Operation
+from chip.ops.cost import receive_cycles
+from chip.ops.operations import DEFINITIONS, Opcode, operands
+from chip.ops.program import Operation
 from compiler.errors import ScheduleError
 from compiler.ir import StepSchedule
 from compiler.pipeline import CompiledModel
-from compiler.verify import verify
-from compiler.verify_sources import CONSTANTS
+from compiler.verify.sources import CONSTANTS
+from compiler.verify.verifier import verify
 
 O = Opcode  # noqa: E741
 LAYOUTS = [

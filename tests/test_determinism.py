@@ -12,9 +12,9 @@ import pytest
 from schedules import WEIGHTS, compiled, machine
 from test_tiny import PROMPT, TOKENIZER, complete
 
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 from rack.engine import Engine
 from rack.local import LocalRack
 from rack.sampler import SamplingParams

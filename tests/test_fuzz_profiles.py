@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from fuzz_kit import Raw, examples, judge, places, put, spoil_bytes, spoil_file, spoil_value
 
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 from rack.profiles import load_hardware, profile_names
 
 PROFILES = Path(__file__).parent.parent / "rack" / "profiles"

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compiler.frontend import Model, ModelConfig, resolve_model
-from compiler.weights import EMBEDDING, FINAL_NORM, LM_HEAD, WeightSource, required_tensors
+from compiler.model.frontend import Model, ModelConfig, resolve_model
+from compiler.model.weights import EMBEDDING, FINAL_NORM, LM_HEAD, WeightSource, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 F64 = NDArray[np.float64]

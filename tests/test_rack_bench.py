@@ -5,10 +5,10 @@ import json
 import psutil
 import pytest
 
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
+from compiler.model.weights import required_tensors
 from compiler.pipeline import compile_model
-from compiler.presets import PRESETS
-from compiler.weights import required_tensors
+from compiler.place.layout import parse_layout
 from rack.bench import main, products
 from rack.profiles import load_hardware
 

@@ -9,9 +9,9 @@ import pytest
 from rack_kit import BOS, tokenizer
 from schedules import machine
 
-from compiler.layout import parse_layout
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 from rack.closing import Closing, Spelling
 from rack.engine import Completion, Engine
 from rack.grammar import json_grammar, narrowed, without_doubles

@@ -13,12 +13,12 @@ from chip.errors import ScheduleViolation
 from compiler.analyse import analyse
 from compiler.artifact import read_artifact, write_artifact
 from compiler.errors import CompilerError, ScheduleError
-from compiler.frontend import resolve_model
 from compiler.ir import StepSchedule
-from compiler.layout import parse_layout
+from compiler.model.frontend import resolve_model
+from compiler.model.presets import PRESETS
 from compiler.pipeline import CompiledModel, Options, compile_model
-from compiler.presets import PRESETS
-from compiler.verify import verify
+from compiler.place.layout import parse_layout
+from compiler.verify.verifier import verify
 from interconnect.clock import MAX_CYCLES, ClockSpec
 from rack.drift import DriftingClocks
 from rack.errors import RequestError

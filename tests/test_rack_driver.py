@@ -10,10 +10,10 @@ from schedules import WEIGHTS, compiled
 
 from chip.errors import ProgramError
 from chip.kernels.vmath import inv_frequencies, rope_tables
+from compiler.model.presets import PRESETS
+from compiler.model.weights import EMBEDDING
 from compiler.pipeline import CompiledModel
-from compiler.presets import PRESETS
-from compiler.verify import verify
-from compiler.weights import EMBEDDING
+from compiler.verify.verifier import verify
 from interconnect.frame import Control, Frame
 from interconnect.transport import LocalHub, LocalTransport, Message
 from rack.driver import Driver, rope_frequencies

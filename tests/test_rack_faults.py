@@ -12,10 +12,10 @@ import pytest
 from schedules import WEIGHTS, compiled, ends, machine
 
 from chip.errors import ScheduleViolation
-from chip.program import Operation
+from chip.ops.program import Operation
 from compiler.ir import LinkUse, ScheduledTransfer
-from compiler.layout import parse_layout
 from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.place.layout import parse_layout
 from interconnect.faults import Drop, Duplicate, Fault, Resize, Shift
 from interconnect.frame import Frame
 from interconnect.spec import LinkSpec

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from schedules import WEIGHTS, compiled
 
-from chip.cost import key
 from chip.errors import ScheduleViolation, SramError
 from chip.kernels.quant import tile_weights
-from chip.operations import MOVES
+from chip.ops.cost import key
+from chip.ops.operations import MOVES
 from chip.sram import Sram
 from chip.templates.table import template
 from rack.job import (

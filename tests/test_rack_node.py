@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from schedules import compiled
 
-from chip.chip import Arrival, StepMessage
 from chip.errors import ScheduleViolation
+from chip.run.chip import Arrival, StepMessage
 from compiler.ir import LinkUse
 from interconnect.frame import Control, Frame
 from interconnect.transport import LocalHub

@@ -11,7 +11,7 @@ from rack_kit import refused
 from schedules import compiled
 
 from compiler.analyse import PARTS, analyse
-from compiler.presets import PRESETS
+from compiler.model.presets import PRESETS
 from rack.bench import main as bench
 from rack.compile import main as compile_model
 from rack.generate import main as generate

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from chip.cost import cost
-from chip.operations import Opcode
+from chip.ops.cost import cost
+from chip.ops.operations import Opcode
 from chip.spec import MODELLED, ChipSpec
-from compiler.layout import parse_layout
 from compiler.lstm import cell_cycles
+from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.presets import PRESETS
+from compiler.place.layout import parse_layout
 from rack.errors import ProfileError
 from rack.exchange import exchange_cycles
 from rack.hardware import Hardware

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from chip.errors import ScheduleViolation
-from compiler.frontend import resolve_model
+from compiler.model.frontend import resolve_model
 from rack.config import RunConfig
 from rack.errors import ChipFailedError, RackError
 from rack.generate import main

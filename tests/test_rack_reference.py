@@ -16,8 +16,8 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers
 
-from compiler.frontend import load_config
-from compiler.weights import required_tensors
+from compiler.model.frontend import load_config
+from compiler.model.weights import required_tensors
 from rack.generate import main
 
 CONFIG = {

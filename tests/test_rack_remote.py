@@ -11,9 +11,9 @@ import pytest
 from chip.errors import ScheduleViolation
 from chip.kernels import Kernels
 from chip.kernels import load as load_kernels
-from compiler.frontend import resolve_model
-from compiler.layout import parse_layout
+from compiler.model.frontend import resolve_model
 from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.place.layout import parse_layout
 from interconnect.faults import Drop, Duplicate, Resize, Shift
 from interconnect.frame import Control
 from rack import remote

@@ -13,10 +13,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from compiler.errors import CapacityError, CompilerError, LayoutError, ModelError
-from compiler.layout import Layout
-from compiler.model_config import ModelConfig
+from compiler.model.config import ModelConfig
+from compiler.model.weights import EMBEDDING, LM_HEAD
 from compiler.pipeline import Options
-from compiler.weights import EMBEDDING, LM_HEAD
+from compiler.place.layout import Layout
 from rack.config import RunConfig
 from rack.hardware import Hardware
 from rack.local import LocalRack

@@ -9,7 +9,7 @@ import pytest
 from rack_kit import EOS, TINY, tokenizer
 from schedules import WEIGHTS, compiled
 
-from chip.program import Program
+from chip.ops.program import Program
 from rack import generate, plan
 from rack.answers import answer_lengths
 from rack.engine import Engine

@@ -16,8 +16,8 @@ import pytest
 from rack_kit import refused
 from schedules import compiled
 
-from chip.cost import receive_cycles
-from chip.operations import MOVES, Opcode, units
+from chip.ops.cost import receive_cycles
+from chip.ops.operations import MOVES, Opcode, units
 from compiler.pipeline import CompiledModel
 from rack.config import RunConfig
 from rack.engine import Engine

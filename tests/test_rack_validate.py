@@ -12,7 +12,7 @@ from rack_kit import refused
 
 import rack.accuracy_rows
 import rack.validate
-from compiler.presets import PRESETS
+from compiler.model.presets import PRESETS
 from rack.accuracy import Row, behind, number, published
 from rack.accuracy_rows import capacity_rows, chip_rows, link_rows, weight_chips
 from rack.exchange import all_to_all, exchange_cycles

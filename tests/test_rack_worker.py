@@ -16,7 +16,7 @@ import pytest
 from schedules import WEIGHTS, compiled
 
 from chip.errors import ScheduleViolation
-from compiler.weights import WeightsRef
+from compiler.model.weights import WeightsRef
 from interconnect.faults import Drop, FaultyTransport
 from interconnect.frame import Control
 from interconnect.zmq_transport import RunKey, ZmqTransport

@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 from schedules import WEIGHTS, compiled
 
-from compiler.presets import PRESETS
+from compiler.model.presets import PRESETS
 from rack.engine import Completion, Engine
 from rack.local import LocalRack
 from rack.sampler import SamplingParams

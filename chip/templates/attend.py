@@ -19,8 +19,8 @@ import numpy as np
 
 from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
-from chip.operations import Args, kv_layout
-from chip.scratch import COLUMN, QUAD, Scratch
+from chip.ops.operations import Args, kv_layout
+from chip.ops.scratch import COLUMN, QUAD, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.attention import Attention
 from chip.templates.builder import Block

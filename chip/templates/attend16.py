@@ -18,8 +18,8 @@ from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Transpose
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Stream, group
-from chip.operations import Args, kv_layout, row_bytes
-from chip.scratch import ITEM, Scratch
+from chip.ops.operations import Args, kv_layout, row_bytes
+from chip.ops.scratch import ITEM, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.templates.blocks16 import (
     HALF,

@@ -1,7 +1,7 @@
 """What attention works on: quads of heads, and tiles of keys and values.
 
-A quad is up to four heads that share packed vectors of the cache (chip/scratch.py). One of fewer
-heads has its last one in the remaining quarters, too.
+A quad is up to four heads that share packed vectors of the cache (chip/ops/scratch.py). One of
+fewer heads has its last one in the remaining quarters, too.
 
 A tile is up to 640 tokens of a group's keys or values: its western runs of 16 tokens lie in a plane
 of the west, the others in one of the east, in their order, two vectors of 320 tokens one behind the
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip.operations import Args, kv_layout
-from chip.scratch import COLUMN, QUAD, TILE, Scratch
+from chip.ops.operations import Args, kv_layout
+from chip.ops.scratch import COLUMN, QUAD, TILE, Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import RUN
 from chip.templates.parts import LANES

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from chip.cost import C2C_TURN
 from chip.floorplan import alu, hops, mem, sxm
 from chip.isa.instructions import ARITY, AluOp
 from chip.isa.issue import Delay, delays
@@ -29,6 +28,7 @@ from chip.isa.operands import (
     group,
     streams_of,
 )
+from chip.ops.cost import C2C_TURN
 from chip.spec import ChipSpec
 from chip.templates.claims import Claims, Key
 from chip.templates.parts import (

@@ -1,8 +1,8 @@
 """The VXM's part in one row's product: dequantise the sums, and what follows it (its epilogue).
 
 `add`: the fp16 result is added to the residual. `silu`: gate and up columns alternate
-(chip.operations.gated_widths), and the result is silu(gate) * up. A pair of blocks is worked on at
-once, but for the last: what its gate gives waits in a register for the up columns.
+(chip.ops.operations.gated_widths), and the result is silu(gate) * up. A pair of blocks is worked on
+at once, but for the last: what its gate gives waits in a register for the up columns.
 """
 
 from __future__ import annotations

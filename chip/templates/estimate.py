@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from chip.floorplan import Role, hops, mem, mxm, sxm
 from chip.isa.issue import delays
-from chip.operations import Args, Opcode, kv_layout
+from chip.ops.operations import Args, Opcode, kv_layout
 from chip.spec import ChipSpec, vectors
 from chip.templates.template import Template
 

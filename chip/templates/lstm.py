@@ -15,7 +15,7 @@ from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import ABC, ACC, IW, TILES, AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream
-from chip.operations import Args
+from chip.ops.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, Ref
 from chip.templates.columns import WINDOW, ColumnGroup, Columns

@@ -5,7 +5,7 @@ The timelines are in chip/templates/row.py (one row) and chip/templates/product.
 
 from __future__ import annotations
 
-from chip.operations import Args, row_bytes
+from chip.ops.operations import Args, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.product import Product
 from chip.templates.prologue import arrivals

@@ -21,7 +21,7 @@ from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import In, Stream, group
-from chip.operations import Args
+from chip.ops.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Stream, group
-from chip.operations import Args
+from chip.ops.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref
 from chip.templates.reductions import lane_max, lane_sum

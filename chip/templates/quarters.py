@@ -1,6 +1,6 @@
 """What attention's passes have in common: masks, maxima, and numbers of heads that go to memory.
 
-A quad's vectors have a quarter of the lanes for each head (chip/scratch.py).
+A quad's vectors have a quarter of the lanes for each head (chip/ops/scratch.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, Immediate, Lane, Position
-from chip.scratch import COLUMN
+from chip.ops.scratch import COLUMN
 from chip.templates.wires import Clock, Wires
 
 LANE = 14  # ALU whose register has every lane's number within its quarter

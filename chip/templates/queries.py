@@ -14,7 +14,7 @@ from chip.floorplan import Role, mxm, sxm
 from chip.isa.instructions import ABC, ACC, AluOp, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, In, Stream, Tap, group
-from chip.scratch import COLUMN
+from chip.ops.scratch import COLUMN
 from chip.spec import VECTOR_BYTES, vectors
 from chip.templates.attention import Attention, Quad, Tile
 from chip.templates.wires import Clock, Wires

@@ -14,7 +14,7 @@ from chip.floorplan import Role, mxm, sxm
 from chip.isa.instructions import ACC, AluOp, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, Immediate, In, Source, Stream, group
-from chip.scratch import QUAD
+from chip.ops.scratch import QUAD
 from chip.spec import vectors
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES

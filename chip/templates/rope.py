@@ -1,8 +1,9 @@
 """ROPE: rotate queries and keys, quantise per head, write the KV cache. One block a row.
 
-Heads are packed as in the cache (chip/kv.py), `pitch` lanes apart, so that all heads of a vector
-are turned and scaled together. A row's key and value vectors go out in both directions, and the one
-slice that holds the row's position takes each; scales are read, changed in one lane, and written.
+Heads are packed as in the cache (chip/ops/kv.py), `pitch` lanes apart, so that all heads of a
+vector are turned and scaled together. A row's key and value vectors go out in both directions, and
+the one slice that holds the row's position takes each; scales are read, changed in one lane, and
+written.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from chip.isa.instructions import AluOp, Read, Write
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import At, In, Lane, Position, Stream, Tap, group
 from chip.kernels.vmath import inverse_sqrt_scale
-from chip.kv import KvLayout
-from chip.operations import Args, kv_layout, row_bytes
+from chip.ops.kv import KvLayout
+from chip.ops.operations import Args, kv_layout, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from chip.templates.builder import FROM_VXM, LANES, TO_VXM, Block, Load, Node, NodeSource, Ref

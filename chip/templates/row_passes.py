@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from chip.isa.issue import Issue
-from chip.operations import Args
+from chip.ops.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.template import Placed, Stream, Template
 

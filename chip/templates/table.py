@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from chip.cost import key
-from chip.operations import MOVES, Args, Opcode, kv_layout
+from chip.ops.cost import key
+from chip.ops.operations import MOVES, Args, Opcode, kv_layout
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates import attend, attend16, matmul, product16, rope, topk, vector
 from chip.templates.builder import LANES

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, Lane
-from chip.operations import Args
+from chip.ops.operations import Args
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, Ref
 from chip.templates.parts import Given, Row, RowMask

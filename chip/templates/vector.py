@@ -11,7 +11,7 @@ import numpy as np
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, streams_of
 from chip.kernels.quant import MIN_ABSMAX
-from chip.operations import Args, gated_widths, item_bytes, row_bytes
+from chip.ops.operations import Args, gated_widths, item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from chip.templates.reductions import lane_max, lane_sum

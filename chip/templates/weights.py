@@ -15,7 +15,7 @@ from chip.floorplan import Role, mxm, sxm
 from chip.isa.instructions import ABC, ACC, AluOp, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In, Stream, Tap, group
-from chip.scratch import COLUMN, QUAD
+from chip.ops.scratch import COLUMN, QUAD
 from chip.sram import RUN
 from chip.templates.attention import Attention, Map, Quad, Tile
 from chip.templates.parts import LANES

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chip.cost import C2C_TURN
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import Alu, AluOp, Read, Write
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Group, Source, Stream, Tap
+from chip.ops.cost import C2C_TURN
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import bulk_place, work_place, work_start
 from chip.templates.builder import FROM_VXM, TO_VXM

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from compiler.weights import WeightsKind, WeightsRef
+from compiler.model.weights import WeightsKind, WeightsRef
 from rack.serve.errors import ApiError
 from rack.serve.retired import RETIRED
 from rack.session import Prepared

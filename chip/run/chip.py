@@ -1,0 +1,320 @@
+"""A chip: memory, programs, and the loop that walks a program when its vectors are there.
+
+Sans-I/O: step messages and arrivals go in, departures come out through a callback. The chip waits
+only for data, and checks each arrival against its own program (law 3). Departure cycles are the
+chip's own: at load its unit clocks are replayed against its spec and must equal the schedule.
+The host port is a chip whose program has no computations.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from chip.errors import ProgramError, ScheduleViolation
+from chip.kernels.interface import Kernels
+from chip.ops.operations import Opcode
+from chip.ops.program import Operation, Program, working_order
+from chip.run.clocks import UnitClocks, unit_spans
+from chip.run.executor import Binder, Bound, StepState
+from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.sram import Sram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMessage:
+    """Run program `step` as number `sequence`, from `base_cycle`, on rows at `positions`."""
+
+    sequence: int
+    step: str
+    base_cycle: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """Vectors that came over a link, with the cycles at which the link delivered them."""
+
+    link: int
+    sequence: int
+    transfer: int
+    first_cycle: int
+    last_cycle: int
+    payload: bytes | bytearray | memoryview
+    check: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipLink:
+    """What a chip knows of a link at one of its ports."""
+
+    name: str
+    slot_cycles: int
+    rx_window_cycles: int
+
+
+class Departure(Protocol):
+    """Hands vectors to a link: (link, transfer, sequence, depart cycle, hash share, payload)."""
+
+    def __call__(
+        self, link: int, transfer: int, sequence: int, cycle: int, check: int, payload: memoryview
+    ) -> None: ...
+
+
+Watch = Callable[[Opcode, Callable[[], bool]], Callable[[], bool]]
+"""Wraps what a chip does for each operation, to measure it; chosen at load."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A program, and what it does, in working order."""
+
+    program: Program
+    actions: list[Callable[[], bool]]  # False: waiting for vectors
+    operations: Sequence[Operation | None]  # of each action; None: not one operation's
+    spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
+
+
+class Chip:
+    """One chip, or the host's port when it has no kernels to run."""
+
+    def __init__(
+        self, index: int | str, spec: ChipSpec, sram: Sram, links: Mapping[int, ChipLink],
+        kernels: Kernels, send: Departure, watch: Watch | None = None,
+    ) -> None:  # fmt: skip
+        self.index, self.spec, self.sram, self.links = index, spec, sram, links
+        self.state = StepState()
+        self.checks = 0  # sum of hash shares received in this step
+        self.kernels, self._binder = kernels, Binder(sram, kernels)
+        self._bound: dict[tuple[object, ...], Bound] = {}
+        self._send = send
+        self._watch = watch
+        self._programs: dict[str, Loaded] = {}
+        self._inbox: dict[int, deque[Arrival]] = {link: deque() for link in links}
+        self._consumed: dict[int, tuple[int, int]] = {}  # link -> last (sequence, transfer)
+        self._queue: deque[StepMessage] = deque()
+        self._message: StepMessage | None = None
+        self._actions: Sequence[Callable[[], bool]] = ()
+        self._next = 0
+        self._free: dict[str, int] = {}  # unit -> when the steps begun so far leave it
+
+    # -- load
+
+    def load_program(self, program: Program) -> None:
+        """Check the program's cycles against this chip's own clocks, and bind it.
+
+        Raises ScheduleViolation where they differ, ProgramError for an unknown link.
+        """
+        slots = {number: link.slot_cycles for number, link in self.links.items()}
+        UnitClocks(program, self.spec, slots).check()
+        self._programs[program.step] = self._bind(program)
+
+    def _bind(self, program: Program) -> Loaded:
+        """Return the program as actions on this chip's memory."""
+        operations = working_order(program.operations)
+        actions = [self._action(operation) for operation in operations]
+        if self._watch is not None:
+            pairs = zip(operations, actions, strict=True)
+            actions = [self._watch(operation.opcode, action) for operation, action in pairs]
+        return Loaded(program, actions, operations, unit_spans(program))
+
+    def _action(self, operation: Operation) -> Callable[[], bool]:
+        if operation.opcode is Opcode.SEND:
+            return self._bind_send(operation)
+        if operation.opcode is Opcode.RECEIVE:
+            return self._bind_receive(operation)
+        key = (operation.opcode, *sorted(operation.args.items()))
+        if key not in self._bound:  # steps share what they do alike
+            self._bound[key] = self._binder.bind(operation)
+        run, state = self._bound[key], self.state
+
+        def action() -> bool:
+            run(state)
+            return True
+
+        return action
+
+    def _bind_send(self, operation: Operation) -> Callable[[], bool]:
+        args, start = operation.args, operation.start
+        size = args["vectors"] * VECTOR_BYTES
+        payload = self.sram.memory(args["src"], size)
+        link, transfer, state, send = args["link"], args["transfer"], self.state, self._send
+
+        def action() -> bool:
+            message = self._message
+            assert message is not None
+            cycle = message.base_cycle + start
+            send(link, transfer, message.sequence, cycle, state.hash_share, payload)
+            return True
+
+        return action
+
+    def _bind_receive(self, operation: Operation) -> Callable[[], bool]:
+        args = operation.args
+        size = args["vectors"] * VECTOR_BYTES
+        target = self.sram.memory(args["dst"], size)
+
+        def action() -> bool:
+            if (arrival := self._take(operation, size)) is not None:
+                target[:] = arrival.payload
+            return arrival is not None
+
+        return action
+
+    def _take(self, operation: Operation, size: int) -> Arrival | None:
+        """Return the arrival that a RECEIVE wants, None while it has not come."""
+        inbox = self._inbox[operation.args["link"]]
+        if not inbox:
+            return None
+        arrival = inbox.popleft()
+        self._check_arrival(operation, arrival, size)
+        self.checks += arrival.check
+        self._consumed[arrival.link] = (arrival.sequence, arrival.transfer)
+        return arrival
+
+    # -- run
+
+    def begin(self, message: StepMessage) -> None:
+        """Queue a step. Raises ProgramError for one that is not loaded or has too many rows."""
+        loaded = self._programs.get(message.step)
+        if loaded is None:
+            raise ProgramError(
+                f"chip {self.index}: no program {message.step}; loaded: {sorted(self._programs)}"
+            )
+        if not 1 <= len(message.positions) <= loaded.program.rows:
+            raise ProgramError(
+                f"chip {self.index}, step {message.step}: wanted 1 to {loaded.program.rows} rows, "
+                f"got {len(message.positions)}"
+            )
+        self._queue.append(message)
+
+    def receive(self, arrival: Arrival) -> None:
+        """Take vectors from a link. Raises ScheduleViolation for a frame it already had."""
+        before = self._consumed.get(arrival.link, (-1, -1))
+        if (arrival.sequence, arrival.transfer) <= before:
+            link = self.links[arrival.link]
+            raise ScheduleViolation(
+                "a frame came again", chip=self.index, link=link.name, cycle=arrival.last_cycle,
+                operation=f"transfer {arrival.transfer} of step number {arrival.sequence}",
+                wanted=f"one after {before}", got=(arrival.sequence, arrival.transfer),
+            )  # fmt: skip
+        self._inbox[arrival.link].append(arrival)
+
+    def advance(self) -> bool:
+        """Run until vectors are missing or no step is queued; True when idle."""
+        while True:
+            actions, place = self._actions, self._next
+            while place < len(actions):
+                if not actions[place]():
+                    self._next = place
+                    return False
+                place += 1
+            if actions:
+                self._check_taken()
+            self._actions, self._next = (), 0
+            if not self._queue:
+                return True
+            self._start(self._queue.popleft())
+
+    def _check_taken(self) -> None:
+        """At the end of a program nothing of its step may be left over."""
+        message = self._message
+        assert message is not None
+        for number, inbox in self._inbox.items():
+            if inbox and inbox[0].sequence <= message.sequence:
+                left = inbox[0]
+                raise ScheduleViolation(
+                    "a frame that nothing takes", chip=self.index, link=self.links[number].name,
+                    cycle=left.last_cycle, operation=f"transfer {left.transfer}",
+                    step=message.step, wanted="none", got=(left.sequence, left.transfer),
+                )  # fmt: skip
+
+    def _start(self, message: StepMessage) -> None:
+        self._hold_units(message)
+        self._message = message
+        self.state.rows = len(message.positions)
+        self.state.positions = np.asarray(message.positions, dtype=np.int64)
+        self.state.hash_share = 0
+        self.checks = 0
+        self._actions = self._programs[message.step].actions
+
+    def _hold_units(self, message: StepMessage) -> None:
+        """Steps may overlap in time, but not on a unit: raise ScheduleViolation where they do."""
+        base = message.base_cycle
+        for unit, (first, last) in self._programs[message.step].spans.items():
+            free = self._free.get(unit, 0)
+            if base + first < free:
+                raise ScheduleViolation(
+                    f"{unit} is still held by the step before", chip=self.index, cycle=first,
+                    link=None, operation="the first on it", step=message.step,
+                    wanted=f"cycle {free} or later", got=base + first,
+                )  # fmt: skip
+            self._free[unit] = base + last
+
+    def waiting_for(self) -> Operation | None:
+        """Return the RECEIVE whose vectors are missing, or None when the chip is idle."""
+        if self._message is None or not self._actions:
+            return None
+        return self._programs[self._message.step].operations[self._next]
+
+    def wait_order(self) -> tuple[int, int] | None:
+        """Return (step number, transfer) that this chip waits for, or None when it is idle.
+
+        Programs keep the schedule's order of transfers, so of all chips that wait the one with the
+        least order lacks vectors that its sender has already sent: it saw the fault first.
+        """
+        operation = self.waiting_for()
+        if operation is None or self._message is None:
+            return None
+        return self._message.sequence, int(operation.args["transfer"])
+
+    def missing(self) -> ScheduleViolation | None:
+        """Return the violation to raise when a deadline passes: what this chip still waits for."""
+        operation = self.waiting_for()
+        if operation is None or self._message is None:
+            return None
+        link = self.links[operation.args["link"]]
+        return ScheduleViolation(
+            "vectors did not come", chip=self.index, link=link.name, cycle=operation.start,
+            operation=operation.name, step=self._message.step,
+            wanted=f"{operation.args['vectors']} vectors of transfer {operation.args['transfer']}",
+            got="nothing",
+        )  # fmt: skip
+
+    def reset(self) -> None:
+        """Forget queued steps and arrivals; memory and programs stay."""
+        for inbox in self._inbox.values():
+            inbox.clear()
+        self._queue.clear()
+        self._free.clear()
+        self._actions, self._next, self._message = (), 0, None
+
+    def _check_arrival(self, operation: Operation, arrival: Arrival, size: int) -> None:
+        message = self._message
+        assert message is not None
+        link = self.links[arrival.link]
+        base, window = message.base_cycle, link.rx_window_cycles
+
+        def violation(what: str, wanted: object, got: object) -> ScheduleViolation:
+            return ScheduleViolation(
+                what, chip=self.index, link=link.name, cycle=operation.start,
+                operation=operation.name, wanted=wanted, got=got, step=message.step,
+            )  # fmt: skip
+
+        identity = (message.sequence, operation.args["transfer"])
+        if (arrival.sequence, arrival.transfer) != identity:
+            raise violation(
+                "wrong (step number, transfer)", identity, (arrival.sequence, arrival.transfer)
+            )
+        if len(arrival.payload) != size:
+            raise violation("payload size in bytes", size, len(arrival.payload))
+        for what, wanted, got in (
+            ("first vector's arrival", operation.start, arrival.first_cycle - base),
+            ("last vector's arrival", operation.end, arrival.last_cycle - base),
+        ):
+            if not wanted - window <= got <= wanted:
+                raise violation(what, wanted if not window else (wanted - window, wanted), got)

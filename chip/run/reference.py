@@ -1,0 +1,165 @@
+"""A chip that runs its programs as TSP instructions: the reference executor.
+
+Same messages, arrivals and departures as `chip.run.chip.Chip`, but every scheduled operation is
+lowered to instructions, which the machine of chip/machine runs. What departs, and when, comes from
+the program's Send instructions; the schedule's own cycles are only compared with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from chip.isa.issue import Issue
+from chip.machine.crossings import Crossing
+from chip.machine.data import Run
+from chip.machine.machine import Action, Machine
+from chip.machine.resolve import Memory, Resolver
+from chip.ops.operations import Opcode
+from chip.ops.program import Operation, Program
+from chip.run.chip import Chip, Loaded, StepMessage
+from chip.run.clocks import unit_spans
+from chip.spec import VECTOR_BYTES
+from chip.sram import places
+
+Lower = Callable[[Program], Sequence[Issue]]
+
+
+class ReferenceChip(Chip):
+    """One chip whose programs are lowered by `lower`; `ports` are its links' ports.
+
+    A program is lowered and resolved when it first runs. Raises MachineError then for what the
+    hardware could not do.
+    """
+
+    def __init__(self, *args: Any, lower: Lower, ports: Mapping[int, int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lower, self._ports = lower, ports
+        self.machines: dict[str, Machine] = {}
+
+    def _bind(self, program: Program) -> Loaded:
+        return Loaded(program, [], [], unit_spans(program))
+
+    def _start(self, message: StepMessage) -> None:
+        loaded = self._programs[message.step]
+        if not loaded.actions:
+            self._lower_program(loaded)
+        super()._start(message)
+
+    def machine(self, program: Program) -> tuple[Machine, list[Operation]]:
+        """Lower and resolve a program; with the operation of each of its crossings."""
+        crossing_of = {Opcode.SEND: True, Opcode.RECEIVE: False}
+        moves = [o for o in program.operations if o.opcode in crossing_of]
+        crossings = [self._crossing(o, outward=crossing_of[o.opcode]) for o in moves]
+        slice_of, word_of = places(self.spec)
+        valid = np.zeros(len(slice_of), np.bool_)
+        for address, size in self.sram.reserved():
+            valid[address // VECTOR_BYTES : -(-(address + size) // VECTOR_BYTES)] = True
+        memory = Memory(slice_of=slice_of, word_of=word_of, valid=valid)
+        resolved = Resolver(self.spec, memory).resolve(self._lower(program))
+        words = self.sram.bytes.reshape(-1, VECTOR_BYTES)
+        return Machine(resolved, memory, words, crossings), moves
+
+    def _crossing(self, operation: Operation, *, outward: bool) -> Crossing:
+        link, first = operation.args["link"], operation.start
+        slot = self.links[link].slot_cycles
+        cycles = tuple(first + i * slot for i in range(operation.args["vectors"]))
+        return Crossing(self._ports[link], outward, cycles, operation.name)
+
+    def _lower_program(self, loaded: Loaded) -> None:
+        machine, moves = self.machine(loaded.program)
+        self.machines[loaded.program.step] = machine
+        by_crossing = dict(zip(map(id, machine.crossings), moves, strict=True))
+        hashed = self._hashed(loaded.program, machine)
+
+        def begin() -> bool:
+            machine.begin(self.state.positions.tolist())
+            return True
+
+        def end() -> bool:
+            machine.end()
+            self.state.saturated += machine.units.counter.saturated
+            machine.units.counter.saturated = 0
+            return True
+
+        actions, operations = [begin], list[Operation | None]([None])
+        for crosses, group in groupby(machine.actions, lambda action: action.crossing is not None):
+            if not crosses:
+                actions.append(_at_once([action.run for action in group if action.run is not None]))
+                operations.append(None)
+                continue
+            for action in group:
+                operation = by_crossing[id(action.crossing)]
+                actions.append(self._cross(machine, action, operation, hashed))
+                operations.append(operation)
+        loaded.actions, loaded.operations = [*actions, end], [*operations, None]
+
+    def _cross(
+        self, machine: Machine, action: Action, operation: Operation,
+        hashed: Callable[[Operation], None],
+    ) -> Callable[[], bool]:  # fmt: skip
+        assert action.rows is not None
+        assert action.crossing is not None
+        rows, pool, args = action.rows, machine.pool, operation.args
+        if operation.opcode is Opcode.RECEIVE:
+
+            def take() -> bool:
+                arrival = self._take(operation, len(rows) * VECTOR_BYTES)
+                if arrival is not None:
+                    data = np.frombuffer(arrival.payload, np.uint8)
+                    pool[rows] = data.reshape(-1, VECTOR_BYTES)
+                return arrival is not None
+
+            return take
+        first = action.crossing.cycles[0]
+
+        def depart() -> bool:
+            message = self._message
+            assert message is not None
+            hashed(operation)
+            payload = memoryview(pool[rows].tobytes())
+            cycle = message.base_cycle + first
+            share = self.state.hash_share
+            self._send(args["link"], args["transfer"], message.sequence, cycle, share, payload)
+            return True
+
+        return depart
+
+    def _hashed(self, program: Program, machine: Machine) -> Callable[[Operation], None]:
+        """Return what brings the state's hash share up to date before an operation departs.
+
+        The share is the emulator's, not the chip's: it is taken from the logits that the program
+        leaves in memory.
+        """
+        products = [o for o in program.operations if "first_column" in o.args and "y" in o.args]
+        products = [o for o in products if o.opcode is Opcode.MATMUL]
+        if not products:
+            return lambda _: None
+        (product,) = products
+        after = program.operations[program.operations.index(product) :]
+        vector, n = product.args["y"] // VECTOR_BYTES, product.args["n"]
+        row_of = dict(zip(*(array.tolist() for array in machine.commits), strict=True))
+        rows = np.array([row_of[vector + i] for i in range(-(-n * 4 // VECTOR_BYTES))])
+
+        def update(operation: Operation) -> None:
+            if operation in after:
+                logits = machine.pool[rows].reshape(-1).view(np.float32)[:n]
+                share = self.kernels.logit_hash(logits, product.args["first_column"])
+                self.state.hash_share = share
+
+        return update
+
+
+def _at_once(runs: Sequence[Run]) -> Callable[[], bool]:
+    """Return one action that moves data for all, one after another."""
+
+    def move() -> bool:
+        with np.errstate(all="ignore"):
+            for run in runs:
+                run()
+        return True
+
+    return move

@@ -1,0 +1,174 @@
+"""What a model is: the sizes and constants that define a Llama, checked, without its weights.
+
+Read from `config.json` by compiler/model/frontend.py, carried by compiler/model/presets.py, stored
+in the artifact as a plain dict. Non-goal: any arithmetic; the RoPE frequencies follow from these
+numbers in the chip's own vector arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from compiler.errors import ModelError
+from compiler.files import shown
+
+LLAMA = "LlamaForCausalLM"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3RopeScaling:
+    """Llama 3.1's scaling of the RoPE frequencies; transformers' rope type "llama3".
+
+    Raises ModelError when the numbers cannot describe a scaling.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        _positive_int("rope_scaling", self, "original_max_position_embeddings")
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            _positive_number("rope_scaling", self, name)
+        if self.factor < 1:
+            raise ModelError("rope_scaling.factor", "at least 1", repr(self.factor))
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ModelError(
+                "rope_scaling.high_freq_factor",
+                f"more than low_freq_factor {self.low_freq_factor!r}",
+                repr(self.high_freq_factor),
+            )
+
+
+# The most of each that is taken for a model: beyond what is published for Llamas, and little enough
+# to be compiled, or refused for its memory, in bounded time.
+_SIZES = {
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_layers": 256,
+    "num_heads": 128,
+    "num_kv_heads": 128,
+    "head_dim": 1 << 10,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 24,
+}
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # of a number that the chips hold as fp32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One model: sizes are counts of elements, `max_position_embeddings` counts tokens.
+
+    `bos_token_id` is None and `eos_token_ids` empty where the model declares none. Raises
+    ModelError, naming the field, when a number is out of range or sizes do not fit together.
+    """
+
+    name: str
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Llama3RopeScaling | None
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.architecture != LLAMA:
+            raise ModelError(f"{self.name}: architecture", LLAMA, repr(self.architecture))
+        for size, most in _SIZES.items():
+            _positive_int(self.name, self, size)
+            if getattr(self, size) > most:
+                raise ModelError(
+                    f"{self.name}: {size}", f"at most {most}", shown(getattr(self, size))
+                )
+        _positive_number(self.name, self, "rms_norm_eps")
+        _positive_number(self.name, self, "rope_theta")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"{self.name}: num_kv_heads",
+                f"a divisor of num_heads {self.num_heads}",
+                str(self.num_kv_heads),
+            )
+        if self.head_dim % 2:
+            raise ModelError(
+                f"{self.name}: head_dim", "an even number (RoPE turns pairs)", str(self.head_dim)
+            )
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ModelError(
+                f"{self.name}: tie_word_embeddings", "a bool", shown(self.tie_word_embeddings)
+            )
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        wanted = f"a token id below vocab_size {self.vocab_size}"
+        if self.bos_token_id is not None and not self._is_token(self.bos_token_id):
+            raise ModelError(f"{self.name}: bos_token_id", wanted, shown(self.bos_token_id))
+        for token in self.eos_token_ids:
+            if not self._is_token(token):
+                raise ModelError(f"{self.name}: eos_token_ids", wanted, shown(token))
+
+    def _is_token(self, token: object) -> bool:
+        return _is_int(token) and 0 <= token < self.vocab_size  # type: ignore[operator]
+
+    @property
+    def q_size(self) -> int:
+        """Elements of all query heads together; hidden_size need not equal it."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Elements of all key heads together, and of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain JSON/msgpack types, for the artifact; `from_dict` is the inverse."""
+        return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Rebuild from `to_dict`; raises ModelError on a missing, unknown or wrong field."""
+        _exact_fields("model config", cls, data)
+        scaling = data["rope_scaling"]
+        if scaling is not None:
+            _exact_fields("model config: rope_scaling", Llama3RopeScaling, scaling)
+            scaling = Llama3RopeScaling(**scaling)
+        eos = tuple(data["eos_token_ids"])
+        return cls(**{**data, "rope_scaling": scaling, "eos_token_ids": eos})
+
+
+def _exact_fields(what: str, cls: type[Any], data: Mapping[str, Any]) -> None:
+    wanted = {field.name for field in fields(cls)}
+    if wanted != set(data):
+        missing, unknown = sorted(wanted - set(data)), sorted(set(data) - wanted)
+        raise ModelError(what, "exactly its own fields", f"missing {missing} and unknown {unknown}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _positive_int(owner: str, config: object, name: str) -> None:
+    value = getattr(config, name)
+    if not _is_int(value) or value < 1:
+        raise ModelError(f"{owner}: {name}", "a positive integer", shown(value))
+
+
+def _positive_number(owner: str, config: object, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ModelError(f"{owner}: {name}", "a positive number", shown(value))
+    if not _SMALLEST <= value <= _LARGEST:
+        wanted = f"a number from {_SMALLEST:.3g} to {_LARGEST:.3g}"
+        raise ModelError(f"{owner}: {name}", wanted, shown(value))
+    object.__setattr__(config, name, float(value))  # 10000 and 10000.0 must hash alike

@@ -1,0 +1,315 @@
+"""From what a user names (a preset, a folder, a Hub id) to a checked model description.
+
+The one place that reads `config.json` and `generation_config.json`. What the emulator does not
+implement is refused by the key's name, never ignored: a model that runs, runs as published. A key
+that is not there has transformers' default, and whoever runs the model is told.
+Non-goals: reading weights (compiler/model/weights.py), tokenizers (rack/tokenizer.py), the network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import ModelError
+from compiler.files import (
+    is_file,
+    is_folder,
+    printable,
+    read_json,
+    read_text,
+    require_json,
+    shown,
+    whole,
+)
+from compiler.model.config import LLAMA, Llama3RopeScaling, ModelConfig
+from compiler.model.presets import PRESETS
+from compiler.model.weights import WeightsRef
+
+__all__ = [
+    "PRESETS",
+    "Llama3RopeScaling",
+    "Model",
+    "ModelConfig",
+    "load_config",
+    "resolve_model",
+]
+
+# Keys whose values change the arithmetic, and the values that do not (the first one is shown).
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "hidden_act": ("silu", "swish"),  # two names of one function
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+    "pretraining_tp": (1, None),
+    "partial_rotary_factor": (1, None),
+}
+# What transformers' LlamaConfig takes for a key that is absent or null. The sizes that every
+# checkpoint states (hidden_size, …) are asked for; num_key_value_heads and head_dim follow from
+# them.
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_LLAMA3_KEYS = tuple(field.name for field in fields(Llama3RopeScaling))
+# What differs between checkpoints of one preset (base, instruct, fine-tuned).
+_MAY_DIFFER = {"name", "bos_token_id", "eos_token_ids"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model ready to compile: its configuration, where its weights come from, its files.
+
+    `folder` holds the tokenizer files; None for a preset without weights. `notices` say what the
+    files left open.
+    """
+
+    config: ModelConfig
+    weights_ref: WeightsRef
+    folder: Path | None
+    notices: tuple[str, ...] = ()
+
+
+def resolve_model(name_or_path: str, weights: str | Path | None = None, seed: int = 0) -> Model:
+    """Find a model by preset name, folder or cached Hub id; opens no weights, no network.
+
+    A preset without `weights` gets synthetic ones from `seed`; with `weights`, that folder's
+    tensors and special token ids. A `weights` folder must agree with the model. ModelError if not.
+    """
+    preset = PRESETS.get(name_or_path)
+    if preset is not None and weights is None:
+        return Model(config=preset, weights_ref=WeightsRef.synthetic(preset, seed), folder=None)
+    if preset is None:
+        home, name = _model_folder(name_or_path)
+        config, notices = _read_config(home)
+        config = replace(config, name=name)
+        if weights is not None:
+            _check_agree(config, load_config(weights), Path(weights))
+    else:
+        home = Path(weights or "")
+        config, notices = _read_config(home)
+        config = replace(config, name=preset.name)
+        _check_agree(preset, config, home)
+    ref = WeightsRef.from_folder(config, home if weights is None else weights)
+    return Model(config=config, weights_ref=ref, folder=home, notices=notices)
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """Read a Hugging Face folder's configuration; raises ModelError naming file, key, value."""
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Give a folder's configuration, and what to say about it."""
+    path, name = folder / "config.json", _folder_name(folder)
+    raw = require_json(path)
+    _check_architecture(path, raw)
+    _check_supported(path, raw)
+    _refuse_layer_types(path, raw)
+    theta, scaling = _rope(path, raw)
+    taken = [key for key in _DEFAULTS if (theta if key == "rope_theta" else raw.get(key)) is None]
+    raw = {**raw, "rope_theta": theta, **{key: _DEFAULTS[key] for key in taken}}
+    sizes = _sizes(path, raw)
+    (bos, bos_file), (eos, eos_file) = _special_tokens(folder, raw)
+    try:
+        config = ModelConfig(
+            name=name,
+            architecture=LLAMA,
+            **sizes,
+            rms_norm_eps=raw["rms_norm_eps"],
+            rope_theta=raw["rope_theta"],
+            rope_scaling=scaling,
+            tie_word_embeddings=raw["tie_word_embeddings"],
+            bos_token_id=whole(bos),
+            eos_token_ids=tuple(map(whole, eos)),
+        )
+    except ModelError as error:
+        field = error.what.removeprefix(f"{name}: ")
+        file = {"bos_token_id": bos_file, "eos_token_ids": eos_file}.get(field, path)
+        raise ModelError(f"{file}: {field}", error.wanted, error.got) from None
+    return config, _notice(path, taken)
+
+
+def _notice(path: Path, taken: list[str]) -> tuple[str, ...]:
+    if not taken:
+        return ()
+    values = ", ".join(f"{key} {_DEFAULTS[key]}" for key in taken)
+    return (f"{printable(path)} leaves keys out; transformers' defaults are used: {values}",)
+
+
+def _check_architecture(path: Path, raw: Mapping[str, Any]) -> None:
+    """Let `model_type` say what the model is where `architectures` does not."""
+    named, kind = raw.get("architectures"), raw.get("model_type")
+    if named != [LLAMA] and (named not in (None, []) or kind is None):
+        raise ModelError(f"{path}: architectures", repr([LLAMA]), shown(named))
+    if kind not in (None, "llama"):
+        raise ModelError(f"{path}: model_type", repr("llama"), shown(kind))
+
+
+def _check_supported(path: Path, raw: Mapping[str, Any]) -> None:
+    for key, allowed in _SUPPORTED.items():
+        value = raw.get(key, allowed[0])
+        if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
+            raise ModelError(f"{path}: {key}", repr(allowed[0]), shown(value))
+
+
+def _sizes(path: Path, raw: Mapping[str, Any]) -> dict[str, int]:
+    heads = _required(path, raw, "num_attention_heads")
+    hidden = _required(path, raw, "hidden_size")
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": _required(path, raw, "intermediate_size"),
+        "num_layers": _required(path, raw, "num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": _or(whole(raw.get("num_key_value_heads")), heads),
+        "head_dim": _head_dim(path, raw, hidden, heads),
+        "vocab_size": _required(path, raw, "vocab_size"),
+        "max_position_embeddings": _required(path, raw, "max_position_embeddings"),
+    }
+
+
+def _required(path: Path, raw: Mapping[str, Any], key: str) -> int:
+    value = whole(raw.get(key))
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        got = shown(value) if key in raw else "nothing"
+        raise ModelError(f"{path}: {key}", "a positive integer", got)
+    return value
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _head_dim(path: Path, raw: Mapping[str, Any], hidden: int, heads: int) -> int:
+    explicit = raw.get("head_dim")
+    if explicit is not None:
+        return _required(path, raw, "head_dim")
+    if hidden % heads:
+        raise ModelError(
+            f"{path}: head_dim",
+            f"a head_dim, as hidden_size {hidden} is not a multiple of {heads} heads",
+            "nothing",
+        )
+    return hidden // heads
+
+
+def _refuse_layer_types(path: Path, raw: Mapping[str, Any]) -> None:
+    kinds = _or(raw.get("layer_types"), [])
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if kind != "full_attention":
+            raise ModelError(f"{path}: layer_types", "'full_attention' only", shown(kind))
+
+
+def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[Any, Llama3RopeScaling | None]:
+    """Read transformers 5's `rope_parameters`, or `rope_theta` and `rope_scaling` before it.
+
+    The first is None where neither gives a theta.
+    """
+    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    if new is not None and old is not None and new != old:
+        raise ModelError(f"{path}: rope_scaling", "none beside other rope_parameters", shown(old))
+    key = "rope_scaling" if new is None else "rope_parameters"
+    rope = _or(_or(new, old), {})
+    if not isinstance(rope, dict):
+        raise ModelError(f"{path}: {key}", "an object", shown(rope))
+    kind = _or(rope.get("rope_type"), _or(rope.get("type"), "default"))
+    if kind not in ("default", "llama3"):
+        raise ModelError(f"{path}: {key}.rope_type", "'default' or 'llama3'", shown(kind))
+    known = _ROPE_KEYS | (set(_LLAMA3_KEYS) if kind == "llama3" else set())
+    if unknown := sorted(set(rope) - known):
+        raise ModelError(f"{path}: {key}", f"only {sorted(known)}", f"unknown {shown(unknown)}")
+    if (factor := rope.get("partial_rotary_factor", 1)) != 1 or factor is True:
+        raise ModelError(f"{path}: {key}.partial_rotary_factor", "1", shown(factor))
+    inner, outer = rope.get("rope_theta"), raw.get("rope_theta")
+    if inner is not None and outer is not None and inner != outer:
+        raise ModelError(f"{path}: rope_theta", f"{key}.rope_theta {shown(inner)}", shown(outer))
+    return _or(inner, outer), _scaling(path, key, rope) if kind == "llama3" else None
+
+
+def _scaling(path: Path, key: str, rope: Mapping[str, Any]) -> Llama3RopeScaling:
+    if missing := [name for name in _LLAMA3_KEYS if name not in rope]:
+        raise ModelError(f"{path}: {key}", f"all of {list(_LLAMA3_KEYS)}", f"no {missing}")
+    length = "original_max_position_embeddings"
+    numbers = {**{name: rope[name] for name in _LLAMA3_KEYS}, length: whole(rope[length])}
+    try:
+        return Llama3RopeScaling(**numbers)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.what}", error.wanted, error.got) from None
+
+
+def _special_tokens(
+    folder: Path, raw: Mapping[str, Any]
+) -> tuple[tuple[Any, Path], tuple[list[Any], Path]]:
+    """Give BOS and every EOS with the file that says so.
+
+    generation_config.json's EOS wins, as it does in transformers.
+    """
+    path, other = folder / "config.json", folder / "generation_config.json"
+    generation = _or(read_json(other), {})
+    bos, bos_file = raw.get("bos_token_id"), path
+    if bos is None:
+        bos, bos_file = generation.get("bos_token_id"), other
+    eos, eos_file = generation.get("eos_token_id"), other
+    if eos is None:
+        eos, eos_file = raw.get("eos_token_id"), path
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return (bos, bos_file), (listed, eos_file)
+
+
+def _check_agree(wanted: ModelConfig, got: ModelConfig, folder: Path) -> None:
+    """Refuse weights of another model: everything that shapes the arithmetic must be equal."""
+    theirs = got.to_dict()
+    for key, value in wanted.to_dict().items():
+        if key not in _MAY_DIFFER and theirs[key] != value:
+            raise ModelError(
+                f"{folder / 'config.json'}: {key}",
+                f"{value!r} as in {wanted.name}",
+                repr(theirs[key]),
+            )
+
+
+def _folder_name(folder: Path) -> str:
+    return printable(Path(os.path.abspath(folder)).name)  # of ".." too, and of a link its own
+
+
+def _model_folder(name_or_path: str) -> tuple[Path, str]:
+    """Find a model's folder and name: by path, else as a Hub id in the local cache."""
+    path = Path(name_or_path)
+    if is_folder(path):
+        return path, _folder_name(path)
+    known = f"a preset ({', '.join(PRESETS)}) or a folder with config.json"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
+        raise ModelError(f"model {name_or_path!r}", known, "neither")
+    cached = _cached(name_or_path)
+    if cached is None:
+        raise ModelError(
+            f"model {name_or_path!r}",
+            f"{known}, or a Hub id in the cache {_hub_cache()}",
+            "none of them; nothing is downloaded (fetch it with `hf download`)",
+        )
+    return cached, name_or_path
+
+
+def _hub_cache() -> Path:
+    """Give huggingface_hub's cache folder, by its own environment variables."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def _cached(hub_id: str) -> Path | None:
+    """Find the snapshot that `main` points to, as huggingface_hub lays its cache out."""
+    repo = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
+    main = read_text(repo / "refs" / "main")
+    if main is None:
+        return None
+    snapshot = repo / "snapshots" / main.strip()
+    return snapshot if is_file(snapshot / "config.json") else None

@@ -1,0 +1,403 @@
+"""Where weights come from: safetensors files, or seeded synthetic values.
+
+A `WeightsRef` is small and picklable: it goes to every chip, which opens it and reads its own
+rows only. Rows of a Hugging Face matrix are output columns (its shape is [N, K]), so a chip's
+share is a contiguous slice of a memory-mapped file. The one place that reads safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes  # noqa: F401  (safetensors needs it to give BF16 tensors to NumPy)
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from chip.kernels import synthetic
+from chip.kernels.quant import F16_MAX, quantize_weight, write_tiles
+from compiler.errors import ModelError
+from compiler.files import is_file, parse_object, printable, require_json, shown
+from compiler.model.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+_DTYPES = ("F32", "F16", "BF16")
+# A value is not finite where all bits of its exponent are set.
+_EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
+    "F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80),
+}  # fmt: skip
+_BLOCK_ELEMENTS = 1 << 22  # fp32 elements converted at a time: 16 MiB beside the int8 result
+
+F32 = NDArray[np.float32]
+F16 = NDArray[np.float16]
+I8 = NDArray[np.int8]
+
+
+def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Give every tensor of the model by its Hugging Face name: [N, K] matrices, [n] vectors.
+
+    `lm_head.weight` is absent where it is tied to the embedding.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}"
+        tensors |= {
+            f"{prefix}.input_layernorm.weight": (hidden,),
+            f"{prefix}.self_attn.q_proj.weight": (config.q_size, hidden),
+            f"{prefix}.self_attn.k_proj.weight": (config.kv_size, hidden),
+            f"{prefix}.self_attn.v_proj.weight": (config.kv_size, hidden),
+            f"{prefix}.self_attn.o_proj.weight": (hidden, config.q_size),
+            f"{prefix}.post_attention_layernorm.weight": (hidden,),
+            f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
+            f"{prefix}.mlp.up_proj.weight": (inner, hidden),
+            f"{prefix}.mlp.down_proj.weight": (hidden, inner),
+        }
+    tensors[FINAL_NORM] = (hidden,)
+    if not config.tie_word_embeddings:
+        tensors[LM_HEAD] = (config.vocab_size, hidden)
+    return tensors
+
+
+class WeightSource(Protocol):
+    """Opened weights. Names are Hugging Face names; a tied LM head answers to its own name.
+
+    All arrays are the caller's own copies. Raises ModelError for an unknown name, and for a value
+    that is not finite or that fp16 cannot hold, with its row and column. `notices` say what was
+    left unread.
+    """
+
+    notices: tuple[str, ...]
+
+    def check_finite(self, name: str) -> None:
+        """Look through a whole matrix for a value that is not finite, without converting it."""
+
+    def f32_rows(self, name: str, start: int, stop: int) -> F32:
+        """Give rows [start, stop) of a matrix: [stop - start, K] float32."""
+
+    def f16_rows(self, name: str, start: int, stop: int) -> F16:
+        """Give rows [start, stop) of a matrix: [stop - start, K] float16, to the nearest even."""
+
+    def vector(self, name: str) -> F32:
+        """Give a whole vector: [n] float32."""
+
+    def int8_rows(self, name: str, start: int, stop: int) -> tuple[I8, F32]:
+        """Give rows [start, stop) quantised: [stop - start, K] int8 and their scales, float32."""
+
+    def fill_int8(self, name: str, start: int, stop: int, block: I8, at: int) -> F32:
+        """Write rows [start, stop), quantised, into columns `at` on of a tiled block.
+
+        block: [ceil(K / 320), columns, 320] (`tile_weights` of chip.kernels.quant); gives the rows'
+        scales.
+        """
+
+    def describe(self) -> str:
+        """Say in a few words where the numbers come from, for reports."""
+
+
+class WeightsKind(Enum):
+    """Where weights come from."""
+
+    SAFETENSORS = "safetensors"
+    SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsRef:
+    """A promise of weights, cheap to make and to pickle; `open` keeps it.
+
+    `folder` is set for SAFETENSORS only, `seed` for SYNTHETIC only.
+    """
+
+    kind: WeightsKind
+    config: ModelConfig
+    folder: Path | None
+    seed: int | None
+
+    @classmethod
+    def from_folder(cls, config: ModelConfig, folder: str | Path) -> WeightsRef:
+        """Name a folder of safetensors; nothing is read yet."""
+        path = Path(folder).absolute()  # another process may have another working directory
+        return cls(kind=WeightsKind.SAFETENSORS, config=config, folder=path, seed=None)
+
+    @classmethod
+    def synthetic(cls, config: ModelConfig, seed: int) -> WeightsRef:
+        """Name seeded synthetic weights."""
+        return cls(kind=WeightsKind.SYNTHETIC, config=config, folder=None, seed=seed)
+
+    def open(self) -> WeightSource:
+        """Open and check every tensor's presence, shape and type; raises ModelError."""
+        if self.kind is WeightsKind.SYNTHETIC:
+            assert self.seed is not None
+            return _Synthetic(self.config, self.seed)
+        assert self.folder is not None
+        return _Safetensors(self.config, self.folder)
+
+    def digest_rows(self, name: str) -> str | None:
+        """Give the SHA-256 of a matrix as its file has it; None where a seed says it all.
+
+        Raises ModelError as `open` does.
+        """
+        source = self.open()
+        return source.digest_rows(name) if isinstance(source, _Safetensors) else None
+
+    def describe(self) -> str:
+        """Say in a few words where the numbers come from, for reports."""
+        if self.kind is WeightsKind.SYNTHETIC:
+            return f"SYNTHETIC weights of {self.config.name} (seed {self.seed}): text is noise"
+        assert self.folder is not None
+        return f"weights of {self.config.name} from {printable(self.folder)}"
+
+
+class _Checked:
+    """What both sources share: names, tying and ranges."""
+
+    notices: tuple[str, ...] = ()
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._shapes = required_tensors(config)
+        self._tied = config.tie_word_embeddings
+
+    def _matrix(self, name: str, start: int, stop: int) -> tuple[str, int]:
+        """Give the stored name and K; rows out of range are the caller's bug."""
+        name, shape = self._find(name)
+        assert len(shape) == 2, (name, shape)
+        assert 0 <= start <= stop <= shape[0], (name, shape, start, stop)
+        return name, shape[1]
+
+    def _find(self, name: str) -> tuple[str, tuple[int, ...]]:
+        if name == LM_HEAD and self._tied:
+            name = EMBEDDING
+        if name not in self._shapes:
+            raise ModelError(f"tensor {name}", "one that the model has", "an unknown name")
+        return name, self._shapes[name]
+
+
+class _Synthetic(_Checked):
+    """Values computed from (seed, name, row, column) alone, so that no layout can change them."""
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        super().__init__(config)
+        self._ref = WeightsRef.synthetic(config, seed)
+        self._seed = seed
+
+    def f32_rows(self, name: str, start: int, stop: int) -> F32:
+        name, k = self._matrix(name, start, stop)
+        return synthetic.f32_rows(self._seed, name, start, stop - start, k)
+
+    def f16_rows(self, name: str, start: int, stop: int) -> F16:
+        return self.f32_rows(name, start, stop).astype(np.float16)
+
+    def check_finite(self, name: str) -> None:
+        self._find(name)
+
+    def vector(self, name: str) -> F32:
+        name, shape = self._find(name)
+        assert len(shape) == 1, (name, shape)
+        return synthetic.vector(self._seed, name, shape[0])
+
+    def int8_rows(self, name: str, start: int, stop: int) -> tuple[I8, F32]:
+        name, k = self._matrix(name, start, stop)
+        rows = (self._seed, name, start, stop - start, k)
+        return synthetic.int8_rows(*rows), synthetic.scales(*rows)
+
+    def fill_int8(self, name: str, start: int, stop: int, block: I8, at: int) -> F32:
+        name, k = self._matrix(name, start, stop)
+        rows = (self._seed, name, start, stop - start, k)
+        synthetic.fill_tiled(*rows, block, at)
+        return synthetic.scales(*rows)
+
+    def describe(self) -> str:
+        return self._ref.describe()
+
+
+class _Safetensors(_Checked):
+    """Memory-mapped files; a read touches the pages of its own rows only."""
+
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        super().__init__(config)
+        self._ref = WeightsRef.from_folder(config, folder)
+        named, files = _tensor_files(folder, list(self._shapes))
+        opened = {path: _open_file(path) for path in files}
+        found = _all_tensors(opened)
+        for name, path in found.items():
+            self._refuse_unknown(path, name)
+        self._paths = {name: named[name] for name in self._shapes}
+        self._slices = {
+            name: _checked_slice(path, opened[path], name, self._shapes[name])
+            for name, path in self._paths.items()
+        }
+        if self._tied and LM_HEAD in found:
+            ignored = "is not read: tie_word_embeddings says that the embedding is the head"
+            self.notices = (f"{printable(found[LM_HEAD])}: {LM_HEAD} {ignored}",)
+
+    def _refuse_unknown(self, path: Path, name: str) -> None:
+        """Refuse tensors that would change the arithmetic if they were used: biases, adapters."""
+        redundant = name.endswith(".rotary_emb.inv_freq") or (self._tied and name == LM_HEAD)
+        if name not in self._shapes and not redundant:
+            raise ModelError(
+                f"{path}: {name}", "only tensors of this architecture", "an unknown one"
+            )
+
+    def f32_rows(self, name: str, start: int, stop: int) -> F32:
+        name, _ = self._matrix(name, start, stop)
+        return self._finite(name, self._f32(name, start, stop), start)
+
+    def f16_rows(self, name: str, start: int, stop: int) -> F16:
+        rows = self.f32_rows(name, start, stop)
+        too_large = np.abs(rows) > F16_MAX
+        if too_large.any():
+            self._refuse_value(name, too_large, rows, start, f"at most {F16_MAX:.0f} for fp16")
+        return rows.astype(np.float16)
+
+    def vector(self, name: str) -> F32:
+        name, shape = self._find(name)
+        assert len(shape) == 1, (name, shape)
+        return self._finite(name, self._f32(name, 0, shape[0]), 0)
+
+    def int8_rows(self, name: str, start: int, stop: int) -> tuple[I8, F32]:
+        name, k = self._matrix(name, start, stop)
+        values, scales = np.empty((stop - start, k), np.int8), np.empty(stop - start, np.float32)
+        for first, last in _blocks(start, stop, k):
+            block = slice(first - start, last - start)
+            values[block], scales[block] = quantize_weight(self.f32_rows(name, first, last))
+        return values, scales
+
+    def fill_int8(self, name: str, start: int, stop: int, block: I8, at: int) -> F32:
+        values, scales = self.int8_rows(name, start, stop)
+        write_tiles(values, block, at)
+        return scales
+
+    def check_finite(self, name: str) -> None:
+        name, (rows, k) = self._find(name)
+        exponent = _EXPONENTS[self._slices[name].get_dtype()]
+        for first, last in _blocks(0, rows, k):
+            bits = self._slices[name][first:last].view(exponent.dtype)
+            if ((bits & exponent) == exponent).any():
+                self.f32_rows(name, first, last)  # finds which, and raises
+
+    def digest_rows(self, name: str) -> str:
+        """Give the SHA-256 of a matrix as it is stored, row after row."""
+        name, k = self._matrix(name, 0, 0)
+        (rows, _), step = self._shapes[name], max(1, _BLOCK_ELEMENTS // k)
+        digest = hashlib.sha256()
+        for first in range(0, rows, step):
+            digest.update(self._slices[name][first : min(first + step, rows)].view(np.uint8))
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        return self._ref.describe()
+
+    def _f32(self, name: str, start: int, stop: int) -> F32:
+        rows: NDArray[Any] = self._slices[name][start:stop]
+        return rows.astype(np.float32, copy=False)  # exact from F16 and BF16
+
+    def _finite(self, name: str, rows: F32, start: int) -> F32:
+        finite = np.isfinite(rows)
+        if not finite.all():
+            self._refuse_value(name, ~finite, rows, start, "a finite value")
+        return rows
+
+    def _refuse_value(
+        self, name: str, bad: NDArray[np.bool_], rows: F32, start: int, wanted: str
+    ) -> None:
+        """Refuse the first bad value of rows from `start` on, by its place."""
+        at = tuple(map(int, np.argwhere(bad)[0]))
+        place = f"element {at[0]}" if len(at) == 1 else f"row {start + at[0]}, column {at[1]}"
+        what = f"{self._paths[name]}: {name}: {place}"
+        raise ModelError(what, wanted, repr(float(rows[at])))
+
+
+def _blocks(start: int, stop: int, k: int) -> Iterator[tuple[int, int]]:
+    """Cut rows of k elements into blocks that are converted at a time."""
+    step = max(1, _BLOCK_ELEMENTS // k)
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
+def _tensor_files(folder: Path, names: list[str]) -> tuple[dict[str, Path], list[Path]]:
+    """Find the file of each tensor, and every file that holds some.
+
+    One file wins over an index, as it does in transformers.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    has_index = is_file(index)
+    if is_file(single):
+        return dict.fromkeys(names, single), [single]
+    if not has_index:
+        raise ModelError(str(folder), f"{single.name} or {index.name}", "neither")
+    content = require_json(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelError(str(index), "an object with a weight_map", "none")
+    for name in [*names, *weight_map]:
+        shard = weight_map.get(name)
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            wanted = f"the file name of {name}"
+            raise ModelError(
+                f"{index}: weight_map", wanted, "nothing" if shard is None else shown(shard)
+            )
+    paths = {name: folder / shard for name, shard in weight_map.items()}
+    return paths, sorted({*paths.values()})
+
+
+def _open_file(path: Path) -> Any:
+    """Map one file; the library checks that its header covers exactly the bytes it has."""
+    if not is_file(path):
+        raise ModelError(str(path), "a file", "nothing")
+    try:
+        size = path.stat().st_size
+        opened = safe_open(path, framework="numpy")
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            parse_object(str(path), file.read(length))  # the library takes a name that comes twice
+    except SafetensorError as error:
+        got = f"{size} bytes ({error})"
+        raise ModelError(str(path), f"a whole safetensors file{_whole_size(path)}", got) from None
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise ModelError(str(path), "a file that can be read", got) from None
+    return opened
+
+
+def _whole_size(path: Path) -> str:
+    """Say how long a file that cannot be opened should be, if its header can still be read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, 100_000_000)))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+            return f" of {8 + length + max(map(operator.index, ends), default=0)} bytes"
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return ""
+
+
+def _all_tensors(files: Mapping[Path, Any]) -> dict[str, Path]:
+    """Give the file of each tensor; ModelError where two have it."""
+    out: dict[str, Path] = {}
+    for path, file in files.items():
+        for name in sorted(file.keys()):
+            if name in out:
+                raise ModelError(f"{path}: {name}", "it in one file", f"it in {out[name].name} too")
+            out[name] = path
+    return out
+
+
+def _checked_slice(path: Path, file: Any, name: str, wanted: tuple[int, ...]) -> Any:
+    if name not in file.keys():  # noqa: SIM118  (the handle is not a mapping)
+        raise ModelError(f"{path}: {name}", f"shape {list(wanted)}", "no such tensor")
+    handle = file.get_slice(name)
+    if handle.get_dtype() not in _DTYPES:
+        raise ModelError(f"{path}: {name}", " or ".join(_DTYPES), handle.get_dtype())
+    if tuple(handle.get_shape()) != wanted:
+        raise ModelError(f"{path}: {name}", f"shape {list(wanted)}", str(handle.get_shape()))
+    return handle

@@ -1,0 +1,179 @@
+"""Choose a layout: the fewest racks that fit, then the fewest emulated cycles per token.
+
+For each group size the fewest stages that fit are taken, since more only add hops; head groups are
+none, the smallest that fits, the group's size, or all chips that are left. Candidates are ranked
+on a model cut to two stages, and the best few are scheduled whole. Ties: fewer chips, then
+smaller groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from compiler.errors import CapacityError, CompilerError, LayoutError
+from compiler.model.config import ModelConfig
+from compiler.model.graph import build_graph
+from compiler.pipeline import MIN_CHUNK, Options, compile_model, prefill_sizes
+from compiler.place.allocate import MemoryOptions, bytes_needed, chip_classes
+from compiler.place.layout import Layout
+from compiler.place.partition import COLUMN_UNIT, partition
+from compiler.place.target import Target
+
+GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
+MIN_CONTEXT = 1728  # an automatic layout leaves room for this much, or for the model's own limit
+RANK_BUCKET = 512  # context at which candidates are compared
+FINALISTS = 3
+MAX_RACKS = 64
+MAX_HEAD = 1024  # chips of a head group
+
+
+@dataclass
+class _Search:
+    config: ModelConfig
+    target: Target
+    options: Options
+
+    @cached_property
+    def memory(self) -> MemoryOptions:
+        asked = self.options.max_model_len
+        context = asked or min(MIN_CONTEXT, self.config.max_position_embeddings)
+        chunk = self.options.prefill_chunk or min(MIN_CHUNK, context)
+        return MemoryOptions(
+            dtype=self.options.dtype, context=context, rows=(1, *prefill_sizes(chunk)),
+            forward_row_bytes={}, top_k=self.options.top_k,
+        )  # fmt: skip
+
+    def excess(self, layout: Layout) -> int:
+        """Bytes that the fullest chip lacks; zero or less when the layout fits."""
+        split = partition(build_graph(self.config), layout)
+        needed = max(
+            bytes_needed(split, chip, self.memory, self.target.chip)
+            for chip in chip_classes(split, {}).values()
+        )
+        return needed - self.target.chip.sram_bytes
+
+    def head_excess(self, head: int) -> int:
+        """The same for a head group alone, whatever holds the layers."""
+        layout = Layout(stages=1, group=1, head=head)
+        split = partition(build_graph(replace(self.config, num_layers=1)), layout)
+        chips = [chip for chip in chip_classes(split, {}).values() if chip in layout.head_chips]
+        needed = max(bytes_needed(split, chip, self.memory, self.target.chip) for chip in chips)
+        return needed - self.target.chip.sram_bytes
+
+    def fewest_stages(self, group: int, most: int) -> int | None:
+        """Return the fewest stages of `group` chips that hold the layers, or None."""
+        head = self.smallest_head
+        low, high = 1, min(most, self.config.num_layers)
+        if high < 1 or self.excess(Layout(stages=high, group=group, head=head)) > 0:
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            if self.excess(Layout(stages=middle, group=group, head=head)) > 0:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    @cached_property
+    def smallest_head(self) -> int:
+        low, high = 1, MAX_HEAD
+        if self.head_excess(high) > 0:
+            name = self.config.name
+            raise CompilerError(f"{name}: no group of chips up to {MAX_HEAD} holds the LM head")
+        while low < high:
+            middle = (low + high) // 2
+            if self.head_excess(middle) > 0:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def candidates(self, chips: int) -> Iterator[Layout]:
+        """Layouts of at most `chips` chips that fit."""
+        for group in GROUP_SIZES:
+            stages = self.fewest_stages(group, chips // group)
+            if stages is None:
+                continue
+            left = chips - stages * group
+            shared = Layout(stages=stages, group=group)
+            if self.excess(shared) <= 0:
+                yield shared
+            units = -(-self.config.vocab_size // COLUMN_UNIT)  # more chips would hold nothing
+            for head in sorted({self.smallest_head, group, min(left, units)}):
+                if self.smallest_head <= head <= left:
+                    yield Layout(stages=stages, group=group, head=head)
+
+    def estimate(self, layout: Layout) -> int:
+        """Cycles per token, from models cut to one and to two stages.
+
+        Where a cut machine has no way between its chips, the whole model is scheduled instead.
+        """
+        if layout.stages <= 2:
+            return self.cycles(layout, self.config)
+        per_stage = -(-self.config.num_layers // layout.stages)
+        try:
+            one, two = (
+                self.cycles(
+                    replace(layout, stages=stages),
+                    replace(self.config, num_layers=stages * per_stage),
+                )
+                for stages in (1, 2)
+            )
+        except LayoutError:
+            return self.cycles(layout, self.config)
+        return two + (two - one) * (self.config.num_layers - 2 * per_stage) // per_stage
+
+    def cycles(self, layout: Layout, config: ModelConfig) -> int:
+        """Cycles of one decode step at RANK_BUCKET, scheduled whole."""
+        context = self.memory.context
+        bucket = min(RANK_BUCKET, context)
+        options = replace(self.options, max_model_len=context, buckets=(bucket,))
+        compiled = compile_model(config, self.target, layout, options, kinds="estimate")
+        return compiled.steps[f"decode/{bucket}"].cycles
+
+
+def choose_layout(
+    config: ModelConfig, target: Target, options: Options,
+    progress: Callable[[int, int], None] = lambda done, layouts: None,
+) -> Layout:  # fmt: skip
+    """Return the layout that `--layout auto` means. Raises CompilerError where nothing fits.
+
+    `progress` is told of the layouts that were tried; what it raises ends the search.
+    """
+    search = _Search(config, target, replace(options, binding=None))
+    for racks in range(1, MAX_RACKS + 1):
+        ranked = []
+        candidates = list(search.candidates(racks * target.chips_per_rack))
+        for tried, layout in enumerate(candidates):
+            progress(tried, len(candidates))
+            try:
+                ranked.append((search.estimate(layout), layout.chips, layout.group, layout))
+            except (LayoutError, CapacityError):
+                continue  # cannot be cabled, or forwarding buffers do not fit
+        ranked.sort(key=lambda item: item[:3])
+        final = []
+        for _, chips, group, layout in ranked:
+            progress(len(candidates), len(candidates))
+            try:
+                final.append((search.cycles(layout, config), chips, group, layout))
+            except (LayoutError, CapacityError):
+                continue
+            if len(final) == FINALISTS:
+                break
+        if final:
+            return min(final, key=lambda item: item[:3])[3]
+    raise CompilerError(
+        f"{config.name}: no layout of up to {MAX_RACKS} racks of {target.name} holds it"
+    )
+
+
+def smallest_layout(config: ModelConfig, target: Target, options: Options) -> Layout | None:
+    """Return the layout with the fewest chips that fits, for the error that says what would."""
+    search = _Search(config, target, replace(options, binding=None))
+    for racks in range(1, MAX_RACKS + 1):
+        found = list(search.candidates(racks * target.chips_per_rack))
+        if found:
+            return min(found, key=lambda layout: (layout.chips, layout.group))
+    return None

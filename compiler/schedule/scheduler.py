@@ -1,0 +1,220 @@
+"""Place every operation and every transfer of a step on the cycle (DESIGN sections 5 and 7).
+
+As soon as possible, in issue order per unit: an operation starts when its units are free and its
+operands will be there when it needs them. A result has a first and a last vector, and what comes in
+between comes evenly: so a finished column leaves while the next is computed, and the first arrived
+vector of an all-gather is used before the last has come. A transfer that would reach a buffer still
+in use is held back by a NOP in its sender's program. Where clocks stray, vectors are received as
+late as the slack of their link allows, and chips stop to realign their counters
+(compiler/schedule/realign.py). Times are relative to the step's base. Non-goals: reordering,
+splitting.
+"""
+
+from __future__ import annotations
+
+from chip.ops.cost import cost, receive_cycles, send_lead_cycles
+from chip.ops.operations import CONSTANTS, Opcode, Region, operands, units
+from chip.ops.program import Operation, Program
+from chip.spec import VECTOR_BYTES, ChipSpec
+from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.place.network import Network
+from compiler.schedule.movement import Transfer
+from compiler.schedule.realign import Counter, meet
+from compiler.schedule.steps import Planned
+
+
+class _Place:
+    """One region of a node's memory: what its accesses so far mean to the next one.
+
+    `first` and `last` are when its last write gives its first and its last vector, `busy` when its
+    last access ends; `near` has the regions that share bytes with it, itself included.
+    """
+
+    __slots__ = ("busy", "first", "last", "near", "region")
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.first = self.last = self.busy = 0
+        self.near = [self]
+
+    def readable(self, first: int, last: int) -> int:
+        """When a reader may start that needs its first and last vector so much later."""
+        start = 0
+        for other in self.near:
+            start = max(start, other.first - first, other.last - last)
+        return start
+
+    def writable(self) -> int:
+        return max([other.busy for other in self.near])
+
+    def read(self, end: int) -> None:
+        self.busy = max(self.busy, end)
+
+    def write(self, first: int, last: int) -> None:
+        self.first, self.last = max(self.first, first), max(self.last, last)
+        self.busy = max(self.busy, last)
+
+
+class _Node:
+    """Clocks of one node: when each unit is free, and what happens to its memory."""
+
+    __slots__ = ("_places", "counter", "free", "operations")
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+        self.free: dict[str, int] = {}
+        self.operations: list[Operation] = []
+        self._places: dict[Region, _Place] = {}
+
+    def at(self, region: Region) -> _Place:
+        place = self._places.get(region)
+        if place is None:
+            place = self._places[region] = _Place(region)
+            start, stop = region[0], region[0] + region[1]
+            for (address, size), other in self._places.items():
+                if address < stop and start < address + size and other is not place:
+                    place.near.append(other)
+                    other.near.append(place)
+        return place
+
+
+class Scheduler:
+    """Places one step's planned items, in order."""
+
+    def __init__(
+        self, spec: ChipSpec, network: Network, forward: dict[int, tuple[list[int], int]]
+    ) -> None:
+        self.spec, self.network = spec, network
+        self.n_chips = len(network.binding)
+        ways = send_lead_cycles(spec), receive_cycles(spec)
+        self.nodes = [_Node(Counter(network, chip, *ways)) for chip in range(self.n_chips + 1)]
+        self.transfers: list[ScheduledTransfer] = []
+        # chip -> (addresses of its forward slots, how many were used)
+        self.forward = {chip: (slots, 0) for chip, (slots, _) in forward.items()}
+
+    def place(self, item: Planned | Transfer) -> None:
+        if isinstance(item, Planned):
+            self._place_operation(item)
+        else:
+            self._place_transfer(item)
+
+    def _place_operation(self, item: Planned) -> None:
+        start, end, nop = self._span(item)
+        operation = Operation(
+            opcode=item.opcode, name=item.name, args=item.args, start=start, end=end, nop=nop
+        )
+        self.nodes[item.chip].operations.append(operation)
+
+    def _span(self, item: Planned) -> tuple[int, int, int]:
+        """Give an operation its place in time: (start, end, NOPs in front of it)."""
+        node = self.nodes[item.chip]
+        reads, writes = operands(item.opcode, item.args)
+        sources = [(name, node.at(region)) for name, region in reads if name not in CONSTANTS]
+        results = [node.at(region) for _, region in writes]
+        held = units(item.opcode, item.args)
+        duration, stream, needed = cost(item.opcode, item.args, self.spec)
+        start = max(node.free.get(unit, 0) for unit in held)
+        for name, place in sources:
+            start = max(start, place.readable(*needed.get(name, (0, 0))))
+        for place in results:
+            start = max(start, place.writable())
+        ready, start = start, node.counter.room(start, duration)
+        end = start + duration
+        node.counter.take(start, end)
+        for unit in held:
+            node.free[unit] = end
+        for _, place in sources:
+            place.read(end)
+        for place in results:
+            place.write(end - stream, end)
+        return start, end, start - ready
+
+    def _place_transfer(self, item: Transfer) -> None:
+        """Place a message's tree of hops; who has received it passes it on from there."""
+        targets = dict(item.targets)
+        at: dict[int, tuple[int, ScheduledTransfer | None]] = {item.src: (item.src_address, None)}
+        for number in self.network.routes[item.src, tuple(targets)]:
+            link = self.network.links[number]
+            address = targets.get(link.dst)
+            address = self._forward_slot(link.dst) if address is None else address
+            at[link.dst] = address, self._hop(item, link, address, at[link.src])
+
+    def _forward_slot(self, chip: int) -> int:
+        slots, used = self.forward[chip]
+        self.forward[chip] = (slots, used + 1)
+        return slots[used % len(slots)]
+
+    def _hop(
+        self, item: Transfer, link: LinkUse, dst: int,
+        origin: tuple[int, ScheduledTransfer | None],
+    ) -> ScheduledTransfer:  # fmt: skip
+        """Place SEND and RECEIVE of one hop. `origin`: the address, and the hop that led there."""
+        src, arrived = origin
+        start, nop = self._departure(item.vectors, link, (src, dst), arrived)
+        first = start + link.slot_cycles + link.latency_cycles + link.slack_cycles
+        transfer = ScheduledTransfer(
+            id=len(self.transfers), name=item.name, link=link.id, src=link.src, dst=link.dst,
+            vectors=item.vectors, depart=start, first_arrive=first,
+            arrive=first + (item.vectors - 1) * link.slot_cycles,
+        )  # fmt: skip
+        self.transfers.append(transfer)
+        forward = {"forward": arrived.id} if arrived is not None else {}
+        self._both_ends(transfer, {"src": src, **forward}, {"dst": dst}, nop)
+        return transfer
+
+    def _departure(
+        self, vectors: int, link: LinkUse, addresses: tuple[int, int],
+        arrived: ScheduledTransfer | None,
+    ) -> tuple[int, int]:  # fmt: skip
+        """Give a hop its place in time: (cycle of departure, NOPs in front of its SEND)."""
+        sender, receiver = self.nodes[link.src], self.nodes[link.dst]
+        size, stream = vectors * VECTOR_BYTES, vectors * link.slot_cycles
+        source, target = sender.at((addresses[0], size)), receiver.at((addresses[1], size))
+        unit = f"C2C:{link.id}"
+        start = sender.free.get(unit, 0)
+        if arrived is None:
+            ready = source.readable(0, (vectors - 1) * link.slot_cycles)
+            start = max(start, ready + (send_lead_cycles(self.spec) if ready else 0))
+        else:  # vectors are passed on as they come; the last may not overtake its arrival
+            behind = arrived.arrive - (vectors - 1) * link.slot_cycles
+            start = max(start, max(arrived.first_arrive, behind) + self.spec.forward_cycles)
+        flight = link.slot_cycles + link.latency_cycles + link.slack_cycles
+        ready, start = start, max(start, target.writable() - flight)
+        start = meet(sender.counter, receiver.counter, start, stream, flight, link.slot_cycles)
+        sender.free[unit] = start + stream
+        source.read(start + stream)
+        landed = receive_cycles(self.spec)
+        target.write(start + flight + landed, start + flight + stream - link.slot_cycles + landed)
+        return start, start - ready
+
+    def _both_ends(
+        self, transfer: ScheduledTransfer, sent: dict[str, int], received: dict[str, int], nop: int
+    ) -> None:
+        """Put a transfer's SEND and RECEIVE in their programs."""
+        link = self.network.links[transfer.link]
+        common = {"link": link.id, "transfer": transfer.id, "vectors": transfer.vectors}
+        end = transfer.depart + transfer.vectors * link.slot_cycles
+        for node, opcode, args, start, stop, held in (
+            (link.src, Opcode.SEND, sent, transfer.depart, end, nop),
+            (link.dst, Opcode.RECEIVE, received, transfer.first_arrive, transfer.arrive, 0),
+        ):
+            operation = Operation(
+                opcode=opcode, name=transfer.name, args={**args, **common}, start=start, end=stop,
+                nop=held,
+            )  # fmt: skip
+            self.nodes[node].operations.append(operation)
+
+    def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
+        programs = tuple(
+            Program(
+                chip=index, step=kind.name, rows=kind.rows, operations=tuple(node.operations),
+                realign=tuple(node.counter.spans),
+            )
+            for index, node in enumerate(self.nodes)
+        )  # fmt: skip
+        last = max(operation.end for p in programs for operation in p.operations)
+        last = max(last, *(node.counter.settled - turnaround_cycles for node in self.nodes))
+        return StepSchedule(
+            kind=kind, programs=programs, transfers=tuple(self.transfers), host=host,
+            cycles=last + turnaround_cycles,
+        )  # fmt: skip

@@ -1,0 +1,126 @@
+"""The verifier's clocks: do receive windows and stops allow for what clocks may stray?
+
+From the profile's numbers alone, in fractions of a cycle: how far two programs may be apart when a
+vector passes between them, and how far a counter may be off when a chip stops to set it right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from chip.ops.cost import receive_cycles, send_lead_cycles
+from chip.ops.operations import Opcode
+from chip.ops.program import Operation, Program
+from chip.spec import ChipSpec
+from compiler.errors import ScheduleError
+from compiler.ir import LinkUse, StepSchedule
+from interconnect.clock import ClockSpec, SyncPath
+
+_Busy = tuple[int, int, str]
+"""From, to, the operation's name."""
+_Bounds = tuple[Fraction, Fraction]
+"""Most cycles early, most cycles late."""
+
+
+def check_clocks(
+    steps: Sequence[tuple[StepSchedule, int]],
+    spec: ChipSpec,
+    links: Sequence[LinkUse],
+    clock: ClockSpec,
+    sync: Sequence[SyncPath],
+) -> None:
+    """Check every link's window and every chip's stops. Raises ScheduleError by name."""
+    if not clock.drift_ppm and not clock.jitter_mcycles:
+        _check_nothing_stops(steps)
+        return
+    paths = [*sync, ()]  # the host's port keeps the root's time
+    counters = [_counter_bounds(clock, path) for path in paths]
+    for link in links:
+        _check_window(link, clock, counters[link.src], counters[link.dst])
+    drift = Fraction(clock.drift_ppm, 10**6)
+    for schedule, _ in steps:
+        for chip, program in enumerate(schedule.programs[:-1]):
+            off = sum(counters[chip]) + 2 * drift * clock.realign_cycles
+            busy = sorted(_busy(operation, spec) for operation in program.operations)
+            _check_stops(program, busy, schedule.cycles, clock.realign_cycles, off / (1 - drift))
+
+
+def _check_nothing_stops(steps: Sequence[tuple[StepSchedule, int]]) -> None:
+    for schedule, _ in steps:
+        for program in schedule.programs:
+            if program.realign:
+                raise ScheduleError(
+                    f"chip {program.chip}, step {schedule.name}: stops at {program.realign[0]} to "
+                    "realign clocks that do not stray"
+                )
+
+
+def _counter_bounds(clock: ClockSpec, path: SyncPath) -> _Bounds:
+    """How far a chip's HAC may be off the root's, hop by hop from the root."""
+    drift, jitter = Fraction(clock.drift_ppm, 10**6), Fraction(clock.jitter_mcycles, 1000)
+    early = late = Fraction(0)
+    for hop in path:
+        flown, counted = hop.latency_cycles * drift, clock.hac_exchange_cycles * 2 * drift
+        early += flown + counted + jitter
+        late += flown + counted + jitter + (1 + drift)  # waits for the next edge of its own clock
+    return early, late
+
+
+def _check_window(link: LinkUse, clock: ClockSpec, src: _Bounds, dst: _Bounds) -> None:
+    drift = Fraction(clock.drift_ppm, 10**6)
+    alone = 2 * drift * clock.realign_cycles  # both programs, on their own
+    flight = drift * (link.slot_cycles + link.latency_cycles) + Fraction(clock.jitter_mcycles, 1000)
+    after = link.rx_window_cycles // 2
+    before = link.rx_window_cycles - after
+    for what, wanted, got in (
+        ("late", src[1] + dst[0] + alone + flight, after),
+        ("early", src[0] + dst[1] + alone + flight, before),
+    ):
+        if got < wanted:
+            raise ScheduleError(
+                f"link {link.name}: a vector may come {float(wanted):.2f} cycles {what} with "
+                f"clocks that drift by {clock.drift_ppm} ppm, its window allows {got}"
+            )
+
+
+def _busy(operation: Operation, spec: ChipSpec) -> _Busy:
+    """When a chip has to do with an operation: also while a vector is on its way to or from a port.
+
+    A RECEIVE's end is its last vector's arrival, in a cycle of its own.
+    """
+    start, end = operation.start, operation.end
+    if operation.opcode is Opcode.SEND:
+        start -= send_lead_cycles(spec)
+    elif operation.opcode is Opcode.RECEIVE:
+        end += receive_cycles(spec) + 1
+    return start, end, operation.name
+
+
+def _check_stops(
+    program: Program, busy: Sequence[_Busy], cycles: int, interval: int, off: Fraction
+) -> None:
+    """A chip counts alone for no longer than it may, and does nothing while it stops."""
+    quiet = max((end for _, end, _ in busy), default=0)
+    stops = [*program.realign, (quiet, cycles)]
+    where, aligned, at = f"chip {program.chip}, step {program.step}", 0, 0
+    for begin, end in stops:
+        if begin < aligned or end - begin < off:
+            raise ScheduleError(
+                f"{where}: stops from {begin} to {end} to realign its counter, which takes "
+                f"{float(off):.2f} cycles"
+            )
+        while at < len(busy) and busy[at][0] < end:
+            start, done, name = busy[at]
+            if done > begin or start < aligned:
+                raise ScheduleError(
+                    f"{where}, cycle {start}: {name} runs until {done} while the chip realigns its "
+                    f"counter from {begin} to {end}"
+                )
+            if done - aligned > interval:
+                raise ScheduleError(
+                    f"{where}, cycle {start}: {name} ends at {done}, the counter was last "
+                    f"realigned at {aligned} and may count alone for {interval} cycles"
+                )
+            at += 1
+        aligned = end

@@ -1,0 +1,131 @@
+"""The verifier's knowledge of a Llama: what each operand is computed from.
+
+Read off the model, not off the planner: one table says for every operand of every operation which
+results it may be, so that bytes of another tensor, layer or operand are refused by name.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from chip.ops.operations import Opcode
+from chip.ops.program import Operation
+
+CONSTANTS = {"w": "", "sw": ".scale", "gamma": ""}  # operand -> suffix of its tensor's name
+NORM_BEFORE = {  # a product -> the norm that may be a part of it
+    "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
+    "lm_head": "norm",
+}  # fmt: skip
+ADD_AFTER = {"self_attn.o_proj": "self_attn.add", "mlp.down_proj": "mlp.add"}
+CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
+
+# "opcode place" of a reader -> operand -> "opcode place operand" of those who may have written it.
+# `place` is the name without its layer; all are of the reader's layer, but a residual that enters
+# a layer may be of the layer before. Chips that hand a residual over name it after who made it.
+_ENTERS = ("add mlp.add x", "receive mlp.add dst", "receive residual dst")
+_SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
+    "norm input_layernorm": {"x": _ENTERS},
+    "matmul self_attn.qkv_proj": {
+        "x": ("norm input_layernorm q",), "s": ("norm input_layernorm s",),
+    },
+    "rope self_attn.rope": {"qkv": ("matmul self_attn.qkv_proj y",), "rope": ("receive rope dst",)},
+    "attend self_attn.attend": {
+        name: (f"rope self_attn.rope {name}",) for name in ("q", "sq", "kv", "kvs")
+    },
+    "send self_attn.attend": {"src": ("attend self_attn.attend y",)},
+    "gather self_attn.o_proj": {
+        "src": ("attend self_attn.attend y", "receive self_attn.attend dst")
+    },
+    "matmul self_attn.o_proj": {
+        "x": ("gather self_attn.o_proj q",), "s": ("gather self_attn.o_proj s",),
+    },
+    "send self_attn.o_proj": {"src": ("matmul self_attn.o_proj y",)},
+    "add self_attn.add": {
+        "x": _ENTERS, "src": ("matmul self_attn.o_proj y", "receive self_attn.o_proj dst"),
+    },
+    "norm post_attention_layernorm": {"x": ("add self_attn.add x",)},
+    "matmul mlp.gate_up_proj": {
+        "x": ("norm post_attention_layernorm q",), "s": ("norm post_attention_layernorm s",),
+    },
+    "silu mlp.silu": {"x": ("matmul mlp.gate_up_proj y",)},
+    "send mlp.silu": {"src": ("silu mlp.silu y",)},
+    "gather mlp.down_proj": {"src": ("silu mlp.silu y", "receive mlp.silu dst")},
+    "matmul mlp.down_proj": {"x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",)},
+    "send mlp.down_proj": {"src": ("matmul mlp.down_proj y",)},
+    "add mlp.add": {
+        "x": ("add self_attn.add x", "receive self_attn.add dst"),
+        "src": ("matmul mlp.down_proj y", "receive mlp.down_proj dst"),
+    },
+    "norm norm": {"x": _ENTERS},
+    "matmul lm_head": {"x": ("norm norm q",), "s": ("norm norm s",)},
+    "topk sample.top_k": {"x": ("matmul lm_head y",)},
+    "send result": {"src": ("matmul lm_head y", "topk sample.top_k y")},
+    "send done": {"src": ("add mlp.add x",)},
+    "send self_attn.add": {"src": ("add self_attn.add x",)},
+    "send mlp.add": {"src": ("add mlp.add x",)},
+    "send rope": {"src": ("receive rope dst",)},
+}  # fmt: skip
+_ENTERING = ("norm input_layernorm", "add self_attn.add")
+
+
+@lru_cache(maxsize=65536)
+def place_of(name: str) -> tuple[int | None, str]:
+    """Split a name: layers.3.mlp.add is (3, mlp.add), stage1.rope is (None, rope)."""
+    head, _, rest = name.partition(".")
+    if head == "layers":
+        number, _, place = rest.partition(".")
+        return int(number), place
+    return None, rest if head == "host" or head.startswith("stage") else name
+
+
+def made_as(operation: Operation) -> tuple[int | None, str]:
+    """Return layer and place under which an operation's result is known.
+
+    A product with an epilogue is known as the operation that it stands for.
+    """
+    layer, place = place_of(operation.name)
+    epilogue = operation.args.get("epilogue")
+    if epilogue == "add":
+        return layer, ADD_AFTER.get(place, place)
+    return layer, "mlp.silu" if epilogue == "silu" else place
+
+
+def norm_before(operation: Operation) -> str:
+    """Return the name of the norm that an operation is or has as its prologue."""
+    place = place_of(operation.name)[1]
+    prefix = operation.name.removesuffix(place)
+    return prefix + NORM_BEFORE.get(place, place) if _is_norm(operation) else operation.name
+
+
+def _is_norm(operation: Operation) -> bool:
+    return operation.args.get("prologue") == "norm"
+
+
+def is_known(reader: Operation, operand: str) -> bool:
+    """Say whether the operation, with this operand, is one of a Llama's."""
+    key, name = _read_as(reader, operand)
+    return name in _SOURCES.get(key, {})
+
+
+def may_read(reader: Operation, operand: str, writer: Operation, result: str) -> bool:
+    """Say whether `operand` of `reader` is computed from `result` of `writer`."""
+    layer, (of_layer, of_place) = place_of(reader.name)[0], made_as(writer)
+    key, name = _read_as(reader, operand)
+    epilogue = writer.args.get("epilogue")
+    made = "x" if epilogue == "add" and result == "r" else result
+    source = f"{epilogue or writer.opcode} {of_place} {made}"
+    before = key in _ENTERING and source in _ENTERS[:2]
+    same_layer = layer is None or of_layer is None or of_layer == layer - before
+    return same_layer and source in _SOURCES[key][name]
+
+
+def _read_as(reader: Operation, operand: str) -> tuple[str, str]:
+    """Return the key and operand under which a read is known, prologue and epilogue apart."""
+    place, opcode = place_of(reader.name)[1], str(reader.opcode)
+    if reader.opcode is Opcode.MATMUL and operand == "src":
+        opcode = reader.args["prologue"]
+        if _is_norm(reader):
+            return f"{opcode} {NORM_BEFORE.get(place, place)}", "x"
+    if reader.opcode is Opcode.MATMUL and operand == "r":
+        return f"add {ADD_AFTER.get(place, place)}", "x"
+    return f"{opcode} {place}", operand

@@ -1,0 +1,222 @@
+"""Check a schedule from the schedule alone; shares no code with the passes that made it.
+
+It recomputes every duration from the chip's spec, every arrival from the link's numbers, and
+(compiler/verify/memory.py) for every byte that is read which operation wrote it last, and
+(compiler/verify/clock.py) whether receives leave room for clocks that stray. Refused, by
+name: two operations on a unit at once, a link over capacity, a receive without a send (or the
+reverse), vectors forwarded before they came, a read of bytes not yet written or written by
+another operation (live tensors that overlap), a write under a read, an address outside the
+memory. Steps may overlap in time: pass several (schedule, base).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+
+from chip.ops.cost import cycles
+from chip.ops.operations import MOVES, Opcode
+from chip.ops.program import Operation
+from chip.spec import ChipSpec
+from compiler.errors import ScheduleError
+from compiler.ir import LinkUse, Memory, ScheduledTransfer, StepSchedule
+from compiler.verify.clock import check_clocks
+from compiler.verify.memory import check_memory
+from interconnect.clock import EXACT, ClockSpec, SyncPath
+
+
+def verify(
+    steps: Sequence[tuple[StepSchedule, int]],
+    spec: ChipSpec,
+    links: Sequence[LinkUse],
+    memories: Sequence[Memory],
+    clock: ClockSpec = EXACT,
+    sync: Sequence[SyncPath] = (),
+) -> None:
+    """Check `steps`, each with its base cycle. Raises ScheduleError naming what is wrong.
+
+    `sync` has each chip's way down the tree that aligns clocks, where they stray.
+    """
+    for schedule, base in steps:
+        _check_shape(schedule, base, len(memories))
+        _check_transfers(schedule, links)
+        transfers = {transfer.id: transfer for transfer in schedule.transfers}
+        for node, program in enumerate(schedule.programs):
+            for operation in program.operations:
+                _check_duration(operation, _label(node, len(memories)), spec, links)
+                _check_forward(operation, transfers, links, spec)
+    _check_links(steps, links)
+    for node in range(len(memories) + 1):
+        _check_units(steps, node, _label(node, len(memories)))
+    check_memory(steps, spec, links, memories)
+    check_clocks(steps, spec, links, clock, sync)
+
+
+def _label(node: int, chips: int) -> str:
+    return f"chip {node}" if node < chips else "host"
+
+
+def _check_shape(schedule: StepSchedule, base: int, chips: int) -> None:
+    places = [program.chip for program in schedule.programs]
+    if base < 0 or places != list(range(chips + 1)):
+        raise ScheduleError(
+            f"step {schedule.name}: wanted a base from 0 and programs of chips 0 to {chips - 1} "
+            f"and the host, got base {base} and programs {places}"
+        )
+    last = max((o.end for program in schedule.programs for o in program.operations), default=0)
+    if not 0 < last <= schedule.cycles:
+        raise ScheduleError(f"step {schedule.name}: {schedule.cycles} cycles, last end {last}")
+
+
+def _check_duration(
+    operation: Operation, label: str, spec: ChipSpec, links: Sequence[LinkUse]
+) -> None:
+    got = operation.end - operation.start
+    if operation.opcode in MOVES:  # _check_transfers saw that its link exists
+        slot, n = links[operation.args["link"]].slot_cycles, operation.args["vectors"]
+        wanted = n * slot if operation.opcode is Opcode.SEND else (n - 1) * slot
+    else:
+        wanted = cycles(operation.opcode, operation.args, spec)
+    if got != wanted or operation.start < 0:
+        raise ScheduleError(
+            f"{label}, cycle {operation.start}, {operation.name}: {operation.opcode} takes "
+            f"{wanted} cycles, scheduled for {got}"
+        )
+
+
+def _check_forward(
+    operation: Operation,
+    transfers: dict[int, ScheduledTransfer],
+    links: Sequence[LinkUse],
+    spec: ChipSpec,
+) -> None:
+    """A vector that is passed on leaves no sooner than `forward_cycles` after it came."""
+    if operation.opcode is not Opcode.SEND or "forward" not in operation.args:
+        return
+    out, arrived = operation.args["transfer"], operation.args["forward"]
+    came = transfers.get(arrived)
+    link = links[operation.args["link"]]
+    if came is None or (came.dst, came.vectors) != (link.src, operation.args["vectors"]):
+        raise ScheduleError(
+            f"link {link.name}, {operation.name}: transfer {out} forwards transfer {arrived}, "
+            f"which does not come to {link.src} with {operation.args['vectors']} vectors"
+        )
+    tail = (came.vectors - 1) * link.slot_cycles
+    wanted = max(came.first_arrive, came.arrive - tail) + spec.forward_cycles
+    if operation.start < wanted:
+        raise ScheduleError(
+            f"link {link.name}, cycle {operation.start}: {operation.name} is forwarded before "
+            f"transfer {arrived} can be passed on at {wanted}"
+        )
+
+
+def _ends_of(schedule: StepSchedule) -> dict[Opcode, dict[int, tuple[int, Operation]]]:
+    """Return for SEND and for RECEIVE: transfer -> (node, operation)."""
+    ends: dict[Opcode, dict[int, tuple[int, Operation]]] = {opcode: {} for opcode in MOVES}
+    for program in schedule.programs:
+        for operation in program.operations:
+            if operation.opcode in ends:
+                table, key = ends[operation.opcode], operation.args["transfer"]
+                if key in table:
+                    raise ScheduleError(
+                        f"transfer {key} {operation.name}: {operation.opcode} twice, "
+                        f"on {table[key][0]} and on {program.chip}"
+                    )
+                table[key] = (program.chip, operation)
+    return ends
+
+
+def _check_transfers(schedule: StepSchedule, links: Sequence[LinkUse]) -> None:
+    """Every transfer has one SEND and one RECEIVE, at its ends, at its cycles."""
+    ends = _ends_of(schedule)
+    for transfer in schedule.transfers:
+        if not 0 <= transfer.link < len(links) or transfer.vectors < 1:
+            raise ScheduleError(
+                f"transfer {transfer.id} {transfer.name}: {transfer.vectors} vectors on link "
+                f"{transfer.link} of {len(links)}"
+            )
+        link = links[transfer.link]
+        for opcode, other, node, start in (
+            (Opcode.SEND, Opcode.RECEIVE, link.src, transfer.depart),
+            (Opcode.RECEIVE, Opcode.SEND, link.dst, transfer.first_arrive),
+        ):
+            if transfer.id not in ends[opcode]:
+                raise ScheduleError(
+                    f"link {link.name}, {transfer.name}: {other} without a {opcode} "
+                    f"(transfer {transfer.id})"
+                )
+            place, found = ends[opcode][transfer.id]
+            _check_end(transfer, link, opcode, (place, found), (node, start))
+    known = {transfer.id for transfer in schedule.transfers}
+    for opcode, table in ends.items():
+        for key in sorted(set(table) - known):
+            node, found = table[key]
+            raise ScheduleError(
+                f"node {node}, {found.name}: {opcode} of transfer {key}, which does not exist"
+            )
+
+
+def _check_end(
+    transfer: ScheduledTransfer, link: LinkUse, opcode: Opcode,
+    end: tuple[int, Operation], wanted_at: tuple[int, int],
+) -> None:  # fmt: skip
+    node, operation = end
+    args = operation.args
+    got = (node, operation.start, args["link"], args["vectors"], operation.name)
+    wanted = (*wanted_at, transfer.link, transfer.vectors, transfer.name)
+    if got != wanted or (transfer.src, transfer.dst) != (link.src, link.dst):
+        raise ScheduleError(
+            f"link {link.name}, {transfer.name}: {opcode} at (node, cycle, link, vectors, name) "
+            f"{got}, its transfer from {transfer.src} to {transfer.dst} says {wanted}"
+        )
+
+
+def _check_links(steps: Sequence[tuple[StepSchedule, int]], links: Sequence[LinkUse]) -> None:
+    """Packets of a link follow one another; each arrives a slot and a latency after it left."""
+    carried: dict[int, list[tuple[int, ScheduledTransfer]]] = defaultdict(list)
+    for schedule, base in steps:
+        for transfer in schedule.transfers:
+            carried[transfer.link].append((base + transfer.depart, transfer))
+    for number, transfers in carried.items():
+        link = links[number]
+        wire_free, before = 0, "nothing"
+        for depart, transfer in sorted(transfers, key=lambda item: item[0]):
+            if depart < wire_free:
+                raise ScheduleError(
+                    f"link {link.name} over capacity, cycle {depart}: {transfer.name} departs "
+                    f"while {before} occupies it until {wire_free}"
+                )
+            wire_free = depart + link.slot_cycles * transfer.vectors
+            before = transfer.name
+            _check_arrivals(transfer, link)
+
+
+def _check_arrivals(transfer: ScheduledTransfer, link: LinkUse) -> None:
+    flight = link.slot_cycles + link.latency_cycles + link.rx_window_cycles // 2
+    last_packet = transfer.depart + link.slot_cycles * (transfer.vectors - 1)
+    for what, wanted, got in (
+        ("first vector", transfer.depart + flight, transfer.first_arrive),
+        ("last vector", last_packet + flight, transfer.arrive),
+    ):
+        if wanted != got:
+            raise ScheduleError(
+                f"link {link.name}, {transfer.name}: {what} arrives at {wanted}, scheduled for "
+                f"{got}"
+            )
+
+
+def _check_units(steps: Sequence[tuple[StepSchedule, int]], node: int, label: str) -> None:
+    units: dict[str, list[tuple[int, int, Operation]]] = defaultdict(list)
+    for schedule, base in steps:
+        for operation in schedule.programs[node].operations:
+            for unit in operation.units:
+                units[unit].append((base + operation.start, base + operation.end, operation))
+    for unit, held in units.items():
+        held.sort(key=lambda item: item[0])
+        for (_, end, one), (start, _, two) in itertools.pairwise(held):
+            if start < end:
+                raise ScheduleError(
+                    f"{label}, {unit}, cycle {start}: {two.name} ({two.opcode}) starts while "
+                    f"{one.name} ({one.opcode}) holds the unit until {end}"
+                )
