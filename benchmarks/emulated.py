@@ -16,8 +16,8 @@ from compiler.errors import CompilerError
 from compiler.model.frontend import resolve_model
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.hardware import Hardware
-from rack.profiles import load_hardware
+from rack.machines.hardware import Hardware
+from rack.machines.profile import load_hardware
 
 ROWS = (
     *(f"llama-8b:{layout}" for layout in ("32x1+4", "16x2+4", "8x4+4", "4x8+4")),

@@ -34,14 +34,14 @@ from typing import Any
 import numpy as np
 
 from compiler.model.presets import PRESETS
-from rack.config import RunConfig
-from rack.engine import Engine
-from rack.provenance import code_version
-from rack.sampler import SamplingParams
+from rack.run.config import RunConfig
+from rack.run.engine import Engine
+from rack.run.session import Prepared, Session, prepare
+from rack.run.timing_rack import TimingRack
 from rack.serve.pacing import Pacer
 from rack.serve.runner import Failed, Finished, Job, Runner
-from rack.session import Prepared, Session, prepare
-from rack.timing import TimingRack
+from rack.system.provenance import code_version
+from rack.text.sampler import SamplingParams
 
 DEADLINE_SECONDS = 600.0
 CLIENT = Path(__file__).parent / "pacing_client.py"

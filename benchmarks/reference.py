@@ -21,9 +21,9 @@ from compiler.model.frontend import resolve_model
 from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.job import build_chip, chip_job, links_of, ports_of
-from rack.local import LocalRack
-from rack.profiles import load_hardware
+from rack.machines.profile import load_hardware
+from rack.run.job import build_chip, chip_job, links_of, ports_of
+from rack.run.local import LocalRack
 
 
 def loading(compiled: CompiledModel, weights: WeightsRef) -> None:

@@ -20,9 +20,9 @@ STARTED = time.perf_counter()
 
 def start(model: str, flags: list[str]) -> dict[str, float]:
     """Start a rack in this process and stop it; return seconds by stage, in order."""
-    from rack.bench import build_parser
-    from rack.config import parse
-    from rack.session import Session, prepare
+    from rack.commands.bench import build_parser
+    from rack.run.config import parse
+    from rack.run.session import Session, prepare
 
     _, config = parse(build_parser(), [model, *flags])
     stages = {"imports": time.perf_counter() - STARTED}

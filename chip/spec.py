@@ -1,4 +1,4 @@
-"""What a chip is: the numbers a profile must give. Values live in rack/profiles/*.toml.
+"""What a chip is: the numbers a profile must give. Values live in rack/machines/profiles/*.toml.
 
 Every count is an integer; every duration is in chip cycles (`_cycles`). Nothing here names a
 product. Capacity and rates follow from the floor plan, so a profile cannot contradict itself.

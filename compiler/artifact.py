@@ -6,8 +6,8 @@
 
 The manifest has every file's size and SHA-256, and a digest of itself; a file that it does not name
 is refused. Opening checks the manifest, all sizes, and all files but the images, which each chip
-checks as it reads them (rack/stored.py). Links, memories and operations are laid out anew and must
-be what is stored (compiler/replay.py), so an artifact holds no more power than its cycles.
+checks as it reads them (rack/run/stored.py). Links, memories and operations are laid out anew and
+must be what is stored (compiler/replay.py), so an artifact holds no more power than its cycles.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ PREFIX = "lpu-run-"
 SOCKET_PATH_BYTES = 107
 """The longest path of a socket: sockaddr_un.sun_path is 108 with its terminator."""
 _NAME = re.compile(PREFIX + r"[a-z0-9_]{8}")  # as tempfile makes them
-_JOB = re.compile(r"job-\d+")  # rack/processes.py
+_JOB = re.compile(r"job-\d+")  # rack/run/processes.py
 _NAME_BYTES = 20  # left for the name of a socket in the folder
 _UNLOCKED_SECONDS = 60.0  # a younger folder may only not be locked yet
 

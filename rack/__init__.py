@@ -7,6 +7,6 @@ signal ends the verb quietly, also while it imports what it needs.
 import sys
 
 if sys.argv[:1] == ["-m"]:
-    from rack.ending import end_quietly
+    from rack.system.ending import end_quietly
 
     end_quietly()

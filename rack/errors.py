@@ -3,7 +3,7 @@
     RackError
     ├── ProfileError      a machine description is wrong (also a ValueError)
     ├── MachineError      a machine asked for something it cannot be (also a ValueError)
-    ├── PromptError       text or a chat that this model cannot be given (rack/chat_template.py)
+    ├── PromptError       text or a chat that this model cannot be given (rack/text)
     ├── RequestError      a completion asked for with a parameter that cannot be (also a ValueError)
     ├── ConfigError       a flag, variable or key is unknown or out of range (also a ValueError)
     ├── ChipFailedError   a chip died, stalled or never started

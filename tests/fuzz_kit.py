@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from rack.session import KNOWN_ERRORS
+from rack.run.session import KNOWN_ERRORS
 
 MOST_SECONDS = 60  # no case takes a hundredth of it
 LONGEST_LINE = 2000  # characters; a long value is shortened

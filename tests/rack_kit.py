@@ -13,9 +13,9 @@ from schedules import compiled
 
 from compiler.model.presets import PRESETS
 from compiler.pipeline import CompiledModel
-from rack.driver import StepResult
-from rack.engine import Engine
-from rack.tokenizer import Tokenizer, load_tokenizer
+from rack.run.driver import StepResult
+from rack.run.engine import Engine
+from rack.text.tokenizer import Tokenizer, load_tokenizer
 
 TINY = PRESETS["tiny"]
 BOS, EOS = 256, 257
@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
 
 
 class ScriptRack:
-    """Implements `rack.engine.Rack`: every decode step's logits favour the script's next token.
+    """Implements `rack.run.engine.Rack`: every decode step's logits favour the script's next token.
 
     The second best is the token after it. Steps are recorded as (name, positions, tokens).
     """

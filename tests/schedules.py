@@ -16,9 +16,9 @@ from compiler.place.allocate import MemoryOptions, step_buffers
 from compiler.place.layout import parse_layout
 from compiler.verify.sources import place_of
 from compiler.verify.verifier import verify
-from rack.hardware import Hardware
-from rack.local import LocalRack
-from rack.profiles import load_hardware
+from rack.machines.hardware import Hardware
+from rack.machines.profile import load_hardware
+from rack.run.local import LocalRack
 
 WEIGHTS = WeightsRef.synthetic(PRESETS["tiny"], 7)
 

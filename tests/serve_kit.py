@@ -15,10 +15,9 @@ import httpx
 from starlette.types import ASGIApp
 
 from compiler.model.presets import PRESETS
-from rack.config import RunConfig
-from rack.constrain import Words
-from rack.driver import StepResult
-from rack.judge import Judge, Limits
+from rack.run.config import RunConfig
+from rack.run.driver import StepResult
+from rack.run.session import Prepared, Progress, Session, prepare
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.grammars import Grammars
@@ -29,7 +28,8 @@ from rack.serve.pacing import Unpaced
 from rack.serve.reader import ReadBounds, reader_of
 from rack.serve.runner import Runner
 from rack.serve.service import Service
-from rack.session import Prepared, Progress, Session, prepare
+from rack.text.constrain import Words
+from rack.text.judge import Judge, Limits
 
 DEADLINE_SECONDS = 30.0
 

@@ -26,8 +26,8 @@ from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
 from interconnect.frame import Frame
 from interconnect.transport import Message
-from rack.local import LocalRack
-from rack.node import ChipNode
+from rack.run.local import LocalRack
+from rack.run.node import ChipNode
 
 CONFIG = replace(PRESETS["tiny"], num_layers=1)
 WEIGHTS = WeightsRef.synthetic(CONFIG, 7)

@@ -22,10 +22,10 @@ from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import Layout, parse_layout
-from rack.engine import Engine
-from rack.local import LocalRack
-from rack.sampler import SamplingParams
-from rack.tokenizer import load_tokenizer
+from rack.run.engine import Engine
+from rack.run.local import LocalRack
+from rack.text.sampler import SamplingParams
+from rack.text.tokenizer import load_tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens"
 ODD = ("1x1", "lesson"), ("2x3+2", "groqrack")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from chat_cases import ASKED, CASES, CHATS, write_folder
 
-from rack.tokenizer import PromptError, load_tokenizer
+from rack.text.tokenizer import PromptError, load_tokenizer
 
 GOLDENS = json.loads((CHATS / "goldens.json").read_text(encoding="utf-8"))
 

@@ -34,7 +34,7 @@ from compiler.lower import lower, lower_operation
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.local import LocalRack
+from rack.run.local import LocalRack
 
 STOP = RuntimeDeskew(cycles=20)
 ONE = Alu(op=AluOp.COPY, a=Immediate(1.0), lanes=80)

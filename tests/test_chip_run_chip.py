@@ -14,7 +14,7 @@ from chip.errors import ProgramError, ScheduleViolation
 from chip.ops.operations import Opcode
 from chip.ops.program import Operation
 from chip.run.chip import Arrival, Chip, StepMessage
-from rack.job import build_chip, chip_job
+from rack.run.job import build_chip, chip_job
 
 MODEL = compiled("1x2", kinds="decode")
 STEP = "decode/32"

@@ -15,7 +15,7 @@ from chip.ops.program import Operation
 from chip.run.executor import Binder, StepState
 from chip.sram import Sram
 from compiler.pipeline import CompiledModel
-from rack.job import build_chip, chip_job
+from rack.run.job import build_chip, chip_job
 
 SIZE = 1 << 20
 

@@ -13,9 +13,9 @@ from chip.errors import MachineError
 from chip.run.reference import ReferenceChip
 from compiler.lower import lower
 from interconnect.frame import Frame
-from rack.job import build_chip, chip_job, ports_of
-from rack.local import LocalRack
-from rack.node import ChipNode
+from rack.run.job import build_chip, chip_job, ports_of
+from rack.run.local import LocalRack
+from rack.run.node import ChipNode
 
 Departures = dict[tuple[int, int, int, int], int]
 

@@ -15,7 +15,7 @@ from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.local import LocalRack
+from rack.run.local import LocalRack
 
 SHAPES = {
     "even": {"hidden_size": 64, "intermediate_size": 172},

@@ -9,7 +9,7 @@ from one_operation import both, placed
 from chip.errors import TemplateError
 from chip.ops.cost import cost
 from chip.ops.operations import Opcode, row_bytes
-from rack.profiles import load_hardware
+from rack.machines.profile import load_hardware
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from server_process import DEADLINE_SECONDS, ROOT, ServerProcess, server
 
-from rack.config import RunConfig
-from rack.engine import Engine
-from rack.sampler import SamplingParams
-from rack.session import prepare
-from rack.timing import TimingRack
+from rack.run.config import RunConfig
+from rack.run.engine import Engine
+from rack.run.session import prepare
+from rack.run.timing_rack import TimingRack
+from rack.text.sampler import SamplingParams
 
 pytestmark = pytest.mark.slow
 PROMPT, MAX_TOKENS = list(range(1, 41)), 30

@@ -15,12 +15,12 @@ import yaml
 from compiler.model.presets import PRESETS
 from compiler.pipeline import compile_model
 from compiler.place.layout import parse_layout
-from rack.profiles import load_hardware
+from rack.machines.profile import load_hardware
 
 ray = pytest.importorskip("ray")
 from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: E402
 
-from rack.cluster import PROCESS_BYTES  # noqa: E402
+from rack.run.cluster import PROCESS_BYTES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))

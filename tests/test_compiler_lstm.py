@@ -19,8 +19,8 @@ from chip.templates.lstm import columns_of
 from chip.templates.template import laid_out
 from compiler.errors import CapacityError, CompilerError
 from compiler.lstm import cell_args, cell_cycles, lower_cell
-from rack.profiles import load_hardware
-from rack.validate import main
+from rack.commands.validate import main
+from rack.machines.profile import load_hardware
 
 SPEC = load_hardware("groqrack").chip
 PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # docs/hardware.md, grade A

@@ -15,10 +15,10 @@ from test_tiny import PROMPT, TOKENIZER, complete
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.engine import Engine
-from rack.local import LocalRack
-from rack.sampler import SamplingParams
-from rack.timing import TimingRack
+from rack.run.engine import Engine
+from rack.run.local import LocalRack
+from rack.run.timing_rack import TimingRack
+from rack.text.sampler import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 CHILD = """
@@ -26,7 +26,7 @@ import json, sys
 sys.path.insert(0, "tests")
 from schedules import WEIGHTS, compiled
 from test_tiny import complete
-from rack.local import LocalRack
+from rack.run.local import LocalRack
 out = {}
 for layout in sys.argv[1:]:
     model = compiled(layout)

@@ -20,10 +20,10 @@ import pytest
 from fuzz_kit import examples, judge, spoil_bytes, spoil_file, spoil_json, spoil_value
 
 from compiler.artifact import MANIFEST, SCHEDULES, file_entry, write_manifest
-from rack.compile import main as compile_main
-from rack.config import RunConfig
-from rack.sampler import SamplingParams
-from rack.session import Session, prepare
+from rack.commands.compile import main as compile_main
+from rack.run.config import RunConfig
+from rack.run.session import Session, prepare
+from rack.text.sampler import SamplingParams
 
 Answer = tuple[str | None, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 

@@ -17,29 +17,31 @@ from pathlib import Path
 import pytest
 from fuzz_kit import MOST_SECONDS, ends, examples
 
-import rack.bench
-import rack.compile
-import rack.disasm
-import rack.generate
-import rack.plan
-import rack.serve.__main__
-import rack.trace
-import rack.validate
-import rack.validate_lstm
-from rack.config import ENV_PREFIX, KEYS
+from rack.commands import (
+    bench,
+    compile,
+    disasm,
+    generate,
+    plan,
+    serve,
+    trace,
+    validate,
+    validate_lstm,
+)
+from rack.run.config import ENV_PREFIX, KEYS
 
 Main = Callable[[Sequence[str]], int]
-LSTM = rack.validate_lstm.build_parser
+LSTM = validate_lstm.build_parser
 VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] = {
-    "serve": (rack.serve.__main__.main, rack.serve.__main__.build_parser, ["--dry-run"]),
-    "generate": (rack.generate.main, rack.generate.build_parser, ["--max-tokens", "2"]),
-    "plan": (rack.plan.main, rack.plan.build_parser, []),
-    "bench": (rack.bench.main, rack.bench.build_parser, ["--decode-tokens", "1", "--repeats", "1"]),
-    "compile": (rack.compile.main, rack.compile.build_parser, ["--dry-run"]),
-    "trace": (rack.trace.main, rack.trace.build_parser, ["--dry-run"]),
-    "disasm": (rack.disasm.main, rack.disasm.build_parser, []),
-    "lstm": (lambda argv: rack.validate.main(["lstm", *argv]), LSTM, []),
-    "validate": (rack.validate.main, rack.validate.build_parser, ["--hardware", "lesson"]),
+    "serve": (serve.main, serve.build_parser, ["--dry-run"]),
+    "generate": (generate.main, generate.build_parser, ["--max-tokens", "2"]),
+    "plan": (plan.main, plan.build_parser, []),
+    "bench": (bench.main, bench.build_parser, ["--decode-tokens", "1", "--repeats", "1"]),
+    "compile": (compile.main, compile.build_parser, ["--dry-run"]),
+    "trace": (trace.main, trace.build_parser, ["--dry-run"]),
+    "disasm": (disasm.main, disasm.build_parser, []),
+    "lstm": (lambda argv: validate.main(["lstm", *argv]), LSTM, []),
+    "validate": (validate.main, validate.build_parser, ["--hardware", "lesson"]),
 }
 """Each verb's main, its parser, and flags that keep a case short."""
 

@@ -23,9 +23,9 @@ from fuzz_kit import at, dump, examples, judge, put, retyped, spoil_bytes, spoil
 from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers
 
-from rack.config import RunConfig
-from rack.sampler import SamplingParams
-from rack.session import Session, prepare
+from rack.run.config import RunConfig
+from rack.run.session import Session, prepare
+from rack.text.sampler import SamplingParams
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hé <x>"}]
 CONFIG = {

@@ -21,9 +21,9 @@ from fuzz_kit import Raw, examples, judge, places, put, spoil_bytes, spoil_file,
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.profiles import load_hardware, profile_names
+from rack.machines.profile import load_hardware, profile_names
 
-PROFILES = Path(__file__).parent.parent / "rack" / "profiles"
+PROFILES = Path(__file__).parent.parent / "rack" / "machines" / "profiles"
 OPTIONS = Options(max_model_len=32, prefill_chunk=2)
 NUMBERS = (
     0, 1, 2, 3, 5, 16, 63, 64, 100, 320, 1000, 4096, 10**6, 10**9, 10**12, 10**18, 10**30, 10**400,

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from rack.config import RunConfig
-from rack.sampler import SamplingParams
-from rack.session import Session, prepare
+from rack.run.config import RunConfig
+from rack.run.session import Session, prepare
+from rack.text.sampler import SamplingParams
 
 MODELS = Path(__file__).parent / "models"
 GOLDEN = Path(__file__).parent / "goldens" / "house.json"

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from rack import errors
-from rack.chat_template import PromptError
+from rack.text.chat_template import PromptError
 
 CASES = [
     (

@@ -19,8 +19,8 @@ from compiler.place.layout import parse_layout
 from interconnect.faults import Drop, Duplicate, Fault, Resize, Shift
 from interconnect.frame import Frame
 from interconnect.spec import LinkSpec
-from rack.hardware import Hardware, SharedEgress
-from rack.local import LocalRack
+from rack.machines.hardware import Hardware, SharedEgress
+from rack.run.local import LocalRack
 
 STEP = "decode/32"
 LAYOUTS = [("2x2+1", "lesson"), ("1x3+2", "groqrack"), ("1x5", "two-ports")]  # the last forwards

@@ -11,11 +11,11 @@ import pytest
 
 from chip.errors import ScheduleViolation
 from compiler.model.frontend import resolve_model
-from rack.config import RunConfig
+from rack.commands.generate import main
 from rack.errors import ChipFailedError, RackError
-from rack.generate import main
-from rack.sampler import SamplingParams
-from rack.session import Prepared, Session, prepare
+from rack.run.config import RunConfig
+from rack.run.session import Prepared, Session, prepare
+from rack.text.sampler import SamplingParams
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -91,7 +91,7 @@ def test_a_killed_actor_is_named() -> None:
 
 
 def test_a_slowed_link_is_refused_by_the_actor() -> None:
-    from rack.remote import start_ray_rack
+    from rack.run.remote import start_ray_rack
 
     ready = prepared("tiny", "2x1")
     links = ready.compiled.network.links
@@ -112,8 +112,8 @@ def test_a_slowed_link_is_refused_by_the_actor() -> None:
 
 
 def test_a_layout_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rack.cluster.PROCESS_BYTES", 1 << 40)
-    monkeypatch.setattr("rack.cluster.PLACE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("rack.run.cluster.PROCESS_BYTES", 1 << 40)
+    monkeypatch.setattr("rack.run.cluster.PLACE_TIMEOUT_S", 0.5)
     with pytest.raises(RackError, match="rack 0: Ray found no room within 0 s: the layout wants"):
         Session(prepared("tiny", "1x1"))
     assert resolve_model("tiny").config.name == "tiny"

@@ -13,13 +13,13 @@ import psutil
 import pytest
 from verb_process import DEADLINE_SECONDS, ROOT, Verb, wait_for
 
-from rack.config import RunConfig
 from rack.errors import RackError
-from rack.sampler import SamplingParams
-from rack.session import Session, prepare
+from rack.run.config import RunConfig
+from rack.run.session import Session, prepare
+from rack.text.sampler import SamplingParams
 
 ray = pytest.importorskip("ray")
-from rack import membership  # noqa: E402  (imports ray)
+from rack.run import membership  # noqa: E402  (imports ray)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TINY = ("tiny", "--transport", "ray", "--layout", "2x1")

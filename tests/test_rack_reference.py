@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from compiler.model.frontend import load_config
 from compiler.model.weights import required_tensors
-from rack.generate import main
+from rack.commands.generate import main
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,

@@ -9,12 +9,12 @@ import pytest
 from serve_kit import DEADLINE_SECONDS, Steps, chat, tiny, until
 
 from chip.errors import ChipError
-from rack.sampler import SamplingParams
+from rack.run.session import Progress, Session
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import BusyError
 from rack.serve.pacing import Unpaced
 from rack.serve.runner import Failed, Finished, Job, Runner
-from rack.session import Progress, Session
+from rack.text.sampler import SamplingParams
 
 
 class Since(Unpaced):

@@ -119,8 +119,9 @@ def test_all_lines_are_json_where_that_is_asked_for() -> None:
 def test_what_a_server_holds_is_out_of_the_collector_s_sight() -> None:
     """A collection while requests run walks what they made, not the compiled model."""
     code = (
-        "import gc; from rack.garbage import collect_once; from rack.config import RunConfig;"
-        "from rack.session import prepare;"
+        "import gc; from rack.system.garbage import collect_once;"
+        "from rack.run.config import RunConfig;"
+        "from rack.run.session import prepare;"
         "p = prepare(RunConfig(model='tiny', executor='timing', layout='1x1')); collect_once();"
         "print(len(gc.get_objects()), gc.get_freeze_count())"
     )

@@ -12,10 +12,10 @@ from hypothesis.strategies import SearchStrategy
 from pydantic import TypeAdapter
 from serve_kit import Served, asgi, chat, events, roomy, serving
 
-from rack.judge import Limits
 from rack.serve.answers import ChatCompletion, ErrorBody, TextCompletion
 from rack.serve.neutral import CHAT, RESPONSES, TEXT
 from rack.serve.responses_api.answers import ResponseObject
+from rack.text.judge import Limits
 
 HASTY = Limits(cpu_seconds=0.5)
 URLS = {

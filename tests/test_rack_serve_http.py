@@ -13,7 +13,7 @@ import httpx
 import pytest
 from serve_kit import Served, chat, serving, tiny
 
-from rack.serve.__main__ import build_parser
+from rack.commands.serve import build_parser
 from rack.serve.absent import why_absent
 from rack.serve.app import PREFIXES, Bounds
 from rack.serve.cors import parse_origins

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 from serve_kit import DEADLINE_SECONDS, tiny
 
-from rack.engine import TokenEvent
-from rack.sampler import SamplingParams
+from rack.run.engine import TokenEvent
+from rack.run.session import Session
 from rack.serve.pacing import SLIP_SECONDS, Pacer, Slip, Unpaced
 from rack.serve.runner import Event, Finished, Job, Runner
-from rack.session import Session
+from rack.text.sampler import SamplingParams
 
 HZ = 1000.0  # a cycle is a millisecond
 

@@ -12,9 +12,9 @@ import pytest
 from server_process import DEADLINE_SECONDS, TINY, server
 from verb_process import Verb
 
-import rack.serve.__main__ as serve_main
+import rack.commands.serve as serve_main
+from rack.commands.serve import main
 from rack.errors import ChipFailedError
-from rack.serve.__main__ import main
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_a_rack_that_does_not_start(
 def test_too_little_memory(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rack.memory.free_bytes", lambda: 1000)
+    monkeypatch.setattr("rack.run.host_memory.free_bytes", lambda: 1000)
     assert main([*TINY, "--executor", "fast"]) == 1
     assert "error: executor: fast needs" in capsys.readouterr().err
     assert os.environ.get("LPU_RACK_EXECUTOR") is None

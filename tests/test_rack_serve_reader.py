@@ -14,10 +14,10 @@ import pytest
 from read_tasks import dies, fails, waits, where
 from serve_kit import DEADLINE_SECONDS, Served, chat, serving, tiny
 
-from rack.config import RunConfig
-from rack.ending import SIGNALS
+from rack.run.config import RunConfig
+from rack.run.session import Prepared, prepare
 from rack.serve.reader import MOST_WAITING, ReadBounds, reader_of
-from rack.session import Prepared, prepare
+from rack.system.ending import SIGNALS
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WHOLE = ReadBounds(short_bytes=1 << 30)

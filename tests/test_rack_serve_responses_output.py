@@ -6,7 +6,7 @@ from openai.types.responses import ResponseOutputItem, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from rack.serve.responses_api.output import Output
-from rack.tool_calls import Arguments, Begun, Piece, Text
+from rack.text.tool_calls import Arguments, Begun, Piece, Text
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ITEM: TypeAdapter[Any] = TypeAdapter(ResponseOutputItem)

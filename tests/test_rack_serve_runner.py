@@ -12,12 +12,12 @@ import pytest
 from serve_kit import DEADLINE_SECONDS, Served, Steps, chat, events, serving, tiny, until
 
 from chip.errors import ChipError
-from rack.engine import TokenEvent
 from rack.errors import ChipFailedError, ConfigError, RequestError
-from rack.grammar import json_grammar
-from rack.sampler import SamplingParams
+from rack.run.engine import TokenEvent
+from rack.run.session import Progress, Session
 from rack.serve.runner import Event, Failed, Finished, Job, Runner
-from rack.session import Progress, Session
+from rack.text.grammar import json_grammar
+from rack.text.sampler import SamplingParams
 
 CHAT = "/v1/chat/completions"
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from rack.sampler import SamplingParams
 from rack.serve.errors import ApiError
 from rack.serve.neutral import CHAT as NEUTRAL_CHAT
 from rack.serve.neutral import ECHOED, MESSAGE, NO_CALLS
 from rack.serve.neutral import TEXT as NEUTRAL_TEXT
 from rack.serve.schemas import Parsed, parse_chat, parse_text
-from rack.tools import Tool, Tools
+from rack.text.sampler import SamplingParams
+from rack.text.tools import Tool, Tools
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi"}

@@ -10,12 +10,12 @@ import jsonschema
 import psutil
 import pytest
 from serve_kit import DEADLINE_SECONDS, Served, events, roomy, serving
-from test_rack_judge import ENDLESS
 from test_rack_serve_runner import RawClient, settled
+from test_rack_text_judge import ENDLESS
 
+from rack.run.session import Prepared
 from rack.serve.answers import ChatCompletion
 from rack.serve.grammars import MOST_WAITING
-from rack.session import Prepared
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SCHEMA = {

@@ -8,10 +8,10 @@ import pytest
 from schedules import WEIGHTS, compiled
 
 from compiler.model.presets import PRESETS
-from rack.engine import Completion, Engine
-from rack.local import LocalRack
-from rack.sampler import SamplingParams
-from rack.tokenizer import load_tokenizer
+from rack.run.engine import Completion, Engine
+from rack.run.local import LocalRack
+from rack.text.sampler import SamplingParams
+from rack.text.tokenizer import load_tokenizer
 
 LAYOUTS = ("1x1", "2x2+1", "1x3+2")
 PROMPT = [256, *b"One rack"]  # 9 tokens: a chunk of 8, then decode steps

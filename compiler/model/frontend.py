@@ -3,7 +3,7 @@
 The one place that reads `config.json` and `generation_config.json`. What the emulator does not
 implement is refused by the key's name, never ignored: a model that runs, runs as published. A key
 that is not there has transformers' default, and whoever runs the model is told.
-Non-goals: reading weights (compiler/model/weights.py), tokenizers (rack/tokenizer.py), the network.
+Non-goals: reading weights (compiler/model/weights.py), tokenizers (rack/text), the network.
 """
 
 from __future__ import annotations

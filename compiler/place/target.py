@@ -1,6 +1,6 @@
 """The machine a model is compiled for, as far as the compiler needs to know it.
 
-`rack.profiles.Hardware` is one; tests make their own. The compiler names no product.
+`rack.machines.hardware.Hardware` is one; tests make their own. The compiler names no product.
 """
 
 from __future__ import annotations

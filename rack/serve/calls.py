@@ -7,7 +7,7 @@ import string
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from rack.tool_calls import Arguments, Begun, CallReader, Piece, Text
+from rack.text.tool_calls import Arguments, Begun, CallReader, Piece, Text
 
 _RANDOM = random.Random()  # ids must differ and need not be secret
 _ID = string.ascii_letters + string.digits

@@ -1,4 +1,4 @@
-"""A chat's messages and tools, from the API's words to those of `rack.tools`."""
+"""A chat's messages and tools, from the API's words to those of `rack.text.tools`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rack.grammar import MAX_DEPTH, depth
 from rack.serve.bodies import (
     AssistantMessage,
     ChatRequest,
@@ -17,13 +16,14 @@ from rack.serve.bodies import (
     joined,
 )
 from rack.serve.errors import ApiError, refuse
-from rack.tools import Tool, Tools
+from rack.text.grammar import MAX_DEPTH, depth
+from rack.text.tools import Tool, Tools
 
 SCHEMA_PARAM = "response_format.json_schema.schema"
 
 
 def chat_of(messages: Sequence[Message]) -> tuple[Mapping[str, Any], ...]:
-    """Return messages as `rack.tools.chat_tokens` takes them.
+    """Return messages as `rack.text.tools.chat_tokens` takes them.
 
     Raises ApiError for a result of a call that was not made.
     """

@@ -1,7 +1,7 @@
 """Grammars that requests ask for, taken in off the event loop and one at a time.
 
-A new one goes to `rack.judge`; what that lets through is compiled in a thread, where the library
-leaves the interpreter to others, so that the rack finds it ready.
+A new one goes to `rack.text.judge`; what that lets through is compiled in a thread, where the
+library leaves the interpreter to others, so that the rack finds it ready.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-from rack.constrain import Words, prepare
 from rack.errors import RequestError
-from rack.grammar import Grammar
-from rack.judge import Judge, JudgeError
 from rack.serve.errors import BusyError, busy
-from rack.tokens import Tokenizer
+from rack.text.constrain import Words, prepare
+from rack.text.grammar import Grammar
+from rack.text.judge import Judge, JudgeError
+from rack.text.tokens import Tokenizer
 
 MOST_BYTES = 1 << 20
 MOST_WAITING = 32

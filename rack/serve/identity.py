@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from compiler.model.weights import WeightsKind, WeightsRef
+from rack.run.session import Prepared
 from rack.serve.errors import ApiError
 from rack.serve.retired import RETIRED
-from rack.session import Prepared
 
 GROQ_NAMES: dict[str, tuple[str, ...]] = {
     "llama-8b": ("llama-3.1-8b-instant",),

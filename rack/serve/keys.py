@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from rack.config import MOST_FILE
 from rack.errors import ConfigError
+from rack.run.config import MOST_FILE
 from rack.serve.errors import ApiError
 
 ANYONE = "anyone"

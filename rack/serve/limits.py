@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.regular import read_file
-from rack.config import MOST_FILE
 from rack.errors import ConfigError
+from rack.run.config import MOST_FILE
 from rack.serve.errors import ApiError
 
 MINUTE_SECONDS, DAY_SECONDS = 60.0, 86_400.0

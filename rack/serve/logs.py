@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from rack.progress import silence
+from rack.system.progress import silence
 
 FLUSH_SECONDS = 0.05
 FORMS = ("text", "json", "none")  # of lines for requests; notices are text where it is none

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rack.ending import leave_to_parent
 from rack.errors import RackError
 from rack.serve.reading import Desk, attempt
+from rack.system.ending import leave_to_parent
 
 WATCH_SECONDS = 1.0
 

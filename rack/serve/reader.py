@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rack.context import context_advice
-from rack.own_code import command, environment
+from rack.run.context import context_advice
+from rack.run.session import Prepared
 from rack.serve.errors import RETRY_QUEUE_SECONDS, RETRY_STARTING_SECONDS, ApiError, BusyError, busy
 from rack.serve.reading import Desk, attempt
-from rack.session import Prepared
+from rack.system.own_code import command, environment
 
 READ_SECONDS = 10.0
 READ_BYTES = 512 << 20

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from rack.chat_template import PromptError
 from rack.serve.bodies import DetokenizeRequest, TokenizeRequest
 from rack.serve.chats import chat_of, offered_tools
 from rack.serve.errors import ApiError, refuse
 from rack.serve.neutral import TOKENIZE
 from rack.serve.schemas import Parsed, validate
-from rack.tokens import Tokenizer
-from rack.tools import Tools, chat_text
+from rack.text.chat_template import PromptError
+from rack.text.tokens import Tokenizer
+from rack.text.tools import Tools, chat_text
 
 R = TypeVar("R")
 LONG_TEXT = 16 << 10  # characters; fewer are encoded in milliseconds

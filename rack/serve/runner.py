@@ -20,10 +20,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rack.driver import StepResult
-from rack.engine import Completion, Engine, Rack, TokenEvent
 from rack.errors import RequestError
-from rack.sampler import SamplingParams
+from rack.run.driver import StepResult
+from rack.run.engine import Completion, Engine, Rack, TokenEvent
+from rack.run.session import Progress, Session
 from rack.serve.errors import (
     RETRY_QUEUE_SECONDS,
     RETRY_STARTING_SECONDS,
@@ -32,7 +32,7 @@ from rack.serve.errors import (
     starting,
 )
 from rack.serve.pacing import Slip, Unpaced
-from rack.session import Progress, Session
+from rack.text.sampler import SamplingParams
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Seconds before the first, second, … start after a rack was lost; then it is given up."""

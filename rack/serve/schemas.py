@@ -17,13 +17,13 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from rack.errors import RequestError
-from rack.grammar import Schema
-from rack.sampler import SamplingParams
 from rack.serve.bodies import LEAST_SEED, SEEDS, Body, ChatRequest, Request, Sampled, TextRequest
 from rack.serve.chats import SCHEMA_PARAM, chat_of, check_schema, tools_of
 from rack.serve.errors import ApiError, refuse
 from rack.serve.neutral import CHAT, TEXT, Neutral, drop_from_messages, drop_neutral
-from rack.tools import Tools
+from rack.text.grammar import Schema
+from rack.text.sampler import SamplingParams
+from rack.text.tools import Tools
 
 COMPLETION_MAX_TOKENS = 16
 ON_DEMAND = "on_demand"

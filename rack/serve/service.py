@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rack.engine import TokenEvent, check_request
 from rack.errors import RequestError
-from rack.grammar import Grammar, json_grammar, narrowed, without_doubles
+from rack.run.engine import TokenEvent, check_request
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed
 from rack.serve.grammars import Grammars
@@ -28,7 +27,8 @@ from rack.serve.reading import Parse, read_prompts
 from rack.serve.responses import DONE, Answer, emulated_cycles, event
 from rack.serve.runner import Event, Failed, Finished, Job, together
 from rack.serve.schemas import Parsed
-from rack.tools import Tools, form_of
+from rack.text.grammar import Grammar, json_grammar, narrowed, without_doubles
+from rack.text.tools import Tools, form_of
 
 RESPONSE_FORMAT = "response_format"
 

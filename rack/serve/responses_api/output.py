@@ -11,7 +11,7 @@ from typing import Any
 
 from rack.serve.calls import call_id
 from rack.serve.responses import new_id
-from rack.tool_calls import Arguments, Begun, CallReader, Piece, Text
+from rack.text.tool_calls import Arguments, Begun, CallReader, Piece, Text
 
 Change = tuple[str, dict[str, Any]]
 

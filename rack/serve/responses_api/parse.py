@@ -18,7 +18,7 @@ from rack.serve.responses_api.bodies import (
     ResponseToolChoice,
 )
 from rack.serve.schemas import Parsed, sampling, validate
-from rack.tools import Tools
+from rack.text.tools import Tools
 
 _LIMIT = "max_output_tokens"
 _CHAT_ROLES = {"developer": "system"}

@@ -1,0 +1,280 @@
+"""`python -m rack.bench MODEL`: wall figures against this machine's memory, emulated ones beside.
+
+Everything is measured in one run: read bandwidth of all cores, start-up by stage, prefill, decode,
+where the chips' time went, memory of every process. Medians over the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from chip.kernels import BEST, INSTRUCTION_SETS
+from chip.kernels import load as load_kernels
+from compiler.model.graph import Kind
+from compiler.pipeline import CompiledModel
+from rack.errors import ConfigError
+from rack.reports.placement import add_dry_run, placement
+from rack.run.config import RunConfig, add_flags, parse
+from rack.run.engine import Completion
+from rack.run.host_memory import fit_to_memory
+from rack.run.session import Prepared, Session, prepare
+from rack.system.progress import say, start_progress
+from rack.system.provenance import code_version
+from rack.system.shell import put, verb
+from rack.text.sampler import SamplingParams
+
+PROMPT_TOKENS = 128
+READ_BYTES = 256 << 20  # per core and pass: far beyond any cache
+READ_PASSES = 5
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.bench`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.bench",
+        description="Measure decode, prefill, start-up and memory in one run.",
+    )
+    add_flags(parser)
+    parser.add_argument(
+        "--prompt-tokens", type=int, metavar="N",
+        help=f"tokens to prefill (default {PROMPT_TOKENS}, or as many as the context has room for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decode-tokens", type=int, default=16, metavar="N",
+        help="tokens per completion (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N",
+        help="completions; medians are reported (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_dry_run(parser)
+    return parser
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
+    parser = build_parser()
+    args, config = parse(parser, argv)
+    for name in ("prompt_tokens", "decode_tokens", "repeats"):
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            parser.error(f"--{name.replace('_', '-')}: wanted at least 1, got {count}")
+    if args.dry_run:
+        put(placement(prepare(config, runs=False), as_json=args.json))
+        return 0
+    report = measure(config, args.prompt_tokens, args.decode_tokens, args.repeats)
+    put(json.dumps(report) if args.json else text_of(report))
+    return 0
+
+
+def read_bandwidth() -> list[float]:
+    """Bytes per second that all cores together read from memory, in each of a few passes."""
+    cores = len(os.sched_getaffinity(0))
+    data = [np.ones(READ_BYTES // 8, np.uint64) for _ in range(cores)]
+    passes = []
+    for _ in range(READ_PASSES):
+        threads = [threading.Thread(target=_read, args=(part,)) for part in data]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        passes.append(cores * READ_BYTES / (time.perf_counter() - started))
+    return passes
+
+
+def _read(data: NDArray[np.uint64]) -> None:
+    """Read an array once, by the native reader's several streams where it was built."""
+    if BEST is None:
+        np.bitwise_or.reduce(data)
+    else:
+        from chip.kernels import _native
+
+        _native.read_words(INSTRUCTION_SETS[BEST], data.view(np.int8))
+
+
+def products(compiled: CompiledModel) -> tuple[int, int]:
+    """Weight elements that a decode step reads, and multiply-adds of one prefill row."""
+    graph = compiled.partition.graph
+    layers = sum(
+        op.features * op.in_features for ops in graph.layers for op in ops if op.kind is Kind.LINEAR
+    )
+    head = sum(op.features * op.in_features for op in graph.head if op.kind is Kind.LINEAR)
+    return layers + head, layers
+
+
+def room(prompt: int | None, decode: int, limit: int) -> int:
+    """Return the prompt's tokens: those wanted, or what is left. Raises ConfigError.
+
+    One token more is in the context: the prompt's last, with which decode begins.
+    """
+    context, left = f"(the context is {limit}, see --max-model-len)", limit - decode - 1
+    if left < 1:
+        raise ConfigError(f"decode_tokens: wanted at most {limit - 2} {context}, got {decode}")
+    if prompt is not None and prompt > left:
+        raise ConfigError(
+            f"prompt_tokens: wanted at most {left} beside {decode} decode tokens {context}, got "
+            f"{prompt}"
+        )
+    return min(PROMPT_TOKENS, left) if prompt is None else prompt
+
+
+def measure(config: RunConfig, prompt: int | None, decode: int, repeats: int) -> dict[str, Any]:
+    """Measure a run; returns what is printed. Raises KNOWN_ERRORS."""
+    stages: dict[str, float] = {}
+    started = time.perf_counter()
+    prepared = prepare(config)
+    stages["compiled"] = time.perf_counter() - started
+    for notice in prepared.notices:
+        say(notice)
+    prompt = room(prompt, decode, prepared.compiled.max_model_len)
+    fit_to_memory(prepared, asked_for=True)
+    has_data = config.executor != "timing"
+    with start_progress() as progress:
+
+        def report(stage: str, done: int, total: int) -> None:
+            progress.report(stage, done, total)
+            if done == total:
+                stages[stage] = time.perf_counter() - started
+
+        with Session(prepared, report) as session:
+            ready = time.perf_counter() - started
+            progress.stop()
+            params = SamplingParams(max_tokens=decode, ignore_eos=True)
+            tokens = [3 + i % 64 for i in range(prompt + 1)]  # below any vocabulary's size
+            session.engine.generate(tokens[:2], params).run()  # touches every page once
+            before = session.rack.times()
+            runs, reads = [], read_bandwidth() if has_data else []
+            for _ in range(repeats):  # memory's speed changes on a shared machine: keep it close
+                runs.append(session.engine.generate(tokens, params).run())
+                reads += read_bandwidth() if has_data else []
+            after = session.rack.times()
+            memory = _memory(prepared)
+    spent = {part: after[part] - before.get(part, 0.0) for part in after}
+    bandwidth = statistics.median(reads) if reads else None
+    return _report(prepared, bandwidth, (ready, stages), runs, spent, memory)
+
+
+def _memory(prepared: Prepared) -> dict[str, Any]:
+    """Proportional set sizes of this process and all it started, in MB."""
+    me = psutil.Process()
+    sizes = {}
+    for process in (me, *me.children(recursive=True)):
+        try:
+            sizes[f"{process.pid} {process.name()}"] = process.memory_full_info().pss / 1e6
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    memories = prepared.compiled.memories
+    used = sum(memory.sram_bytes - memory.free_bytes for memory in memories)
+    sram = 0.0 if prepared.config.executor == "timing" else used / 1e6
+    total = sum(sizes.values())
+    return {
+        "total_mb": total,
+        "sram_in_use_mb": sram,
+        "beyond_sram_mb": total - sram,
+        "beyond_sram_mb_per_chip": (total - sram) / len(memories),
+        "by_process_mb": sizes,
+    }
+
+
+def _report(
+    prepared: Prepared,
+    bandwidth: float | None,
+    startup: tuple[float, dict[str, float]],
+    runs: list[Completion],
+    spent: dict[str, float],
+    memory: dict[str, Any],
+) -> dict[str, Any]:
+    compiled = prepared.compiled
+    item = 1 if compiled.dtype == "int8" else 2
+    elements, per_row = products(compiled)
+    has_data = bandwidth is not None  # else nothing is read and nothing multiplied
+    token_s = statistics.median(s for run in runs for s in run.wall_decode_seconds)
+    prefill_s = statistics.median(run.wall_prefill_seconds for run in runs)
+    rows = len(runs[0].prompt_token_ids) - 1
+    clock = compiled.chip.clock_hz
+    return {
+        "model": compiled.config.name,
+        "dtype": compiled.dtype,
+        "layout": str(compiled.layout),
+        "hardware": prepared.hardware.name,
+        "transport": prepared.config.transport if has_data else "none",
+        "executor": prepared.config.executor,
+        "kernels": load_kernels().name if has_data else None,
+        "cores": len(os.sched_getaffinity(0)),
+        "read_gb_per_s": bandwidth / 1e9 if bandwidth else None,
+        "decode": {
+            "tokens_per_s": 1 / token_s,
+            "ms_per_token": token_s * 1e3,
+            "gb_per_s": elements * item / token_s / 1e9 if has_data else None,
+            "ratio_to_read_bandwidth": elements * item / token_s / bandwidth if bandwidth else None,
+        },
+        "prefill": {
+            "tokens": rows,
+            "tokens_per_s": rows / prefill_s,
+            "gmac_per_s": per_row * rows / prefill_s / 1e9 if has_data else None,
+        },
+        "startup_s": startup[0],
+        "startup_stages_s": startup[1],
+        "chip_seconds_by_part": spent,
+        "memory": memory,
+        "emulated": {
+            "decode_cycles": runs[0].decode_cycles[0],
+            "decode_tokens_per_s": clock / runs[0].decode_cycles[0],
+            "prefill_seconds": runs[0].prompt_seconds,
+        },
+        "schedule_hash": compiled.schedule_hash,
+        "data_hash": runs[0].data_hash,
+        "config": prepared.config.to_dict(),
+        "notices": prepared.notices,
+        "code": code_version(),
+    }
+
+
+def text_of(report: dict[str, Any]) -> str:
+    """Return the report for a person; without data there is no word of bandwidth."""
+    decode, prefill, memory = report["decode"], report["prefill"], report["memory"]
+    stages = ", ".join(f"{k} at {v:.1f} s" for k, v in report["startup_stages_s"].items())
+    head = f"{report['model']} {report['dtype']} on {report['hardware']} {report['layout']}"
+    decoded = f"decode            {decode['tokens_per_s']:.2f} tok/s"
+    prefilled = f"prefill           {prefill['tokens']} tokens, {prefill['tokens_per_s']:.1f} tok/s"
+    started = f"start-up          {report['startup_s']:.1f} s ({stages})"
+    taken = f"memory            {memory['total_mb']:.0f} MB"
+    emulated = (
+        f"emulated          {report['emulated']['decode_cycles']} cycles a token, "
+        f"{report['emulated']['decode_tokens_per_s']:.1f} tok/s"
+    )
+    if report["read_gb_per_s"] is None:
+        head += ", timing executor: no data, wall figures are the emulator's own"
+        return "\n".join([head, decoded, prefilled, started, taken, emulated])
+    parts = ", ".join(f"{k} {v:.2f} s" for k, v in report["chip_seconds_by_part"].items())
+    return "\n".join([
+        f"{head}, {report['transport']}, kernels {report['kernels']}, {report['cores']} cores",
+        f"memory read       {report['read_gb_per_s']:.1f} GB/s",
+        f"{decoded}, {decode['gb_per_s']:.1f} GB/s of weights, "
+        f"{decode['ratio_to_read_bandwidth']:.2f} of the read bandwidth",
+        f"{prefilled}, {prefill['gmac_per_s']:.0f} GMAC/s",
+        started,
+        f"chips' time       {parts}",
+        f"{taken}, {memory['sram_in_use_mb']:.0f} MB of SRAM in use, "
+        f"{memory['beyond_sram_mb_per_chip']:.0f} MB a chip beyond",
+        emulated,
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

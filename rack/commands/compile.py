@@ -1,0 +1,106 @@
+"""`python -m rack.compile MODEL -o DIR`: write a compiled model with its SRAM images.
+
+`rack.generate DIR` and `rack.serve DIR` then start from it. Tokenizer files are copied in; the
+embedding table stays where the weights are, and they must not have changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from chip.sram import Sram
+from compiler.artifact import write_artifact
+from compiler.files import is_file
+from rack.reports.placement import add_dry_run, placement
+from rack.run.config import RunConfig, add_flags, parse
+from rack.run.job import chip_job, load_weights, reserve_tensors
+from rack.run.session import Prepared, prepare
+from rack.run.stored import machine_entry, weights_entry
+from rack.system.output import check_folder, writing_folder
+from rack.system.progress import StartProgress, say, start_progress
+from rack.system.provenance import code_version
+from rack.system.shell import put, verb
+from rack.text.tokenizer import tokenizer_files
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.compile`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.compile",
+        description="Compile a model and write it with one SRAM image per chip.",
+    )
+    add_flags(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    add_dry_run(parser)
+    return parser
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 refused, 2 bad usage."""
+    args, config = parse(build_parser(), argv)
+    check_folder(args.output)
+    if args.dry_run:
+        put(placement(prepare(config, runs=False), as_json=args.json))
+        return 0
+    return _run(config, args.output, as_json=args.json)
+
+
+def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
+    prepared = prepare(config)
+    for notice in prepared.notices:
+        say(notice)
+    home = prepared.model.folder
+    with writing_folder(output) as folder, start_progress() as progress:
+        weights = prepared.model.weights_ref
+        extra = {
+            "weights": weights_entry(weights),
+            "machine": machine_entry(config, prepared.hardware),
+            "config": config.to_dict(),
+        }
+        files = []
+        if home is not None:
+            configs = [home / name for name in ("config.json", "generation_config.json")]
+            files = [*filter(is_file, configs), *tokenizer_files(home)]
+        named = {str(path.relative_to(home)): path for path in files} if home else {}
+        write_artifact(folder, prepared.compiled, _images(prepared, progress), extra, named)
+    compiled = prepared.compiled
+    say(f"{output}: {compiled.layout.chips} chips, {compiled.schedule_hash}")
+    if as_json:
+        report = {
+            "folder": output,
+            "model": compiled.config.name,
+            "layout": str(compiled.layout),
+            "chips": compiled.layout.chips,
+            "schedule_hash": compiled.schedule_hash,
+            "weights": extra["weights"],
+            "hardware": prepared.hardware.name,
+            "hardware_digest": prepared.hardware.digest(),
+            "config": extra["config"],
+            "notices": prepared.notices,
+            "code": code_version(),
+        }
+        put(json.dumps(report))
+    return 0
+
+
+def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, list[memoryview]]]:
+    """Each chip's constants, region by region, one chip in memory at a time."""
+    compiled = prepared.compiled
+    source = prepared.model.weights_ref.open()
+    for chip in range(compiled.layout.chips):
+        sram = Sram(compiled.chip.sram_bytes)
+        job = chip_job(compiled, chip, prepared.model.weights_ref)
+        reserve_tensors(job, sram)
+        load_weights(job, sram, source)
+        yield chip, [sram.memory(*region) for region in compiled.memories[chip].constant_regions]
+        sram.close()
+        progress.report("images written", chip + 1, compiled.layout.chips)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

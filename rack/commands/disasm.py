@@ -1,0 +1,105 @@
+"""`python -m rack.disasm DIR --chip N --op NAME`: what an artifact's chips do, as instructions.
+
+Of an operation or transfer, or with `--queue` of one instruction queue in the whole step. Cycles
+are the step's; the text assembles again (chip/isa/assembly.py). With neither, the chip's scheduled
+operations are listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from chip.floorplan import parse_queue
+from chip.isa.assembly import disassemble
+from chip.isa.queues import QueueProgram, to_queues
+from chip.ops.operations import MOVES
+from chip.ops.program import Program
+from compiler.lower import lower_operation
+from compiler.pipeline import CompiledModel
+from compiler.place.layout import MOST_CHIPS
+from rack.errors import ConfigError
+from rack.reports.instructions import step_issues
+from rack.run.config import RunConfig, arguments, count
+from rack.run.stored import load_stored
+from rack.system.shell import put, verb
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.disasm`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.disasm",
+        description="Show an operation of a compiled model as TSP instructions.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="an artifact of rack.compile")
+    parser.add_argument(
+        "--chip", type=count(MOST_CHIPS), default=0, metavar="N", help="logical chip (default 0)"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--op", metavar="NAME", help="an operation, layers.0.mlp.down_proj")
+    shown.add_argument(
+        "--queue", metavar="QUEUE", help="all that a queue issues: SXM_E8, VXM3, ..."
+    )
+    parser.add_argument("--step", metavar="NAME", help="default: the smallest decode step")
+    return parser
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 refused, 2 bad usage."""
+    args = arguments(build_parser(), argv)
+    _, _, compiled, _ = load_stored(RunConfig(model=args.folder), runs=False)
+    name = args.step or next(iter(compiled.steps))
+    if name not in compiled.steps:
+        raise ConfigError(f"step: wanted one of {', '.join(compiled.steps)}, got {name!r}")
+    chips = compiled.layout.chips
+    if not 0 <= args.chip < chips:
+        raise ConfigError(f"chip: wanted 0 to {chips - 1}, got {args.chip}")
+    program = compiled.steps[name].programs[args.chip]
+    if args.op is not None:
+        text = listing(compiled, program, args.op)
+    elif args.queue is not None:
+        text = queue_listing(compiled, program, args.queue)
+    else:
+        text = str(program)
+    put(text)
+    return 0
+
+
+def listing(compiled: CompiledModel, program: Program, name: str) -> str:
+    """Return every operation of that name: its line in the schedule, then the instructions.
+
+    Raises ConfigError where the program has none. A transfer's instructions find their place among
+    all others, so the whole step is lowered for them.
+    """
+    found = [operation for operation in program.operations if operation.name == name]
+    if not found:
+        raise ConfigError(
+            f"op: chip {program.chip} has no {name!r} in step {program.step}; without --op its "
+            f"operations are listed"
+        )
+    if any(operation.opcode in MOVES for operation in found):
+        issues = [issue for issue in step_issues(compiled, program) if issue.name == name]
+        return "\n".join([*map(str, found), disassemble(to_queues(issues))])
+    parts = []
+    for operation in found:
+        issues = lower_operation(operation, compiled.chip)
+        parts += [str(operation), disassemble(to_queues(issues))]
+    return "\n".join(parts)
+
+
+def queue_listing(compiled: CompiledModel, program: Program, name: str) -> str:
+    """Return all that one queue does in a step. Raises ConfigError for one that does nothing."""
+    try:
+        queue = parse_queue(name, compiled.chip)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    whole = to_queues(step_issues(compiled, program))
+    if queue not in whole.queues:
+        raise ConfigError(f"queue: {name} of chip {program.chip} is idle in step {program.step}")
+    return disassemble(QueueProgram(whole.origin, {queue: whole.queues[queue]}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""`python -m rack.generate MODEL --prompt …`: one completion on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rack.errors import RequestError
+from rack.reports.placement import add_dry_run, placement
+from rack.run.config import MOST_TOKENS, RunConfig, add_flags, count, parse
+from rack.run.context import check_room
+from rack.run.engine import Completion
+from rack.run.host_memory import executor_asked_for, fit_to_memory
+from rack.run.session import Prepared, Session, prepare
+from rack.system.progress import say, start_progress
+from rack.system.provenance import code_version
+from rack.system.shell import put, verb
+from rack.text.sampler import SamplingParams
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.generate`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.generate",
+        description="Run one completion on an emulated rack; tokens as they come, then the timing.",
+    )
+    add_flags(parser)
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument(
+        "--max-tokens", type=count(MOST_TOKENS), default=None, help="completion tokens at most"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=count(MOST_TOKENS), default=0)
+    parser.add_argument("--stop", action="append", default=[], help="stop string; up to four")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after end of sequence")
+    parser.add_argument("--chat", action="store_true", help="apply the chat template")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    add_dry_run(parser)
+    return parser
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
+    args, config = parse(build_parser(), argv)
+    return _run(args, config)
+
+
+def _run(args: argparse.Namespace, config: RunConfig) -> int:
+    started = time.perf_counter()
+    params = SamplingParams(
+        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=config.seed,
+        max_tokens=args.max_tokens, stop=tuple(args.stop), ignore_eos=args.ignore_eos,
+    )  # fmt: skip
+    if args.dry_run:
+        put(placement(prepare(config, runs=False), as_json=args.json))
+        return 0
+    prepared = prepare(config)
+    for notice in prepared.notices:
+        say(notice)
+    prepared, shortage = fit_to_memory(prepared, asked_for=executor_asked_for(args))
+    if shortage:
+        say(f"NOTE: {shortage}")
+    if not args.prompt:
+        raise RequestError(param="prompt", wanted="some text", got="none")
+    tokenizer = prepared.tokenizer
+    messages = [{"role": "user", "content": args.prompt}]
+    prompt = tokenizer.apply_chat_template(messages) if args.chat else tokenizer.encode(args.prompt)
+    check_room(prepared, len(prompt))
+    with start_progress() as progress, Session(prepared, progress.report) as session:
+        progress.stop()
+        ready_seconds = time.perf_counter() - started
+        completion = session.engine.generate(prompt, params)
+        for event in completion:
+            if not args.json:
+                put(event.text, end="")
+        wall_seconds = time.perf_counter() - started - ready_seconds
+        if args.json:
+            put(json.dumps(result(prepared, session, completion, ready_seconds, wall_seconds)))
+        else:
+            put("")
+            _summary(prepared, completion, wall_seconds)
+    return 0
+
+
+def result(
+    prepared: Prepared, session: Session, completion: Completion, ready: float, wall: float
+) -> dict[str, Any]:
+    """Return the machine-readable form of a completion (DESIGN section 8)."""
+    config = prepared.config
+    decode = completion.wall_decode_seconds
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "prompt_token_ids": completion.prompt_token_ids,
+        "finish_reason": completion.finish_reason,
+        "emulated": {
+            "prompt_cycles": completion.prompt_cycles,
+            "decode_cycles": completion.decode_cycles,
+            "prompt_seconds": completion.prompt_seconds,
+            "completion_seconds": completion.completion_seconds,
+            "clock_hz": prepared.compiled.chip.clock_hz,
+        },
+        "wall": {
+            "ready_seconds": ready,
+            "prefill_seconds": completion.wall_prefill_seconds,
+            "decode_seconds": sum(decode),
+            "total_seconds": wall,
+        },
+        "schedule_hash": prepared.compiled.schedule_hash,
+        "data_hash": completion.data_hash,
+        "saturated": session.rack.saturated(),
+        "executor": session.rack.executor,
+        "transport": session.rack.transport,
+        "layout": str(prepared.compiled.layout),
+        "max_model_len": prepared.compiled.max_model_len,
+        "weights": prepared.model.weights_ref.describe(),
+        "config": config.to_dict(),
+        "notices": prepared.notices,
+        "code": code_version(),
+    }
+
+
+def _summary(prepared: Prepared, completion: Completion, wall_seconds: float) -> None:
+    compiled, tokens = prepared.compiled, len(completion.token_ids)
+    cycles = sum(completion.decode_cycles)
+    say(
+        f"{compiled.config.name} {compiled.dtype} on {compiled.target_name} {compiled.layout}, "
+        f"context {compiled.max_model_len}: {len(completion.prompt_token_ids)} prompt tokens, "
+        f"{tokens} completion tokens ({completion.finish_reason})"
+    )
+    say(
+        f"emulated: prompt {completion.prompt_cycles} cycles = "
+        f"{completion.prompt_seconds * 1e6:.1f} us, completion {cycles} cycles = "
+        f"{completion.completion_seconds * 1e6:.1f} us, "
+        f"{tokens / completion.completion_seconds:.1f} tokens/s"
+    )
+    say(f"wall: {wall_seconds:.2f} s, {tokens / wall_seconds:.2f} tokens/s")
+    say(f"schedule_hash {compiled.schedule_hash}\ndata_hash {completion.data_hash}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

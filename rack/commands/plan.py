@@ -1,0 +1,235 @@
+"""`python -m rack.plan MODEL`: what a model needs and what a token costs; starts nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.table import Table
+
+from compiler.analyse import PARTS, Analysis, analyse
+from compiler.ir import StepSchedule
+from compiler.pipeline import Options, compile_model
+from rack.errors import ConfigError
+from rack.reports.instructions import step_sizes
+from rack.reports.placement import add_dry_run, placement
+from rack.reports.tables import columns, shown
+from rack.run.config import RunConfig, add_flags, parse
+from rack.run.session import Prepared, prepare
+from rack.system.provenance import code_version
+from rack.system.shell import put, verb
+
+DEFAULT_CONTEXT = 512  # tokens in context for the figures per token
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.plan`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.plan",
+        description="Compile a model for a machine and show chips, memory and cycles per token.",
+    )
+    add_flags(parser)
+    parser.add_argument("--context", type=int, help="tokens in context (default 512)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--instructions", action="store_true",
+        help="lower the step and show what its programs take (a minute for llama-8b)",
+    )  # fmt: skip
+    add_dry_run(parser)
+    return parser
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 refused, 2 bad usage."""
+    args, config = parse(build_parser(), argv)
+    return _run(args, config)
+
+
+def _run(args: argparse.Namespace, config: RunConfig) -> int:
+    if args.context is not None and args.context < 1:
+        raise ConfigError(f"context: wanted 1 or more, got {args.context}")
+    prepared = prepare(
+        config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
+    )
+    if args.dry_run:
+        put(placement(prepared, as_json=args.json))
+        return 0
+    context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
+    schedule = prepared.compiled.step(1, context, decode=True)
+    report = plan_report(prepared, analyse(prepared.compiled, schedule))
+    report["synchronisation"] = synchronisation(prepared, schedule)
+    if args.instructions:
+        report["instructions"] = instructions(prepared, schedule)
+    if args.json:
+        put(json.dumps(report))
+    else:
+        put(text_of(report))
+    return 0
+
+
+def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
+    """Return the plan as plain data; cycles and microseconds are emulated."""
+    compiled, hardware = prepared.compiled, prepared.hardware
+    memories = compiled.memories
+
+    def spread(name: str) -> dict[str, int]:
+        values = [getattr(memory, name) for memory in memories]
+        return {"min": min(values), "max": max(values), "total": sum(values)}
+
+    return {
+        "model": compiled.config.name,
+        "weights": prepared.model.weights_ref.describe(),
+        "dtype": compiled.dtype,
+        "hardware": hardware.name,
+        "hardware_digest": hardware.digest(),
+        "layout": str(compiled.layout),
+        "chips": compiled.layout.chips,
+        "racks": hardware.racks(compiled.layout.chips),
+        "max_model_len": compiled.max_model_len,
+        "prefill_chunk": compiled.prefill_chunk,
+        "buckets": list(compiled.buckets),
+        "sram_bytes_per_chip": {
+            "capacity": compiled.chip.sram_bytes,
+            "weights": spread("constant_bytes"),
+            "kv_cache": spread("kv_bytes"),
+            "buffers": spread("buffer_bytes"),
+            "free": spread("free_bytes"),
+        },
+        "decode": _decode_report(analysis, compiled.chip.clock_hz),
+        "config": prepared.config.to_dict(),
+        "notices": prepared.notices,
+        "code": code_version(),
+    }
+
+
+def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
+    """Return what clocks that stray cost a step, against the same machine with exact ones."""
+    compiled, hardware = prepared.compiled, prepared.hardware
+    network, cost = compiled.network, 0
+    if network.clock.strays:
+        exact = replace(hardware.clock, drift_ppm=0, jitter_mcycles=0)
+        options = Options(
+            dtype=compiled.dtype, max_model_len=compiled.max_model_len, top_k=compiled.top_k,
+            prefill_chunk=compiled.prefill_chunk, buckets=compiled.buckets,
+            binding=network.binding,
+        )  # fmt: skip
+        ideal = compile_model(
+            compiled.config, replace(hardware, clock=exact), compiled.layout, options,
+            kinds="decode", contexts=(schedule.kind.bucket,),
+        )  # fmt: skip
+        cost = schedule.cycles - ideal.steps[schedule.name].cycles
+    slack = [link.slack_cycles for link in network.links]
+    return {
+        "drift_ppm": network.clock.drift_ppm,
+        "jitter_cycles": network.clock.jitter_mcycles / 1000,
+        "realign_cycles": network.clock.realign_cycles,
+        "slack_cycles_per_hop": {"min": min(slack), "max": max(slack)},
+        "stall_cycles": network.stall_cycles,
+        "stops": sum(len(program.realign) for program in schedule.programs),
+        "cost_cycles": cost,
+        "cost_fraction": cost / schedule.cycles,
+    }
+
+
+def instructions(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
+    """Return what the step's programs take as instructions, by chip. Raises LoweringError."""
+    compiled = prepared.compiled
+    sizes = step_sizes(compiled, schedule)
+    weights = [memory.constant_bytes for memory in compiled.memories]
+    total = [size.bytes for size in sizes]
+    longest = max(
+        (item for size in sizes for item in size.queue_bytes.items() if item[0] != "maps"),
+        key=lambda item: item[1],
+    )
+    return {
+        "step": schedule.name,
+        "bytes_per_chip": {"min": min(total), "max": max(total), "total": sum(total)},
+        "share_of_weights": sum(total) / sum(weights),
+        "instructions": sum(size.instructions for size in sizes),
+        "longest_queue": {"name": longest[0], "bytes": longest[1]},
+    }
+
+
+def _decode_report(analysis: Analysis, clock_hz: int) -> dict[str, Any]:
+    def time_of(cycles: int) -> dict[str, Any]:
+        return {"cycles": cycles, "microseconds": cycles * 1e6 / clock_hz}
+
+    busiest = [("unit", analysis.unit), *([("link", analysis.link)] if analysis.link else [])]
+    return {
+        "step": analysis.step,
+        **time_of(analysis.cycles),
+        "tokens_per_second": clock_hz / analysis.cycles,
+        "parts": {part: time_of(cycles) for part, cycles in analysis.parts.items()},
+        "roofline_cycles": analysis.roofline_cycles,
+        "roofline_ratio": analysis.roofline_ratio,
+        "stream_bytes": analysis.stream_bytes,
+        **{
+            f"bottleneck_{kind}": {
+                "name": item.name,
+                "busy_cycles": item.cycles,
+                "busy_fraction": item.cycles / analysis.cycles,
+            }
+            for kind, item in busiest
+        },
+    }
+
+
+def text_of(report: dict[str, Any]) -> str:
+    """Return the report for a person."""
+    decode = report["decode"]
+    head = (
+        f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "
+        f"{report['chips']} chips, {report['racks']} racks; largest context that fits "
+        f"{report['max_model_len']} tokens beside a prefill chunk of {report['prefill_chunk']}"
+    )
+    lines = []
+    for kind in ("link", "unit"):
+        item = decode.get(f"bottleneck_{kind}")
+        text = f"{item['name']}, busy {item['busy_fraction']:.1%} of the step" if item else "none"
+        lines.append(f"bottleneck {kind}: {text}")
+    clocks = report["synchronisation"]
+    if clocks["drift_ppm"] or clocks["jitter_cycles"]:
+        slack = clocks["slack_cycles_per_hop"]
+        lines.append(
+            f"synchronisation: {clocks['cost_cycles']:,} cycles, {clocks['cost_fraction']:.2%} of "
+            f"the step, for +-{clocks['drift_ppm']} ppm: {slack['min']}-{slack['max']} cycles of "
+            f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more"
+        )
+    lines.append(
+        f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
+        f"{decode['roofline_ratio']:.2f} times that; {decode['tokens_per_second']:.1f} tokens/s"
+    )
+    return shown(head, _memory_table(report), _cycles_table(decode), *lines)
+
+
+def _memory_table(report: dict[str, Any]) -> Table:
+    out = columns("SRAM per chip", "min bytes", "max bytes", "all chips")
+    capacity = report["sram_bytes_per_chip"]["capacity"]
+    for name in ("weights", "kv_cache", "buffers", "free"):
+        row = report["sram_bytes_per_chip"][name]
+        out.add_row(name, *(f"{row[key]:,}" for key in ("min", "max", "total")))
+    if programs := report.get("instructions"):
+        row = programs["bytes_per_chip"]
+        cells = (f"{row[key]:,}" for key in ("min", "max", "total"))
+        out.add_row(f"program of {programs['step']} (in no region)", *cells)
+    out.add_row("capacity", f"{capacity:,}", f"{capacity:,}", f"{capacity * report['chips']:,}")
+    return out
+
+
+def _cycles_table(decode: dict[str, Any]) -> Table:
+    out = columns(f"per token, {decode['step']}", "cycles", "us", "share")
+    for part in PARTS:
+        row = decode["parts"][part]
+        share = row["cycles"] / decode["cycles"]
+        out.add_row(part, f"{row['cycles']:,}", f"{row['microseconds']:.2f}", f"{share:.1%}")
+    out.add_row("all", f"{decode['cycles']:,}", f"{decode['microseconds']:.2f}", "100.0%")
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""`python -m rack.validate`: published figures beside the emulator's own, with signed errors.
+
+`--markdown FILE` rewrites the tables of docs/accuracy.md between their two marks, `--check FILE`
+says whether they are still true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from compiler.regular import read_file
+from rack.commands.validate_lstm import lstm
+from rack.errors import ConfigError
+from rack.machines.hardware import Hardware
+from rack.machines.profile import load_hardware
+from rack.reports.accuracy import Row, behind, markdown, number, published
+from rack.reports.accuracy_rows import all_rows
+from rack.reports.tables import columns, shown
+from rack.run.config import arguments
+from rack.system.output import writing
+from rack.system.provenance import code_version
+from rack.system.shell import put, verb
+
+MOST_PAGE = 1 << 24  # bytes
+BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.validate`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rack.validate",
+        description="Hold the emulator against published figures.",
+    )
+    parser.add_argument(
+        "--hardware", default="groqrack", help="the published machine (default groqrack), or yours"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", metavar="FILE", help="rewrite the tables in this page")
+    form.add_argument("--check", metavar="FILE", help="1 when the tables in this page are not true")
+    return parser
+
+
+def table(argv: Sequence[str]) -> int:
+    """Print, write or check the table of all figures."""
+    args = arguments(build_parser(), argv)
+    hardware = load_hardware(args.hardware)
+    rows = all_rows(hardware)
+    if args.json:
+        put(json.dumps(report(rows, hardware)))
+    elif args.markdown or args.check:
+        return _page(Path(args.markdown or args.check), rows, hardware, write=bool(args.markdown))
+    else:
+        put(_text(rows, hardware))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"table": table, "lstm": lstm}
+"""The first word of the command line; without one it is `table`."""
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 1 refused, 2 bad usage."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words.pop(0) if words and words[0] in COMMANDS else "table"
+    return COMMANDS[name](words)
+
+
+def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
+    """Return the table as plain data."""
+    return {
+        "hardware": hardware.name,
+        "hardware_digest": hardware.digest(),
+        "rows": [row.to_dict(hardware) for row in rows],
+        "code": code_version(),
+    }
+
+
+def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> int:
+    try:
+        text = read_file(path, MOST_PAGE).decode()  # its ends of lines stay as they are
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise ConfigError(f"{path}: wanted a page with {BEGIN} and {END}, got none")
+        new = f"{before}{BEGIN}\n\n{markdown(rows, hardware)}\n\n{END}{after}"
+        if write:
+            with writing(str(path), "a page") as file:
+                file.write(new.encode())
+        elif new != text:
+            raise ConfigError(f"{path}: its tables are not what rack.validate says; use --markdown")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: wanted a page to read and write, got {error}") from error
+    return 0
+
+
+def _text(rows: Sequence[Row], hardware: Hardware) -> str:
+    out = columns("part", "figure", "published", "grade", "ours", "error", "behind ours")
+    for row in rows:
+        out.add_row(
+            row.part, row.figure, f"{published(row)} {row.unit}", row.grade,
+            f"{number(row.ours)} {row.unit}", f"{row.error_percent:+.1f} %",
+            behind(row, hardware),
+        )  # fmt: skip
+    return shown(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""One machine: its chip, its links, how racks are filled and wired. Made by `profile`.
+
+Slots are numbered card by card, rack by rack. Two ways of cabling: `dragonfly` (nodes and racks
+as built) and `free` (each layout plugs its own cables). Two ways of rating a link: its own
+LinkSpec, or an even share of what a chip can send in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from chip.spec import ChipSpec
+from interconnect.clock import ClockSpec
+from interconnect.dragonfly import Dragonfly, multi_rack
+from interconnect.spec import LinkSpec
+from interconnect.topology import Topology, free_cabling
+from rack.errors import MachineError
+
+
+class Cabling(StrEnum):
+    """Who decides which port reaches which chip."""
+
+    FREE = "free"  # the layout
+    DRAGONFLY = "dragonfly"  # the machine
+
+
+class Sourced(NamedTuple):
+    """A value of a profile and where it comes from; `grade` is "assumption" for one of ours.
+
+    `fitted` names the published figure that the value was chosen to meet; "" when there is none.
+    """
+
+    value: int | str | list[int]
+    grade: str
+    source: str
+    fitted: str = ""
+
+
+@lru_cache(maxsize=4)
+def _wired(shape: Dragonfly, n_racks: int) -> Topology:
+    """Wire whole racks; every layout that is tried on them asks again."""
+    return multi_rack(shape, n_racks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedEgress:
+    """What a chip sends in all, shared evenly over its cabled ports; bits per second, exact."""
+
+    egress_bps: Fraction
+    overhead_bytes: int
+    latency_cycles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A machine to lay models out on. Every duration is in chip cycles."""
+
+    name: str
+    chip: ChipSpec
+    chips_per_card: int
+    cards_per_rack: int
+    chips_per_node: int
+    cabling: Cabling
+    ports_per_chip: int
+    local_ports: int  # 0 with free cabling
+    global_ports: int  # all ports with free cabling
+    chip_link: LinkSpec | SharedEgress
+    host_link: LinkSpec
+    clock: ClockSpec
+    host_turnaround_cycles: int  # result at the host to next step message
+    sources: dict[str, Sourced] = field(hash=False, compare=False, repr=False)
+
+    @property
+    def chips_per_rack(self) -> int:
+        """Chips in one rack."""
+        return self.chips_per_card * self.cards_per_rack
+
+    @property
+    def max_chips(self) -> int | None:
+        """The most chips that can be wired; None when there is no limit."""
+        if self.cabling is Cabling.FREE:
+            return None
+        return self.dragonfly().max_racks * self.chips_per_rack
+
+    def dragonfly(self) -> Dragonfly:
+        """Return the shape of the cabling; MachineError when it is the layout's to choose."""
+        if self.cabling is Cabling.FREE:
+            raise MachineError(
+                machine=self.name, what="cabling", wanted="dragonfly", got=str(self.cabling)
+            )
+        return Dragonfly(
+            chips_per_node=self.chips_per_node,
+            nodes_per_rack=self.chips_per_rack // self.chips_per_node,
+            local_ports=self.local_ports,
+            global_ports=self.global_ports,
+        )
+
+    def link_spec(self, ports_in_use: int) -> LinkSpec:
+        """Return the link between chips, when the busiest chip has `ports_in_use` ports cabled.
+
+        Raises MachineError outside 1..ports_per_chip.
+        """
+        if not 1 <= ports_in_use <= self.ports_per_chip:
+            wanted = f"1 to {self.ports_per_chip}"
+            raise MachineError(
+                machine=self.name, what="ports in use", wanted=wanted, got=ports_in_use
+            )
+        link = self.chip_link
+        if isinstance(link, LinkSpec):
+            return link
+        return LinkSpec.from_payload_rate(
+            link.egress_bps / ports_in_use,
+            overhead_bytes=link.overhead_bytes,
+            latency_cycles=link.latency_cycles,
+        )
+
+    def topology(self, n_chips: int, pairs: Sequence[tuple[int, int]] = ()) -> Topology:
+        """Wire a machine that holds `n_chips`.
+
+        Free cabling: those chips and a cable per pair. Dragonfly: the fewest whole racks (so the
+        topology may have more chips), cabled as built; `pairs` is ignored, a pair without a link
+        has to be forwarded. Raises MachineError for a count that cannot be built, and
+        PortsExhaustedError for too many pairs.
+        """
+        n_racks = self.racks(n_chips)
+        if self.cabling is Cabling.FREE:
+            return free_cabling(n_chips, pairs, self.ports_per_chip)
+        return _wired(self.dragonfly(), n_racks)
+
+    def racks(self, n_chips: int) -> int:
+        """Return the racks that hold `n_chips`; MachineError when there is no such machine."""
+        most = self.max_chips
+        if n_chips < 1 or (most is not None and n_chips > most):
+            wanted = "at least 1" if most is None else f"1 to {most}"
+            raise MachineError(machine=self.name, what="chips", wanted=wanted, got=n_chips)
+        return -(-n_chips // self.chips_per_rack)
+
+    def card_of(self, slot: int) -> int:
+        """Return the card a slot is on, counted over all racks."""
+        return slot // self.chips_per_card
+
+    def rack_of(self, slot: int) -> int:
+        """Return the rack a slot is in."""
+        return slot // self.chips_per_rack
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every value, nested, in JSON's types; a Fraction as "numerator/denominator"."""
+        link = {
+            key: str(value) if isinstance(value, Fraction) else value
+            for key, value in asdict(self.chip_link).items()
+        }
+        return {
+            "name": self.name,
+            "chip": {
+                **asdict(self.chip),
+                "delays": {name: [func, skew] for name, func, skew in self.chip.delays},
+            },
+            "chips_per_card": self.chips_per_card,
+            "cards_per_rack": self.cards_per_rack,
+            "chips_per_node": self.chips_per_node,
+            "cabling": str(self.cabling),
+            "ports_per_chip": self.ports_per_chip,
+            "local_ports": self.local_ports,
+            "global_ports": self.global_ports,
+            "chip_link": {"kind": type(self.chip_link).__name__, **link},
+            "host_link": asdict(self.host_link),
+            "clock": asdict(self.clock),
+            "host_turnaround_cycles": self.host_turnaround_cycles,
+        }
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all values but the name, as 64 hex digits."""
+        values = self.to_dict()
+        del values["name"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,308 @@
+"""Read a machine from TOML: `load_hardware("lesson")`, `load_hardware("my.toml")`.
+
+A file has `name`, optionally `inherits` (a shipped profile's name, or a path beside the file), and
+the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock and host. Every
+value in them is an inline table that says where it comes from:
+`{ value = 4, grade = "A", source = "..." }` or `{ value = 4, source = "assumption: ..." }`; a value
+without is refused. So are an unknown key, a number out of bounds (`profile_keys`), a value
+that is not modelled, and a key of the file's own that changes nothing beside the others, as
+`link.lanes` where all ports share a rate (an inherited one is passed over).
+`fitted = "..."` names the published figure that a value was chosen to meet.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chip.isa.instructions import MNEMONICS
+from chip.isa.issue import delays
+from chip.spec import ChipSpec
+from compiler.files import shown
+from compiler.regular import read_file
+from interconnect.clock import ClockSpec
+from interconnect.spec import LinkSpec
+from rack.errors import ProfileError
+from rack.machines.hardware import Cabling, Hardware, SharedEgress, Sourced
+from rack.machines.profile_keys import (
+    COMMON,
+    KNOWN,
+    MOST_CHIPS,
+    MOST_SLOT,
+    ONLY,
+    REMOVED,
+    TABLES,
+    UNUSED_DELAYS,
+    check,
+)
+
+_T = TypeVar("_T")
+_FOLDER = Path(__file__).parent / "profiles"
+GRADES = ("A", "B", "C", "D", "M")
+STRAYING = "groqrack-drift"  # has what a profile leaves open of clocks that stray
+MOST_BYTES = 1 << 20  # of a file
+MOST_HEIRS = 8  # files that inherit from each other
+MOST_TEXT = 1000  # characters of a name or a source
+
+_CHIP = tuple(field.name for field in fields(ChipSpec) if field.name != "delays")
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of the shipped profiles, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def load_hardware(name_or_path: str | Path) -> Hardware:
+    """Read a shipped profile by name, or a `.toml` file by path.
+
+    Raises ProfileError, naming file and key, for anything that is not as described above.
+    """
+    path = _find(str(name_or_path), "", "profile")
+    name, values, own = _read(path, ())
+    profile = _Profile(str(path), values)
+    for key in own:
+        if key not in profile.used:
+            wanted = f"no such key with {profile.choices}"
+            raise ProfileError(file=str(path), key=key, wanted=wanted, got="one")
+    return profile.build(name)
+
+
+def _find(name: str, beside: str, key: str) -> Path:
+    """Return the file: a shipped profile for a bare name, else a path relative to `beside`."""
+    if name in profile_names():
+        return _FOLDER / f"{name}.toml"
+    path = os.path.join(beside, name)
+    if path.endswith(".toml") and os.path.lexists(path):
+        return Path(path)
+    wanted = f"{', '.join(profile_names())} or the path of a .toml file"
+    raise ProfileError(file=f"{name:.200}", key=key, wanted=wanted, got="no such profile")
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_file(path, MOST_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, deep nesting, long numbers
+        raise ProfileError(file=str(path), key="file", wanted="TOML", got=str(error)) from error
+
+
+def _read(path: Path, heirs: tuple[str, ...]) -> tuple[str, dict[str, Sourced], list[str]]:
+    """Return the file's name, its values over those it inherits, and its own keys."""
+    here = os.path.realpath(path)
+    if here in heirs or len(heirs) >= MOST_HEIRS:
+        wanted = "an end" if here in heirs else f"at most {MOST_HEIRS} files"
+        got = " -> ".join((*heirs, here))
+        raise ProfileError(file=str(path), key="inherits", wanted=wanted, got=got)
+    document = _parse(path)
+    name, values = _text(path, document, "name"), _tables(path, document)
+    own = list(values)
+    if "inherits" in document:
+        parent = _text(path, document, "inherits")
+        found = _find(parent, os.path.dirname(path), f"inherits in {path}")
+        values = _read(found, (*heirs, here))[1] | values
+    return name, values, own
+
+
+def _text(path: Path, document: dict[str, Any], key: str) -> str:
+    value = document.get(key)
+    if not isinstance(value, str) or not 1 <= len(value) <= MOST_TEXT or not value.isprintable():
+        got = "nothing" if value is None else shown(value)
+        raise ProfileError(file=str(path), key=key, wanted="a text", got=got)
+    return value
+
+
+def _tables(path: Path, document: dict[str, Any]) -> dict[str, Sourced]:
+    """Flatten a file's own tables to "table.key"; checks every key and entry."""
+    values: dict[str, Sourced] = {}
+    for table, entries in document.items():
+        if table in ("name", "inherits"):
+            continue
+        if not isinstance(entries, dict) or table not in TABLES:
+            wanted = f"one of name, inherits, {', '.join(f'[{name}]' for name in TABLES)}"
+            raise ProfileError(
+                file=str(path), key=f"{table:.80}", wanted=wanted, got="an unknown key"
+            )
+        for entry, content in entries.items():
+            key = f"{table}.{entry:.80}"
+            _check_known(str(path), table, key)
+            values[key] = _entry(str(path), key, content)
+    return values
+
+
+def _check_known(file: str, table: str, key: str) -> None:
+    if key in REMOVED:
+        wanted = f"no such key any more ({REMOVED[key]})"
+        raise ProfileError(file=file, key=key, wanted=wanted, got="one")
+    if key not in KNOWN:
+        known = sorted(k for k in KNOWN if k.startswith(f"{table}."))
+        near = ", ".join(k.partition(".")[2] for k in known)
+        raise ProfileError(file=file, key=key, wanted=f"one of {near}", got="an unknown key")
+
+
+def _entry(file: str, key: str, content: object) -> Sourced:
+    """Check one inline table."""
+    shape = '{ value, grade, source } or { value, source = "assumption: ..." }'
+    if not isinstance(content, dict) or not {"value", "source"} <= set(content):
+        raise ProfileError(file=file, key=key, wanted=shape, got=shown(content))
+    if extra := sorted(set(content) - {"value", "grade", "source", "fitted"}):
+        got = f"also {', '.join(extra):.80}"
+        raise ProfileError(file=file, key=key, wanted=shape, got=got)
+    value, source, grade = content["value"], content["source"], content.get("grade")
+    check(file, key, value)
+    if not _words(source) or not source.removeprefix("assumption:").strip():
+        raise ProfileError(file=file, key=key, wanted="a source in words", got=shown(source))
+    fitted = content.get("fitted", "")
+    if "fitted" in content and not _words(fitted):
+        wanted = "the figure it was fitted to, in words"
+        raise ProfileError(file=file, key=key, wanted=wanted, got=shown(fitted))
+    assumed = source.startswith("assumption:")
+    if assumed and grade is not None:
+        wanted = "no grade on an assumption"
+        raise ProfileError(file=file, key=key, wanted=wanted, got=shown(grade))
+    if not assumed and grade not in GRADES:
+        wanted = f"a grade ({', '.join(GRADES)}) or a source that starts with 'assumption:'"
+        got = "neither" if grade is None else shown(grade)
+        raise ProfileError(file=file, key=key, wanted=wanted, got=got)
+    return Sourced(value, grade or "assumption", source, fitted)
+
+
+def _words(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and len(text) <= MOST_TEXT
+
+
+class _Profile:
+    """The values of one profile, inherited ones included, on the way to a Hardware."""
+
+    def __init__(self, file: str, values: dict[str, Sourced]) -> None:
+        self._file, self._values = file, values
+        cabling, rate = self._get("system.cabling").value, self._get("link.rate").value
+        clocks = self._clocks()
+        self.choices = (
+            f"system.cabling = {cabling!r}, link.rate = {rate!r} and {' and '.join(clocks)}"
+        )
+        chosen = (str(cabling), str(rate), *clocks)
+        keys = [*COMMON, *(key for choice in chosen for key in ONLY[choice])]
+        keys.sort(key=lambda key: TABLES.index(key.partition(".")[0]))
+        self.used = {key: self._get(key) for key in keys}
+        self._check_unused_delays()
+
+    def _get(self, key: str) -> Sourced:
+        if key not in self._values and key in (*ONLY["straying clocks"], *ONLY["drawn latencies"]):
+            self._values = _read(_FOLDER / f"{STRAYING}.toml", ())[1] | self._values
+        if key not in self._values:
+            raise ProfileError(file=self._file, key=key, wanted="a value", got="nothing")
+        return self._values[key]
+
+    def _clocks(self) -> list[str]:
+        """Return how the clocks stray, as ONLY has it."""
+        drift, jitter, sigma = (
+            self._get(f"clock.{key}").value
+            for key in ("drift_ppm", "jitter_mcycles", "latency_sigma_mcycles")
+        )
+        strays = ["straying clocks"] if drift or jitter else []
+        return strays + (["drawn latencies"] if strays or sigma else ["exact clocks"])
+
+    def _check_unused_delays(self) -> None:
+        """Refuse delays that would change nothing: those of groqrack stand."""
+        shipped = _read(_FOLDER / "groqrack.toml", ())[1]
+        for key in (f"delays.{name}" for name in UNUSED_DELAYS):
+            base, own = shipped[key].value, self.used[key].value
+            if own != base:
+                wanted = f"{base} (only that is modelled)"
+                raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(own))
+
+    def _int(self, key: str) -> int:
+        value = self.used[key].value
+        assert isinstance(value, int), key  # _check_value saw it
+        return value
+
+    def _table(self, table: str, *keys: str) -> dict[str, int]:
+        return {key: self._int(f"{table}.{key}") for key in keys}
+
+    def _delays(self) -> tuple[tuple[str, int, int], ...]:
+        pairs = [(name, self.used[f"delays.{name}"].value) for name in MNEMONICS]
+        return tuple((name, pair[0], pair[1]) for name, pair in pairs if isinstance(pair, list))
+
+    def _chip(self) -> ChipSpec:
+        chip = ChipSpec(**self._table("chip", *_CHIP), delays=self._delays())
+        delays(chip)  # ValueError for delays that no program can be made with
+        return chip
+
+    def _built(self, key: str, make: Callable[[], _T]) -> _T:
+        """Run a constructor; what it finds wrong concerns several keys of the file together."""
+        try:
+            return make()
+        except ValueError as error:
+            wanted = "numbers that fit together"
+            raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(error)) from error
+
+    def build(self, name: str) -> Hardware:
+        """Make the Hardware; ProfileError when the numbers contradict each other."""
+        strays = {key: self._int(key) for key in self.used if key.startswith("clock.")}
+        clock = {key.removeprefix("clock."): value for key, value in strays.items()}
+        system = self._table("system", "chips_per_card", "cards_per_rack", "ports_per_chip")
+        chips = system["chips_per_card"] * system["cards_per_rack"]
+        if chips > MOST_CHIPS:
+            wanted = f"at most {MOST_CHIPS} chips a rack"
+            raise ProfileError(
+                file=self._file, key="system.cards_per_rack", wanted=wanted, got=str(chips)
+            )
+        cabling = Cabling(str(self.used["system.cabling"].value))
+        if cabling is Cabling.FREE:
+            system |= {"chips_per_node": chips}
+            system |= {"local_ports": 0, "global_ports": system["ports_per_chip"]}
+        else:
+            system |= self._table("system", "chips_per_node", "local_ports", "global_ports")
+            self._check_dragonfly(system)
+        hardware = Hardware(
+            name=name,
+            chip=self._built("chip", self._chip),
+            cabling=cabling,
+            chip_link=self._built("link", lambda: self._link(chips)),
+            host_link=self._built("host", self._host),
+            clock=self._built("clock", lambda: ClockSpec(**clock)),
+            host_turnaround_cycles=self._int("host.turnaround_cycles"),
+            sources=self.used,
+            **system,
+        )
+        self._check_slots(hardware)
+        if cabling is Cabling.DRAGONFLY:
+            self._built("system", hardware.dragonfly)
+        return hardware
+
+    def _check_dragonfly(self, system: dict[str, int]) -> None:
+        chips = system["chips_per_card"] * system["cards_per_rack"]
+        if chips % system["chips_per_node"]:
+            wanted = f"a divisor of the {chips} chips of a rack"
+            got = str(system["chips_per_node"])
+            raise ProfileError(file=self._file, key="system.chips_per_node", wanted=wanted, got=got)
+        ports = system["local_ports"] + system["global_ports"]
+        if ports != system["ports_per_chip"]:
+            wanted = f"local_ports + global_ports = {ports}"
+            got = str(system["ports_per_chip"])
+            raise ProfileError(file=self._file, key="system.ports_per_chip", wanted=wanted, got=got)
+
+    def _check_slots(self, hardware: Hardware) -> None:
+        """Refuse links so slow that a vector takes more cycles than any run could have."""
+        clock = hardware.chip.clock_hz
+        slowest = hardware.link_spec(hardware.ports_per_chip)
+        for key, link in (("link", slowest), ("host", hardware.host_link)):
+            if (cycles := link.slot_cycles(clock)) > MOST_SLOT:
+                wanted = f"at most {MOST_SLOT} cycles for a vector"
+                raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(cycles))
+
+    def _link(self, chips: int) -> LinkSpec | SharedEgress:
+        common = self._table("link", "overhead_bytes", "latency_cycles")
+        if self.used["link.rate"].value == "per_link":
+            serdes = ("lanes", "line_rate_bps", "encoding_payload", "encoding_total")
+            return LinkSpec(**self._table("link", *serdes), **common)
+        shares = self._int("link.rack_bps_directions") * chips
+        return SharedEgress(egress_bps=Fraction(self._int("link.rack_bps"), shares), **common)
+
+    def _host(self) -> LinkSpec:
+        common = self._table("host", "overhead_bytes", "latency_cycles")
+        return LinkSpec.from_payload_rate(self._int("host.payload_bps"), **common)

@@ -1,0 +1,82 @@
+"""What programs take as instructions (`rack.plan --instructions`), and a chip's whole step lowered.
+
+Counted operation by operation, each as chip/encoding/binary.py encodes it by itself: operations of
+one shape differ in addresses alone and are lowered once for all chips. What operations of a program
+have in common (permutations, repeated rows) is counted with each, so a whole program takes less.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from chip.encoding.binary import measured
+from chip.isa.issue import Issue
+from chip.isa.queues import to_queues
+from chip.ops.cost import SHAPE
+from chip.ops.operations import MOVES
+from chip.ops.program import Operation, Program
+from compiler.ir import StepSchedule
+from compiler.lower import lower, lower_operation
+from compiler.lower_links import place_transfers
+from compiler.pipeline import CompiledModel
+from rack.run.job import links_of, ports_of
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSize:
+    """One chip's program of one step: bytes by queue and of "maps", and instructions in all."""
+
+    queue_bytes: Counter[str]
+    instructions: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.queue_bytes.values())
+
+
+def step_issues(compiled: CompiledModel, program: Program) -> list[Issue]:
+    """Return all instructions of a chip's step. Raises LoweringError."""
+    ports, slots = _links(compiled, program)
+    return lower(program, spec=compiled.chip, ports=ports, slots=slots)
+
+
+def step_sizes(compiled: CompiledModel, step: StepSchedule) -> list[ProgramSize]:
+    """Return every chip's program size in a step. Raises LoweringError."""
+    sizes: dict[object, ProgramSize] = {}
+    out = []
+    for program in step.programs[:-1]:  # the last is the host's
+        ports, slots = _links(compiled, program)
+        parts = [_size(place_transfers(program, compiled.chip, [], ports, slots))]
+        for operation in program.operations:
+            if operation.opcode in MOVES:
+                continue
+            if (shape := _shape(operation)) not in sizes:
+                sizes[shape] = _size(lower_operation(operation, compiled.chip))
+            parts.append(sizes[shape])
+        out.append(_total(parts))
+    return out
+
+
+def _links(compiled: CompiledModel, program: Program) -> tuple[dict[int, int], dict[int, int]]:
+    links = links_of(compiled, program.chip)
+    return ports_of(links, program.chip), {link.id: link.slot_cycles for link in links}
+
+
+def _shape(operation: Operation) -> tuple[object, ...]:
+    """Return what the size of an operation's instructions depends on."""
+    return (operation.opcode, *((name, operation.args.get(name)) for name in SHAPE))
+
+
+def _size(issues: Iterable[Issue]) -> ProgramSize:
+    issues = list(issues)
+    return ProgramSize(Counter(measured(to_queues(issues))), sum(issue.n for issue in issues))
+
+
+def _total(parts: Iterable[ProgramSize]) -> ProgramSize:
+    queues, instructions = Counter[str](), 0
+    for part in parts:
+        queues.update(part.queue_bytes)
+        instructions += part.instructions
+    return ProgramSize(queues, instructions)

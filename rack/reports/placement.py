@@ -1,0 +1,73 @@
+"""What is placed where, chip by chip: `--dry-run` of every verb that has one; starts nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rack.run.session import Prepared
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add `--dry-run`."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what is placed where; start nothing"
+    )
+
+
+def placement(prepared: Prepared, *, as_json: bool = False) -> str:
+    """Return the placement: a line per chip, or one JSON object."""
+    report = placement_report(prepared)
+    if as_json:
+        return json.dumps(report)
+    head = (
+        f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "
+        f"{report['chips']} chips, {report['racks']} racks, context {report['max_model_len']}, "
+        f"prefill chunk {report['prefill_chunk']}"
+    )
+    lines = [
+        f"chip {chip['chip']:>3}: rack {chip['rack']} card {chip['card']} slot {chip['slot']}: "
+        f"{', '.join(chip['holds'])}; {chip['used_bytes']:,} of {chip['sram_bytes']:,} bytes"
+        for chip in report["placement"]
+    ]
+    return "\n".join([head, *lines])
+
+
+def placement_report(prepared: Prepared) -> dict[str, Any]:
+    """Return the placement as plain data."""
+    compiled, hardware = prepared.compiled, prepared.hardware
+    placed = []
+    for chip, memory in enumerate(compiled.memories):
+        slot = compiled.network.binding[chip]
+        placed.append({
+            "chip": chip,
+            "rack": hardware.rack_of(slot),
+            "card": hardware.card_of(slot),
+            "slot": slot,
+            "holds": list(_holds(prepared, chip)),
+            "used_bytes": memory.sram_bytes - memory.free_bytes,
+            "sram_bytes": memory.sram_bytes,
+        })  # fmt: skip
+    return {
+        "model": compiled.config.name,
+        "dtype": compiled.dtype,
+        "hardware": hardware.name,
+        "layout": str(compiled.layout),
+        "chips": compiled.layout.chips,
+        "racks": hardware.racks(compiled.layout.chips),
+        "max_model_len": compiled.max_model_len,
+        "prefill_chunk": compiled.prefill_chunk,
+        "placement": placed,
+        "config": prepared.config.to_dict(),
+    }
+
+
+def _holds(prepared: Prepared, chip: int) -> Iterator[str]:
+    for group, rank in prepared.compiled.partition.groups_of(chip):
+        if len(group.layers):
+            yield f"layers {group.layers[0]}-{group.layers[-1]} rank {rank}"
+        if group.has_head:
+            first, last = group.vocab[rank]
+            yield f"LM head columns {first}-{last - 1}" if last > first else "LM head"

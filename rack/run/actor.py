@@ -1,0 +1,58 @@
+"""The Ray actor of one chip: a shell around `ChipWorker`, whose loop runs in the actor's thread.
+
+Ray places, watches and ends it; no step and no vector goes through Ray.
+
+Ray would have the actor import this project from the folder that the driver was started in,
+whatever lies there. So the shell travels whole, by value: it needs nothing of ours, and puts the
+folder that the driver runs from first on the path before anything is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+if TYPE_CHECKING:
+    from rack.run.job import ChipJob
+    from rack.run.worker import Seat
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def node_address() -> str:
+    """Return this machine's address as the cluster knows it, whatever other networks it is on."""
+    here = ray.get_runtime_context().get_node_id()
+    (address,) = (n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == here)
+    return str(address)
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
+class ChipActor:
+    """One chip. `run` returns when the chip has been stopped."""
+
+    def __init__(self, root: str) -> None:
+        if os.path.isdir(os.path.join(root, "rack")):  # another machine may have it elsewhere
+            sys.path.insert(0, root)
+
+    def run(self, job: ChipJob, seat: Seat) -> int:
+        """Run the chip's loop; gives the process id at its end."""
+        from dataclasses import replace
+
+        from rack.run.worker import ChipWorker
+
+        own = replace(seat, bind=seat.bind.format(node_ip=node_address()))
+        ChipWorker(job, own).run()
+        return os.getpid()
+
+
+def start_actor(
+    root: str, job: ChipJob, seat: Seat, strategy: Any, memory_bytes: int
+) -> tuple[Any, Any]:
+    """Start an actor where `strategy` says: its handle, and the reference of its running loop."""
+    actor = ChipActor.options(  # type: ignore[attr-defined]
+        scheduling_strategy=strategy, memory=memory_bytes, name=None
+    ).remote(root)
+    return actor, actor.run.remote(job, seat)

@@ -1,0 +1,132 @@
+"""Chips as Ray actors: one placement group per rack, one bundle per card.
+
+A bundle lies on one machine, so the chips of a card share it; a rack's bundles are packed on as
+few machines as possible. Memory is declared, so that Ray refuses what does not fit. Where no
+cluster is named (`RAY_ADDRESS`) and none was started with `ray start` on this machine, a local one
+is started and ended with us; `RAY_ADDRESS=local` always starts one (rack/run/membership.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rack.errors import RackError
+from rack.machines.hardware import Hardware
+from rack.run.actor import node_address, start_actor
+from rack.run.job import ChipJob
+from rack.run.membership import MEMBERSHIP
+from rack.run.worker import Seat, one_blas_thread
+from rack.system.provenance import ROOT
+
+PROCESS_BYTES = 100 << 20  # a chip process beside its SRAM: interpreter, NumPy, Ray
+PLACE_TIMEOUT_S = 60.0
+
+Progress = Callable[[str, int, int], None]
+
+
+class RayLauncher:
+    """Implements `rack.run.remote.Launcher`."""
+
+    name = "ray"
+
+    def __init__(self, hardware: Hardware, chips: int, progress: Progress | None = None) -> None:
+        self.hardware = hardware
+        self._host = chips  # the host's node id comes after the chips'
+        self._progress = progress or (lambda stage, done, total: None)
+        self._groups: list[Any] = []
+        self._actors: dict[int, Any] = {}
+        self._loops: dict[int, Any] = {}
+        one_blas_thread()
+        MEMBERSHIP.join(chips)
+        self._joined = True
+        self._machines = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self._one_machine = len(self._machines) == 1
+
+    def bind(self, node: int, folder: str) -> str:
+        """See `Launcher.bind`; between machines every node binds tcp on its own address."""
+        if self._one_machine:
+            return f"ipc://{os.path.join(folder, str(node))}"
+        return f"tcp://{node_address()}:*" if node == self._host else "tcp://{node_ip}:*"
+
+    def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
+        """See `Launcher.start`. Raises RackError where the cluster has no room."""
+        memory = [job.used_bytes + PROCESS_BYTES for job, _ in jobs]
+        places = self._place(memory)
+        for (job, seat), bytes_needed in zip(jobs, memory, strict=True):
+            group, bundle = places[job.index]
+            strategy = PlacementGroupSchedulingStrategy(
+                placement_group=group, placement_group_bundle_index=bundle
+            )
+            actor, loop = start_actor(str(ROOT), job, seat, strategy, bytes_needed)
+            self._actors[job.index], self._loops[job.index] = actor, loop
+
+    def _place(self, memory: list[int]) -> dict[int, tuple[Any, int]]:
+        """Reserve memory card by card, rack by rack: chip -> (placement group, bundle)."""
+        per_card, per_rack = self.hardware.chips_per_card, self.hardware.chips_per_rack
+        places: dict[int, tuple[Any, int]] = {}
+        racks = range(0, len(memory), per_rack)
+        for number, first in enumerate(racks):
+            chips = range(first, min(first + per_rack, len(memory)))
+            cards = [chips[i : i + per_card] for i in range(0, len(chips), per_card)]
+            bundles = [{"memory": sum(memory[chip] for chip in card)} for card in cards]
+            self._progress("racks placed", number, len(racks))
+            group = placement_group(bundles, strategy="PACK")
+            self._groups.append(group)
+            if not group.wait(timeout_seconds=PLACE_TIMEOUT_S):
+                wanted = sum(memory)
+                have = int(ray.cluster_resources().get("memory", 0))
+                raise RackError(
+                    f"rack {number}: Ray found no room within {PLACE_TIMEOUT_S:.0f} s: the layout "
+                    f"wants {wanted:,} bytes of memory, the cluster has {have:,} "
+                    f"(also in use: {have - int(ray.available_resources().get('memory', 0)):,})"
+                )
+            self._check_joined(group)
+            for bundle, card in enumerate(cards):
+                places |= dict.fromkeys(card, (group, bundle))
+        self._progress("racks placed", len(racks), len(racks))
+        return places
+
+    def _check_joined(self, group: Any) -> None:
+        """Refuse a machine that came after the addresses were chosen: ipc does not reach it."""
+        used = set(ray.util.placement_group_table(group)["bundles_to_node_id"].values())
+        if self._one_machine and not used <= self._machines:
+            raise RackError("a machine joined the cluster while this run started: start it again")
+
+    def dead(self) -> dict[int, str]:
+        """See `Launcher.dead`. Raises RackError when the cluster itself is gone."""
+        MEMBERSHIP.check()
+        loops = {loop: chip for chip, loop in self._loops.items()}
+        ended, _ = ray.wait(list(loops), num_returns=len(loops), timeout=0)
+        out = {}
+        for loop in ended:
+            try:
+                ray.get(loop)
+                out[loops[loop]] = "its loop returned"
+            except ray.exceptions.RayTaskError as error:  # its first line only says where
+                out[loops[loop]] = f"{type(error.cause).__name__}: {error.cause}"
+            except ray.exceptions.RayError as error:
+                out[loops[loop]] = str(error).strip().splitlines()[0]
+        return out
+
+    def stop(self) -> None:
+        """See `Launcher.stop`. Actors of a cluster that is gone end without us."""
+        if self._joined and MEMBERSHIP.answers():
+            for actor in self._actors.values():
+                with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                    ray.kill(actor, no_restart=True)
+            for group in self._groups:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    remove_placement_group(group)
+        self._actors.clear()
+        self._loops.clear()
+        self._groups.clear()
+        if self._joined:
+            self._joined = False
+            MEMBERSHIP.leave()

@@ -1,0 +1,156 @@
+"""The host's side of a rack: sends steps and embeddings, takes results, checks their cycles.
+
+The host port is a chip without computations: its program for a step sends embedding and RoPE rows
+and receives results, through the same link models and the same checks as everything else. How
+messages are moved while the driver waits (`pump`) and what to do at a deadline is the rack's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chip.kernels import load as load_kernels
+from chip.kernels.vmath import inv_frequencies, llama3_scaled_inv_freq, rope_tables
+from chip.ops.operations import row_bytes
+from chip.run.chip import Chip, StepMessage
+from chip.spec import VECTOR_BYTES
+from chip.sram import Sram
+from compiler.ir import StepSchedule
+from compiler.model.config import ModelConfig
+from compiler.model.weights import EMBEDDING, WeightSource
+from compiler.pipeline import CompiledModel
+from interconnect.frame import Control
+from interconnect.transport import Transport
+from rack.run.job import chip_links, links_of, programs_of
+from rack.run.node import ChipNode, LinkSlots, step_control
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What a step gave: logits of every vocabulary column, or (ids, values) of the largest."""
+
+    cycles: int  # from this step's base to the next one's
+    logits: F32 | None = None  # [vocab]
+    top: tuple[NDArray[np.int64], F32] | None = None
+    hash_share: int = 0  # sum over the vocabulary, modulo 2^64
+
+
+def rope_frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    """Return the model's rotary frequencies, [head_dim / 2]."""
+    frequencies = inv_frequencies(config.rope_theta, config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    return llama3_scaled_inv_freq(
+        frequencies, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor,
+        scaling.original_max_position_embeddings,
+    )  # fmt: skip
+
+
+class Driver:
+    """Runs steps on a rack of chips that listen on a transport."""
+
+    def __init__(
+        self, compiled: CompiledModel, source: WeightSource, transport: Transport,
+        slots: LinkSlots | None = None,
+    ) -> None:  # fmt: skip
+        self.compiled, self.source = compiled, source
+        self.base_cycle = 0
+        self.sequence = 0
+        self._frequencies = rope_frequencies(compiled.config)
+        host = compiled.layout.chips
+        links = links_of(compiled, host)
+        self.node = ChipNode(links, host, transport, slots or {})
+        size = max(step.host.size for step in compiled.steps.values())
+        self.memory = Sram(-(-size // VECTOR_BYTES) * VECTOR_BYTES)
+        self.node.attach(
+            lambda node: Chip(
+                "host", compiled.chip, self.memory, chip_links(links), load_kernels(), node.send
+            )
+        )
+        for program in programs_of(compiled, host):
+            self.node.chip.load_program(program)
+
+    def reset(self) -> None:
+        """Start a request: a new epoch on every node, cycle 0, nothing on the links."""
+        self.base_cycle = 0
+        control = Control("epoch", {"epoch": self.node.epoch + 1})
+        for chip in range(self.compiled.layout.chips):
+            self.node.transport.send(chip, control)
+        self.node.handle(control)
+
+    def start_step(
+        self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int]
+    ) -> None:
+        """Send step messages to all chips, then the rows' embeddings to the first group."""
+        config, rows = self.compiled.config, len(positions)
+        embedding = self.memory.rows(
+            schedule.host.embedding, np.float32, rows, config.hidden_size,
+            row_bytes(config.hidden_size, 4),
+        )  # fmt: skip
+        for row, token in enumerate(tokens):
+            embedding[row] = self.source.f32_rows(EMBEDDING, token, token + 1)[0]
+        rope = self.memory.rows(
+            schedule.host.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)
+        )
+        rope[:] = rope_tables(positions, self._frequencies).reshape(rows, config.head_dim)
+        self.sequence += 1
+        message = StepMessage(
+            sequence=self.sequence, step=schedule.name, base_cycle=self.base_cycle,
+            positions=tuple(positions),
+        )  # fmt: skip
+        control = step_control(message)
+        for chip in range(self.compiled.layout.chips):
+            self.node.transport.send(chip, control)
+        self.node.chip.begin(message)
+        self.node.chip.advance()
+
+    def finish_step(self, schedule: StepSchedule, following: str | None) -> StepResult:
+        """Collect the results that have come. Call when the host's program is done."""
+        cycles = self.compiled.cycles_until(schedule.name, following)
+        self.base_cycle += cycles
+        if not schedule.kind.decode:
+            return StepResult(cycles=cycles)
+        share = self.node.chip.checks % (1 << 64)
+        if self.compiled.top_k:
+            return StepResult(cycles=cycles, top=self._top(schedule), hash_share=share)
+        return StepResult(cycles=cycles, logits=self._logits(schedule), hash_share=share)
+
+    def _results(self, schedule: StepSchedule) -> list[tuple[int, tuple[int, int]]]:
+        """(offset in the host's memory, vocabulary span) of every head chip's result."""
+        group = self.compiled.partition.groups[-1]
+        spans = dict(zip(group.chips, group.vocab, strict=True))
+        return [(offset, spans[chip]) for chip, offset in schedule.host.results.items()]
+
+    def _logits(self, schedule: StepSchedule) -> F32:
+        logits = np.empty(self.compiled.config.vocab_size, np.float32)
+        for offset, (first, last) in self._results(schedule):
+            logits[first:last] = self.memory.view(offset, np.float32, (last - first,), (4,))
+        return logits
+
+    def _top(self, schedule: StepSchedule) -> tuple[NDArray[np.int64], F32]:
+        ids, values = [], []
+        for offset, (first, last) in self._results(schedule):
+            k = min(self.compiled.top_k, last - first)
+            ids.append(self.memory.view(offset, np.uint32, (k,), (4,)).astype(np.int64))
+            values.append(self.memory.view(offset + 4 * k, np.float32, (k,), (4,)).copy())
+        return np.concatenate(ids), np.concatenate(values)
+
+    def run_step(
+        self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
+        wait: Callable[[], None], following: str | None = None,
+    ) -> StepResult:  # fmt: skip
+        """Run one step; `wait` moves messages and returns when the host's program may go on.
+
+        The base of the next step then lies where `following` may begin (`cycles_until`).
+        """
+        self.start_step(schedule, positions, tokens)
+        while not self.node.chip.advance():
+            wait()
+        return self.finish_step(schedule, following)

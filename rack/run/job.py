@@ -1,0 +1,215 @@
+"""What one chip process needs to become its chip: small, picklable, the same for every transport.
+
+The weights are not in it: a chip opens the `WeightsRef` and reads its own columns only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chip.kernels import load as load_kernels
+from chip.kernels.quant import write_tiles
+from chip.ops.cost import Costs, known_costs, learn_costs
+from chip.ops.operations import MOVES, Region
+from chip.ops.program import Program
+from chip.run.chip import Chip, ChipLink, Departure, Watch
+from chip.run.reference import ReferenceChip
+from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.sram import Sram
+from compiler.ir import LinkUse, Tensor
+from compiler.model.graph import Kind
+from compiler.model.weights import WeightSource, WeightsRef
+from compiler.pipeline import CompiledModel
+from compiler.place.partition import Weight, weight_of
+from rack.run.stored import Images
+
+BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the tiled layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorLoad:
+    """One constant: the weight whose columns it holds, or the norm's Hugging Face name."""
+
+    tensor: Tensor
+    weight: Weight | None = None
+    norm: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChipJob:
+    """One logical chip: its memory, programs and links. `host` is the host's node id."""
+
+    index: int
+    spec: ChipSpec
+    dtype: str
+    loads: tuple[TensorLoad, ...]
+    caches: tuple[Tensor, ...]
+    programs: tuple[Program, ...]
+    links: tuple[LinkUse, ...]  # at this chip's ports, both directions
+    weights: WeightsRef
+    host: int
+    used_bytes: int  # of SRAM: weights, cache, buffers
+    constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
+    costs: Costs  # of the programs' operations, on the spec they were compiled for
+    images: Images | None = None  # read the constants from here instead of the weights
+    executor: str = "fast"  # or "reference"
+
+
+def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
+    """Return what a chip knows of its links."""
+    return {
+        link.id: ChipLink(
+            name=link.name, slot_cycles=link.slot_cycles, rx_window_cycles=link.rx_window_cycles
+        )
+        for link in links
+    }
+
+
+def links_of(compiled: CompiledModel, node: int) -> tuple[LinkUse, ...]:
+    """Links with one end at a node."""
+    return tuple(link for link in compiled.network.links if node in (link.src, link.dst))
+
+
+def programs_of(compiled: CompiledModel, node: int) -> tuple[Program, ...]:
+    """Every step's program of a node."""
+    return tuple(step.programs[node] for step in compiled.steps.values())
+
+
+def chip_job(
+    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None,
+    executor: str = "fast",
+) -> ChipJob:  # fmt: skip
+    """Cut one chip's part out of a compiled model."""
+    memory = compiled.memories[index]
+    weights_of: dict[str, Weight] = {}
+    norms: dict[str, str] = {}
+    for group, rank in compiled.partition.groups_of(index):
+        for op in compiled.partition.ops(group):
+            if op.kind is Kind.LINEAR:
+                weights_of[op.name] = weight_of(compiled.config, group, rank, op)
+            elif op.kind is Kind.NORM:
+                norms[op.name] = op.weights[0]
+    loads = []
+    for tensor in memory.tensors:
+        if tensor.kind == "weight":
+            loads.append(TensorLoad(tensor=tensor, weight=weights_of[tensor.name]))
+        elif tensor.kind == "norm":
+            loads.append(TensorLoad(tensor=tensor, norm=norms[tensor.name]))
+        elif tensor.kind == "scale":
+            loads.append(TensorLoad(tensor=tensor))
+    programs = programs_of(compiled, index)
+    operations = (o for program in programs for o in program.operations)
+    computing = ((o.opcode, o.args) for o in operations if o.opcode not in MOVES)
+    return ChipJob(
+        index=index,
+        spec=compiled.chip,
+        dtype=compiled.dtype,
+        loads=tuple(loads),
+        caches=tuple(tensor for tensor in memory.tensors if tensor.kind == "kv"),
+        programs=programs,
+        links=links_of(compiled, index),
+        weights=weights,
+        host=compiled.layout.chips,
+        used_bytes=memory.sram_bytes - memory.free_bytes,
+        constant_regions=memory.constant_regions,
+        images=images,
+        executor=executor,
+        costs=known_costs(computing, compiled.chip),
+    )
+
+
+def ports_of(links: Sequence[LinkUse], node: int) -> dict[int, int]:
+    """Number a chip's ports by its links, each direction from 0 on: link -> port."""
+    out = [sorted(link.id for link in links if link.src == node)]
+    out.append(sorted(link.id for link in links if link.dst == node))
+    return {link: port for links in out for port, link in enumerate(links)}
+
+
+def reserve_tensors(job: ChipJob, sram: Sram) -> None:
+    """Name every constant and cache of a chip; SramError where two overlap."""
+    for tensor in (*(load.tensor for load in job.loads), *job.caches):
+        sram.reserve(tensor.name, tensor.address, tensor.size)
+
+
+def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
+    """Put weights, scales and norms at their addresses; the caches start as zeros."""
+    for load in job.loads:
+        if load.norm:
+            values = source.vector(load.norm)
+            sram.tensor(load.tensor.name).view(np.float32)[: len(values)] = values
+        elif load.weight is not None:
+            _load_matrix(load.weight, job.dtype, sram, source)
+
+
+def _load_matrix(weight: Weight, dtype: str, sram: Sram, source: WeightSource) -> None:
+    """Write a matrix block by block into its tiles; nothing of it is held elsewhere whole."""
+    item = 1 if dtype == "int8" else 2
+    kind = np.int8 if item == 1 else np.float16
+    flat: NDArray[Any] = sram.tensor(weight.name).view(kind)
+    scales = sram.tensor(f"{weight.name}.scale").view(np.float32) if item == 1 else None
+    tiles, column = -(-weight.k // VECTOR_BYTES), 0
+    for rows in _blocks(weight):
+        width = sum(stop - start for _, start, stop in rows)
+        size = tiles * width * VECTOR_BYTES
+        block = flat[:size].reshape(tiles, width, VECTOR_BYTES)
+        at, flat = 0, flat[size:]
+        for tensor, start, stop in rows:
+            n = stop - start
+            if scales is not None:
+                first = column + at
+                scales[first : first + n] = source.fill_int8(tensor, start, stop, block, at)
+            else:
+                write_tiles(source.f16_rows(tensor, start, stop), block, at)
+            at += n
+        column += width
+
+
+def _blocks(weight: Weight) -> Iterator[list[tuple[str, int, int]]]:
+    """Rows of the pieces for each block of 320 columns; the last block may be short."""
+    rows: list[tuple[str, int, int]] = []
+    room = BLOCK_COLUMNS
+    for piece in weight.pieces:
+        start = piece.start
+        while start < piece.stop:
+            stop = min(piece.stop, start + room)
+            rows.append((piece.tensor, start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield rows
+                rows, room = [], BLOCK_COLUMNS
+    if rows:
+        yield rows
+
+
+def build_chip(
+    job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
+) -> Chip:
+    """Make the chip: memory, weights, programs. Raises what loading or checking raises."""
+    learn_costs(job.costs)
+    sram = Sram(job.spec.sram_bytes)
+    reserve_tensors(job, sram)
+    if job.images is not None:
+        job.images.read(job.index, [sram.memory(*region) for region in job.constant_regions])
+    else:
+        load_weights(job, sram, job.weights.open())
+    parts = (job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send)
+    if job.executor == "reference":
+        from compiler.lower import lower
+
+        ports = ports_of(job.links, job.index)
+        slots = {link.id: link.slot_cycles for link in job.links}
+        chip: Chip = ReferenceChip(
+            *parts, lower=partial(lower, spec=job.spec, ports=ports, slots=slots), ports=ports
+        )
+    else:
+        chip = Chip(*parts, watch)
+    for program in job.programs:
+        chip.load_program(program)
+    return chip

@@ -1,0 +1,98 @@
+"""A rack in one process: the same programs, links and frames, moved by queues in one thread.
+
+Nothing can be late here: when no chip can go on and the host still waits, vectors are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chip.errors import ScheduleViolation
+from compiler.model.weights import WeightsRef
+from compiler.pipeline import CompiledModel
+from interconnect.faults import Fault, FaultyTransport
+from interconnect.transport import LocalHub, Transport
+from rack.run.driver import Driver, StepResult
+from rack.run.job import build_chip, chip_job
+from rack.run.node import ChipNode, LinkSlots
+from rack.run.stopwatch import Stopwatch
+from rack.run.stored import Images
+
+
+class LocalRack:
+    """All chips of a compiled model, in this process.
+
+    `slots` gives links other slot cycles than the compiler was told; `faults` are injected at the
+    senders' transports.
+    """
+
+    transport = "local"
+
+    def __init__(
+        self, compiled: CompiledModel, weights: WeightsRef, *,
+        slots: LinkSlots | None = None, faults: Sequence[Fault] = (), kernels: str | None = None,
+        images: Images | None = None, executor: str = "fast",
+    ) -> None:  # fmt: skip
+        self.executor = executor
+        self.compiled = compiled
+        self._watch = Stopwatch()
+        hub = LocalHub()
+        self.nodes: list[ChipNode] = []
+
+        def join(node: int) -> Transport:
+            own = {link.id for link in compiled.network.links if link.src == node}
+            mine = [fault for fault in faults if fault.link in own]
+            inner = hub.transport(node)
+            return FaultyTransport(inner, mine) if mine else inner
+
+        watch = self._watch.watch
+        for index in range(compiled.layout.chips):
+            job = chip_job(compiled, index, weights, images, executor)
+            node = ChipNode(job.links, index, join(index), slots or {})
+            node.attach(lambda node, job=job: build_chip(job, node.send, kernels, watch))  # type: ignore[misc]
+            self.nodes.append(node)
+        self.driver = Driver(compiled, weights.open(), join(compiled.layout.chips), slots)
+
+    def reset(self) -> None:
+        """Start a request."""
+        self.driver.reset()
+
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
+        """Run one step. Raises ScheduleViolation where the run departs from the schedule."""
+        schedule = self.compiled.steps[name]
+        return self.driver.run_step(schedule, positions, tokens, self._pump, following)
+
+    def _pump(self) -> None:
+        progress = False
+        for node in (*self.nodes, self.driver.node):
+            progress |= node.pump(0)
+        if not progress:
+            raise self._missing()
+
+    def _missing(self) -> ScheduleViolation:
+        """Return what the chip that saw the fault first waits for."""
+        chips = [node.chip for node in (*self.nodes, self.driver.node)]
+        waits = [(order, chip) for chip in chips if (order := chip.wait_order()) is not None]
+        violation = min(waits, key=lambda item: item[0])[1].missing()
+        assert violation is not None
+        return violation
+
+    def saturated(self) -> int:
+        """Values that saturated when rounded to fp16, over all chips."""
+        return sum(node.chip.state.saturated for node in self.nodes)
+
+    def times(self) -> dict[str, float]:
+        """Seconds spent by part, since the chips were loaded."""
+        return self._watch.parts()
+
+    def check(self) -> None:
+        """Chips of this process live as long as it does."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for node in (*self.nodes, self.driver.node):
+            node.transport.close()
+            node.chip.sram.close()

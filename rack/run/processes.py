@@ -1,0 +1,75 @@
+"""Chips as plain processes of this host: ZeroMQ without Ray.
+
+A process is `python -m rack.run.worker JOB`; JOB is a pickle in the rack's private folder, which
+the chip removes when it has read it. Nothing of the parent's `__main__` is needed.
+
+Chips live as long as a pipe that only this process can write to: however it ends, and however far
+they are in their start, they read its end on their standard input and end too. They are in process
+groups of their own, so that a key pressed at the terminal is for this process alone; where it dies
+of it, the system wakes even chips that were stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from rack.run.job import ChipJob
+from rack.run.worker import Seat, one_blas_thread
+from rack.system.own_code import command, environment
+
+JOIN_SECONDS = 5.0
+
+
+class ProcessLauncher:
+    """Implements `rack.run.remote.Launcher`."""
+
+    name = "process"
+
+    def __init__(self) -> None:
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._folder = ""
+        self._life: int | None = None  # the end of the pipe that nobody writes to
+
+    def bind(self, node: int, folder: str) -> str:
+        """See `Launcher.bind`."""
+        self._folder = folder
+        return f"ipc://{os.path.join(folder, str(node))}"
+
+    def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
+        """See `Launcher.start`."""
+        one_blas_thread()
+        life, self._life = os.pipe()  # neither is inherited, but as a standard input
+        try:
+            for job, seat in jobs:
+                file = Path(self._folder) / f"job-{job.index}"
+                file.write_bytes(pickle.dumps((job, seat)))
+                self.processes[job.index] = subprocess.Popen(
+                    command("rack.run.worker", str(file)),
+                    stdin=life,
+                    env=environment(),
+                    process_group=0,
+                )
+        finally:
+            os.close(life)
+
+    def dead(self) -> dict[int, str]:
+        """See `Launcher.dead`."""
+        codes = {chip: process.poll() for chip, process in self.processes.items()}
+        return {chip: f"exit code {code}" for chip, code in codes.items() if code is not None}
+
+    def stop(self) -> None:
+        """See `Launcher.stop`."""
+        for process in self.processes.values():
+            process.kill()  # a chip has nothing to save, and a stalled one does not listen
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(JOIN_SECONDS)
+        self.processes.clear()
+        if self._life is not None:
+            os.close(self._life)
+            self._life = None

@@ -1,0 +1,331 @@
+"""A rack whose chips are other processes, met over ZeroMQ: start, run, watch, stop.
+
+What starts the processes (Ray, or plain processes) is a `Launcher`; from the first hello on both
+are the same. Every wait has a deadline and names what it waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from chip.kernels import load as load_kernels
+from compiler.model.weights import WeightsRef
+from compiler.pipeline import CompiledModel
+from interconnect.faults import Fault
+from interconnect.frame import Control, Frame
+from interconnect.private_folder import PrivateFolder
+from interconnect.transport import Message
+from interconnect.zmq_transport import RunKey, ZmqTransport
+from rack.errors import ChipFailedError, OtherCodeError, RackClosedError
+from rack.machines.hardware import Hardware
+from rack.run.driver import Driver, StepResult
+from rack.run.job import ChipJob, chip_job
+from rack.run.stored import Images
+from rack.run.worker import Seat, rebuild_violation
+from rack.system.provenance import running_code
+
+START_TIMEOUT_S = 600.0
+LOWERING_TIMEOUT_S = 1800.0  # the reference executor lowers a step when it first runs
+REPORT_TIMEOUT_S = 2.0  # how long chips have to say what they wait for
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0  # how often the processes are looked at while messages come
+
+Progress = Callable[[str, int, int], None]
+
+
+class Launcher(Protocol):
+    """Starts, watches and ends the processes of the chips."""
+
+    name: str
+
+    def bind(self, node: int, folder: str) -> str:
+        """Return the address that a node binds; the host is the first to ask."""
+
+    def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
+        """Start a process per chip; return at once."""
+
+    def dead(self) -> dict[int, str]:
+        """Return the chips whose process has ended, with the reason.
+
+        Raises RackError where whatever runs them is gone as a whole.
+        """
+
+    def stop(self) -> None:
+        """End every process, by force if need be."""
+
+
+class RemoteRack:
+    """Chips in other processes."""
+
+    def __init__(
+        self, compiled: CompiledModel, weights: WeightsRef, launcher: Launcher, *,
+        step_timeout_s: float, start_timeout_s: float = START_TIMEOUT_S,
+        progress: Progress | None = None, slots: Mapping[int, int] | None = None,
+        faults: Sequence[Fault] = (),
+        images: Images | None = None, executor: str = "fast", rings: bool = True,
+    ) -> None:  # fmt: skip
+        self.executor = executor
+        self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
+        self.step_timeout_s = step_timeout_s
+        self._lowered: set[str] = set()  # steps whose first run has had its time
+        self._progress = progress or (lambda stage, done, total: None)
+        self._failed: str | None = None
+        self._chips = compiled.layout.chips
+        self._deadline = time.monotonic() + start_timeout_s
+        self._looked = time.monotonic()
+        self._step = "start"
+        self._reports: dict[int, Mapping[str, Any]] = {}
+        kernels = load_kernels()
+        self._code = running_code(kernels)
+        self._ends = contextlib.ExitStack()
+        try:
+            folder = PrivateFolder()
+            self._ends.callback(folder.close)
+            self._folder = str(folder.path)
+            key = RunKey.generate()
+            host_bind = launcher.bind(self._chips, self._folder)
+            self._socket = ZmqTransport(self._chips, host_bind, key)
+            self._ends.callback(self._socket.close)
+            self.driver = Driver(compiled, weights.open(), self._socket, slots)
+            links = compiled.network.links
+            launcher.start(
+                [
+                    (
+                        chip_job(compiled, chip, weights, images, executor),
+                        Seat(
+                            bind=launcher.bind(chip, self._folder),
+                            host_endpoint=self._socket.endpoint,
+                            key=key,
+                            slots=dict(slots or {}),
+                            rings=rings,
+                            faults=[f for f in faults if links[f.link].src == chip],
+                            kernels=kernels.name,
+                        ),
+                    )
+                    for chip in range(self._chips)
+                ]
+            )
+            self._meet()
+            self._step = "between steps"
+        except BaseException:
+            self.close()
+            raise
+
+    def _meet(self) -> None:
+        """Wait for every chip's hello and ready, and tell all where the others are."""
+        endpoints = {self._chips: self._socket.endpoint}
+        rings: list[list[Any]] = []
+        ready: set[int] = set()
+        self._progress("chips started", 0, self._chips)
+        while len(ready) < self._chips:
+            missing = [chip for chip in range(self._chips) if chip not in ready]
+            message = self._receive(missing, "to load")
+            if message is None or isinstance(message, Frame):
+                continue
+            chip = message.values["chip"]
+            if message.kind == "hello":
+                self._check_code(message.values)
+                endpoints[chip] = message.values["endpoint"]
+                if message.values["rings"] is not None:
+                    rings.append([chip, message.values["rings"]])
+                self._progress("chips started", len(endpoints) - 1, self._chips)
+            elif message.kind == "ready":
+                ready.add(chip)
+                self._progress("chips loaded", len(ready), self._chips)
+        self._socket.connect(endpoints)
+        where = {"endpoints": [list(item) for item in endpoints.items()], "rings": rings}
+        peers = Control("peers", where)
+        for chip in range(self._chips):
+            self._socket.send(chip, peers)
+
+    def _check_code(self, hello: Mapping[str, Any]) -> None:
+        """Refuse a chip that runs other code than this process."""
+        for what, wanted in self._code.items():
+            if (got := hello["code"][what]) != wanted:
+                raise OtherCodeError(
+                    chip=hello["chip"], where=hello["where"], what=what, wanted=wanted, got=got
+                )
+
+    # -- run
+
+    def reset(self) -> None:
+        """Start a request. Raises RackClosedError on a rack that failed or was closed."""
+        self._check_usable()
+        self.driver.reset()
+
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
+        """Run one step within its deadline.
+
+        Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
+        cannot be used after either.
+        """
+        self._check_usable()
+        self._step = f"step {name}"
+        self._deadline = time.monotonic() + self.step_timeout_s
+        if self.executor == "reference" and name not in self._lowered:
+            self._deadline += LOWERING_TIMEOUT_S
+            self._lowered.add(name)
+        try:
+            schedule = self.compiled.steps[name]
+            result = self.driver.run_step(schedule, positions, tokens, self._wait, following)
+        except BaseException as error:
+            self._failed = str(error) or type(error).__name__
+            raise
+        self._step = "between steps"
+        return result
+
+    def _check_usable(self) -> None:
+        if self._failed is not None:
+            raise RackClosedError(f"this rack cannot be used any more: {self._failed}")
+
+    def _wait(self) -> None:
+        message = self._receive([], "for the result")
+        if message is not None and isinstance(message, Frame):
+            self.driver.node.handle(message)
+
+    def _receive(self, missing: list[int], purpose: str) -> Message | None:
+        """Take one message; errors that chips report, death and deadlines are raised here."""
+        now = time.monotonic()
+        message = self._socket.receive(max(0.0, min(POLL_SECONDS, self._deadline - now)))
+        if isinstance(message, Control):
+            if message.kind == "error":
+                raise self._reported(message.values)
+            if message.kind == "report":
+                self._reports[message.values["chip"]] = message.values
+        if message is None or now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            if dead := self.launcher.dead():
+                raise self._died(dead)
+        if message is None and time.monotonic() >= self._deadline:
+            raise self._late(missing, purpose)
+        return message
+
+    def _reported(self, values: Mapping[str, Any]) -> Exception:
+        if "violation" in values:
+            return rebuild_violation(values["violation"])
+        return ChipFailedError(
+            chip=values["chip"], step=values["step"], what=values["what"], waiting_for="nothing"
+        )
+
+    def _died(self, dead: dict[int, str]) -> Exception:
+        chip, reason = min(dead.items())
+        # A last word may still be in the socket: it says more than the exit code does.
+        while (message := self._socket.receive(0)) is not None:
+            if isinstance(message, Control) and message.kind == "error":
+                return self._reported(message.values)
+        running = self._step.startswith("step ")
+        waits = self._first_wait(set(dead))[1] if running else "nothing"
+        return ChipFailedError(
+            chip=chip, step=self._step, what=f"its process ended ({reason})", waiting_for=waits
+        )
+
+    def _late(self, missing: list[int], purpose: str) -> Exception:
+        """Say who is to blame for a deadline: a chip that does not answer, or missing vectors."""
+        if self._step == "start":
+            return ChipFailedError(
+                chip=missing[0], step="start",
+                what=f"{len(missing)} of {self._chips} chips did not load in time: {missing}",
+                waiting_for=purpose,
+            )  # fmt: skip
+        silent, waits = self._first_wait(set())
+        if silent:
+            return ChipFailedError(
+                chip=silent[0], step=self._step,
+                what=f"no answer within {self.step_timeout_s} s; silent chips {silent}",
+                waiting_for=waits,
+            )  # fmt: skip
+        waiting = [values for values in self._reports.values() if "order" in values]
+        if waiting:
+            return rebuild_violation(min(waiting, key=lambda v: v["order"])["violation"])
+        own = self.driver.node.chip.missing()
+        return own or ChipFailedError(
+            chip="host", step=self._step, what="deadline passed", waiting_for=purpose
+        )
+
+    def _first_wait(self, skip: set[int]) -> tuple[list[int], str]:
+        """Ask every chip what it waits for: the chips that do not say, and the earliest wait."""
+        self.collect_reports(skip)
+        silent = [c for c in range(self._chips) if c not in self._reports and c not in skip]
+        waits = [values for values in self._reports.values() if "order" in values]
+        if not waits:
+            return silent, "nothing that another chip knows of"
+        return silent, str(min(waits, key=lambda values: values["order"])["what"])
+
+    def collect_reports(self, skip: set[int]) -> dict[int, Mapping[str, Any]]:
+        """Ask all chips but `skip` for a report, and wait a little for the answers."""
+        self._reports = {}
+        chips = [chip for chip in range(self._chips) if chip not in skip]
+        for chip in chips:
+            self._socket.send(chip, Control("report"))
+        until = time.monotonic() + REPORT_TIMEOUT_S
+        while len(self._reports) < len(chips) and (left := until - time.monotonic()) > 0:
+            message = self._socket.receive(left)
+            if isinstance(message, Control) and message.kind == "report":
+                self._reports[message.values["chip"]] = message.values
+        return self._reports
+
+    def saturated(self) -> int:
+        """Values that saturated when rounded to fp16, over all chips that answer."""
+        self._check_usable()
+        return sum(int(values["saturated"]) for values in self.collect_reports(set()).values())
+
+    def times(self) -> dict[str, float]:
+        """Seconds that all chips together spent by part, since they were loaded."""
+        self._check_usable()
+        total: dict[str, float] = {}
+        for values in self.collect_reports(set()).values():
+            for part, seconds in values["times"].items():
+                total[part] = total.get(part, 0.0) + seconds
+        return total
+
+    def check(self) -> None:
+        """Raise what has gone wrong since the last step: a chip died, the cluster is lost."""
+        self._check_usable()
+        try:
+            if dead := self.launcher.dead():
+                raise self._died(dead)
+        except Exception as error:
+            self._failed = str(error)
+            raise
+
+    def close(self) -> None:
+        """Stop every chip and remove every socket; a second call does nothing."""
+        if self._failed == "closed":
+            return
+        self._failed = "closed"
+        try:
+            self.launcher.stop()
+        finally:
+            self._ends.close()
+
+
+def start_process_rack(
+    compiled: CompiledModel, weights: WeightsRef, hardware: Hardware, *,
+    step_timeout_s: float, progress: Progress | None = None, **extra: Any,
+) -> RemoteRack:  # fmt: skip
+    """Start a plain process per chip on this host."""
+    from rack.run.processes import ProcessLauncher
+
+    return RemoteRack(
+        compiled, weights, ProcessLauncher(), step_timeout_s=step_timeout_s, progress=progress,
+        **extra,
+    )  # fmt: skip
+
+
+def start_ray_rack(
+    compiled: CompiledModel, weights: WeightsRef, hardware: Hardware, *,
+    step_timeout_s: float, progress: Progress | None = None, **extra: Any,
+) -> RemoteRack:  # fmt: skip
+    """Start a Ray actor per chip, placed by card and rack."""
+    from rack.run.cluster import RayLauncher  # imports ray: only where it is used
+
+    launcher = RayLauncher(hardware, compiled.layout.chips, progress)
+    return RemoteRack(
+        compiled, weights, launcher, step_timeout_s=step_timeout_s, progress=progress, **extra
+    )

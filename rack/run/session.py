@@ -1,0 +1,221 @@
+"""From a resolved configuration to a rack that answers: the one place that puts the parts together.
+
+`prepare` compiles and starts nothing; `open_rack` starts chips; `Session` is both with an engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from compiler.artifact import is_artifact
+from compiler.errors import CapacityError
+from compiler.model.frontend import Model, resolve_model
+from compiler.model.weights import EMBEDDING, WeightsKind
+from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.place.auto import choose_layout, smallest_layout
+from compiler.place.layout import parse_layout
+from rack.errors import KNOWN_ERRORS as KNOWN_ERRORS
+from rack.machines.hardware import Hardware
+from rack.machines.profile import load_hardware
+from rack.run.answer_lengths import DEFAULT, AnswerLengths, answer_lengths
+from rack.run.config import RunConfig
+from rack.run.engine import Engine, Rack
+from rack.run.local import LocalRack
+from rack.run.native import native_notices
+from rack.run.stored import Images, load_stored
+from rack.run.timing_rack import TimingRack
+from rack.text.tokenizer import Tokenizer, load_other_tokenizer, load_tokenizer
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total), as a rack starts."""
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """A Progress that tells nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A compiled model with everything around it; nothing runs yet."""
+
+    config: RunConfig
+    model: Model
+    hardware: Hardware
+    compiled: CompiledModel
+    tokenizer: Tokenizer
+    images: Images | None = None
+    runs: bool = True
+    weight_notices: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> AnswerLengths | None:
+        """How long answers are that no model ends; None where a model does, or nothing."""
+        if self.config.executor != "timing":
+            return None
+        return answer_lengths(self.config.answer_tokens or DEFAULT)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user must be told of a run: what its numbers or its speed are not.
+
+        Raises ConfigError as `native_notices` does.
+        """
+        if not self.runs:
+            return [*self.model.notices]
+        out: list[str] = []
+        described = self.model.weights_ref.describe()
+        if self.config.executor == "timing":
+            out.append("TIMING executor: cycles are exact, tokens are drawn at random")
+        elif described.startswith("SYNTHETIC"):
+            out.append(described)
+        out += [*self.model.notices, *self.weight_notices]
+        if self.tokenizer.notice:
+            out.append(self.tokenizer.notice)
+        return [*out, *native_notices(self.config.executor, self.config.transport)]
+
+
+def prepare(
+    config: RunConfig, *, kinds: str = "all", contexts: Sequence[int] | None = None,
+    progress: Progress = quiet, runs: bool = True,
+) -> Prepared:  # fmt: skip
+    """Resolve the model and the machine, choose the layout, compile. Raises KNOWN_ERRORS.
+
+    What only looks at the schedule (`runs` False) needs no weights: config.json will do. A
+    CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
+    What `progress` raises ends it.
+    """
+    images: Images | None = None
+    found: tuple[str, ...] = ()
+    if is_artifact(Path(config.model)):
+        model, hardware, compiled, images = load_stored(config, runs=runs)
+        found = _check_weights(config, model, runs)
+    else:
+        model = resolve_model(config.model, config.weights, config.seed)
+        hardware = load_hardware(config.hardware)
+        found = _check_weights(config, model, runs)
+        compiled = _compile(config, model, hardware, kinds, contexts, progress)
+    return Prepared(
+        config=config,
+        model=model,
+        hardware=hardware,
+        compiled=compiled,
+        tokenizer=_tokenizer(config, model, runs),
+        images=images,
+        runs=runs,
+        weight_notices=found,
+    )
+
+
+def _check_weights(config: RunConfig, model: Model, runs: bool) -> tuple[str, ...]:
+    """Refuse missing or damaged files before anything is compiled; give what is to be said.
+
+    Chips check what they load; the embedding is theirs only in part, and is looked through here.
+    """
+    if config.executor == "timing" or not runs:
+        return ()
+    source = model.weights_ref.open()
+    source.check_finite(EMBEDDING)
+    return source.notices
+
+
+def _tokenizer(config: RunConfig, model: Model, runs: bool) -> Tokenizer:
+    """Load the model's tokenizer, or the one that is asked for in its place."""
+    c = model.config
+    if config.tokenizer is None:
+        real = config.executor != "timing" and model.weights_ref.kind is WeightsKind.SAFETENSORS
+        return load_tokenizer(
+            model.folder, c.vocab_size, c.bos_token_id, c.eos_token_ids, needed=runs and real
+        )
+    return load_other_tokenizer(
+        Path(config.tokenizer), c.vocab_size, c.bos_token_id, c.eos_token_ids, model=c.name
+    )
+
+
+def options_of(config: RunConfig) -> Options:
+    """Return what a configuration asks of the compiler."""
+    return Options(
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        prefill_chunk=config.prefill_chunk,
+        top_k=config.top_k,
+    )
+
+
+def _compile(
+    config: RunConfig,
+    model: Model,
+    hardware: Hardware,
+    kinds: str,
+    contexts: Sequence[int] | None,
+    progress: Progress,
+) -> CompiledModel:
+    options = options_of(config)
+    if config.layout == "auto":
+        layout = choose_layout(
+            model.config, hardware, options, partial(progress, "choosing a layout")
+        )
+    else:
+        layout = parse_layout(config.layout)
+    try:
+        return compile_model(
+            model.config, hardware, layout, options, kinds=kinds, contexts=contexts,
+            progress=partial(progress, f"compiling {model.config.name}"),
+        )  # fmt: skip
+    except CapacityError as error:
+        fits = smallest_layout(model.config, hardware, options)
+        raise error.advise(str(fits) if fits else None) from None
+
+
+def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
+    """Start the chips of a prepared model on the transport it asks for."""
+    config = prepared.config
+    if config.executor == "timing":
+        return TimingRack(prepared.compiled)
+    if config.transport == "local":
+        return LocalRack(
+            prepared.compiled, prepared.model.weights_ref, images=prepared.images,
+            executor=config.executor,
+        )  # fmt: skip
+    from rack.run.remote import start_process_rack, start_ray_rack  # heavy: only where chips start
+
+    start = start_ray_rack if config.transport == "ray" else start_process_rack
+    return start(
+        prepared.compiled, prepared.model.weights_ref, prepared.hardware,
+        step_timeout_s=config.step_timeout_s, progress=progress, images=prepared.images,
+        executor=config.executor,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def shared_by_racks(config: RunConfig) -> Iterator[None]:
+    """Keep what racks share as they start again and again: the Ray cluster, where they use one."""
+    if config.transport != "ray" or config.executor == "timing":
+        yield
+        return
+    from rack.run.membership import MEMBERSHIP  # imports ray: only where it is used
+
+    with MEMBERSHIP.held():
+        yield
+
+
+class Session:
+    """A rack with its engine; a context manager that leaves no process behind."""
+
+    def __init__(self, prepared: Prepared, progress: Progress | None = None) -> None:
+        self.prepared = prepared
+        self.rack = open_rack(prepared, progress)
+        self.engine = Engine(self.rack, prepared.tokenizer, prepared.answers)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the chips."""
+        self.rack.close()

@@ -1,0 +1,64 @@
+"""The timing executor: answers every step from its schedule, with no data and no chips.
+
+Tokens are then drawn by the engine from a seeded generator, and every answer is marked as such.
+Where the machine's clocks drift, every step is played on them too (rack/run/drift.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from compiler.pipeline import CompiledModel
+from rack.run.drift import DriftingClocks
+from rack.run.driver import StepResult
+
+
+class TimingRack:
+    """A rack of any size in one process: cycles, no tokens."""
+
+    transport = "none"
+    executor = "timing"
+
+    def __init__(self, compiled: CompiledModel, drifts: Mapping[int, int] | None = None) -> None:
+        self.compiled = compiled
+        strays = compiled.network.clock.strays
+        self._clocks = DriftingClocks(compiled, drifts) if strays else None
+        self.now = 0  # where the next step begins
+
+    def reset(self) -> None:
+        """Start a request at cycle 0."""
+        self.now = 0
+
+    def run_step(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int],
+        following: str | None = None,
+    ) -> StepResult:  # fmt: skip
+        """Return the cycles of a step. Raises KeyError for a step that was not compiled."""
+        cycles = self.compiled.cycles_until(name, following)
+        self._run(name, 1, cycles)
+        return StepResult(cycles=cycles)
+
+    def run_steps(self, name: str, count: int) -> int:
+        """Run a step `count` times; returns the cycles of all. Raises as `DriftingClocks.run`."""
+        cycles = count * self.compiled.steps[name].cycles
+        self._run(name, count, cycles)
+        return cycles
+
+    def _run(self, name: str, count: int, cycles: int) -> None:
+        begin, self.now = self.now, self.now + cycles
+        if self._clocks is not None:
+            self._clocks.run(self.compiled.steps[name], begin, count)
+
+    def saturated(self) -> int:
+        """No data, so nothing saturates."""
+        return 0
+
+    def times(self) -> dict[str, float]:
+        """No chips, no time."""
+        return {}
+
+    def check(self) -> None:
+        """No chips, so none is dead."""
+
+    def close(self) -> None:
+        """Nothing to give back."""

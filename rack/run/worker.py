@@ -1,0 +1,226 @@
+"""One chip in a process of its own: joins the run over ZeroMQ, loads, then moves messages.
+
+The same for a Ray actor and for a plain process. Everything after the start goes over ZeroMQ:
+hello (endpoint) -> ready (weights loaded) -> steps -> stop. A failure is sent to the host with its
+fields and ends the loop; the host decides what it means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chip.errors import ScheduleViolation
+from chip.kernels import BEST, Kernels
+from chip.kernels import load as load_kernels
+from interconnect.faults import Fault, FaultyTransport
+from interconnect.frame import Control
+from interconnect.private_folder import remove
+from interconnect.rings import rings_address
+from interconnect.transport import Transport
+from interconnect.zmq_transport import RunKey, ZmqTransport
+from rack.errors import RackError
+from rack.run.job import ChipJob, build_chip
+from rack.run.native import why_missing
+from rack.run.node import ChipNode
+from rack.run.stopwatch import Stopwatch
+from rack.system.garbage import collect_once
+from rack.system.provenance import ROOT, running_code
+
+END_SECONDS = 10.0
+REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Where a chip process finds the run: its own address, the host's, the key."""
+
+    bind: str
+    host_endpoint: str
+    key: RunKey | None
+    slots: Mapping[int, int] = field(default_factory=dict)
+    rings: bool = True  # frames between chips of a host through shared memory
+    faults: Sequence[Fault] = ()
+    kernels: str | None = None  # the driver's, by name; None for the best that are here
+
+
+def error_values(chip: int, step: str, error: BaseException) -> dict[str, Any]:
+    """Return an error as control values; a ScheduleViolation keeps its fields."""
+    values: dict[str, Any] = {"chip": chip, "step": step, "what": str(error)}
+    if isinstance(error, ScheduleViolation):
+        fields = error.fields()
+        values["violation"] = {
+            "what": error.what,
+            **{
+                key: value if isinstance(value, int | str) or value is None else repr(value)
+                for key, value in fields.items()
+            },
+        }
+    else:
+        values["what"] = f"{type(error).__name__}: {error}"
+    return values
+
+
+def rebuild_violation(values: Mapping[str, Any]) -> ScheduleViolation:
+    """Return the violation that `error_values` described."""
+    fields = dict(values)
+    return ScheduleViolation(fields.pop("what"), **fields)
+
+
+class ChipWorker:
+    """The loop of one chip."""
+
+    def __init__(self, job: ChipJob, seat: Seat) -> None:
+        self.job, self.kernels = job, seat.kernels
+        own_core(job.index)  # before the socket: its threads stay on the core too
+        senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
+        self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
+        self.socket.connect({job.host: seat.host_endpoint})
+        transport: Transport = self.socket
+        if seat.faults:
+            transport = FaultyTransport(self.socket, seat.faults)
+        self.node = ChipNode(job.links, job.index, transport, seat.slots)
+        self._step = "start"
+        self._watch = Stopwatch()
+
+    def run(self) -> None:
+        """Join, load, and serve until told to stop."""
+        try:
+            self._tell("hello", self._hello())
+            name, watch = self.kernels, self._watch.watch
+            self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
+            collect_once()
+            self._tell("ready", {"chip": self.job.index})
+            while self._turn():
+                pass
+        except Exception as error:  # reported to the host, whose run it ends
+            self._tell("error", error_values(self.job.index, self._step, error))
+        finally:
+            self.socket.close()
+
+    def _hello(self) -> dict[str, Any]:
+        """Say who this chip is, where it is reached, and which code it runs."""
+        return {
+            "chip": self.job.index, "pid": os.getpid(), "endpoint": self.socket.endpoint,
+            "rings": self.socket.rings, "where": f"{ROOT} on {platform.node()}",
+            "code": running_code(kernels_like(self.kernels)),
+        }  # fmt: skip
+
+    def _tell(self, kind: str, values: dict[str, Any]) -> None:
+        self.socket.send(self.job.host, Control(kind, values))
+
+    def _turn(self) -> bool:
+        started = time.perf_counter()
+        message = self.socket.receive(None)
+        assert message is not None  # there is no deadline
+        self._watch.waited(time.perf_counter() - started)
+        if not isinstance(message, Control):
+            self.node.handle(message)
+        elif not self._control(message):
+            return False
+        self.node.chip.advance()
+        return True
+
+    def _control(self, message: Control) -> bool:
+        if message.kind == "stop":
+            return False
+        if message.kind == "peers":
+            peers = {int(node): at for node, at in message.values["endpoints"]}
+            rings = {int(node): rings_address(at) for node, at in message.values["rings"]}
+            self.socket.connect(peers, rings)
+        elif message.kind == "report":
+            self._report()
+        else:
+            if message.kind == "step":
+                self._step = message.values["step"]
+            self.node.handle(message)
+        return True
+
+    def _report(self) -> None:
+        """Say what this chip waits for, and how often it saturated."""
+        missing = self.node.chip.missing()
+        values: dict[str, Any] = {
+            "chip": self.job.index, "saturated": self.node.chip.state.saturated,
+            "times": self._watch.parts(),
+        }  # fmt: skip
+        if missing is not None:
+            values |= error_values(self.job.index, self._step, missing)
+            values["order"] = self.node.chip.wait_order()
+        self._tell("report", values)
+
+
+def kernels_like(name: str | None) -> Kernels:
+    """Return the kernels of that name. Raises RackError where they do not run here."""
+    try:
+        return load_kernels(name)
+    except ValueError as error:
+        why = "" if BEST else f" (native ones are {why_missing('chip.kernels._native')})"
+        raise RackError(
+            f"{error}{why}: every chip has to run the driver's, {name}; build them in {ROOT} on "
+            f"{platform.node()}, or start the driver with LPU_KERNELS set to what all machines have"
+        ) from error
+
+
+def own_core(chip: int) -> None:
+    """Keep this thread, and those it starts, on one core: the chips of a group on different ones.
+
+    A message then wakes no core but its receiver's. Harmless where the system cannot do it.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[chip % len(cores)]})
+
+
+def one_blas_thread() -> None:
+    """Let the chip processes we start use one BLAS thread each: chips are the parallelism."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def end_with_parent(folder: str) -> threading.Thread:
+    """End this process as soon as its standard input does, and with it the rack's folder.
+
+    The other end of that pipe is the parent's: this is how a chip learns that it is gone, even if
+    that was before the chip's first instruction. Returns the thread that waits for it.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        for _ in range(REMOVE_TRIES):
+            with contextlib.suppress(OSError):
+                remove(folder)
+        os._exit(1)
+
+    thread = threading.Thread(target=watch, name="parent", daemon=True)
+    thread.start()
+    return thread
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point of a plain chip process: `argv` is the job's file. Ends when its parent does."""
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(one, signal.SIG_DFL)  # the parent sees to a quiet end
+    path = Path(argv[0])
+    parent = end_with_parent(str(path.parent))
+    try:
+        job, seat = pickle.loads(path.read_bytes())
+        path.unlink()
+    except FileNotFoundError:  # this chip's thread or another one's has seen the parent's end
+        parent.join(END_SECONDS)  # it ends this process once the folder is gone
+        return 1
+    ChipWorker(job, seat).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

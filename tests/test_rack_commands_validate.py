@@ -1,0 +1,191 @@
+"""`rack.validate`: published figures, ours beside them, and a page that stays true."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rack_kit import refused
+
+from compiler.model.presets import PRESETS
+from rack.commands import validate
+from rack.commands.validate import main
+from rack.machines.hardware import Sourced
+from rack.machines.profile import load_hardware
+from rack.reports import accuracy_rows
+from rack.reports.accuracy import Row, behind, number, published
+from rack.reports.accuracy_rows import capacity_rows, chip_rows, link_rows, weight_chips
+from rack.reports.exchange import all_to_all, exchange_cycles
+
+PAGE = Path(__file__).parent.parent / "docs" / "accuracy.md"
+MACHINE = load_hardware("groqrack")
+
+
+def row(published: float | tuple[float, float], ours: float, *constants: str) -> Row:
+    return Row(
+        part="part", figure="figure", unit="us", published=published, grade="A", source="paper",
+        ours=ours, constants=constants,
+    )  # fmt: skip
+
+
+def by_figure(rows: list[Row]) -> dict[str, Row]:
+    return {row.figure: row for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("published", "ours", "error"),
+    [
+        (200, 190, -5), (200, 200, 0), (200, 230, 15), ((100, 300), 100, 0), ((100, 300), 50, -50),
+        ((100, 300), 600, 100), ((0, 40), 39, 0), ((0, 40), 44, 10),
+    ],
+)  # fmt: skip
+def test_signed_error(published: float | tuple[float, float], ours: float, error: float) -> None:
+    assert row(published, ours).error_percent == pytest.approx(error)
+
+
+def test_how_figures_are_written() -> None:
+    assert [number(value) for value in (24, 230_686_720, 3425.24, 1.7644, 0.2667)] == [
+        "24", "230,686,720", "3,425.2", "1.76", "0.267"
+    ]  # fmt: skip
+    assert published(row((0, 40), 39)) == "< 40"
+    assert published(row((319, 1200), 1)) == "319 to 1,200"
+
+
+def test_what_is_behind_a_figure() -> None:
+    assert behind(row(1, 1, "chip.streams"), MACHINE) == "published constants"
+    assert behind(row(1, 1, "chip.clock_hz", "chip.mxm_a*"), MACHINE) == (
+        "assumed: mxm_activation_slots, mxm_accumulator_rows"
+    )
+    assert behind(row(1, 1, "chip.*", "delays.*"), MACHINE) == "fitted: 6; assumed: 39"
+    found = row(1, 1, "link.latency_cycles", "chip.forward_cycles").behind(MACHINE)
+    assert found["constants"] == ["chip.forward_cycles", "link.latency_cycles"]
+    assert found["fitted"] == {"chip.forward_cycles": "1.6 us end to end in a rack"}
+
+
+def test_every_row_rests_on_constants_of_the_profile() -> None:
+    for entry in (*chip_rows(MACHINE), *link_rows(MACHINE), *capacity_rows(MACHINE)):
+        for pattern in entry.constants:
+            alone = replace(entry, constants=(pattern,)).behind(MACHINE)["constants"]
+            assert alone, f"{entry.figure}: no key {pattern}"
+
+
+def test_the_chip_s_figures() -> None:
+    rows = by_figure(chip_rows(MACHINE))
+    assert rows["peak, int8"].ours == pytest.approx(737.28)
+    assert rows["SRAM bandwidth"].ours == 56_320
+    exact = [name for name, row in rows.items() if row.error_percent == 0]
+    assert len(exact) == len(rows) - 3
+    slow = replace(MACHINE, chip=replace(MACHINE.chip, clock_hz=450_000_000))
+    assert by_figure(chip_rows(slow))["peak, int8"].error_percent == pytest.approx(-50.848)
+
+
+def test_exchanges_are_the_scheduler_s() -> None:
+    hop = MACHINE.chip.forward_cycles + 24 + 216
+    assert exchange_cycles(MACHINE, [(0, 1)], 1) == 24 + 216
+    assert exchange_cycles(MACHINE, [(0, 1, 2, 3)], 1) == 24 + 216 + 2 * hop
+    assert exchange_cycles(MACHINE, [(0, 1)], 10) == 240 + 216
+    assert exchange_cycles(MACHINE, all_to_all(8), 5) == 5 * 24 + 216  # seven links at once
+    assert exchange_cycles(MACHINE, [(0, 1), (0, 1)], 1) == 2 * 24 + 216  # one link, in turn
+    rows = by_figure(link_rows(MACHINE))
+    assert rows["latency inside a node"].ours == 216
+    assert rows["end to end in a rack, three hops"].ours == pytest.approx(1.6)
+    five = rows["end to end in 10,440 chips, five hops"]
+    assert five.ours == pytest.approx((24 + 216 + 4 * hop) / 900)
+    assert five.error_percent == 0
+
+
+def test_chips_per_model() -> None:
+    rows = by_figure(capacity_rows(MACHINE))
+    assert rows["weights of llama-8b, int8, without the embedding table"].ours == 33
+    for name, entry in rows.items():
+        if name.startswith("weights"):  # padding and scales never make it less
+            assert 0 <= entry.error_percent < 3, name
+    config = PRESETS["llama-8b"]
+    assert weight_chips(config, "int8", 2 * MACHINE.chip.sram_bytes, table=False) == 17
+
+
+def test_a_machine_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(capsys, 1, main, "--hardware", "lesson", "--json")
+    assert text == "lesson: cabling to hold against published figures: wanted dragonfly, got free"
+
+
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy_rows, "ROW_SOURCES", (chip_rows,))
+
+
+@pytest.mark.usefixtures("few_rows")
+def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert sorted(report) == ["code", "hardware", "hardware_digest", "rows"]
+    assert [entry["figure"] for entry in report["rows"]] == [r.figure for r in chip_rows(MACHINE)]
+    fitted = {figure["figure"]: figure["fitted"] for figure in report["rows"]}
+    assert fitted["peak, int8"] == {}
+    loaded = fitted["weight load with SRAM read and transit"]
+    assert loaded == {"chip.slices_per_hop": "a weight load in under 40 cycles"}
+    assert report["rows"][0]["error_percent"] == pytest.approx(-1.696)
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for entry in report["rows"]:
+        assert f"{entry['error_percent']:+.1f} %" in text
+
+
+@pytest.mark.usefixtures("few_rows")
+def test_the_page_is_written_and_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    text = refused(capsys, 1, main, "--check", str(page))
+    assert text.startswith(f"{page}: wanted a page to read and write, got ")
+    page.write_bytes(b"\xff")
+    assert "can't decode byte 0xff" in refused(capsys, 1, main, "--check", str(page))
+    page.write_text("# No marks\n")
+    text = refused(capsys, 1, main, "--markdown", str(page))
+    assert text.endswith(f"{validate.BEGIN} and {validate.END}, got none")
+    page.write_text(f"before\n{validate.BEGIN}\nold\n{validate.END}\nafter\n")
+    text = refused(capsys, 1, main, "--check", str(page))
+    assert text == f"{page}: its tables are not what rack.validate says; use --markdown"
+    assert main(["--markdown", str(page)]) == 0
+    assert main(["--check", str(page)]) == 0
+    written = page.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("after\n")
+    peak = "| chip | peak, int8 | 750 TOPS | A | 737.3 TOPS | -1.7 % | published constants |"
+    assert peak in written
+    assert "| chip.mxm_activation_slots | 64 | assumption | 20 KiB a plane" in written
+    page.write_text(written.replace("737.3", "750.0"))
+    assert main(["--check", str(page)]) == 1
+
+
+def test_a_command_of_its_own_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[str] = []
+    monkeypatch.setitem(validate.COMMANDS, "other", lambda argv: got.extend(argv) or 3)
+    assert main(["other", "--size", "4"]) == 3
+    assert got == ["--size", "4"]
+
+
+@pytest.mark.slow
+def test_the_page_of_the_docs_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check", str(PAGE)]) == 0, capsys.readouterr().err
+
+
+def test_sourced_is_fitted_to_nothing_unless_said() -> None:
+    assert Sourced(4, "A", "paper").fitted == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["--hidden", "16385", "--batch", "1"], 2, "argument --hidden: wanted an integer up to"),
+        (["--hidden", "512", "--batch", "65537"], 1, "batch: wanted at most 65536 sequences"),
+        (["--hidden", "512", "--batch=--"], 2, "--batch: wanted a value, got '--'"),
+    ],
+)
+def test_a_cell_has_bounds(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, text: str
+) -> None:
+    assert text in refused(capsys, code, main, "lstm", *argv)

@@ -1,0 +1,394 @@
+"""Profiles: the shipped machines' published figures, and every way to write one wrong."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from chip.spec import ChipSpec
+from interconnect.errors import PortsExhaustedError
+from interconnect.spec import LinkSpec
+from rack.errors import MachineError, ProfileError, RackError
+from rack.machines.hardware import Cabling, SharedEgress
+from rack.machines.profile import GRADES, load_hardware, profile_names
+
+GROQ = load_hardware("groqrack")
+LESSON = load_hardware("lesson")
+
+
+def test_shipped_profiles() -> None:
+    assert {"groqrack", "lesson"} <= set(profile_names())
+    assert [load_hardware(name).name for name in profile_names()] == list(profile_names())
+
+
+def test_groqrack_is_as_published() -> None:
+    chip = GROQ.chip
+    assert chip.sram_bytes == 220 * 2**20
+    assert chip.words_per_bank == 4096
+    assert chip.stream_bytes_per_cycle == 20_480
+    assert chip.weight_load_cycles == 20
+    link = GROQ.link_spec(11)
+    assert (chip.clock_hz, GROQ.sources["chip.clock_hz"].fitted) == (900_000_000, "")
+    three, five = (hops * (24 + 216) + (hops - 1) * chip.forward_cycles for hops in (3, 5))
+    assert Fraction(three, chip.clock_hz) == Fraction(16, 10**7)  # 1.6 us in a rack
+    assert Fraction(five, chip.clock_hz) < Fraction(3, 10**6)
+    assert {name: func for name, func, _ in chip.delays}["NOTIFY"] == 35
+    assert (GROQ.clock.hac_period_cycles, GROQ.clock.hac_exchange_cycles) == (252, 256)
+    assert (link.payload_bps, link.slot_cycles(chip.clock_hz)) == (100_000_000_000, 24)
+    assert GROQ.host_link.slot_cycles(chip.clock_hz) == 12
+    assert Fraction(GROQ.host_link.latency_cycles, chip.clock_hz) == Fraction(10, 10**6)
+    assert (GROQ.chips_per_node, GROQ.chips_per_rack, GROQ.max_chips) == (8, 72, 10_440)
+    assert (GROQ.local_ports, GROQ.global_ports, GROQ.ports_per_chip) == (7, 4, 11)
+    assert GROQ.link_spec(1) == link  # does not depend on the layout
+
+
+def test_lesson_is_as_in_the_course_text() -> None:
+    assert (LESSON.chips_per_card, LESSON.cards_per_rack, LESSON.chips_per_rack) == (2, 9, 18)
+    assert LESSON.chip.sram_bytes == 230_686_720
+    assert round(LESSON.chips_per_rack * 0.23, 2) == 4.14  # GB a rack
+    assert isinstance(LESSON.chip_link, SharedEgress)
+    assert LESSON.chip_link.egress_bps == Fraction(4_100_000_000_000, 2 * 18)
+    assert (LESSON.cabling, LESSON.ports_per_chip, LESSON.max_chips) == (Cabling.FREE, 11, None)
+    assert LESSON.chip == GROQ.chip  # what the text leaves open
+    assert LESSON.host_link == GROQ.host_link
+
+
+@pytest.mark.parametrize("ports", range(1, 12))
+def test_lesson_shares_its_egress_over_the_ports(ports: int) -> None:
+    assert LESSON.link_spec(ports).payload_bps * ports * 36 == 4_100_000_000_000
+
+
+@pytest.mark.parametrize("ports", [0, 12])
+def test_ports_out_of_range(ports: int) -> None:
+    for hardware in (GROQ, LESSON):
+        with pytest.raises(MachineError) as caught:
+            hardware.link_spec(ports)
+        assert str(caught.value) == f"{hardware.name}: ports in use: wanted 1 to 11, got {ports}"
+
+
+@pytest.mark.parametrize(("chips", "racks"), [(1, 1), (72, 1), (73, 2), (576, 8)])
+def test_groqrack_is_built_of_whole_racks(chips: int, racks: int) -> None:
+    assert GROQ.racks(chips) == racks
+    topology = GROQ.topology(chips, [(0, chips - 1)])
+    assert topology.n_chips == 72 * racks
+    assert topology.max_ports_used <= 11
+
+
+def test_lesson_is_cabled_by_the_layout() -> None:
+    topology = LESSON.topology(20, [(0, 19), (0, 1)])
+    assert (topology.n_chips, topology.n_cables, topology.max_ports_used) == (20, 2, 2)
+    assert LESSON.racks(20) == 2
+    with pytest.raises(PortsExhaustedError, match=r"^topology: chip 0: wanted at most 11 ports"):
+        LESSON.topology(13, [(0, chip) for chip in range(1, 13)])
+
+
+def test_machines_that_cannot_be() -> None:
+    with pytest.raises(MachineError) as caught:
+        GROQ.topology(10_441)
+    assert str(caught.value) == "groqrack: chips: wanted 1 to 10440, got 10441"
+    with pytest.raises(MachineError) as caught:
+        LESSON.topology(0)
+    assert str(caught.value) == "lesson: chips: wanted at least 1, got 0"
+    with pytest.raises(MachineError) as caught:
+        LESSON.dragonfly()
+    assert str(caught.value) == "lesson: cabling: wanted dragonfly, got free"
+
+
+def test_places() -> None:
+    assert [LESSON.card_of(slot) for slot in (0, 1, 2, 35)] == [0, 0, 1, 17]
+    assert [LESSON.rack_of(slot) for slot in (0, 17, 18)] == [0, 0, 1]
+    assert [GROQ.rack_of(slot) for slot in (71, 72)] == [0, 1]
+
+
+def test_every_number_has_its_source() -> None:
+    for hardware in (GROQ, LESSON):
+        for key, (value, grade, source, _) in hardware.sources.items():
+            assert value is not None, key
+            assert source, key
+            assert (grade == "assumption") == source.startswith("assumption:"), key
+            assert grade in (*GRADES, "assumption"), key
+    assert set(ChipSpec.__slots__) - {"delays"} == {
+        key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
+    }
+    assert GROQ.sources["link.latency_cycles"].grade == "A"
+    assert GROQ.sources["chip.forward_cycles"].fitted == "1.6 us end to end in a rack"
+    assert "link.lanes" not in LESSON.sources  # inherited, but not used
+    assert "link.rack_bps" not in GROQ.sources
+
+
+def test_digest_is_of_the_values(tmp_path: Path) -> None:
+    assert re.fullmatch("[0-9a-f]{64}", GROQ.digest())
+    assert GROQ.digest() == load_hardware("groqrack").digest() != LESSON.digest()
+    same = write(tmp_path, 'name = "mine"\ninherits = "groqrack"\n')
+    assert load_hardware(same).digest() == GROQ.digest()
+    assert load_hardware(same).to_dict() == GROQ.to_dict() | {"name": "mine"}
+    copy = pickle.loads(pickle.dumps(LESSON))
+    assert (copy, copy.digest()) == (LESSON, LESSON.digest())
+    assert hash(copy) == hash(LESSON)
+
+
+def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+FAST = '[link]\nlanes = { value = 8, source = "assumption: twice the lanes" }\n'
+
+
+def test_a_user_adds_a_machine(tmp_path: Path) -> None:
+    path = write(tmp_path, f'name = "fast"\ninherits = "groqrack"\n{FAST}')
+    fast = load_hardware(str(path))
+    assert isinstance(fast.chip_link, LinkSpec)
+    assert fast.link_spec(11).slot_cycles(fast.chip.clock_hz) == 12
+    assert fast.sources["link.lanes"].source == "assumption: twice the lanes"
+    heir = write(tmp_path, 'name = "heir"\ninherits = "mine.toml"\n', "heir.toml")
+    assert load_hardware(heir).chip_link == fast.chip_link  # a path beside the file
+
+
+HEAD = 'name = "mine"\ninherits = "groqrack"\n'
+SOURCED = 'source = "assumption: a try"'
+SHAPE = '{ value, grade, source } or { value, source = "assumption: ..." }'
+TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host]"
+GRADED = "a grade (A, B, C, D, M) or a source that starts with 'assumption:'"
+CHOICES = "no such key with system.cabling = 'dragonfly', link.rate = 'per_link'"
+FIT = "numbers that fit together"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "wanted", "got"),
+    [
+        ("name = ", "file", "TOML", "Invalid value (at end of document)"),
+        ('inherits = "groqrack"', "name", "a text", "nothing"),
+        ("name = 3", "name", "a text", "3"),
+        ('name = "x"\ninherits = 3', "inherits", "a text", "3"),
+        ('name = "x"', "system.cabling", "a value", "nothing"),
+        (f"{HEAD}clock = 3", "clock", TABLES, "an unknown key"),
+        (f"{HEAD}[chips]\nlanes = 3", "chips", TABLES, "an unknown key"),
+        (
+            f"{HEAD}[host]\nlanes = 3",
+            "host.lanes",
+            "one of latency_cycles, overhead_bytes, payload_bps, turnaround_cycles",
+            "an unknown key",
+        ),
+        (f"{HEAD}[chip]\nlanes = 320", "chip.lanes", SHAPE, "320"),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, grade = "A" }}',
+            "chip.lanes",
+            SHAPE,
+            "{'grade': 'A', 'value': 320}",
+        ),
+        (
+            f"{HEAD}[chip]\nlanes = {{ value = 320, {SOURCED}, note = 1 }}",
+            "chip.lanes",
+            SHAPE,
+            "also note",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, {SOURCED}, fitted = " " }}',
+            "chip.lanes",
+            "the figure it was fitted to, in words",
+            "' '",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, source = "a page" }}',
+            "chip.lanes",
+            GRADED,
+            "neither",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, grade = "Z", source = "a page" }}',
+            "chip.lanes",
+            GRADED,
+            "'Z'",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, grade = "A", {SOURCED} }}',
+            "chip.lanes",
+            "no grade on an assumption",
+            "'A'",
+        ),
+        (
+            f'{HEAD}[chip]\nlanes = {{ value = 320, source = "assumption: " }}',
+            "chip.lanes",
+            "a source in words",
+            "'assumption: '",
+        ),
+        (
+            f"{HEAD}[chip]\nclock_hz = {{ value = 9e8, {SOURCED} }}",
+            "chip.clock_hz",
+            "an integer >= 1",
+            "900000000.0",
+        ),
+        (
+            f"{HEAD}[link]\nlatency_cycles = {{ value = 0, {SOURCED} }}",
+            "link.latency_cycles",
+            "an integer >= 1",
+            "0",
+        ),
+        (
+            f"{HEAD}[link]\noverhead_bytes = {{ value = -1, {SOURCED} }}",
+            "link.overhead_bytes",
+            "an integer >= 0",
+            "-1",
+        ),
+        (
+            f'{HEAD}[system]\ncabling = {{ value = "ring", {SOURCED} }}',
+            "system.cabling",
+            "'free' or 'dragonfly'",
+            "'ring'",
+        ),
+        (
+            f"{HEAD}[link]\nrack_bps = {{ value = 1, {SOURCED} }}",
+            "link.rack_bps",
+            f"{CHOICES} and exact clocks",
+            "one",
+        ),
+        (
+            f"{HEAD}[system]\nchips_per_node = {{ value = 7, {SOURCED} }}",
+            "system.chips_per_node",
+            "a divisor of the 72 chips of a rack",
+            "7",
+        ),
+        (
+            f"{HEAD}[system]\nports_per_chip = {{ value = 16, {SOURCED} }}",
+            "system.ports_per_chip",
+            "local_ports + global_ports = 11",
+            "16",
+        ),
+        (
+            f"{HEAD}[chip]\nsuperlanes = {{ value = 3, {SOURCED} }}",
+            "chip.superlanes",
+            "20 (only that is modelled)",
+            "3",
+        ),
+        (
+            f"{HEAD}[link]\nencoding_payload = {{ value = 67, {SOURCED} }}",
+            "link",
+            FIT,
+            "link.encoding_payload: wanted at most encoding_total (66), got 67",
+        ),
+        (
+            f"{HEAD}[delays]\nREAD = {{ value = 5, {SOURCED} }}",
+            "delays.READ",
+            "[d_func, d_skew], integers >= 0",
+            "5",
+        ),
+        (
+            f"{HEAD}[system]\nchips_per_node = {{ value = 9, {SOURCED} }}",
+            "system",
+            FIT,
+            "topology: local_ports: wanted 8, one to every other chip of a node, got 7",
+        ),
+    ],
+)
+def test_refused(tmp_path: Path, text: str, key: str, wanted: str, got: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(path)
+    assert str(caught.value) == f"{path}: {key}: wanted {wanted}, got {got}"
+    error = caught.value
+    assert (error.file, error.key, error.wanted, error.got) == (str(path), key, wanted, got)
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    names = ", ".join(profile_names())
+    with pytest.raises(ProfileError) as caught:
+        load_hardware("groq-rack")
+    assert str(caught.value) == (
+        f"groq-rack: profile: wanted {names} or the path of a .toml file, got no such profile"
+    )
+    path = write(tmp_path, 'name = "x"\ninherits = "nothing.toml"')
+    with pytest.raises(ProfileError, match=f"inherits in {re.escape(str(path))}: wanted {names}"):
+        load_hardware(path)
+
+
+def test_inheritance_ends(tmp_path: Path) -> None:
+    a = write(tmp_path, 'name = "a"\ninherits = "b.toml"', "a.toml")
+    b = write(tmp_path, 'name = "b"\ninherits = "a.toml"', "b.toml")
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(a)
+    assert str(caught.value) == f"{a}: inherits: wanted an end, got {a} -> {b} -> {a}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProfileError(file="f", key="k", wanted="w", got="g"),
+        MachineError(machine="m", what="chips", wanted="1", got=0),
+    ],
+)
+def test_errors_survive_pickle(error: RackError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def value(table: str, **keys: object) -> str:
+    lines = [f"{key} = {{ value = {new}, {SOURCED} }}" for key, new in keys.items()]
+    return f"[{table}]\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "wanted", "got"),
+    [
+        (value("chip", clock_hz=10**30), "chip.clock_hz", "at most 1000000000000", "1"),
+        (value("chip", clock_hz="true"), "chip.clock_hz", "an integer >= 1", "True"),
+        (value("chip", clock_hz="1979-05-27"), "chip.clock_hz", "an integer >= 1", "datetime.date"),
+        (value("chip", clock_hz="nan"), "chip.clock_hz", "an integer >= 1", "nan"),
+        (value("chip", clock_hz="0x" + "f" * 9000), "chip.clock_hz", "at most", "a very long"),
+        (value("chip", sram_bytes=1 << 40), "chip.sram_bytes", "at most 4294967296", "1099"),
+        (value("chip", sram_bytes=56_321), "chip", FIT, "chip.sram_bytes: 56321 is not"),
+        (value("chip", slices=10**6), "chip.slices", "88 (only that is modelled)", "1000000"),
+        (value("chip", banks=10**9), "chip.banks", "2 (only that is modelled)", "1000000000"),
+        (value("delays", ADD=[65, 0]), "delays.ADD", "a d_func of at most 64", "[65, 0]"),
+        (value("delays", ADD=[4, 1]), "delays.ADD", "a d_skew of 0 (only that is", "[4, 1]"),
+        (value("delays", GATHER=[7, 0]), "delays.GATHER", "[6, 0] (only that is", "[7, 0]"),
+        (value("delays", TRANSPOSE=[5, 0]), "chip", FIT, "chip.delays.TRANSPOSE: wanted d_func >="),
+        (value("system", global_ports=10**6), "system.global_ports", "at most 64", "1000000"),
+        (
+            value("system", chips_per_card=64, cards_per_rack=64), "system.cards_per_rack",
+            "at most 1024 chips a rack", "4096",
+        ),
+        (value("system", cards_per_rack=10**12), "system.cards_per_rack", "at most 1024", "10000"),
+        (value("link", line_rate_bps=1), "link", "at most 1000000 cycles for a vector", "6088"),
+        (value("host", payload_bps=1), "host", "at most 1000000 cycles for a vector", "2304"),
+    ],
+)  # fmt: skip
+def test_bounds(tmp_path: Path, text: str, key: str, wanted: str, got: str) -> None:
+    path = write(tmp_path, HEAD + text)
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(path)
+    assert caught.value.key == key
+    assert caught.value.wanted.startswith(wanted)
+    assert caught.value.got.startswith(got)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('name = "a\\u001b[31m"', "name"),
+        (f'name = "{"x" * 2000}"', "name"),
+        (f'name = "x"\ninherits = "{"x" * 2000}"', "inherits"),
+        (f'{HEAD}[chip]\nclock_hz = {{ value = 1, source = "{"x" * 2000}" }}', "chip.clock_hz"),
+        ("x = " + "[" * 100_000, "file"),
+    ],
+)
+def test_texts_are_short_and_plain(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(write(tmp_path, text))
+    assert caught.value.key == key
+    assert str(caught.value).isprintable()
+
+
+def test_a_long_line_of_files(tmp_path: Path) -> None:
+    for n in range(9):
+        parent = "groqrack" if n == 8 else f"m{n + 1}.toml"
+        write(tmp_path, f'name = "m"\ninherits = "{parent}"\n', f"m{n}.toml")
+    assert load_hardware(tmp_path / "m2.toml").chip == GROQ.chip
+    with pytest.raises(ProfileError, match="inherits: wanted at most 8 files, got"):
+        load_hardware(tmp_path / "m0.toml")

@@ -1,0 +1,111 @@
+"""A Ray cluster of two machines, both on this one: placement, tcp with the run's key, a lost one.
+
+The second raylet has an address of its own (127.0.0.2), so that a chip which binds anything but
+its own machine's address shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from rack.errors import ChipFailedError, RackError
+from rack.run.config import RunConfig
+from rack.run.engine import Completion
+from rack.run.remote import RemoteRack
+from rack.run.session import Session, prepare
+from rack.run.worker import Seat
+from rack.text.sampler import SamplingParams
+
+ray = pytest.importorskip("ray")
+from rack.run import cluster  # noqa: E402  (imports ray)
+from rack.run.membership import OBJECT_STORE_BYTES  # noqa: E402
+
+SECOND = "127.0.0.2"
+MEMORY = 280 << 20  # of each machine: two chip processes fit, three do not
+LAYOUT = "1x2+1"
+
+
+@pytest.fixture
+def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    # Otherwise every Ray on this computer that is started meanwhile would join this cluster.
+    monkeypatch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    size = {"num_cpus": 4, "memory": MEMORY, "object_store_memory": OBJECT_STORE_BYTES}
+    machines = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    try:
+        machines.add_node(node_ip_address=SECOND, **size)
+        monkeypatch.setenv("RAY_ADDRESS", machines.address)
+        yield machines
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+    children = psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs([c for c in children if c.pid not in before], timeout=10)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def complete(session: Session) -> Completion:
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+    return session.engine.generate([256, 72, 105, 33, 33, 33], params).run()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_machines_give_the_tokens_of_one_process(two_machines: Any) -> None:
+    config = {"model": "tiny", "layout": LAYOUT, "prefill_chunk": 4, "step_timeout_s": 20.0}
+    with Session(prepare(RunConfig(transport="local", **config))) as session:
+        wanted = complete(session)
+    with Session(prepare(RunConfig(transport="ray", **config))) as session:
+        rack = session.rack
+        assert isinstance(rack, RemoteRack)
+        hosts = {
+            node: endpoint.rpartition(":")[0] for node, endpoint in rack._socket._peers.items()
+        }
+        assert rack._socket._key is not None  # tcp is refused without it
+        assert hosts[3] == f"tcp://{ray.util.get_node_ip_address()}"
+        assert set(hosts.values()) == {hosts[3], f"tcp://{SECOND}"}
+        assert hosts[0] == hosts[1]  # a card's chips share a machine
+        assert hosts[2] != hosts[0]
+        for _ in range(2):
+            got = complete(session)
+            assert got.token_ids == wanted.token_ids
+            assert got.data_hash == wanted.data_hash
+            assert got.decode_cycles == wanted.decode_cycles
+            assert got.prompt_cycles == wanted.prompt_cycles
+        (second,) = two_machines.worker_nodes
+        (raylet,) = second.all_processes["raylet"]
+        processes = psutil.Process(raylet.process.pid).children()
+        two_machines.remove_node(second, allow_graceful=False)
+        assert not psutil.wait_procs(processes, timeout=20)[1]  # they notice that it is gone
+        lost = {node for node, host in hosts.items() if host.endswith(SECOND)}
+        with pytest.raises(ChipFailedError, match="its process ended") as caught:
+            complete(session)
+        assert caught.value.chip in lost
+
+
+def test_a_machine_that_joins_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = cluster.RayLauncher.__new__(cluster.RayLauncher)
+    launcher._one_machine, launcher._machines = True, {"a"}
+    nodes = {"bundles_to_node_id": {0: "a", 1: "b"}}
+    monkeypatch.setattr(cluster.ray.util, "placement_group_table", lambda group: nodes)
+    with pytest.raises(RackError, match="a machine joined the cluster while this run started"):
+        launcher._check_joined("group")
+    launcher._machines = {"a", "b"}
+    launcher._check_joined("group")
+
+
+def test_the_host_binds_here_and_chips_where_they_are() -> None:
+    launcher = cluster.RayLauncher.__new__(cluster.RayLauncher)
+    launcher._host, launcher._one_machine = 4, True
+    assert launcher.bind(3, "/tmp/x") == f"ipc:///tmp/x{os.sep}3"
+    launcher._one_machine = False
+    seats = [Seat(bind=launcher.bind(chip, ""), host_endpoint="", key=None) for chip in range(4)]
+    assert {seat.bind for seat in seats} == {"tcp://{node_ip}:*"}

@@ -1,0 +1,149 @@
+"""Nodes: messages reach the chip in the order of requests, whatever order peers' sockets keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from schedules import compiled
+
+from chip.errors import ScheduleViolation
+from chip.run.chip import Arrival, StepMessage
+from compiler.ir import LinkUse
+from interconnect.frame import Control, Frame
+from interconnect.transport import LocalHub
+from rack.run.node import ChipNode, step_control
+
+LINKS = compiled("1x2").network.links
+INTO = next(link for link in LINKS if (link.src, link.dst) == (0, 1))
+OUT = next(link for link in LINKS if (link.src, link.dst) == (1, 0))
+
+
+class RecordingChip:
+    """Keeps what it is given since the last reset."""
+
+    def __init__(self) -> None:
+        self.got: list[Arrival | StepMessage] = []
+        self.advanced = 0
+
+    def begin(self, message: StepMessage) -> None:
+        self.got.append(message)
+
+    def receive(self, arrival: Arrival) -> None:
+        self.got.append(arrival)
+
+    def reset(self) -> None:
+        self.got.clear()
+
+    def advance(self) -> bool:
+        self.advanced += 1
+        return True
+
+
+def node(slots: dict[int, int] | None = None) -> tuple[ChipNode, RecordingChip, LocalHub]:
+    hub, chip = LocalHub(), RecordingChip()
+    made = ChipNode([INTO, OUT], 1, hub.transport(1), slots or {})
+    made.attach(lambda _: chip)  # type: ignore[arg-type, return-value]
+    return made, chip, hub
+
+
+def frame(link: LinkUse = INTO, **changes: Any) -> Frame:
+    values = {"epoch": 0, "link": link.id, "step": 1, "transfer": 0, "vectors": 1,
+              "depart_cycle": 100, "check": 5, "payload": bytes(320)}  # fmt: skip
+    return Frame(**{**values, **changes})
+
+
+def epoch(number: int) -> Control:
+    return Control("epoch", {"epoch": number})
+
+
+def test_a_frame_passes_its_link_on_the_way_in() -> None:
+    made, chip, _ = node()
+    made.handle(frame(vectors=2, payload=bytes(640)))
+    (arrival,) = chip.got
+    assert isinstance(arrival, Arrival)
+    first = 100 + INTO.latency_cycles + INTO.slot_cycles
+    assert arrival.last_cycle - arrival.first_cycle == INTO.slot_cycles
+    assert abs(arrival.first_cycle - first) <= INTO.slot_cycles
+    assert (arrival.check, arrival.link, len(arrival.payload)) == (5, INTO.id, 640)
+
+
+def test_a_slowed_link_delivers_later() -> None:
+    as_built, chip, _ = node()
+    as_built.handle(frame(vectors=3, payload=bytes(960)))
+    slowed, late_chip, _ = node({INTO.id: 2 * INTO.slot_cycles})
+    slowed.handle(frame(vectors=3, payload=bytes(960)))
+    (on_time,), (late,) = chip.got, late_chip.got
+    assert isinstance(on_time, Arrival)
+    assert isinstance(late, Arrival)
+    assert late.last_cycle > on_time.last_cycle
+
+
+def test_frames_of_a_cancelled_request_are_dropped() -> None:
+    made, chip, _ = node()
+    made.handle(epoch(2))
+    made.handle(frame(epoch=1))
+    assert chip.got == []
+
+
+def test_a_frame_that_overtakes_its_request_waits_for_it() -> None:
+    made, chip, _ = node()
+    made.handle(frame(step=7))
+    made.handle(frame(epoch=1, step=8))  # a neighbour heard of request 1 before this node did
+    made.handle(frame(epoch=2, step=9))
+    late = StepMessage(sequence=7, step="decode/32", base_cycle=0, positions=(0,))
+    made.handle(step_control(late))  # the last of request 0; its frames are still this chip's
+    assert [item.sequence for item in chip.got] == [7, 7]
+    made.handle(frame(step=7, transfer=1))
+    assert [item.sequence for item in chip.got] == [7, 7, 7]
+    made.handle(epoch(1))
+    assert [item.sequence for item in chip.got] == [8]
+    made.handle(epoch(2))
+    assert [item.sequence for item in chip.got] == [9]
+    made.handle(epoch(3))
+    assert chip.got == []
+
+
+def test_a_request_starts_with_idle_links() -> None:
+    made, chip, _ = node()
+    made.handle(frame(vectors=50, payload=bytes(50 * 320)))
+    (before,) = chip.got
+    made.handle(epoch(1))
+    made.handle(frame(epoch=1))
+    (after,) = chip.got
+    assert isinstance(before, Arrival)
+    assert isinstance(after, Arrival)
+    assert after.first_cycle == before.first_cycle
+
+
+def test_a_frame_of_a_strange_link_is_refused() -> None:
+    made, _, _ = node()
+    with pytest.raises(ScheduleViolation) as caught:
+        made.handle(frame(OUT, transfer=4))
+    text = f"a frame of a link that does not end here: wanted {[INTO.id]}, got {OUT.id}"
+    assert str(caught.value) == f"chip 1, link {OUT.id}, cycle 100, transfer 4: {text}"
+
+
+def test_what_leaves_carries_the_chip_s_cycle_and_the_request() -> None:
+    made, _, hub = node()
+    neighbour = hub.transport(0)
+    made.handle(epoch(3))
+    made.send(OUT.id, 9, 2, 1234, 77, memoryview(bytes(range(64)) * 10))
+    sent = neighbour.receive(0)
+    assert isinstance(sent, Frame)
+    assert (sent.epoch, sent.link, sent.transfer, sent.step) == (3, OUT.id, 9, 2)
+    assert (sent.depart_cycle, sent.vectors, sent.check) == (1234, 2, 77)
+    assert bytes(sent.payload) == bytes(range(64)) * 10
+
+
+def test_pump_handles_all_that_came_then_runs() -> None:
+    made, chip, hub = node()
+    assert not made.pump(0)
+    host = hub.transport(2)
+    message = StepMessage(sequence=4, step="decode/32", base_cycle=9, positions=(3,))
+    host.send(1, step_control(message))
+    host.send(1, frame())
+    assert made.pump(0)
+    assert chip.got[0] == message
+    assert isinstance(chip.got[1], Arrival)
+    assert chip.advanced == 2
