@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -274,7 +273,3 @@ def text_of(report: dict[str, Any]) -> str:
         f"{memory['beyond_sram_mb_per_chip']:.0f} MB a chip beyond",
         emulated,
     ])  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 
 from chip.sram import Sram
@@ -100,7 +99,3 @@ def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, 
         yield chip, [sram.memory(*region) for region in compiled.memories[chip].constant_regions]
         sram.close()
         progress.report("images written", chip + 1, compiled.layout.chips)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

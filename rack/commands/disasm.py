@@ -8,7 +8,6 @@ operations are listed.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from chip.floorplan import parse_queue
@@ -99,7 +98,3 @@ def queue_listing(compiled: CompiledModel, program: Program, name: str) -> str:
     if queue not in whole.queues:
         raise ConfigError(f"queue: {name} of chip {program.chip} is idle in step {program.step}")
     return disassemble(QueueProgram(whole.origin, {queue: whole.queues[queue]}))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -142,7 +141,3 @@ def _summary(prepared: Prepared, completion: Completion, wall_seconds: float) ->
     )
     say(f"wall: {wall_seconds:.2f} s, {tokens / wall_seconds:.2f} tokens/s")
     say(f"schedule_hash {compiled.schedule_hash}\ndata_hash {completion.data_hash}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -229,7 +228,3 @@ def _cycles_table(decode: dict[str, Any]) -> Table:
         out.add_row(part, f"{row['cycles']:,}", f"{row['microseconds']:.2f}", f"{share:.1%}")
     out.add_row("all", f"{decode['cycles']:,}", f"{decode['microseconds']:.2f}", "100.0%")
     return out
-
-
-if __name__ == "__main__":
-    sys.exit(main())

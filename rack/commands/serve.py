@@ -332,7 +332,3 @@ def usage(identity: Identity, host: str, port: int) -> str:
         f"  curl {url}/openai/v1/chat/completions -d '"
         f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

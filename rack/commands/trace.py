@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from gzip import GzipFile
@@ -213,7 +212,3 @@ def _text(raw: BinaryIO, zipped: bool) -> Iterator[BinaryIO | GzipFile]:
         return
     with GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
         yield file
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -109,7 +109,3 @@ def _text(rows: Sequence[Row], hardware: Hardware) -> str:
             behind(row, hardware),
         )  # fmt: skip
     return shown(out)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
