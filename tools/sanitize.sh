@@ -20,7 +20,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/tests"
-cp -r "$root/chip" "$root/interconnect" "$root/setup.py" "$root/pyproject.toml" "$root/README.md" "$work/"
+cp -r "$root/chip" "$root/interconnect" "$root/setup.py" "$work/"
 cp "$root"/tests/kernel_reference.py "$root"/tests/native_kit.py "$root"/tests/transport_suite.py \
     "$root"/tests/test_chip_kernels_*.py "$root"/tests/test_interconnect_rings.py "$work/tests/"
 rm -f "$work"/chip/kernels/_native*.so "$work"/interconnect/_rings*.so
@@ -28,6 +28,7 @@ rm -f "$work"/chip/kernels/_native*.so "$work"/interconnect/_rings*.so
 cd "$work"
 LPU_KERNELS_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1 -O1" \
     "$python" setup.py -q build_ext --inplace
+cp "$root/pyproject.toml" "$work/" # pytest's settings; of any age, setuptools builds without it
 [ -n "$(ls chip/kernels/_native*.so 2>/dev/null)" ] && [ -n "$(ls interconnect/_rings*.so)" ] || { echo "sanitize: no extension" >&2; exit 1; }
 
 LD_PRELOAD="$library" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$work" "$python" -c \
