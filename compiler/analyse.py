@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from chip.ops.cost import needed, receive_cycles, result_stream_cycles, send_lead_cycles
-from chip.ops.operations import DEFINITIONS, Opcode, item_bytes, kv_layout, row_bytes
-from chip.ops.program import Operation
-from chip.spec import pad_vector
+from chip.ops.attention import Attend
+from chip.ops.cost import receive_cycles, send_lead_cycles
+from chip.ops.moves import Receive, Send
+from chip.ops.product import Matmul
+from chip.ops.program import Operation, Scheduled
 from compiler.ir import StepSchedule
 from compiler.pipeline import CompiledModel
 
@@ -63,19 +64,20 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str,
     parts = dict.fromkeys(PARTS, 0)
     nodes = [list(program.operations) for program in schedule.programs]
     sends = {
-        operation.args["transfer"]: (node, operation)
+        operation.op.transfer: (node, operation)
         for node, operations in enumerate(nodes)
         for operation in operations
-        if operation.opcode is Opcode.SEND
+        if isinstance(operation.op, Send)
     }
     last = [(op.end, i, op) for i, p in enumerate(schedule.programs) for op in p.operations]
     at, node, current = max(last, key=lambda item: item[0])
     parts["turnaround"] = schedule.cycles - at
     while True:
-        part = DEFINITIONS[current.opcode].part
-        if current.opcode is Opcode.RECEIVE:
-            node, current_send = sends[current.args["transfer"]]
-            is_host = compiled.network.links[current.args["link"]].is_host
+        op = current.op
+        part = op.part
+        if isinstance(op, Receive):
+            node, current_send = sends[op.transfer]
+            is_host = compiled.network.links[op.link].is_host
             part = "host port" if is_host else "exchange"
             current = current_send
         parts[part] += at - current.start
@@ -84,7 +86,7 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str,
             return parts
         previous = _before(nodes[node], current, compiled)
         if previous is None:  # held back by a NOP: for whatever ended last before it
-            earlier = [op for op in nodes[node] if op.end <= at and op.opcode is not Opcode.SEND]
+            earlier = [o for o in nodes[node] if o.end <= at and not isinstance(o.op, Send)]
             if not earlier:
                 parts["exchange"] += at
                 return parts
@@ -95,24 +97,24 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str,
 
 
 def _before(
-    operations: list[Operation], current: Operation, compiled: CompiledModel
-) -> Operation | None:
+    operations: list[Scheduled], current: Scheduled, compiled: CompiledModel
+) -> Scheduled | None:
     """Return the operation that let `current` start just then, by its first or last vector."""
-    wanted = []
-    passes_on = "forward" in current.args
-    if current.opcode is Opcode.SEND:
-        n = current.args["vectors"]
-        tail = (current.end - current.start) // n * (n - 1)
+    wanted, op = [], current.op
+    passes_on = isinstance(op, Send) and op.forward is not None
+    if isinstance(op, Send):
+        tail = (current.end - current.start) // op.vectors * (op.vectors - 1)
         chip = compiled.chip
         taken = current.start - (chip.forward_cycles if passes_on else send_lead_cycles(chip))
         wanted.append((taken, taken + tail))
-    for name in DEFINITIONS[current.opcode].reads if current.opcode is not Opcode.SEND else ():
-        first, last = needed(current.opcode, name, current.args, compiled.chip)
-        wanted.append((current.start + first, current.start + last))
+    elif not isinstance(op, Receive):
+        for name, _ in op.reads():
+            first, last = compiled.costs.needed(op, name)
+            wanted.append((current.start + first, current.start + last))
     wanted.append((current.start, current.start))  # its unit
     for first_at, last_at in wanted:
         for operation in operations:
-            if operation.opcode is Opcode.SEND or operation.start >= current.start:
+            if isinstance(operation.op, Send) or operation.start >= current.start:
                 continue
             begun, ended = _given(operation, compiled, landed=not passes_on)
             if ended == last_at or begun == first_at:
@@ -120,13 +122,13 @@ def _before(
     return None
 
 
-def _given(operation: Operation, compiled: CompiledModel, *, landed: bool) -> tuple[int, int]:
+def _given(operation: Scheduled, compiled: CompiledModel, *, landed: bool) -> tuple[int, int]:
     """When an operation's first and last results are there; `landed`: in SRAM."""
-    if operation.opcode is Opcode.RECEIVE:
+    op = operation.op
+    if isinstance(op, Send | Receive):
         behind = receive_cycles(compiled.chip) if landed else 0
         return operation.start + behind, operation.end + behind
-    stream = result_stream_cycles(operation.opcode, operation.args, compiled.chip)
-    return operation.end - stream, operation.end
+    return operation.end - compiled.costs.stream_cycles(op), operation.end
 
 
 def _busiest_link(compiled: CompiledModel, schedule: StepSchedule) -> Busiest | None:
@@ -145,26 +147,23 @@ def _busiest_unit(schedule: StepSchedule) -> Busiest:
     busy: dict[tuple[int, str], int] = defaultdict(int)
     for program in schedule.programs[:-1]:
         for operation in program.operations:
-            for unit in operation.units:
+            for unit in operation.op.units:
                 if not unit.startswith("C2C"):
                     busy[program.chip, unit] += operation.end - operation.start
     chip, unit = max(busy, key=lambda key: (busy[key], -key[0]))
     return Busiest(name=f"chip {chip} {unit}", cycles=busy[chip, unit])
 
 
-def _stream_bytes(operation: Operation) -> int:
-    a = operation.args
-    if operation.opcode is Opcode.MATMUL:
-        return int(a["n"]) * row_bytes(pad_vector(a["k"]), item_bytes(a["dtype"]))
-    if operation.opcode is Opcode.ATTEND:
-        return kv_layout(a).read_bytes(a["bucket"])
-    return 0
+def _stream_bytes(op: Operation) -> int:
+    if isinstance(op, Matmul):
+        return op.weight_bytes
+    return op.layout.read_bytes(op.bucket) if isinstance(op, Attend) else 0
 
 
 def _roofline(compiled: CompiledModel, schedule: StepSchedule) -> tuple[int, int]:
     """Cycles that reading weights and cache takes at full stream rate, group after group."""
     per_chip = [
-        sum(_stream_bytes(operation) for operation in program.operations)
+        sum(_stream_bytes(operation.op) for operation in program.operations)
         for program in schedule.programs
     ]
     rate = compiled.chip.stream_bytes_per_cycle

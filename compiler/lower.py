@@ -8,14 +8,18 @@ all cycles the operation's start. Transfers are placed around the computations
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from chip.floorplan import Queue, alu, mem, sxm
 from chip.isa.instructions import Alu, Permute, Read, RuntimeDeskew, Write
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, Immediate, In, Position, Source, Stream, Tap
-from chip.ops.operations import MOVES, Args, segment_offsets
-from chip.ops.program import Operation, Program
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import bound_values
+from chip.ops.product import GatherFirst, Matmul
+from chip.ops.program import Program, Scheduled
+from chip.ops.rows import segment_offsets
+from chip.ops.vector import Add, Gather
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from chip.templates.builder import (
@@ -24,7 +28,6 @@ from chip.templates.builder import (
     TO_SXM,
     TO_VXM,
     Access,
-    Block,
     Given,
     Load,
     Node,
@@ -48,7 +51,7 @@ def lower(
     """
     out: list[Issue] = []
     for operation in program.operations:
-        if operation.opcode not in MOVES:
+        if not isinstance(operation.op, Send | Receive):
             out += lower_operation(operation, spec)
     out += place_transfers(program, spec, out, ports, slots)
     return out + stops(program, {issue.queue for issue in out})
@@ -62,43 +65,46 @@ def stops(program: Program, queues: Iterable[Queue]) -> list[Issue]:
     ]  # fmt: skip
 
 
-def lower_operation(operation: Operation, spec: ChipSpec) -> list[Issue]:
+def lower_operation(operation: Scheduled, spec: ChipSpec) -> list[Issue]:
     """Return the instructions of one operation that computes. Raises LoweringError."""
-    found = template(operation.opcode, operation.args, spec)
+    op = operation.op
+    assert not isinstance(op, Send | Receive), "transfers are lowered together"
+    found = template(op, spec)
     if not found.lowered:
         raise LoweringError(
-            f"{operation.name}: {operation.opcode} has no instructions for "
-            f"{operation.args.get('dtype', 'its operands')} and this shape; its cost is an estimate"
+            f"{operation.name}: {op.opcode} has no instructions for "
+            f"{getattr(op, 'dtype', 'its operands')} and this shape; its cost is an estimate"
         )
-    issues = bind(found, operation.args, spec)
     return [
         Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
-        for i in issues
+        for i in bind(found, bases_of(op), bound_values(op), spec)
     ]
 
 
-def bind(found: Template, a: Args, spec: ChipSpec) -> list[Issue]:
-    """Return a template's instructions at the addresses in `a`, from cycle 0."""
-    bases = base_vectors(a)
+def bind(
+    found: Template, bases: Mapping[str, int], given: Mapping[str, int], spec: ChipSpec
+) -> list[Issue]:  # fmt: skip
+    """Return a template's instructions from cycle 0.
+
+    `bases`: the first vector of every operand; `given`: numbers that instructions are given.
+    """
     issues: list[Issue] = []
     for placed in found.placed:
         for n in range(placed.n):
-            binder = _Binder(spec, placed, placed.row + n, bases, found.row_vectors, a)
+            binder = _Binder(spec, placed, placed.row + n, bases, found.row_vectors, given)
             issues += binder.issues(placed.start + n * placed.period)
     for stream in found.streams:
         issues += stream.issues(bases.__getitem__)
     return issues
 
 
-def base_vectors(a: Args) -> dict[str, int]:
+def bases_of(op: object) -> dict[str, int]:
     """First vector of every operand; `src:n` is segment n of a gather buffer."""
-    bases = {
-        name: value // VECTOR_BYTES for name, value in a.items()
-        if isinstance(value, int) and not isinstance(value, bool)
-    }  # fmt: skip
-    if "shares" in a:
-        for number, offset in enumerate(segment_offsets(a["shares"], a["rows"])[:-1]):
-            bases[f"src:{number}"] = (a["src"] + offset) // VECTOR_BYTES
+    bases = {name: value // VECTOR_BYTES for name, value in bound_values(op).items()}
+    rows, of = (op.rows, op.source) if isinstance(op, Matmul) else (getattr(op, "rows", 1), op)
+    if isinstance(of, Gather | Add | GatherFirst):
+        for number, offset in enumerate(segment_offsets(of.shares, rows)[:-1]):
+            bases[f"src:{number}"] = (of.src + offset) // VECTOR_BYTES
     return bases
 
 
@@ -107,7 +113,7 @@ class _Binder:
 
     def __init__(
         self, spec: ChipSpec, placed: Placed, row: int, bases: Mapping[str, int],
-        row_vectors: Mapping[str, int], given: Args,
+        row_vectors: Mapping[str, int], given: Mapping[str, int],
     ) -> None:  # fmt: skip
         self.spec, self.block, self.row, self.given = spec, placed.block, row, given
         self.shift, self.bases, self.row_vectors = placed.shift, bases, row_vectors
@@ -185,7 +191,3 @@ class _Binder:
             src=src, dst=step.dst, item=step.item, lanes=step.lanes, out_lanes=step.out_lanes,
             map=spread,
         )  # fmt: skip
-
-
-Base = Callable[[str], int]
-__all__ = ["Base", "Block", "base_vectors", "lower", "lower_operation"]

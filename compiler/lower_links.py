@@ -16,9 +16,9 @@ from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
 from chip.isa.instructions import Alu, Lanes, Read, Receive, Send, Write
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Group, Stream, Tap
+from chip.ops import moves
 from chip.ops.cost import TURNS, receive_cycles, send_lead_cycles
-from chip.ops.operations import MOVES, Opcode
-from chip.ops.program import Operation, Program
+from chip.ops.program import Move, Program, Scheduled
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from chip.templates.builder import C2C_TURN
@@ -109,19 +109,24 @@ def place_transfers(
     taken = _Taken(spec)
     taken.note(issues)
     out: list[Issue] = []
-    moves = [operation for operation in program.operations if operation.opcode in MOVES]
+    sends: list[tuple[Scheduled, Move]] = []
+    receives: list[tuple[Scheduled, Move]] = []
+    for operation in program.operations:
+        if isinstance(operation.op, moves.Send):
+            sends.append((operation, operation.op))
+        elif isinstance(operation.op, moves.Receive):
+            receives.append((operation, operation.op))
     # what is sent finds gaps among the loads' vectors; what is received has more to choose from
-    for operation in sorted(moves, key=lambda move: move.opcode is Opcode.RECEIVE):
-        link = operation.args["link"]
-        early = _early_slots(operation, program, spec, slots[link])
-        numbers, last = range(operation.args["vectors"]), -(1 << 30)
-        if operation.opcode is Opcode.SEND:  # the last first: those before it may be earlier still
+    for operation, op in [*sends, *receives]:
+        slot, numbers, last = slots[op.link], range(op.vectors), -(1 << 30)
+        early = _early_slots(operation, program, spec, slot)
+        if isinstance(op, moves.Send):  # the last first: those before it may be earlier still
             numbers, last = numbers[::-1], 1 << 30
         for n in numbers:
-            cycle = operation.start + n * slots[link]
-            way = _Way(operation, n, ports[link], spec)
+            cycle = operation.start + n * slot
+            way = _Way(operation.name, op, n, ports[op.link], spec)
             spare = 0 if early is None else min(n + early, WAITING)
-            most = TURNS * C2C_TURN + spare * slots[link]
+            most = TURNS * C2C_TURN + spare * slot
             found = _share(way, cycle, taken, last) or _place(way, cycle, taken, last, most)
             last = found[0].cycle
             out += found
@@ -129,24 +134,26 @@ def place_transfers(
 
 
 def _early_slots(
-    operation: Operation, program: Program, spec: ChipSpec, slot: int
+    operation: Scheduled, program: Program, spec: ChipSpec, slot: int
 ) -> int | None:  # fmt: skip
     """Return how many slots earlier than it must a SEND's first vector may be at the port.
 
     None where vectors leave as they are made. What is passed on has been in memory since it landed;
     of what was whole when the first left, each further vector may be a slot earlier.
     """
-    if operation.opcode is Opcode.RECEIVE:
+    op = operation.op
+    if not isinstance(op, moves.Send):
         return None
     landed, lead = receive_cycles(spec), send_lead_cycles(spec)
-    if "forward" in operation.args:
+    if op.forward is not None:
         return max(0, spec.forward_cycles - landed - lead) // slot
-    (first, size), ready = operation.regions()[0][0], operation.start - lead
+    ((_, (first, size)),) = op.reads()
+    ready = operation.start - lead
     for other in program.operations:
-        end = other.end + (landed if other.opcode is Opcode.RECEIVE else 0)
-        if other.opcode is Opcode.SEND or end <= ready or other.start >= operation.start:
+        end = other.end + (landed if isinstance(other.op, moves.Receive) else 0)
+        if isinstance(other.op, moves.Send) or end <= ready or other.start >= operation.start:
             continue
-        if any(at < first + size and first < at + n for at, n in other.regions()[1]):
+        if any(at < first + size and first < at + n for _, (at, n) in other.op.writes()):
             return None
     return 0
 
@@ -197,10 +204,10 @@ def _place(way: _Way, cycle: int, taken: _Taken, turn: int, most: int) -> tuple[
 class _Way:
     """One vector's way between a port and a work slice."""
 
-    def __init__(self, operation: Operation, n: int, port: int, spec: ChipSpec) -> None:
-        self.spec, self.port, self.name, self.n = spec, port, operation.name, n
-        self.send = operation.opcode is Opcode.SEND
-        address = operation.args["src" if self.send else "dst"]
+    def __init__(self, name: str, op: Move, n: int, port: int, spec: ChipSpec) -> None:
+        self.spec, self.port, self.name, self.n = spec, port, name, n
+        self.send = isinstance(op, moves.Send)
+        address = op.src if isinstance(op, moves.Send) else op.dst
         side, index, self.word = work_place(spec, address // VECTOR_BYTES + n)
         self.hemisphere = port % 2
         self.c2c = sxm(self.hemisphere, FIRST_QUEUE + port // 2 % QUEUES)

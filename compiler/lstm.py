@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from chip.isa.issue import Issue
 from chip.ops.kv import WINDOW_VECTORS
-from chip.ops.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import work_start
-from chip.templates.lstm import columns_of, lstm
+from chip.templates.lstm import Lstm, columns_of, lstm
 from chip.templates.template import laid_out
 from compiler.errors import CapacityError, CompilerError
-from compiler.lower import bind
+from compiler.lower import bases_of, bind
 
 GATES = 4
 
 
-def cell_args(hidden: int, batch: int, spec: ChipSpec, scale: float = 2.0**-12) -> Args:
+def cell(hidden: int, batch: int, spec: ChipSpec, scale: float = 2.0**-12) -> Lstm:
     """Return the cell's operation: shape, and addresses of w, x ([x, h] rows), c and h.
 
     Raises CompilerError for sizes below 1 or more rows than the accumulators hold, CapacityError
@@ -42,23 +41,21 @@ def cell_args(hidden: int, batch: int, spec: ChipSpec, scale: float = 2.0**-12) 
         raise CapacityError(chip=0, needed=needed, available=work, layout="1x1", context=0)
     x = work
     c = x + rows * 2 * VECTOR_BYTES
-    return {
-        "hidden": hidden, "rows": batch, "scale": scale, "w": 0, "x": x, "c": c,
-        "h": c + rows * 4 * VECTOR_BYTES,
-    }  # fmt: skip
+    h = c + rows * 4 * VECTOR_BYTES
+    return Lstm(hidden=hidden, rows=batch, scale=scale, w=0, x=x, c=c, h=h)
 
 
 def cell_cycles(hidden: int, batch: int, spec: ChipSpec) -> int:
     """Cycles of one cell step; more sequences than the accumulators hold run in rounds."""
     most = max(1, spec.mxm_accumulator_rows // vectors(max(hidden, 1)))
-    full, rest = divmod(batch, most) if batch > 0 else (0, batch)  # cell_args refuses it
+    full, rest = divmod(batch, most) if batch > 0 else (0, batch)  # `cell` refuses it
     rounds = [(full, most)] * (full > 0) + [(1, rest)] * (rest != 0 or full == 0)
     with laid_out("lstm"):
-        return sum(n * lstm(cell_args(hidden, rows, spec), spec).cycles for n, rows in rounds)
+        return sum(n * lstm(cell(hidden, rows, spec), spec).cycles for n, rows in rounds)
 
 
-def lower_cell(a: Args, spec: ChipSpec) -> list[Issue]:
+def lower_cell(op: Lstm, spec: ChipSpec) -> list[Issue]:
     """Return the cell's instructions."""
     with laid_out("lstm"):
-        template = lstm(a, spec)
-    return bind(template, a, spec)
+        template = lstm(op, spec)
+    return bind(template, bases_of(op), {}, spec)

@@ -14,8 +14,10 @@ from typing import Any
 
 import msgpack
 
-from chip.ops.operations import row_bytes
+from chip.ops.cost import CostModel
+from chip.ops.rows import row_bytes
 from chip.spec import ChipSpec, vectors
+from compiler.codegen.cost import cost_model
 from compiler.errors import CompilerError
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.model.config import ModelConfig
@@ -90,6 +92,7 @@ class CompiledModel:
     memories: tuple[Memory, ...]
     steps: dict[str, StepSchedule]
     schedule_hash: str
+    costs: CostModel
 
     def step(self, rows: int, context: int, *, decode: bool) -> StepSchedule:
         """Return the step for up to `rows` rows whose last position is `context` - 1."""
@@ -229,6 +232,7 @@ class Ground:
     memory: MemoryOptions
     memories: tuple[Memory, ...]
     buckets: tuple[int, ...]
+    costs: CostModel
 
     def planner(self, kind: StepKind) -> StepPlanner:
         """Return the planner of one step."""
@@ -257,7 +261,7 @@ def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Option
     )
     return Ground(
         partition=split, network=network, memory=memory, memories=memories,
-        buckets=context_buckets(options, memory.context),
+        buckets=context_buckets(options, memory.context), costs=cost_model(target.chip),
     )  # fmt: skip
 
 
@@ -273,7 +277,7 @@ def forward_slots(planner: StepPlanner) -> dict[int, tuple[list[int], int]]:
 def schedule_step(ground: Ground, kind: StepKind, target: Target) -> StepSchedule:
     """Plan one step and place it in time."""
     planner = ground.planner(kind)
-    scheduler = Scheduler(target.chip, ground.network, forward_slots(planner))
+    scheduler = Scheduler(ground.costs, ground.network, forward_slots(planner))
     for item in planner.plan():
         scheduler.place(item)
     return scheduler.finish(kind, planner.host, target.host_turnaround_cycles)
@@ -303,7 +307,7 @@ def compile_model(
     network = ground.network
     wanted = _wanted(kinds, ground.chunk, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
-    about = (target.chip, network.links, ground.memories, network.clock, network.sync)
+    about = (ground.costs, network.links, ground.memories, network.clock, network.sync)
     forked = layout.chips * len(wanted) > WORTH_FORKING
     with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:
         for kind in wanted:
@@ -329,7 +333,7 @@ def compiled_model(
         dtype=ground.memory.dtype, max_model_len=ground.memory.context,
         prefill_chunk=ground.chunk, buckets=ground.buckets, top_k=ground.memory.top_k,
         partition=ground.partition, network=ground.network, memories=ground.memories, steps=steps,
-        schedule_hash="",
+        schedule_hash="", costs=ground.costs,
     )  # fmt: skip
 
 

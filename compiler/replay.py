@@ -38,7 +38,7 @@ class Replay(Scheduler):
         self, target: Target, ground: Ground, stored: Table,
         forward: dict[int, tuple[list[int], int]],
     ) -> None:  # fmt: skip
-        super().__init__(target.chip, ground.network, forward)
+        super().__init__(ground.costs, ground.network, forward)
         self._stored = stored
         self._programs: list[Any] = stored.items("programs")
         if len(self._programs) != len(self.nodes):

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from plain_ops import args, cycles, operands, scheduled
 from schedules import machine
 
 from chip.isa.instructions import Write
 from chip.kernels.twin import NumpyKernels
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.ops.cost import cycles
-from chip.ops.operations import Opcode, operands
-from chip.ops.program import Operation
+from chip.ops.opcodes import Opcode
+from chip.ops.program import Scheduled
 from chip.run.executor import Binder, StepState
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram, places, work_start
@@ -61,7 +61,7 @@ def both(
     rng = np.random.default_rng(3)
     touched = operands(opcode, a)
     results, counts = [], []
-    operation = Operation(
+    operation = scheduled(
         opcode=opcode, name=str(opcode), args=dict(a), start=0, end=cycles(opcode, a, CHIP), nop=0
     )
     noise = {region: rng.integers(0, 256, region[1]).astype(np.uint8) for _, region in touched[0]}
@@ -76,7 +76,7 @@ def both(
             counts.append(_lowered(operation, sram, positions))
         else:
             state = StepState(rows=len(positions), positions=np.array(positions, np.int64))
-            Binder(sram, NumpyKernels()).bind(operation)(state)
+            Binder(sram, NumpyKernels()).bind(operation.op)(state)
             counts.append(state.saturated)
         wanted = [region for name, region in touched[1] if name not in ("scratch", "stats")]
         results.append([bytes(sram.bytes[at : at + size]) for at, size in wanted])
@@ -86,10 +86,10 @@ def both(
     return results[0], counts[0]
 
 
-def _lowered(operation: Operation, sram: Sram, positions: tuple[int, ...]) -> int:
+def _lowered(operation: Scheduled, sram: Sram, positions: tuple[int, ...]) -> int:
     slice_of, word_of = places(CHIP)
     valid = np.zeros(len(slice_of), np.bool_)
-    read, written = operands(operation.opcode, operation.args)
+    read, written = operands(operation.opcode, args(operation))
     for _, (at, size) in [*read, *(pair for pair in written if pair[0] in ("kv", "kvs"))]:
         valid[at // VECTOR_BYTES : -(-(at + size) // VECTOR_BYTES)] = True
     memory = Memory(slice_of=slice_of, word_of=word_of, valid=valid)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from plain_ops import kv_layout
 
 from chip.kernels.quant import tile_weights
-from chip.ops.operations import Opcode, kv_layout, row_bytes, segment_offsets
+from chip.ops.opcodes import Opcode
+from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
 

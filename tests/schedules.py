@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation
+from plain_ops import args, replaced
+
+from chip.ops.opcodes import Opcode
+from chip.ops.program import Scheduled
 from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
@@ -53,10 +54,10 @@ def compiled(
 
 def check(model: CompiledModel, schedule: StepSchedule) -> None:
     """Verify one schedule in place of the model's own."""
-    verify([(schedule, 0)], model.chip, model.network.links, model.memories)
+    verify([(schedule, 0)], model.costs, model.network.links, model.memories)
 
 
-def find(schedule: StepSchedule, node: int, opcode: Opcode, name: str, nth: int = 0) -> Operation:
+def find(schedule: StepSchedule, node: int, opcode: Opcode, name: str, nth: int = 0) -> Scheduled:
     """The nth operation of this opcode whose name ends so, in a node's program."""
     found = [
         operation
@@ -66,7 +67,7 @@ def find(schedule: StepSchedule, node: int, opcode: Opcode, name: str, nth: int 
     return found[nth]
 
 
-def edit(schedule: StepSchedule, node: int, old: Operation, new: Operation | None) -> StepSchedule:
+def edit(schedule: StepSchedule, node: int, old: Scheduled, new: Scheduled | None) -> StepSchedule:
     """Put `new` (or nothing) in the place of `old`."""
     programs = list(schedule.programs)
     operations = [new if operation is old else operation for operation in programs[node].operations]
@@ -76,25 +77,20 @@ def edit(schedule: StepSchedule, node: int, old: Operation, new: Operation | Non
     return replace(schedule, programs=tuple(programs))
 
 
-def moved(operation: Operation, cycles: int) -> Operation:
+def moved(operation: Scheduled, cycles: int) -> Scheduled:
     """The same operation, so many cycles later."""
     return replace(operation, start=operation.start + cycles, end=operation.end + cycles)
 
 
-def with_args(operation: Operation, **args: Any) -> Operation:
-    """The same operation with other operands."""
-    return replace(operation, args={**operation.args, **args})
-
-
 def ends(
     schedule: StepSchedule, transfer: ScheduledTransfer
-) -> tuple[tuple[int, Operation], tuple[int, Operation]]:
+) -> tuple[tuple[int, Scheduled], tuple[int, Scheduled]]:
     """(node, SEND) and (node, RECEIVE) of a transfer."""
     found = {
         operation.opcode: (node, operation)
         for node, program in enumerate(schedule.programs)
         for operation in program.operations
-        if operation.args.get("transfer") == transfer.id
+        if args(operation).get("transfer") == transfer.id
     }
     return found[Opcode.SEND], found[Opcode.RECEIVE]
 
@@ -169,13 +165,13 @@ def relocate(
     operations = []
     for operation in schedule.programs[chip].operations:
         place = place_of(operation.name)[1]
-        args = {
+        values = {
             key: value - old + address
             if f"{operation.opcode} {place} {key}" in users and old <= value < old + size
             else value
-            for key, value in operation.args.items()
+            for key, value in args(operation).items()
         }
-        operations.append(replace(operation, args=args))
+        operations.append(replaced(operation, values))
     programs = list(schedule.programs)
     programs[chip] = replace(programs[chip], operations=tuple(operations))
     return replace(schedule, programs=tuple(programs))
@@ -186,11 +182,11 @@ def through_one_slot(model: CompiledModel, schedule: StepSchedule, chip: int) ->
     buffers = model.memories[chip].buffers[1]
     slots = {buffers[f"forward.{slot}"] for slot in range(4)}
     operations = [
-        replace(
+        replaced(
             operation,
-            args={
+            {
                 key: buffers["forward.0"] if key in ("src", "dst") and value in slots else value
-                for key, value in operation.args.items()
+                for key, value in args(operation).items()
             },
         )
         for operation in schedule.programs[chip].operations

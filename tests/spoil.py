@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
+from plain_ops import args
 from schedules import machine
 
 from chip.isa.instructions import Send
@@ -117,7 +118,7 @@ class Bench:
         """Run the step on both inputs. Raises MachineError."""
         self.chip._lower = lambda _: issues
         made, moves = self.chip.machine(self.program)
-        transfers = {id(c): o.args["transfer"] for c, o in zip(made.crossings, moves, strict=True)}
+        transfers = {id(c): args(o)["transfer"] for c, o in zip(made.crossings, moves, strict=True)}
         return [self._run(made, transfers, given, issues) for given in self._given]
 
     def _run(

@@ -20,9 +20,9 @@ from operation_grid import (
     top_k,
     vector_work,
 )
+from plain_ops import template
 
-from chip.ops.operations import Opcode
-from chip.templates.table import template
+from chip.ops.opcodes import Opcode
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
 REFUSED = [

@@ -28,7 +28,7 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Immediate
 from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.ops.operations import Opcode
+from chip.ops.opcodes import Opcode
 from chip.sram import places
 from compiler.lower import lower, lower_operation
 from compiler.model.presets import PRESETS

@@ -8,20 +8,22 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_ops import (
+    TYPES,
+    args,
+    cycles,
+    kv_layout,
+    needed,
+    operands,
+    operation_of,
+    result_stream_cycles,
+    template,
+)
 from schedules import compiled, machine
 
-from chip.ops.cost import cycles, needed, result_stream_cycles
-from chip.ops.operations import (
-    DEFINITIONS,
-    Opcode,
-    item_bytes,
-    kv_layout,
-    operands,
-    row_bytes,
-    segment_offsets,
-)
+from chip.ops.opcodes import Opcode
+from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from chip.templates.row import RowProduct
-from chip.templates.table import template
 
 CHIP = machine("lesson").chip
 
@@ -34,16 +36,9 @@ def test_sizes() -> None:
         item_bytes("fp8")
 
 
-@pytest.mark.parametrize("opcode", [Opcode.SEND, Opcode.RECEIVE])
-def test_the_link_decides_how_long_a_transfer_takes(opcode: Opcode) -> None:
-    with pytest.raises(ValueError, match="its duration") as caught:
-        cycles(opcode, {}, CHIP)
-    assert str(caught.value) == f"{opcode}: its duration is the link's, not the chip's"
-
-
 def test_every_opcode_is_defined() -> None:
-    assert set(DEFINITIONS) == set(Opcode)
-    assert {d.part for d in DEFINITIONS.values()} == {"vector", "weights", "attention", "exchange"}
+    assert set(TYPES) == set(Opcode)
+    assert {t.part for t in TYPES.values()} == {"vector", "weights", "attention", "exchange"}
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])
@@ -53,11 +48,11 @@ def test_regions_are_whole_vectors_inside_the_memory(layout: str, dtype: str) ->
     for schedule in model.steps.values():
         for program in schedule.programs[:-1]:
             for operation in program.operations:
-                reads, writes = operands(operation.opcode, operation.args)
-                assert [region for _, region in reads] == operation.regions()[0]
-                assert [region for _, region in writes] == operation.regions()[1]
+                reads, writes = operands(operation.opcode, args(operation))
+                assert [region for _, region in reads] == [r for _, r in operation.op.reads()]
+                assert [region for _, region in writes] == [r for _, r in operation.op.writes()]
                 for name, (address, size) in (*reads, *writes):
-                    assert address == operation.args[name]
+                    assert address == args(operation)[name]
                     assert address % 320 == 0
                     assert size % 320 == 0
                     assert 0 < address + size <= CHIP.sram_bytes
@@ -84,7 +79,7 @@ def test_large_matrices_are_near_the_roofline() -> None:
 
 def test_published_plane_load() -> None:
     """ISCA 2020: 320 columns of a plane load in 20 cycles; all four side by side."""
-    product = RowProduct(matmul(640, 1280), CHIP)
+    product = RowProduct(operation_of(Opcode.MATMUL, matmul(640, 1280)), CHIP)
     (group,) = product.groups
     windows = [product.times[0, tile].windows for tile in (0, 1)]
     assert [len(cycles) for cycles in windows] == [20, 20]
@@ -137,6 +132,6 @@ def test_a_product_needs_its_activations_after_its_first_weights() -> None:
     assert 0 < first == needed(Opcode.MATMUL, "s", args, CHIP)[0] < last
     assert needed(Opcode.MATMUL, "w", args, CHIP) == (0, 0)
     for opcode in COMPUTING:
-        for name in DEFINITIONS[opcode].reads:
+        for name, _ in operands(opcode, attend())[0]:
             first, last = needed(opcode, name, attend(), CHIP)
             assert 0 <= first <= last < cycles(opcode, attend(), CHIP)

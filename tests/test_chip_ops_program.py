@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgpack
 import pytest
+from plain_ops import args, from_list, scheduled
 from schedules import compiled
 
-from chip.ops.operations import MXM, Opcode
-from chip.ops.program import Operation, working_order
+from chip.ops.opcodes import MXM, Opcode
+from chip.ops.program import Scheduled, working_order
 
 PROGRAM = compiled("1x3+2").steps["decode/32"].programs[0]
 
@@ -15,22 +16,22 @@ PROGRAM = compiled("1x3+2").steps["decode/32"].programs[0]
 def test_through_msgpack_and_back() -> None:
     for operation in PROGRAM.operations:
         packed = msgpack.packb(operation.to_list())
-        assert Operation.from_list(msgpack.unpackb(packed)) == operation
+        assert from_list(msgpack.unpackb(packed)) == operation
 
 
 def test_an_unknown_opcode() -> None:
     item = PROGRAM.operations[0].to_list()
     with pytest.raises(ValueError, match="'halt' is not a valid Opcode"):
-        Operation.from_list(["halt", *item[1:]])
+        from_list(["halt", *item[1:]])
 
 
 def test_units() -> None:
-    units = {o.opcode: o.units for o in PROGRAM.operations}
+    units = {o.opcode: o.op.units for o in PROGRAM.operations}
     products = [o for o in PROGRAM.operations if o.opcode is Opcode.MATMUL]
-    fused = [o for o in products if {"prologue", "epilogue"} & o.args.keys()]
+    fused = [o for o in products if {"prologue", "epilogue"} & args(o).keys()]
     assert fused
-    assert {o.units for o in fused} == {(*MXM, "VXM")}
-    alone = Operation(opcode=Opcode.MATMUL, name="x", args={}, start=0, end=1)
+    assert {o.op.units for o in fused} == {(*MXM, "VXM")}
+    alone = scheduled(opcode=Opcode.MATMUL, name="x", args={}, start=0, end=1)
     assert alone.units == MXM == ("MXM0", "MXM1", "MXM2", "MXM3")
     assert units[Opcode.ROPE] == ("VXM",)
     assert units[Opcode.RECEIVE] == ()
@@ -45,14 +46,14 @@ def test_a_program_prints_one_line_an_operation() -> None:
     assert lines[1].split()[:4] == [str(first.start), str(first.end), first.opcode, first.name]
 
 
-def move(opcode: Opcode, link: int, address: int, vectors: int) -> Operation:
+def move(opcode: Opcode, link: int, address: int, vectors: int) -> Scheduled:
     end = "src" if opcode is Opcode.SEND else "dst"
     args = {end: address, "link": link, "transfer": link, "vectors": vectors}
-    return Operation(opcode=opcode, name="x", args=args, start=0, end=1)
+    return scheduled(opcode=opcode, name="x", args=args, start=0, end=1)
 
 
 def test_a_send_goes_before_receives_it_does_not_pass_on() -> None:
-    add = Operation(
+    add = scheduled(
         opcode=Opcode.ADD, name="add", args={"x": 0, "src": 0, "shares": (4,), "rows": 1},
         start=0, end=1,
     )  # fmt: skip

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_ops import args
 from schedules import WEIGHTS, compiled
 
 from chip.errors import ProgramError, ScheduleViolation
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation
+from chip.ops.opcodes import Opcode
+from chip.ops.program import Scheduled
 from chip.run.chip import Arrival, Chip, StepMessage
 from rack.run.job import build_chip, chip_job
 
@@ -41,11 +42,11 @@ def message(sequence: int = 1, base: int = 0, rows: int = 1) -> StepMessage:
     return StepMessage(sequence=sequence, step=STEP, base_cycle=base, positions=tuple(range(rows)))
 
 
-def arrival(operation: Operation, base: int = 0, **changes: Any) -> Arrival:
+def arrival(operation: Scheduled, base: int = 0, **changes: Any) -> Arrival:
     plain = Arrival(
-        link=operation.args["link"], sequence=1, transfer=operation.args["transfer"],
+        link=args(operation)["link"], sequence=1, transfer=args(operation)["transfer"],
         first_cycle=base + operation.start, last_cycle=base + operation.end,
-        payload=np.ones(operation.args["vectors"] * 80, np.float32).tobytes(),
+        payload=np.ones(args(operation)["vectors"] * 80, np.float32).tobytes(),
     )  # fmt: skip
     return replace(plain, **changes)
 
@@ -66,9 +67,9 @@ def test_a_step_departs_at_the_chips_own_cycles(base: int) -> None:
     run(chip, base)
     sends = [o for o in PROGRAM.operations if o.opcode is Opcode.SEND]
     assert [s[:4] for s in sent] == [
-        (o.args["link"], o.args["transfer"], 1, base + o.start) for o in sends
+        (args(o)["link"], args(o)["transfer"], 1, base + o.start) for o in sends
     ]
-    assert [len(s[5]) for s in sent] == [o.args["vectors"] * 320 for o in sends]
+    assert [len(s[5]) for s in sent] == [args(o)["vectors"] * 320 for o in sends]
     assert sent[-1][4] != 0  # the result carries this chip's share of the hash
     assert chip.missing() is None
 
@@ -134,10 +135,10 @@ WRONG = [
     ({"first_cycle": FIRST.start - 1}, "first vector's arrival", FIRST.start, FIRST.start - 1),
     ({"last_cycle": FIRST.end + 1}, "last vector's arrival", FIRST.end, FIRST.end + 1),
     ({"last_cycle": FIRST.end - 1}, "last vector's arrival", FIRST.end, FIRST.end - 1),
-    ({"payload": b""}, "payload size in bytes", FIRST.args["vectors"] * 320, 0),
-    ({"transfer": 99}, "wrong (step number, transfer)", (1, FIRST.args["transfer"]), (1, 99)),
-    ({"sequence": 2}, "wrong (step number, transfer)", (1, FIRST.args["transfer"]),
-     (2, FIRST.args["transfer"])),
+    ({"payload": b""}, "payload size in bytes", args(FIRST)["vectors"] * 320, 0),
+    ({"transfer": 99}, "wrong (step number, transfer)", (1, args(FIRST)["transfer"]), (1, 99)),
+    ({"sequence": 2}, "wrong (step number, transfer)", (1, args(FIRST)["transfer"]),
+     (2, args(FIRST)["transfer"])),
 ]  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def test_an_arrival_that_is_not_the_schedules(
     chip.receive(arrival(FIRST, base, **moved))
     error = fails(chip, chip.advance)
     assert (error.what, error.wanted, error.got) == (what, wanted, got)
-    assert (error.chip, error.link) == (0, LINKS[FIRST.args["link"]])
+    assert (error.chip, error.link) == (0, LINKS[args(FIRST)["link"]])
     assert (error.cycle, error.operation, error.step) == (FIRST.start, FIRST.name, STEP)
 
 
@@ -173,9 +174,9 @@ def test_a_frame_that_came_before() -> None:
     chip, _ = chip_and_sent()
     run(chip)
     error = fails(chip, lambda: chip.receive(arrival(RECEIVES[-1])))
-    number = RECEIVES[-1].args["transfer"]
+    number = args(RECEIVES[-1])["transfer"]
     assert str(error) == (
-        f"chip 0, link {LINKS[RECEIVES[-1].args['link']]}, cycle {RECEIVES[-1].end}, transfer "
+        f"chip 0, link {LINKS[args(RECEIVES[-1])['link']]}, cycle {RECEIVES[-1].end}, transfer "
         f"{number} of step number 1: a frame came again: wanted one after {(1, number)}, "
         f"got {(1, number)}"
     )
@@ -190,9 +191,9 @@ def test_a_frame_that_nothing_takes() -> None:
     error = fails(chip, chip.advance)
     last = RECEIVES[-1]
     assert str(error) == (
-        f"chip 0, link {LINKS[last.args['link']]}, step {STEP}, cycle {last.end}, transfer "
-        f"{last.args['transfer']}: a frame that nothing takes: wanted none, "
-        f"got {(1, last.args['transfer'])}"
+        f"chip 0, link {LINKS[args(last)['link']]}, step {STEP}, cycle {last.end}, transfer "
+        f"{args(last)['transfer']}: a frame that nothing takes: wanted none, "
+        f"got {(1, args(last)['transfer'])}"
     )
 
 
@@ -203,9 +204,9 @@ def test_what_is_missing_is_named() -> None:
     chip.advance()
     error = chip.missing()
     assert str(error) == (
-        f"chip 0, link {LINKS[FIRST.args['link']]}, step {STEP}, cycle {FIRST.start}, "
-        f"{FIRST.name}: vectors did not come: wanted {FIRST.args['vectors']} vectors of transfer "
-        f"{FIRST.args['transfer']}, got nothing"
+        f"chip 0, link {LINKS[args(FIRST)['link']]}, step {STEP}, cycle {FIRST.start}, "
+        f"{FIRST.name}: vectors did not come: wanted {args(FIRST)['vectors']} vectors of transfer "
+        f"{args(FIRST)['transfer']}, got nothing"
     )
 
 

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from one_operation import CHIP, both, placed
+from plain_ops import cycles, kv_layout, operands, operation_of, template
 
-from chip.ops.cost import cycles
-from chip.ops.operations import Opcode, kv_layout, operands
+from chip.ops.opcodes import Opcode
 from chip.ops.scratch import ITEM, QUAD, Scratch
 from chip.spec import VECTOR_BYTES
 from chip.templates.attend import attend
-from chip.templates.table import template
 
 LLAMA_8B = {"heads": 32, "kv_heads": 8, "head_dim": 128}
 LLAMA_70B = {"heads": 16, "kv_heads": 2, "head_dim": 128}  # one of four chips
@@ -145,4 +144,4 @@ def test_regions_are_what_is_kept() -> None:
 
 def test_heads_wider_than_a_vector() -> None:
     with pytest.raises(ValueError, match="ATTEND: wanted int8 heads of at most 320, got 336 int8"):
-        attend(shaped(2, 2, 336, 64), CHIP)
+        attend(operation_of(Opcode.ATTEND, shaped(2, 2, 336, 64)), CHIP)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from one_operation import both, placed
+from plain_ops import kv_layout
 
 from chip.kernels.quant import tile_weights
-from chip.ops.operations import Opcode, kv_layout
+from chip.ops.opcodes import Opcode
 from chip.spec import pad_vector
 
 

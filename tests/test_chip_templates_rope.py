@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from one_operation import both, placed
+from plain_ops import cost
 
 from chip.errors import TemplateError
-from chip.ops.cost import cost
-from chip.ops.operations import Opcode, row_bytes
+from chip.ops.opcodes import Opcode
+from chip.ops.rows import row_bytes
 from rack.machines.profile import load_hardware
 
 

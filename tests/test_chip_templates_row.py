@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from one_operation import CHIP, both, placed
+from plain_ops import cycles, needed, operation_of, result_stream_cycles, template
 
 from chip.kernels.quant import tile_weights
-from chip.ops.cost import cycles, needed, result_stream_cycles
-from chip.ops.operations import Opcode, gated_widths, segment_offsets
+from chip.ops.opcodes import Opcode
+from chip.ops.rows import gated_widths, segment_offsets
 from chip.spec import vectors
 from chip.templates.row import RowProduct
-from chip.templates.table import template
 
 
 def operation(k: int, n: int, out: str, **extra: Any) -> dict[str, Any]:
@@ -84,7 +84,8 @@ def test_equals_the_kernels(k: int, n: int, out: str, extra: dict[str, Any], fir
 @pytest.mark.parametrize("extra", [{}, {"prologue": "norm", "epilogue": "silu"}])
 def test_weights_stream_without_gaps(extra: dict[str, Any]) -> None:
     """From the second tile on only a cycle an activation is lost to the weights."""
-    product = RowProduct(operation(4096, 8 * 640, "f16", **extra), CHIP)
+    a = operation(4096, 8 * 640, "f16", **extra)
+    product = RowProduct(operation_of(Opcode.MATMUL, a), CHIP)
     windows = sorted(c for times in product.times.values() for c in times.windows)
     loads = windows[2 * 20 :]  # behind two tiles, that wait for the first activation
     busy = product.prologue.busy if product.prologue is not None else frozenset()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from one_operation import CHIP
 from operation_grid import attention, vector_work
+from plain_ops import operation_of, template
 
 from chip.errors import TemplateError
 from chip.floorplan import alu
 from chip.isa.instructions import Alu, AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In, Stream, Tap
+from chip.ops.attention import Attend
 from chip.spec import ChipSpec
 from chip.templates import table
 from chip.templates.attend import attend
-from chip.templates.table import template
 from chip.templates.template import Template
 from chip.templates.uses import Use, Uses, check, clash, of_issues, together
 
@@ -80,17 +80,17 @@ def moved(found: Template, block: int, cycles: int) -> Template:
 
 def test_attention_that_meets_itself_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scores' maxima begin while the last scores come: seven cycles earlier they collide."""
-    _, shape = attention(32, 8, 128, 256, 2)
-    built = attend(shape, CHIP)
+    shape_opcode, shape = attention(32, 8, 128, 256, 2)
+    built = attend(operation_of(shape_opcode, shape), CHIP)
     assert clash(built.asked()) is None
 
-    def unlawful(a: dict[str, Any], spec: ChipSpec) -> Template:
+    def unlawful(op: Attend, spec: ChipSpec) -> Template:
         return moved(built, 0, -7)
 
-    monkeypatch.setitem(table.BUILDERS, table.Opcode.ATTEND, unlawful)
+    monkeypatch.setattr(table.attend, "attend", unlawful)
     table._template.cache_clear()
     with pytest.raises(TemplateError, match=r"rows 2, .*: two results .* of Scores .* of block 0"):
-        template(table.Opcode.ATTEND, shape, CHIP)
+        template(shape_opcode, shape, CHIP)
     table._template.cache_clear()
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from schedules import compiled, find, machine, with_args
+from plain_ops import args, scheduled, template, with_args
+from schedules import compiled, find, machine
 
 from chip.isa.instructions import Read, Send
 from chip.ops.cost import receive_cycles, send_lead_cycles
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation, Program
-from chip.templates.table import template
+from chip.ops.opcodes import Opcode
+from chip.ops.program import Program, Scheduled
 from compiler.errors import LoweringError
 from compiler.lower import lower, lower_operation
 from compiler.lower_links import Trip, _early_slots, place_transfers
@@ -71,12 +71,12 @@ def test_more_vectors_at_once_than_a_port_takes() -> None:
     program = model.steps["decode/32"].programs[0]
     send = next(o for o in program.operations if o.opcode is Opcode.SEND)
     crowded = replace(program, operations=(send,) * 40)
-    link = send.args["link"]
+    link = args(send)["link"]
     slots = {link: model.network.links[link].slot_cycles}
     with pytest.raises(LoweringError, match=r"vector 0, cycle \d+: no free way between port 0"):
         place_transfers(crowded, model.chip, [], {link: 0}, slots)
     alone = replace(program, operations=(send,))
-    assert len(place_transfers(alone, model.chip, [], {link: 0}, slots)) == 2 * send.args["vectors"]
+    assert len(place_transfers(alone, model.chip, [], {link: 0}, slots)) == 2 * send.op.vectors
 
 
 def test_copies_of_a_message_that_leave_at_once_are_read_once_a_side() -> None:
@@ -87,11 +87,11 @@ def test_copies_of_a_message_that_leave_at_once_are_read_once_a_side() -> None:
         o for o in program.operations
         if o.opcode is Opcode.SEND and (o.name, o.start) == (first.name, first.start)
     ]  # fmt: skip
-    ports = {o.args["link"]: port for port, o in enumerate(sends)}
-    slots = dict.fromkeys(ports, model.network.links[first.args["link"]].slot_cycles)
+    ports = {args(o)["link"]: port for port, o in enumerate(sends)}
+    slots = dict.fromkeys(ports, model.network.links[args(first)["link"]].slot_cycles)
     alone = replace(program, operations=tuple(sends))
     issues = [issue.instruction for issue in place_transfers(alone, model.chip, [], ports, slots)]
-    vectors = first.args["vectors"]
+    vectors = args(first)["vectors"]
     assert len(sends) == 4
     assert sum(isinstance(i, Send) for i in issues) == 4 * vectors
     assert sum(isinstance(i, Read) for i in issues) == 2 * vectors
@@ -132,12 +132,12 @@ def test_what_was_whole_or_landed_long_ago_may_wait_longer_at_its_port() -> None
     spec = compiled("1x1").chip
     lead, landed = send_lead_cycles(spec), receive_cycles(spec)
 
-    def move(opcode: Opcode, start: int, end: int, **args: int) -> Operation:
+    def move(opcode: Opcode, start: int, end: int, **args: int) -> Scheduled:
         where = "src" if opcode is Opcode.SEND else "dst"
         every = {where: 6400, "link": 0, "transfer": 0, "vectors": 2, **args}
-        return Operation(opcode=opcode, name="x", args=every, start=start, end=end)
+        return scheduled(opcode=opcode, name="x", args=every, start=start, end=end)
 
-    def early(send: Operation, *before: Operation) -> int | None:
+    def early(send: Scheduled, *before: Scheduled) -> int | None:
         operations = (*before, send)
         program = Program(chip=0, step="decode/32", rows=1, operations=operations)
         return _early_slots(send, program, spec, 24)

@@ -18,7 +18,7 @@ from chip.sram import Sram, places
 from chip.templates.lstm import columns_of
 from chip.templates.template import laid_out
 from compiler.errors import CapacityError, CompilerError
-from compiler.lstm import cell_args, cell_cycles, lower_cell
+from compiler.lstm import cell, cell_cycles, lower_cell
 from rack.commands.validate import main
 from rack.machines.profile import load_hardware
 
@@ -52,13 +52,13 @@ def test_more_sequences_than_accumulators_run_in_rounds() -> None:
 
 def filled(a: dict[str, Any], w: Any, x: Any, h: Any, c: Any) -> Sram:
     """A memory with the cell's weights [4, H, 2H], inputs [B, H] and state [B, H] in place."""
-    hidden, batch = a["hidden"], a["rows"]
+    hidden, batch = a.hidden, a.rows
     tiles, sram = -(-hidden // 320), Sram(SPEC.sram_bytes)
     rows = np.zeros((batch, 2, tiles * 320), np.int8)
     rows[:, 0, :hidden], rows[:, 1, :hidden] = x, h
     state = np.zeros((batch, tiles * 320), np.float32)
     state[:, :hidden] = c
-    for at, values in ((a["x"], rows), (a["c"], state)):
+    for at, values in ((a.x, rows), (a.c, state)):
         sram.bytes[at : at + values.nbytes] = values.view(np.uint8).ravel()
     for blocks in columns_of(hidden, 2 * tiles):
         for gate, block in enumerate(blocks):
@@ -76,7 +76,7 @@ def test_the_cell_on_the_reference_machine(hidden: int, batch: int) -> None:
     w = rng.integers(-127, 128, (4, hidden, 2 * hidden)).astype(np.int8)
     x, h = rng.integers(-127, 128, (2, batch, hidden)).astype(np.int8)
     c = rng.standard_normal((batch, hidden)).astype(np.float32)
-    a = cell_args(hidden, batch, SPEC)
+    a = cell(hidden, batch, SPEC)
     sram = filled(a, w, x, h, c)
     slice_of, word_of = places(SPEC)
     memory = Memory(slice_of=slice_of, word_of=word_of, valid=np.ones(len(word_of), np.bool_))
@@ -84,14 +84,14 @@ def test_the_cell_on_the_reference_machine(hidden: int, batch: int) -> None:
     Machine(program, memory, sram.bytes.reshape(-1, 320)).run(np.zeros(batch, np.int64))
 
     sums = np.einsum("bk,gnk->gbn", np.concatenate([x, h], 1).astype(int), w.astype(int))
-    acc, scale, half = sums.astype(np.float32), np.float32(a["scale"]), np.float32(0.5)
+    acc, scale, half = sums.astype(np.float32), np.float32(a.scale), np.float32(0.5)
     gate, forget, output = (vmath.tanh(acc[j] * (scale * half)) * half + half for j in (0, 1, 3))
     state = gate * vmath.tanh(acc[2] * scale) + forget * c
     out = np.rint(vmath.tanh(state) * output * np.float32(127)).astype(np.int8)
     tiles = -(-hidden // 320)
-    got = sram.bytes[a["c"] :][: batch * tiles * 1280].view(np.float32).reshape(batch, -1)
+    got = sram.bytes[a.c :][: batch * tiles * 1280].view(np.float32).reshape(batch, -1)
     assert np.array_equal(got[:, :hidden], state)
-    got_h = sram.bytes[a["h"] :][: batch * tiles * 320].view(np.int8).reshape(batch, -1)
+    got_h = sram.bytes[a.h :][: batch * tiles * 320].view(np.int8).reshape(batch, -1)
     assert np.array_equal(got_h[:, :hidden], out)
 
 
@@ -107,11 +107,11 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sizes_that_cannot_be() -> None:
     with pytest.raises(CompilerError, match="wanted hidden and batch of 1 or more, got 0, 1"):
-        cell_args(0, 1, SPEC)
+        cell(0, 1, SPEC)
     with pytest.raises(CompilerError, match="wanted batch x 2 column groups of at most 320"):
-        cell_args(512, 161, SPEC)
+        cell(512, 161, SPEC)
     with pytest.raises(CapacityError):
-        cell_args(6000, 1, SPEC)
+        cell(6000, 1, SPEC)
 
 
 def test_delays_that_no_instructions_can_be_laid_out_with() -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_ops import args, cycles, from_list
 from schedules import compiled, machine
 
-from chip.ops.cost import cycles
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation
+from chip.ops.cost import CostModel
+from chip.ops.opcodes import Opcode
 from compiler.errors import ScheduleError
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
 from compiler.place.network import Network
@@ -33,7 +33,7 @@ def one_link(slot: int, latency: int) -> Network:
 
 def placed(network: Network, wanted: list[tuple[int, int]]) -> StepSchedule:
     """Transfers of so many vectors, each held back by a buffer that is read until some cycle."""
-    scheduler = Scheduler(CHIP, network, {})
+    scheduler = Scheduler(CostModel(spec=CHIP), network, {})
     address = 0
     for number, (vectors, busy_until) in enumerate(wanted):
         size = vectors * 320
@@ -104,11 +104,11 @@ def test_operations_last_what_they_cost(layout: str) -> None:
         for program in schedule.programs:
             for o in program.operations:
                 if o.opcode is Opcode.SEND:
-                    took = o.args["vectors"] * slots[o.args["link"]]
+                    took = args(o)["vectors"] * slots[args(o)["link"]]
                 elif o.opcode is Opcode.RECEIVE:
-                    took = (o.args["vectors"] - 1) * slots[o.args["link"]]
+                    took = (args(o)["vectors"] - 1) * slots[args(o)["link"]]
                 else:
-                    took = cycles(o.opcode, o.args, model.chip)
+                    took = cycles(o.opcode, args(o), model.chip)
                 assert o.end - o.start == took
 
 
@@ -130,7 +130,7 @@ def test_issue_order_is_kept_on_every_unit() -> None:
         for program in schedule.programs:
             free: dict[str, int] = {}
             for operation in program.operations:
-                for unit in operation.units:
+                for unit in operation.op.units:
                     assert operation.start >= free.get(unit, 0)
                     free[unit] = operation.end
 
@@ -140,10 +140,10 @@ def test_messages_pass_through_on_their_way() -> None:
     model = compiled("1x13")
     schedule = model.steps["decode/32"]
     forwards = {
-        o.args["transfer"]: o.args["forward"]
+        args(o)["transfer"]: args(o)["forward"]
         for p in schedule.programs
         for o in p.operations
-        if "forward" in o.args
+        if "forward" in args(o)
     }
     assert forwards
     by_id = {t.id: t for t in schedule.transfers}
@@ -176,4 +176,4 @@ def test_plain_data_and_back() -> None:
         assert ScheduledTransfer.from_list(transfer.to_list()) == transfer
     for program in schedule.programs:
         for operation in program.operations:
-            assert Operation.from_list(operation.to_list()) == operation
+            assert from_list(operation.to_list()) == operation

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from plain_ops import TYPES, args, operands, with_args
 from schedules import (
     buffer_sizes,
     check,
@@ -24,14 +25,13 @@ from schedules import (
     moved,
     relocate,
     through_one_slot,
-    with_args,
     with_transfer,
 )
 
 from chip.errors import ScheduleViolation
 from chip.ops.cost import receive_cycles
-from chip.ops.operations import DEFINITIONS, Opcode, operands
-from chip.ops.program import Operation
+from chip.ops.opcodes import Opcode
+from chip.ops.program import Scheduled
 from compiler.errors import ScheduleError
 from compiler.ir import StepSchedule
 from compiler.pipeline import CompiledModel
@@ -72,14 +72,14 @@ def test_schedules_of_the_compiler_pass(layout: str, hardware: str) -> None:
 
 
 def test_operands_are_named_in_the_order_of_their_regions() -> None:
-    assert set(DEFINITIONS) == set(Opcode)
+    assert set(TYPES) == set(Opcode)
     for model in (compiled("1x3+2"), compiled("1x3+2", dtype="fp16"), compiled("1x1", top_k=3)):
         for schedule in model.steps.values():
             for program in schedule.programs:
                 for operation in program.operations:
-                    reads, writes = operands(operation.opcode, operation.args)
+                    reads, writes = operands(operation.opcode, args(operation))
                     for name, region in (*reads, *writes):
-                        assert operation.args[name] == region[0], (operation, name)
+                        assert args(operation)[name] == region[0], (operation, name)
 
 
 # -- units and durations
@@ -137,7 +137,7 @@ def test_programs_of_other_chips_or_a_base_before_zero() -> None:
     text = "wanted a base from 0 and programs of chips 0 to 4 and the host, got base 0 and"
     refused(model, swapped, "step decode/32: " + text, "programs [5, 4, 3, 2, 1, 0]")
     with pytest.raises(ScheduleError, match="got base -1 and"):
-        verify([(schedule, -1)], model.chip, model.network.links, model.memories)
+        verify([(schedule, -1)], model.costs, model.network.links, model.memories)
 
 
 # -- transfers and links
@@ -176,7 +176,7 @@ def test_an_end_twice(opcode: Opcode) -> None:
     programs[1] = replace(programs[1], operations=(*programs[1].operations, old))
     refused(
         model, replace(schedule, programs=tuple(programs)),
-        f"transfer {old.args['transfer']} layers.0.self_attn.attend: {opcode} twice, on 0 and on 1",
+        f"transfer {old.op.transfer} layers.0.self_attn.attend: {opcode} twice, on 0 and on 1",
     )  # fmt: skip
 
 
@@ -192,9 +192,9 @@ def test_an_end_that_is_not_its_transfers(change: dict[str, Any]) -> None:
         new = moved(send, change["start"])
     else:
         new = replace(send, **change)
-    transfer = schedule.transfers[send.args["transfer"]]
+    transfer = schedule.transfers[args(send)["transfer"]]
     wanted = (0, send.start, transfer.link, transfer.vectors, transfer.name)
-    got = (0, new.start, new.args["link"], new.args["vectors"], new.name)
+    got = (0, new.start, args(new)["link"], args(new)["vectors"], new.name)
     link = model.network.links[transfer.link].name
     refused(
         model, edit(schedule, 0, send, new),
@@ -220,7 +220,7 @@ def test_a_transfer_on_no_link(change: dict[str, int]) -> None:
 
 def busiest(schedule: StepSchedule) -> int:
     """The link with the most transfers, those apart that are only passed on."""
-    firsts = [t.link for t in schedule.transfers if "forward" not in ends(schedule, t)[0][1].args]
+    firsts = [t.link for t in schedule.transfers if "forward" not in args(ends(schedule, t)[0][1])]
     return Counter(firsts).most_common(1)[0][0]
 
 
@@ -231,7 +231,7 @@ def test_a_link_over_capacity(layout: str, hardware: str) -> None:
     carried = [t for t in schedule.transfers if t.link == link.id]
     carried.sort(key=lambda t: t.depart)
     one, two = next(
-        (a, b) for a, b in pairwise(carried) if "forward" not in ends(schedule, b)[0][1].args
+        (a, b) for a, b in pairwise(carried) if "forward" not in args(ends(schedule, b)[0][1])
     )
     free = one.depart + one.vectors * link.slot_cycles
     spoiled = move_transfer(schedule, two, free - 1 - two.depart)
@@ -246,7 +246,7 @@ def test_a_link_over_capacity(layout: str, hardware: str) -> None:
 def test_an_arrival_off_by_one(by: int) -> None:
     model, schedule = decode("2x2+1")
     sends = [ends(schedule, transfer)[0][1] for transfer in schedule.transfers]
-    passed_on = {send.args.get("forward") for send in sends}
+    passed_on = {args(send).get("forward") for send in sends}
     last_hops = [transfer for transfer in schedule.transfers if transfer.id not in passed_on]
     for transfer in last_hops[::5]:
         link = model.network.links[transfer.link].name
@@ -273,12 +273,12 @@ def test_an_arrival_off_by_one(by: int) -> None:
 FORWARDING = [("1x13", "lesson"), ("2x9", "groqrack")]
 
 
-def forwarded(schedule: StepSchedule) -> tuple[int, Operation]:
+def forwarded(schedule: StepSchedule) -> tuple[int, Scheduled]:
     return next(
         (node, operation)
         for node, program in enumerate(schedule.programs)
         for operation in program.operations
-        if "forward" in operation.args
+        if "forward" in args(operation)
     )
 
 
@@ -286,8 +286,8 @@ def forwarded(schedule: StepSchedule) -> tuple[int, Operation]:
 def test_forwarded_too_early(layout: str, hardware: str) -> None:
     model, schedule = decode(layout, hardware)
     _, send = forwarded(schedule)
-    transfer = schedule.transfers[send.args["transfer"]]
-    came = schedule.transfers[send.args["forward"]]
+    transfer = schedule.transfers[args(send)["transfer"]]
+    came = schedule.transfers[args(send)["forward"]]
     slot = model.network.links[transfer.link].slot_cycles
     ready = came.arrive - (came.vectors - 1) * slot + model.chip.forward_cycles
     spoiled = move_transfer(schedule, transfer, ready - 1 - send.start)
@@ -302,12 +302,12 @@ def test_forwarded_too_early(layout: str, hardware: str) -> None:
 def test_forwarding_what_did_not_come(layout: str, hardware: str) -> None:
     model, schedule = decode(layout, hardware)
     node, send = forwarded(schedule)
-    for wrong in (send.args["transfer"], 10**6):
+    for wrong in (args(send)["transfer"], 10**6):
         spoiled = edit(schedule, node, send, with_args(send, forward=wrong))
         refused(
             model, spoiled,
-            f"{send.name}: transfer {send.args['transfer']} forwards transfer {wrong}, which does "
-            f"not come to {node} with {send.args['vectors']} vectors",
+            f"{send.name}: transfer {args(send)['transfer']} forwards transfer {wrong}, which does "
+            f"not come to {node} with {args(send)['vectors']} vectors",
         )  # fmt: skip
 
 
@@ -315,13 +315,13 @@ def test_forwarding_what_did_not_come(layout: str, hardware: str) -> None:
 def test_forwarding_from_elsewhere(layout: str, hardware: str) -> None:
     model, schedule = decode(layout, hardware)
     node, send = forwarded(schedule)
-    size = send.args["vectors"] * 320
-    wrong = (send.args["src"] + 320, size)
+    size = args(send)["vectors"] * 320
+    wrong = (args(send)["src"] + 320, size)
     spoiled = edit(schedule, node, send, with_args(send, src=wrong[0]))
     refused(
         model, spoiled,
         f"chip {node}, cycle {send.start}: {send.name} is forwarded from {wrong}, but {send.name} "
-        f"came to {(send.args['src'], size)}",
+        f"came to {(args(send)['src'], size)}",
     )  # fmt: skip
 
 
@@ -434,7 +434,7 @@ def test_a_stream_whose_first_vector_comes_too_late() -> None:
     arrived = find(schedule, 0, O.RECEIVE, "layers.0.self_attn.o_proj", 3)
     landed = receive_cycles(model.chip)
     early = add.start - 1
-    assert (arrived.args["vectors"], arrived.end + landed) == (1, add.start)
+    assert (args(arrived)["vectors"], arrived.end + landed) == (1, add.start)
     refused(
         model, edit(schedule, 0, add, moved(add, early - add.start)),
         f"chip 0, cycle {early}: layers.0.self_attn.add reads src before its write by "
@@ -450,7 +450,7 @@ def test_a_read_of_bytes_that_nobody_wrote() -> None:
     refused(
         model, edit(schedule, 0, receive, with_args(receive, dst=top)),
         f"chip 0, cycle {norm.start}: layers.0.input_layernorm (norm) reads x before its write: "
-        f"320 bytes at {norm.args['x']} hold nothing",
+        f"320 bytes at {args(norm)['x']} hold nothing",
     )  # fmt: skip
 
 
@@ -459,11 +459,11 @@ def test_a_write_under_a_read_that_goes_on() -> None:
     model, schedule = decode("1x1")
     product = find(schedule, 0, O.MATMUL, "layers.0.self_attn.qkv_proj")
     receive = find(schedule, 0, O.RECEIVE, "host.rope")
-    transfer = schedule.transfers[receive.args["transfer"]]
+    transfer = schedule.transfers[args(receive)["transfer"]]
     late = move_transfer(schedule, transfer, product.end - 1 - receive.start)
     again = find(late, 0, O.RECEIVE, "host.rope")
     refused(
-        model, edit(late, 0, again, with_args(again, dst=product.args["x"])),
+        model, edit(late, 0, again, with_args(again, dst=args(product)["x"])),
         f"chip 0, cycle {product.end - 1}: host.rope overwrites live SRAM that "
         f"layers.0.self_attn.qkv_proj reads until {product.end}",
     )  # fmt: skip
@@ -474,10 +474,10 @@ def test_two_writers_at_once() -> None:
     product = find(schedule, 0, O.MATMUL, "layers.0.self_attn.qkv_proj")
     host = find(schedule, 1, O.SEND, "host.rope")
     receive = find(schedule, 0, O.RECEIVE, "host.rope")
-    transfer = schedule.transfers[host.args["transfer"]]
+    transfer = schedule.transfers[args(host)["transfer"]]
     late = move_transfer(schedule, transfer, product.start + 1 - receive.start)
     again = find(late, 0, O.RECEIVE, "host.rope")
-    spoiled = edit(late, 0, again, with_args(again, dst=product.args["y"]))
+    spoiled = edit(late, 0, again, with_args(again, dst=args(product)["y"]))
     refused(
         model, spoiled,
         f"chip 0, cycle {product.start + 1}: write by host.rope collides with write by "
@@ -502,11 +502,11 @@ def test_a_wrong_constant(operand: str) -> None:
     model, schedule = decode("2x2+1", dtype="fp16" if operand == "gamma" else "int8")
     opcode = O.NORM if operand == "gamma" else O.MATMUL
     one, other = find(schedule, 0, opcode, "", 0), find(schedule, 0, opcode, "", 1)
-    spoiled = edit(schedule, 0, one, with_args(one, **{operand: other.args[operand]}))
+    spoiled = edit(schedule, 0, one, with_args(one, **{operand: args(other)[operand]}))
     name = one.name + CONSTANTS[operand]
     refused(
-        model, spoiled, f"chip 0, {one.name}: operand {operand} at ({other.args[operand]}, ",
-        f"is not its tensor {name} at ({one.args[operand]}, ",
+        model, spoiled, f"chip 0, {one.name}: operand {operand} at ({args(other)[operand]}, ",
+        f"is not its tensor {name} at ({args(one)[operand]}, ",
     )  # fmt: skip
 
 
@@ -515,7 +515,7 @@ def test_a_constant_that_the_chip_does_not_hold() -> None:
     memory = model.memories[0]
     held = tuple(t for t in memory.tensors if t.name != "layers.0.self_attn.qkv_proj")
     with pytest.raises(ScheduleError, match=r"is not its tensor .*qkv_proj at no address"):
-        verify([(schedule, 0)], model.chip, model.network.links, [replace(memory, tensors=held)])
+        verify([(schedule, 0)], model.costs, model.network.links, [replace(memory, tensors=held)])
 
 
 def test_tensors_on_one_another() -> None:
@@ -524,7 +524,7 @@ def test_tensors_on_one_another() -> None:
     first, second, *rest = memory.tensors
     wrong = replace(memory, tensors=(first, replace(second, address=first.address), *rest))
     with pytest.raises(ScheduleError, match=r"chip 0: .* overlaps .* or ends beyond 230686720"):
-        verify([(schedule, 0)], model.chip, model.network.links, [wrong])
+        verify([(schedule, 0)], model.costs, model.network.links, [wrong])
 
 
 def test_a_write_on_weights() -> None:
@@ -570,7 +570,7 @@ def test_operands_mixed_up() -> None:
     """Scores read the scales where the query should be: same writer, same size."""
     model, schedule = decode("1x1", dtype="int8")
     attend = find(schedule, 0, O.ATTEND, "layers.0.self_attn.attend")
-    spoiled = edit(schedule, 0, attend, with_args(attend, q=attend.args["sq"]))
+    spoiled = edit(schedule, 0, attend, with_args(attend, q=args(attend)["sq"]))
     refused(
         model, spoiled, "layers.0.self_attn.attend (attend) reads q at",
         "last written by layers.0.self_attn.rope (rope)",
@@ -581,7 +581,7 @@ def test_segments_in_each_others_place() -> None:
     model, schedule = decode("1x3+2")
     one = find(schedule, 0, O.RECEIVE, "layers.0.mlp.silu", 0)
     two = find(schedule, 0, O.RECEIVE, "layers.0.mlp.silu", 1)
-    places = one.args["dst"], two.args["dst"]
+    places = args(one)["dst"], args(two)["dst"]
     spoiled = edit(schedule, 0, one, with_args(one, dst=places[1]))
     spoiled = edit(spoiled, 0, two, with_args(two, dst=places[0]))
     text = refused(model, spoiled, "chip 0, layers.0.mlp.down_proj (gather): the part of layers")
@@ -595,7 +595,7 @@ def test_the_host_looks_elsewhere() -> None:
         (O.RECEIVE, "host.result", "dst"),
     ):  # fmt: skip
         old = find(schedule, 1, opcode, name)
-        at = old.args[operand]
+        at = args(old)[operand]
         wrong = 0 if at else 320
         spoiled = edit(schedule, 1, old, with_args(old, **{operand: wrong}))
         refused(
@@ -615,11 +615,11 @@ def test_steps_that_overlap_in_time() -> None:
     model, schedule = decode("1x1")
     span = schedule.cycles
     for base in (span, 2 * span):
-        verify([(schedule, 0), (schedule, base)], model.chip, model.network.links, model.memories)
+        verify([(schedule, 0), (schedule, base)], model.costs, model.network.links, model.memories)
     with pytest.raises(
         ScheduleError, match=r"over capacity|holds the unit|overwrites|last written"
     ):
-        verify([(schedule, 0), (schedule, 100)], model.chip, model.network.links, model.memories)
+        verify([(schedule, 0), (schedule, 100)], model.costs, model.network.links, model.memories)
 
 
 def test_bytes_that_another_step_left_are_no_source() -> None:
@@ -632,7 +632,7 @@ def test_bytes_that_another_step_left_are_no_source() -> None:
     with pytest.raises(
         ScheduleError, match=r"lm_head \(matmul\) reads x .* written by norm \(norm"
     ):
-        verify(steps, model.chip, model.network.links, model.memories)
+        verify(steps, model.costs, model.network.links, model.memories)
 
 
 # -- any single mutation
@@ -711,8 +711,8 @@ def test_one_address_moved(
     model, schedule, _ = originals[layout]
     node = data.draw(st.integers(0, model.layout.chips))
     old = data.draw(st.sampled_from(schedule.programs[node].operations))
-    name = data.draw(st.sampled_from(sorted(set(ADDRESSES) & set(old.args))))
-    new = with_args(old, **{name: old.args[name] + 320 * by})
+    name = data.draw(st.sampled_from(sorted(set(ADDRESSES) & set(args(old)))))
+    new = with_args(old, **{name: args(old)[name] + 320 * by})
     spoiled = edit(schedule, node, old, new)
     if name in (*CONSTANTS, "kv") or node == model.layout.chips:
         assert not accepted(model, spoiled)

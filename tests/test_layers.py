@@ -13,22 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("chip", "interconnect", "compiler", "rack")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-COMPILER_MAY_IMPORT = {
-    *("chip.spec", "chip.ops.operations", "chip.ops.cost", "chip.ops.program", "chip.ops.kv"),
-    "chip.ops.scratch",
-    *("chip.kernels.quant", "chip.kernels.synthetic", "chip.floorplan"),
-    *("chip.isa.instructions", "chip.isa.issue", "chip.isa.operands"),
-    *(
-        "chip.sram",
-        "chip.templates.builder",
-        "chip.templates.parts",
-        "chip.templates.table",
-        "chip.templates.template",
-    ),
-    "chip.templates.lstm",
+COMPILER_MAY_IMPORT = (  # what a chip is and does; not how one runs or computes
+    *("chip.spec", "chip.floorplan", "chip.sram", "chip.errors", "chip.ops.", "chip.isa."),
+    *("chip.kernels.quant", "chip.kernels.synthetic"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
     "interconnect.clock",
-}
+)
 VERIFIER = (
     *("compiler.verify.verifier", "compiler.verify.accesses", "compiler.verify.clock"),
     *("compiler.verify.memory", "compiler.verify.sources"),
@@ -78,7 +68,7 @@ def importers(*packages: str) -> list[str]:
 
 def test_the_walk_sees_the_packages() -> None:
     assert {module_of(path).split(".")[0] for path in FILES} == set(PACKAGES)
-    assert "chip.ops.operations" in ours(ROOT / "compiler" / "schedule" / "scheduler.py")
+    assert "chip.ops.cost" in ours(ROOT / "compiler" / "schedule" / "scheduler.py")
     assert "chip.kernels" in ours(ROOT / "rack" / "run" / "job.py")
 
 
@@ -92,7 +82,7 @@ def test_the_lowest_packages_import_nothing_of_ours(package: str) -> None:
 def test_the_compiler_imports_specs_and_instructions_only() -> None:
     for path in (ROOT / "compiler").rglob("*.py"):
         below = {name for name in ours(path) if name.split(".")[0] != "compiler"}
-        wrong = below - COMPILER_MAY_IMPORT
+        wrong = {name for name in below if not f"{name}.".startswith(COMPILER_MAY_IMPORT)}
         assert not wrong, f"{module_of(path)} imports {sorted(wrong)}"
 
 

@@ -17,7 +17,8 @@ from rack_kit import refused
 from schedules import compiled
 
 from chip.ops.cost import receive_cycles
-from chip.ops.operations import MOVES, Opcode, units
+from chip.ops.opcodes import Opcode
+from chip.ops.program import MOVES
 from compiler.pipeline import CompiledModel
 from rack.commands.trace import main, request_steps
 from rack.reports.trace_events import THREADS, Event, PlacedStep, TraceEvents, live_changes
@@ -102,7 +103,7 @@ def check_unit_times(
     for schedule, _ in steps:
         for program in schedule.programs:
             for op in program.operations:
-                for unit in () if op.opcode in MOVES else units(op.opcode, op.args):
+                for unit in () if op.opcode in MOVES else op.op.units:
                     busy[program.chip, unit] += op.end - op.start
             for begin, end in program.realign:
                 busy[program.chip, "ICU"] += end - begin

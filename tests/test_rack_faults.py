@@ -9,10 +9,11 @@ from functools import cache
 from typing import Any
 
 import pytest
+from plain_ops import args
 from schedules import WEIGHTS, compiled, ends, machine
 
 from chip.errors import ScheduleViolation
-from chip.ops.program import Operation
+from chip.ops.program import Scheduled
 from compiler.ir import LinkUse, ScheduledTransfer
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
@@ -33,7 +34,7 @@ class Place:
     model: CompiledModel
     link: LinkUse
     transfer: ScheduledTransfer
-    receive: Operation
+    receive: Scheduled
 
     @property
     def chip(self) -> int | str:
@@ -54,7 +55,7 @@ def places(layout: str, hardware: str) -> list[Place]:
         (_, send), (_, receive) = ends(schedule, first)
         sort = (
             link.is_host, link.src == model.layout.chips, first.name.startswith("stage"),
-            "forward" in send.args, len(carried) > 1,
+            "forward" in args(send), len(carried) > 1,
         )  # fmt: skip
         found.setdefault(sort, Place(model, link, first, receive))
     assert len(found) >= 3

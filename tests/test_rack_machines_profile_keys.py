@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_ops import cost
 
-from chip.ops.cost import cost
-from chip.ops.operations import Opcode
+from chip.ops.opcodes import Opcode
 from chip.spec import MODELLED, ChipSpec
 from compiler.lstm import cell_cycles
 from compiler.model.presets import PRESETS

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_ops import args, template
 from schedules import WEIGHTS, compiled
 
-from chip.errors import ScheduleViolation, SramError
+from chip.errors import ProgramError, ScheduleViolation, SramError
 from chip.kernels.quant import tile_weights
-from chip.ops.cost import key
-from chip.ops.operations import MOVES
+from chip.ops.opcodes import shape_of
+from chip.ops.program import MOVES
 from chip.sram import Sram
-from chip.templates.table import template
+from compiler.codegen.cost import cost_model
 from rack.run.job import (
     ChipJob,
     build_chip,
@@ -140,9 +141,7 @@ def test_a_chip_is_told_what_its_operations_cost() -> None:
     model = compiled("1x2+1")
     job = chip_job(model, 0, WEIGHTS)
     wanted = {
-        key(operation.opcode, operation.args): template(
-            operation.opcode, operation.args, job.spec
-        ).cycles
+        shape_of(operation.op): template(operation.opcode, args(operation), job.spec).cycles
         for program in job.programs
         for operation in program.operations
         if operation.opcode not in MOVES
@@ -150,8 +149,25 @@ def test_a_chip_is_told_what_its_operations_cost() -> None:
     assert {about: cost.cycles for about, cost in job.costs.known.items()} == wanted
 
 
-def test_a_chip_that_differs_works_out_its_own_costs() -> None:
+def test_a_chip_that_differs_names_what_the_costs_are_not_for() -> None:
     job = chip_job(compiled("1x1"), 0, WEIGHTS)
     delays = tuple(d if d[0] != "MUL" else ("MUL", d[1] + 8, d[2]) for d in job.spec.delays)
-    with pytest.raises(ScheduleViolation, match="end is not the chip's own"):
+    with pytest.raises(ProgramError) as caught:
         build_chip(replace(job, spec=replace(job.spec, delays=delays)), lambda *_: None)
+    assert str(caught.value) == (
+        f"costs of operations: they are for a chip with delays {job.spec.delays}, this one has "
+        f"{delays}"
+    )
+    other = replace(job.spec, delays=delays)
+    own = replace(job, spec=other, costs=cost_model(other))
+    with pytest.raises(ScheduleViolation, match="end is not the chip's own"):
+        build_chip(own, lambda *_: None)
+
+
+def test_a_chip_is_not_told_the_cost_of_another_operation() -> None:
+    job = chip_job(compiled("1x1"), 0, WEIGHTS)
+    none = replace(job.costs, known={})
+    with pytest.raises(ProgramError) as caught:
+        build_chip(replace(job, costs=none), lambda *_: None)
+    assert str(caught.value).startswith("matmul of rows ")
+    assert str(caught.value).endswith(": wanted its cost from the compiler, got none")

@@ -1,34 +1,27 @@
 """What scheduled operations cost: cycles from issue to the last result, and how vectors stream.
 
 One definition for the compiler that places them, the chip that replays its own clocks and the
-verifier: the length of the operation's instruction template (chip/templates), nothing else.
-
-Templates take a while to build, and chips are processes of their own: what the compiler has worked
-out is handed to them (`known_costs`, `learn_costs`), for the spec it was worked out for only.
+verifier: the length of the operation's instruction template (compiler/codegen), nothing else. The
+compiler hands a `CostModel` on with the spec that it was worked out for, because templates take a
+while to build and chips are processes of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from chip.errors import TemplateError
+from chip.errors import ProgramError
 from chip.floorplan import hops, mem, sxm
 from chip.isa.issue import delays
-from chip.ops.operations import Args, Opcode
+from chip.ops.opcodes import described, shape_of
+from chip.ops.program import Computation
 from chip.spec import ChipSpec
 
 C2C_TURN = 8  # every eighth cycle of a work slice's port is the C2C's
 TURNS = 3  # turns of a work slice's port that a transfer may have to wait for: assumption
-SHAPE = (
-    "rows", "hidden", "eps", "k", "n", "dtype", "shares", "heads", "kv_heads", "head_dim",
-    "context", "bucket", "kv_of", "out", "prologue", "epilogue", "pace", "arrives", "gaps",
-    "gaps_last",
-)  # fmt: skip
-"""Arguments that a cost may depend on; all others are addresses or the like."""
-Key = tuple[Opcode, tuple[tuple[str, Any], ...]]
-"""Opcode and shape of an operation: (argument, value) in the order of `SHAPE`."""
 
 
 class Cost(NamedTuple):
@@ -43,63 +36,57 @@ class Cost(NamedTuple):
     needed: dict[str, tuple[int, int]]
 
 
-class Costs(NamedTuple):
-    """Costs and the spec that they were worked out for: another chip works out its own."""
+@dataclass(slots=True, kw_only=True)
+class CostModel:
+    """Costs of operations on chips of one spec, kept by shape.
+
+    `build` works out those that are not known yet; without it there are no others.
+    """
 
     spec: ChipSpec
-    known: dict[Key, Cost]
+    build: Callable[[Computation], Cost] | None = None
+    known: dict[Computation, Cost] = field(default_factory=dict)
 
+    def cost(self, operation: Computation) -> Cost:
+        """Return an operation's cost. Raises ProgramError where it is not known, TemplateError,
+        with the shape, for one that this chip cannot do."""
+        shape = shape_of(operation)
+        found = self.known.get(shape)
+        if found is None:
+            if self.build is None:
+                raise ProgramError(
+                    f"{operation.opcode} of {described(shape)}: wanted its cost from the compiler, "
+                    "got none"
+                )
+            found = self.known[shape] = self.build(shape)
+        return found
 
-_costs: dict[ChipSpec, dict[Key, Cost]] = {}
+    def cycles(self, operation: Computation) -> int:
+        """Cycles from issue to the last result in SRAM."""
+        return self.cost(operation).cycles
 
+    def needed(self, operation: Computation, operand: str) -> tuple[int, int]:
+        """Cycles after issue at which an operand's first and last vectors are needed."""
+        return self.cost(operation).needed.get(operand, (0, 0))
 
-def key(opcode: Opcode, a: Args) -> Key:
-    """Return what an operation's cost depends on, besides the chip."""
-    return opcode, tuple((name, a[name]) for name in SHAPE if name in a)
+    def stream_cycles(self, operation: Computation) -> int:
+        """Cycles from the first to the last vector of the result; it ends with the last."""
+        return self.cost(operation).stream
 
+    def only(self, operations: Iterable[Computation]) -> CostModel:
+        """Return a model of no more than these operations, to be handed to chips."""
+        known = {shape_of(operation): self.cost(operation) for operation in operations}
+        return CostModel(spec=self.spec, known=known)
 
-def cost(opcode: Opcode, a: Args, spec: ChipSpec) -> Cost:
-    """Return an operation's cost. Raises ValueError for SEND and RECEIVE: the link decides.
-
-    Raises TemplateError, with its shape, for an operation that this chip cannot do.
-    """
-    costs, about = _costs.setdefault(spec, {}), key(opcode, a)
-    found = costs.get(about)
-    if found is None:
-        from chip.templates.table import template  # a chip that was told all costs needs none
-
-        try:
-            built = template(opcode, a, spec)
-        except TemplateError as error:
-            shape = ", ".join(f"{name} {value}" for name, value in about[1])
-            raise TemplateError(f"{opcode.name} of {shape}: {error}") from None
-        found = costs[about] = Cost(built.cycles, built.stream_cycles, built.needed)
-    return found
-
-
-def known_costs(operations: Iterable[tuple[Opcode, Args]], spec: ChipSpec) -> Costs:
-    """Return the costs of operations that compute, to be handed to chips of this spec."""
-    return Costs(spec, {key(opcode, a): cost(opcode, a, spec) for opcode, a in operations})
-
-
-def learn_costs(costs: Costs) -> None:
-    """Take costs worked out elsewhere."""
-    _costs.setdefault(costs.spec, {}).update(costs.known)
-
-
-def cycles(opcode: Opcode, a: Args, spec: ChipSpec) -> int:
-    """Cycles from issue to the last result in SRAM. Raises ValueError for SEND and RECEIVE."""
-    return cost(opcode, a, spec).cycles
-
-
-def needed(opcode: Opcode, operand: str, a: Args, spec: ChipSpec) -> tuple[int, int]:
-    """Cycles after issue at which an operand's first and last vectors are needed."""
-    return cost(opcode, a, spec).needed.get(operand, (0, 0))
-
-
-def result_stream_cycles(opcode: Opcode, a: Args, spec: ChipSpec) -> int:
-    """Cycles from the first to the last vector of an operation's result; it ends with the last."""
-    return cost(opcode, a, spec).stream
+    def check_spec(self, spec: ChipSpec) -> None:
+        """Raise ProgramError, with the field, for a chip that the costs are not for."""
+        for one in fields(ChipSpec):
+            wanted, got = getattr(self.spec, one.name), getattr(spec, one.name)
+            if wanted != got:
+                raise ProgramError(
+                    f"costs of operations: they are for a chip with {one.name} {wanted}, this one "
+                    f"has {got}"
+                )
 
 
 @lru_cache(maxsize=8)

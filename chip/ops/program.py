@@ -10,68 +10,65 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chip.ops.operations import DEFINITIONS, Args, Opcode, Region, units
+from chip.ops.attention import Attend, Rope
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Opcode, plain
+from chip.ops.product import Matmul
+from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+
+Computation = Norm | Gather | Matmul | Rope | Attend | Add | Silu | TopK
+"""What a chip computes; its cycles are its instructions'."""
+Move = Send | Receive
+"""What a chip gives to a link or takes off it; its cycles are the link's."""
+Operation = Computation | Move
+MOVES = (Opcode.SEND, Opcode.RECEIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One scheduled operation with its provenance (`layers.3.mlp.down_proj`)."""
+class Scheduled:
+    """One operation at its cycles, with its provenance (`layers.3.mlp.down_proj`)."""
 
-    opcode: Opcode
+    op: Operation
     name: str
-    args: Args
     start: int
     end: int
     nop: int = 0
 
     @property
-    def units(self) -> tuple[str, ...]:
-        """Units held from start to end."""
-        if self.opcode is Opcode.SEND:
-            return (f"C2C:{self.args['link']}",)
-        return units(self.opcode, self.args)
-
-    def regions(self) -> tuple[list[Region], list[Region]]:
-        """SRAM regions read and written."""
-        return DEFINITIONS[self.opcode].regions(self.args)
+    def opcode(self) -> Opcode:
+        return self.op.opcode
 
     def to_list(self) -> list[Any]:
         """Return the plain form that is hashed and stored."""
-        args = {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(self.args.items())}
+        values = sorted(plain(self.op).items())
+        args = {k: list(v) if isinstance(v, tuple) else v for k, v in values}
         return [str(self.opcode), self.name, args, self.start, self.end, self.nop]
 
-    @classmethod
-    def from_list(cls, item: list[Any]) -> Operation:
-        """Rebuild from `to_list`. Raises ValueError for an unknown opcode."""
-        opcode, name, args, start, end, nop = item
-        fixed = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-        return cls(opcode=Opcode(opcode), name=name, args=fixed, start=start, end=end, nop=nop)
-
     def __str__(self) -> str:
-        args = " ".join(f"{key}={value}" for key, value in self.args.items())
+        args = " ".join(f"{key}={value}" for key, value in plain(self.op).items())
         return f"{self.start:>9} {self.end:>9} {self.opcode:<8} {self.name:<32} {args}"
 
 
-def working_order(operations: Sequence[Operation]) -> list[Operation]:
+def working_order(operations: Sequence[Scheduled]) -> list[Scheduled]:
     """Return the order in which a chip does its operations in wall time.
 
     As listed, but a SEND goes before RECEIVEs whose vectors it does not pass on: no chip of an
     all-gather keeps the others waiting for a segment that it has. Cycles do not depend on it.
     """
-    order: list[Operation] = []
+    order: list[Scheduled] = []
     for operation in operations:
         place = len(order)
-        while operation.opcode is Opcode.SEND and place and _passes(operation, order[place - 1]):
+        while place and _passes(operation.op, order[place - 1].op):
             place -= 1
         order.insert(place, operation)
     return order
 
 
 def _passes(send: Operation, before: Operation) -> bool:
-    if before.opcode is not Opcode.RECEIVE:
+    if not isinstance(send, Send) or not isinstance(before, Receive):
         return False
-    ((source, size),), _ = send.regions()
-    _, ((target, room),) = before.regions()
+    ((_, (source, size)),) = send.reads()
+    ((_, (target, room)),) = before.writes()
     return source + size <= target or target + room <= source
 
 
@@ -87,7 +84,7 @@ class Program:
     chip: int
     step: str  # "decode/512", "prefill16/512"
     rows: int
-    operations: tuple[Operation, ...]
+    operations: tuple[Scheduled, ...]
     realign: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:

@@ -17,8 +17,10 @@ import numpy as np
 
 from chip.errors import ProgramError, ScheduleViolation
 from chip.kernels.interface import Kernels
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation, Program, working_order
+from chip.ops.cost import CostModel
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Opcode
+from chip.ops.program import Operation, Program, Scheduled, working_order
 from chip.run.clocks import UnitClocks, unit_spans
 from chip.run.executor import Binder, Bound, StepState
 from chip.spec import VECTOR_BYTES, ChipSpec
@@ -75,7 +77,7 @@ class Loaded:
 
     program: Program
     actions: list[Callable[[], bool]]  # False: waiting for vectors
-    operations: Sequence[Operation | None]  # of each action; None: not one operation's
+    operations: Sequence[Scheduled | None]  # of each action; None: not one operation's
     spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
 
 
@@ -84,13 +86,14 @@ class Chip:
 
     def __init__(
         self, index: int | str, spec: ChipSpec, sram: Sram, links: Mapping[int, ChipLink],
-        kernels: Kernels, send: Departure, watch: Watch | None = None,
+        kernels: Kernels, send: Departure, costs: CostModel, watch: Watch | None = None,
     ) -> None:  # fmt: skip
-        self.index, self.spec, self.sram, self.links = index, spec, sram, links
+        costs.check_spec(spec)
+        self.index, self.spec, self.sram, self.links, self.costs = index, spec, sram, links, costs
         self.state = StepState()
         self.checks = 0  # sum of hash shares received in this step
         self.kernels, self._binder = kernels, Binder(sram, kernels)
-        self._bound: dict[tuple[object, ...], Bound] = {}
+        self._bound: dict[Operation, Bound] = {}
         self._send = send
         self._watch = watch
         self._programs: dict[str, Loaded] = {}
@@ -110,7 +113,7 @@ class Chip:
         Raises ScheduleViolation where they differ, ProgramError for an unknown link.
         """
         slots = {number: link.slot_cycles for number, link in self.links.items()}
-        UnitClocks(program, self.spec, slots).check()
+        UnitClocks(program, self.costs, slots).check()
         self._programs[program.step] = self._bind(program)
 
     def _bind(self, program: Program) -> Loaded:
@@ -122,15 +125,15 @@ class Chip:
             actions = [self._watch(operation.opcode, action) for operation, action in pairs]
         return Loaded(program, actions, operations, unit_spans(program))
 
-    def _action(self, operation: Operation) -> Callable[[], bool]:
-        if operation.opcode is Opcode.SEND:
-            return self._bind_send(operation)
-        if operation.opcode is Opcode.RECEIVE:
-            return self._bind_receive(operation)
-        key = (operation.opcode, *sorted(operation.args.items()))
-        if key not in self._bound:  # steps share what they do alike
-            self._bound[key] = self._binder.bind(operation)
-        run, state = self._bound[key], self.state
+    def _action(self, operation: Scheduled) -> Callable[[], bool]:
+        op = operation.op
+        if isinstance(op, Send):
+            return self._bind_send(op, operation.start)
+        if isinstance(op, Receive):
+            return self._bind_receive(operation, op)
+        if op not in self._bound:  # steps share what they do alike
+            self._bound[op] = self._binder.bind(op)
+        run, state = self._bound[op], self.state
 
         def action() -> bool:
             run(state)
@@ -138,11 +141,9 @@ class Chip:
 
         return action
 
-    def _bind_send(self, operation: Operation) -> Callable[[], bool]:
-        args, start = operation.args, operation.start
-        size = args["vectors"] * VECTOR_BYTES
-        payload = self.sram.memory(args["src"], size)
-        link, transfer, state, send = args["link"], args["transfer"], self.state, self._send
+    def _bind_send(self, op: Send, start: int) -> Callable[[], bool]:
+        payload = self.sram.memory(op.src, op.vectors * VECTOR_BYTES)
+        link, transfer, state, send = op.link, op.transfer, self.state, self._send
 
         def action() -> bool:
             message = self._message
@@ -153,25 +154,23 @@ class Chip:
 
         return action
 
-    def _bind_receive(self, operation: Operation) -> Callable[[], bool]:
-        args = operation.args
-        size = args["vectors"] * VECTOR_BYTES
-        target = self.sram.memory(args["dst"], size)
+    def _bind_receive(self, operation: Scheduled, op: Receive) -> Callable[[], bool]:
+        target = self.sram.memory(op.dst, op.vectors * VECTOR_BYTES)
 
         def action() -> bool:
-            if (arrival := self._take(operation, size)) is not None:
+            if (arrival := self._take(operation, op)) is not None:
                 target[:] = arrival.payload
             return arrival is not None
 
         return action
 
-    def _take(self, operation: Operation, size: int) -> Arrival | None:
+    def _take(self, operation: Scheduled, op: Receive) -> Arrival | None:
         """Return the arrival that a RECEIVE wants, None while it has not come."""
-        inbox = self._inbox[operation.args["link"]]
+        inbox = self._inbox[op.link]
         if not inbox:
             return None
         arrival = inbox.popleft()
-        self._check_arrival(operation, arrival, size)
+        self._check_arrival(operation, op, arrival)
         self.checks += arrival.check
         self._consumed[arrival.link] = (arrival.sequence, arrival.transfer)
         return arrival
@@ -255,11 +254,14 @@ class Chip:
                 )  # fmt: skip
             self._free[unit] = base + last
 
-    def waiting_for(self) -> Operation | None:
+    def waiting_for(self) -> tuple[Scheduled, Receive] | None:
         """Return the RECEIVE whose vectors are missing, or None when the chip is idle."""
         if self._message is None or not self._actions:
             return None
-        return self._programs[self._message.step].operations[self._next]
+        operation = self._programs[self._message.step].operations[self._next]
+        if operation is None or not isinstance(operation.op, Receive):
+            return None
+        return operation, operation.op
 
     def wait_order(self) -> tuple[int, int] | None:
         """Return (step number, transfer) that this chip waits for, or None when it is idle.
@@ -267,21 +269,22 @@ class Chip:
         Programs keep the schedule's order of transfers, so of all chips that wait the one with the
         least order lacks vectors that its sender has already sent: it saw the fault first.
         """
-        operation = self.waiting_for()
-        if operation is None or self._message is None:
+        waiting = self.waiting_for()
+        if waiting is None or self._message is None:
             return None
-        return self._message.sequence, int(operation.args["transfer"])
+        return self._message.sequence, waiting[1].transfer
 
     def missing(self) -> ScheduleViolation | None:
         """Return the violation to raise when a deadline passes: what this chip still waits for."""
-        operation = self.waiting_for()
-        if operation is None or self._message is None:
+        waiting = self.waiting_for()
+        if waiting is None or self._message is None:
             return None
-        link = self.links[operation.args["link"]]
+        operation, op = waiting
+        link = self.links[op.link]
         return ScheduleViolation(
             "vectors did not come", chip=self.index, link=link.name, cycle=operation.start,
             operation=operation.name, step=self._message.step,
-            wanted=f"{operation.args['vectors']} vectors of transfer {operation.args['transfer']}",
+            wanted=f"{op.vectors} vectors of transfer {op.transfer}",
             got="nothing",
         )  # fmt: skip
 
@@ -293,7 +296,7 @@ class Chip:
         self._free.clear()
         self._actions, self._next, self._message = (), 0, None
 
-    def _check_arrival(self, operation: Operation, arrival: Arrival, size: int) -> None:
+    def _check_arrival(self, operation: Scheduled, op: Receive, arrival: Arrival) -> None:
         message = self._message
         assert message is not None
         link = self.links[arrival.link]
@@ -305,7 +308,7 @@ class Chip:
                 operation=operation.name, wanted=wanted, got=got, step=message.step,
             )  # fmt: skip
 
-        identity = (message.sequence, operation.args["transfer"])
+        identity, size = (message.sequence, op.transfer), op.vectors * VECTOR_BYTES
         if (arrival.sequence, arrival.transfer) != identity:
             raise violation(
                 "wrong (step number, transfer)", identity, (arrival.sequence, arrival.transfer)

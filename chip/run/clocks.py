@@ -10,24 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from chip.errors import ProgramError, ScheduleViolation
-from chip.ops.cost import (
-    cycles,
-    needed,
-    receive_cycles,
-    result_stream_cycles,
-    send_lead_cycles,
-)
-from chip.ops.operations import Opcode, Region, operands
-from chip.ops.program import Operation, Program
-from chip.spec import ChipSpec
+from chip.ops.cost import CostModel, receive_cycles, send_lead_cycles
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Region
+from chip.ops.program import Computation, Move, Program, Scheduled
 
 
 def unit_spans(program: Program) -> dict[str, tuple[int, int]]:
     """Return the first and last cycle at which a program holds each unit and each link's end."""
     spans: dict[str, tuple[int, int]] = {}
     for operation in program.operations:
-        receives = operation.opcode is Opcode.RECEIVE
-        for unit in (f"arrivals of {operation.args['link']}",) if receives else operation.units:
+        op = operation.op
+        for unit in (f"arrivals of {op.link}",) if isinstance(op, Receive) else op.units:
             first, last = spans.get(unit, (operation.start, operation.end))
             spans[unit] = min(first, operation.start), max(last, operation.end)
     return spans
@@ -36,15 +30,18 @@ def unit_spans(program: Program) -> dict[str, tuple[int, int]]:
 class UnitClocks:
     """Replays one program against one chip's spec; `check` raises where the schedule differs."""
 
-    def __init__(self, program: Program, spec: ChipSpec, slot_cycles: Mapping[int, int]) -> None:
-        self.program, self.spec, self.slot_cycles = program, spec, slot_cycles
+    def __init__(
+        self, program: Program, costs: CostModel, slot_cycles: Mapping[int, int]
+    ) -> None:  # fmt: skip
+        self.program, self.costs, self.slot_cycles = program, costs, slot_cycles
+        self.spec = costs.spec
         self.unit_free: dict[str, int] = {}
         # Every region ever written or read: when its last write gave its first vector, when it
         # gave its last, and when its last read ended.
         self.begun: dict[Region, int] = {}
         self.written: dict[Region, int] = {}
         self.read: dict[Region, int] = {}
-        self.received: dict[int, Operation] = {}
+        self.received: dict[int, Scheduled] = {}
 
     def check(self) -> None:
         """Raise ScheduleViolation for the first operation whose cycles the chip would not keep."""
@@ -55,7 +52,7 @@ class UnitClocks:
                 ("end", operation.end, end),
             ):
                 if wanted != got:
-                    link = operation.args.get("link")
+                    link = getattr(operation.op, "link", None)
                     raise ScheduleViolation(
                         f"the schedule's {what} is not the chip's own",
                         chip=self.program.chip,
@@ -68,47 +65,46 @@ class UnitClocks:
                     )
             self._commit(operation, start, end)
 
-    def _clock(self, operation: Operation) -> tuple[int, int]:
-        if operation.opcode is Opcode.RECEIVE:
-            _, writes = operation.regions()
-            in_use = max(self._hazard(writes[0], self.written), self._hazard(writes[0], self.read))
+    def _clock(self, operation: Scheduled) -> tuple[int, int]:
+        op = operation.op
+        if isinstance(op, Receive):
+            ((_, region),) = op.writes()
+            in_use = max(self._hazard(region, self.written), self._hazard(region, self.read))
             first = max(operation.start, in_use)
-            slot = self._slot(operation)
-            return first, first + (operation.args["vectors"] - 1) * slot
-        ready = max((self.unit_free.get(unit, 0) for unit in operation.units), default=0)
-        if operation.opcode is Opcode.SEND:
-            start = max(ready, self._send_ready(operation)) + operation.nop
-            return start, start + operation.args["vectors"] * self._slot(operation)
-        start = max(ready, self._operands_ready(operation)) + operation.nop
-        return start, start + cycles(operation.opcode, operation.args, self.spec)
+            return first, first + (op.vectors - 1) * self._slot(operation.name, op)
+        ready = max((self.unit_free.get(unit, 0) for unit in op.units), default=0)
+        if isinstance(op, Send):
+            slot = self._slot(operation.name, op)
+            start = max(ready, self._send_ready(op, slot)) + operation.nop
+            return start, start + op.vectors * slot
+        start = max(ready, self._operands_ready(op)) + operation.nop
+        return start, start + self.costs.cycles(op)
 
-    def _slot(self, operation: Operation) -> int:
-        link = operation.args["link"]
-        if link not in self.slot_cycles:
+    def _slot(self, name: str, move: Move) -> int:
+        if move.link not in self.slot_cycles:
             raise ProgramError(
-                f"chip {self.program.chip}, {operation.name}: no link {link}; "
+                f"chip {self.program.chip}, {name}: no link {move.link}; "
                 f"this chip has {sorted(self.slot_cycles)}"
             )
-        return self.slot_cycles[link]
+        return self.slot_cycles[move.link]
 
-    def _send_ready(self, operation: Operation) -> int:
+    def _send_ready(self, send: Send, slot: int) -> int:
         """Forwarded vectors leave as they come; everything else waits for its operand."""
-        arrived = self.received.get(operation.args.get("forward", -1))
-        tail = (int(operation.args["vectors"]) - 1) * self._slot(operation)
+        arrived = None if send.forward is None else self.received.get(send.forward)
+        tail = (send.vectors - 1) * slot
         if arrived is None:
-            region = operation.regions()[0][0]
+            ((_, region),) = send.reads()
             begun, ended = self._hazard(region, self.begun), self._hazard(region, self.written)
             return max(begun, ended - tail) + (send_lead_cycles(self.spec) if ended else 0)
         return max(arrived.start, arrived.end - tail) + self.spec.forward_cycles
 
-    def _operands_ready(self, operation: Operation) -> int:
-        reads, writes = operands(operation.opcode, operation.args)
+    def _operands_ready(self, op: Computation) -> int:
         ready = 0
-        for name, region in reads:
-            first, last = needed(operation.opcode, name, operation.args, self.spec)
+        for name, region in op.reads():
+            first, last = self.costs.needed(op, name)
             begun, ended = self._hazard(region, self.begun), self._hazard(region, self.written)
             ready = max(ready, begun - first, ended - last)
-        for _, region in writes:
+        for _, region in op.writes():
             ready = max(ready, self._hazard(region, self.written), self._hazard(region, self.read))
         return ready
 
@@ -120,24 +116,22 @@ class UnitClocks:
             (end for (at, size), end in done.items() if at < last and first < at + size), default=0
         )
 
-    def _commit(self, operation: Operation, start: int, end: int) -> None:
-        reads, writes = operation.regions()
-        for unit in operation.units:
+    def _commit(self, operation: Scheduled, start: int, end: int) -> None:
+        op, landed = operation.op, 0
+        for unit in op.units:
             self.unit_free[unit] = end
-        if operation.opcode is Opcode.RECEIVE:
-            first = start
-        elif operation.opcode is Opcode.SEND:
+        if isinstance(op, Receive):
+            first, landed = start, receive_cycles(self.spec)
+            self.received[op.transfer] = operation
+        elif isinstance(op, Send):
             first = end
         else:
-            first = end - result_stream_cycles(operation.opcode, operation.args, self.spec)
-        landed = receive_cycles(self.spec) if operation.opcode is Opcode.RECEIVE else 0
+            first = end - self.costs.stream_cycles(op)
         first, last = first + landed, end + landed
-        for table, regions, at in (
-            (self.read, reads, end),
-            (self.written, writes, last),
-            (self.begun, writes, first),
+        for table, uses, at in (
+            (self.read, op.reads(), end),
+            (self.written, op.writes(), last),
+            (self.begun, op.writes(), first),
         ):
-            for region in regions:  # accesses may end out of order: two sends of one segment
+            for _, region in uses:  # accesses may end out of order: two sends of one segment
                 table[region] = max(at, table.get(region, 0))
-        if operation.opcode is Opcode.RECEIVE:
-            self.received[operation.args["transfer"]] = operation

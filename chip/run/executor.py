@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.errors import ProgramError
 from chip.kernels.interface import Kernels
-from chip.ops.operations import (
-    Opcode,
-    gated_widths,
-    row_bytes,
-)
-from chip.ops.program import Operation
+from chip.ops.attention import Attend, Rope
+from chip.ops.product import Activations, AddTo, Gated, Matmul, NormFirst
+from chip.ops.program import Computation
+from chip.ops.rows import gated_widths, row_bytes
+from chip.ops.vector import Add, Gather, Norm, Silu, TopK
 from chip.run.views import Views
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
@@ -45,29 +43,29 @@ class Binder(Views):
         super().__init__(sram)
         self.kernels = kernels
 
-    def bind(self, operation: Operation) -> Bound:
-        """Return the operation as a call. Raises ProgramError for one that computes nothing."""
-        binders: dict[Opcode, Callable[[Any], Bound]] = {
-            Opcode.NORM: self._norm,
-            Opcode.GATHER: self._gather,
-            Opcode.MATMUL: self._matmul,
-            Opcode.ROPE: self._rope,
-            Opcode.ATTEND: self._attend,
-            Opcode.ADD: self._add,
-            Opcode.SILU: self._silu,
-            Opcode.TOPK: self._topk,
-        }
-        if operation.opcode not in binders:
-            raise ProgramError(f"{operation.name}: {operation.opcode} is not a computation")
-        return binders[operation.opcode](operation.args)
+    def bind(self, op: Computation) -> Bound:
+        """Return the operation as a call."""
+        if isinstance(op, Norm):
+            return self._norm(op)
+        if isinstance(op, Gather):
+            return self._gather(op)
+        if isinstance(op, Matmul):
+            return self._matmul(op)
+        if isinstance(op, Rope):
+            return self._rope(op)
+        if isinstance(op, Attend):
+            return self._attend(op)
+        if isinstance(op, Add):
+            return self._add(op)
+        return self._silu(op) if isinstance(op, Silu) else self._topk(op)
 
     # -- operations
 
-    def _norm(self, a: Any) -> Bound:
-        x, gamma = self.f32(a["x"], a["rows"], a["hidden"]), self.vector(a["gamma"], a["hidden"])
-        y, eps, kernels = self.activation(a, "q", a["hidden"]), a["eps"], self.kernels
-        if a["dtype"] == "int8":
-            s = self.vector(a["s"], a["rows"])
+    def _norm(self, op: Norm) -> Bound:
+        x, gamma = self.f32(op.x, op.rows, op.hidden), self.vector(op.gamma, op.hidden)
+        y, eps, kernels = self._quantised(op.q, op, op.hidden), op.eps, self.kernels
+        if op.s is not None:
+            s = self.vector(op.s, op.rows)
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -81,11 +79,14 @@ class Binder(Views):
 
         return run_f16
 
-    def _gather(self, a: Any) -> Bound:
-        segments, kernels = self.segments(a), self.kernels
-        y = self.activation(a, "q", sum(a["shares"]))
-        if a["dtype"] == "int8":
-            s = self.vector(a["s"], a["rows"])
+    def _quantised(self, address: int, op: Norm | Gather | Matmul, k: int) -> NDArray[Any]:
+        return self.activation(address, op.rows, k, op.dtype)
+
+    def _gather(self, op: Gather) -> Bound:
+        segments, kernels = self.segments(op.src, op.shares, op.rows), self.kernels
+        y = self._quantised(op.q, op, sum(op.shares))
+        if op.s is not None:
+            s = self.vector(op.s, op.rows)
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -99,26 +100,27 @@ class Binder(Views):
 
         return run_f16
 
-    def _matmul(self, a: Any) -> Bound:
-        before, (y, after) = self._prologue(a), self._epilogue(a)
-        names = ("x", "s") if before is None else ("q", "qs")
-        x, kernels, n_cols = self.activation(a, names[0], a["k"]), self.kernels, a["n"]
-        size = n_cols * pad_vector(a["k"])
+    def _matmul(self, op: Matmul) -> Bound:
+        before, at, scale_at = self._prologue(op)
+        y, after = self._epilogue(op)
+        x, kernels = self._quantised(at, op, op.k), self.kernels
+        size = op.n * pad_vector(op.k)
         product: Callable[[int], int]
-        if a["dtype"] == "int8":
-            w = self.sram.view(a["w"], np.int8, (size,), (1,))
-            sw, s = self.vector(a["sw"], n_cols), self.vector(a[names[1]], a["rows"])
+        if op.sw is not None:
+            assert scale_at is not None
+            w = self.sram.view(op.w, np.int8, (size,), (1,))
+            sw, s = self.vector(op.sw, op.n), self.vector(scale_at, op.rows)
 
             def product(n: int) -> int:
                 return kernels.matmul_i8(x[:n], s[:n], w, sw, y[:n])
 
         else:
-            w16 = self.sram.view(a["w"], np.float16, (size,), (2,))
+            w16 = self.sram.view(op.w, np.float16, (size,), (2,))
 
             def product(n: int) -> int:
                 return kernels.matmul_f16(x[:n], w16, y[:n])
 
-        first_column = a.get("first_column")
+        first_column = op.first_column
 
         def run(state: StepState) -> None:
             if before is not None:
@@ -131,35 +133,45 @@ class Binder(Views):
 
         return run
 
-    def _prologue(self, a: Any) -> Bound | None:
-        """What makes a product's activations, where that is a part of it."""
-        if a.get("prologue") == "norm":
-            return self._norm({**a, "x": a["src"], "hidden": a["k"], "s": a["qs"]})
-        return self._gather({**a, "s": a["qs"]}) if a.get("prologue") == "gather" else None
+    def _prologue(self, op: Matmul) -> tuple[Bound | None, int, int | None]:
+        """Return what makes a product's activations, and the places of these and their scales."""
+        made = op.source
+        if isinstance(made, Activations):
+            return None, made.x, made.s
+        if isinstance(made, NormFirst):
+            norm = Norm(
+                rows=op.rows, hidden=op.k, eps=made.eps, dtype=op.dtype, x=made.src,
+                gamma=made.gamma, q=made.q, s=made.qs,
+            )  # fmt: skip
+            return self._norm(norm), made.q, made.qs
+        gather = Gather(
+            rows=op.rows, dtype=op.dtype, shares=made.shares, src=made.src, q=made.q, s=made.qs
+        )
+        return self._gather(gather), made.q, made.qs
 
-    def _epilogue(self, a: Any) -> tuple[NDArray[Any], Bound | None]:
+    def _epilogue(self, op: Matmul) -> tuple[NDArray[Any], Bound | None]:
         """Return where a product goes [rows, n], and what follows it as a part of it."""
-        shape, kernels = (a["rows"], a["n"]), self.kernels
-        if a.get("epilogue") == "add":
-            delta, total = np.empty(shape, np.float16), self.f32(a["r"], *shape)
+        shape, kernels, result = (op.rows, op.n), self.kernels, op.result
+        if isinstance(result, AddTo):
+            delta, total = np.empty(shape, np.float16), self.f32(result.r, *shape)
             return delta, lambda state: kernels.add(total[: state.rows], [delta[: state.rows]])
-        if a.get("epilogue") == "silu":
+        if isinstance(result, Gated):
             gate_up = np.empty(shape, np.float32)
-            return gate_up, self._gated(gate_up, self.f16(a["y"], a["rows"], a["n"] // 2))
-        return (self.f32 if a["out"] == "f32" else self.f16)(a["y"], *shape), None
+            return gate_up, self._gated(gate_up, self.f16(result.y, op.rows, op.n // 2))
+        return (self.f32 if op.out == "f32" else self.f16)(result.y, *shape), None
 
-    def _rope(self, a: Any) -> Bound:
-        kernels, dim = self.kernels, a["head_dim"]
-        qkv = self.f32(a["qkv"], a["rows"], (a["heads"] + 2 * a["kv_heads"]) * dim)
+    def _rope(self, op: Rope) -> Bound:
+        kernels, dim = self.kernels, op.head_dim
+        qkv = self.f32(op.qkv, op.rows, (op.heads + 2 * op.kv_heads) * dim)
         stride = row_bytes(dim, 4)
-        shape, strides = (a["rows"], 2, dim // 2), (stride, dim * 2, 4)
-        rope = self.sram.view(a["rope"], np.float32, shape, strides)
-        packed = self.queries(a)
+        shape, strides = (op.rows, 2, dim // 2), (stride, dim * 2, 4)
+        rope = self.sram.view(op.rope, np.float32, shape, strides)
+        packed = self.queries(op)
         q = packed.heads
-        k, ks = self.cache(a, a["context"], value=False)
-        v, vs = self.cache(a, a["context"], value=True)
-        if a["dtype"] == "int8":
-            packed_scales = self.query_scales(a)
+        k, ks = self.cache(op, op.context, value=False)
+        v, vs = self.cache(op, op.context, value=True)
+        if op.dtype == "int8":
+            packed_scales = self.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
@@ -181,14 +193,14 @@ class Binder(Views):
 
         return run_f16
 
-    def _attend(self, a: Any) -> Bound:
-        kernels, kv_of, packed = self.kernels, a["kv_of"], self.queries(a)
+    def _attend(self, op: Attend) -> Bound:
+        kernels, kv_of, packed = self.kernels, op.kv_of, self.queries(op)
         q = packed.heads
-        out = self.f16(a["y"], a["rows"], a["heads"] * a["head_dim"])
-        k, ks = self.cache(a, a["bucket"], value=False)
-        v, vs = self.cache(a, a["bucket"], value=True)
-        if a["dtype"] == "int8":
-            packed_scales = self.query_scales(a)
+        out = self.f16(op.y, op.rows, op.heads * op.head_dim)
+        k, ks = self.cache(op, op.bucket, value=False)
+        v, vs = self.cache(op, op.bucket, value=True)
+        if op.dtype == "int8":
+            packed_scales = self.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
@@ -200,7 +212,7 @@ class Binder(Views):
                 )
 
             return run
-        scale = float(np.float32(a["head_dim"] ** -0.5))
+        scale = float(np.float32(op.head_dim**-0.5))
 
         def run_f16(state: StepState) -> None:
             n = state.rows
@@ -211,9 +223,9 @@ class Binder(Views):
 
         return run_f16
 
-    def _add(self, a: Any) -> Bound:
-        x, kernels = self.f32(a["x"], a["rows"], sum(a["shares"])), self.kernels
-        segments = self.segments(a)
+    def _add(self, op: Add) -> Bound:
+        x, kernels = self.f32(op.x, op.rows, sum(op.shares)), self.kernels
+        segments = self.segments(op.src, op.shares, op.rows)
 
         def run(state: StepState) -> None:
             n = state.rows
@@ -221,9 +233,9 @@ class Binder(Views):
 
         return run
 
-    def _silu(self, a: Any) -> Bound:
-        gate_up = self.f32(a["x"], a["rows"], 2 * a["n"])
-        return self._gated(gate_up, self.f16(a["y"], a["rows"], a["n"]))
+    def _silu(self, op: Silu) -> Bound:
+        gate_up = self.f32(op.x, op.rows, 2 * op.n)
+        return self._gated(gate_up, self.f16(op.y, op.rows, op.n))
 
     def _gated(self, gate_up: NDArray[np.float32], out: NDArray[np.float16]) -> Bound:
         """Gate [rows, 2n], whose columns alternate as `gated_widths` says, to [rows, n]."""
@@ -250,11 +262,11 @@ class Binder(Views):
 
         return run
 
-    def _topk(self, a: Any) -> Bound:
-        logits, kernels, k = self.vector(a["x"], a["n"]), self.kernels, a["k"]
-        ids = self.sram.view(a["y"], np.uint32, (k,), (4,))
-        values = self.sram.view(a["y"] + 4 * k, np.float32, (k,), (4,))
-        first = a["first_column"]
+    def _topk(self, op: TopK) -> Bound:
+        logits, kernels, k = self.vector(op.x, op.n), self.kernels, op.k
+        ids = self.sram.view(op.y, np.uint32, (k,), (4,))
+        values = self.sram.view(op.y + 4 * k, np.float32, (k,), (4,))
+        first = op.first_column
 
         def run(state: StepState) -> None:
             best, best_values = kernels.top_k(logits, k)

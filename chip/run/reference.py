@@ -18,8 +18,9 @@ from chip.machine.crossings import Crossing
 from chip.machine.data import Run
 from chip.machine.machine import Action, Machine
 from chip.machine.resolve import Memory, Resolver
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation, Program
+from chip.ops.moves import Receive, Send
+from chip.ops.product import Matmul, Plain
+from chip.ops.program import Move, Program, Scheduled
 from chip.run.chip import Chip, Loaded, StepMessage
 from chip.run.clocks import unit_spans
 from chip.spec import VECTOR_BYTES
@@ -49,11 +50,13 @@ class ReferenceChip(Chip):
             self._lower_program(loaded)
         super()._start(message)
 
-    def machine(self, program: Program) -> tuple[Machine, list[Operation]]:
+    def machine(self, program: Program) -> tuple[Machine, list[Scheduled]]:
         """Lower and resolve a program; with the operation of each of its crossings."""
-        crossing_of = {Opcode.SEND: True, Opcode.RECEIVE: False}
-        moves = [o for o in program.operations if o.opcode in crossing_of]
-        crossings = [self._crossing(o, outward=crossing_of[o.opcode]) for o in moves]
+        moves, crossings = [], []
+        for operation in program.operations:
+            if isinstance(operation.op, Send | Receive):
+                moves.append(operation)
+                crossings.append(self._crossing(operation, operation.op))
         slice_of, word_of = places(self.spec)
         valid = np.zeros(len(slice_of), np.bool_)
         for address, size in self.sram.reserved():
@@ -63,11 +66,10 @@ class ReferenceChip(Chip):
         words = self.sram.bytes.reshape(-1, VECTOR_BYTES)
         return Machine(resolved, memory, words, crossings), moves
 
-    def _crossing(self, operation: Operation, *, outward: bool) -> Crossing:
-        link, first = operation.args["link"], operation.start
-        slot = self.links[link].slot_cycles
-        cycles = tuple(first + i * slot for i in range(operation.args["vectors"]))
-        return Crossing(self._ports[link], outward, cycles, operation.name)
+    def _crossing(self, operation: Scheduled, op: Move) -> Crossing:
+        slot = self.links[op.link].slot_cycles
+        cycles = tuple(operation.start + i * slot for i in range(op.vectors))
+        return Crossing(self._ports[op.link], isinstance(op, Send), cycles, operation.name)
 
     def _lower_program(self, loaded: Loaded) -> None:
         machine, moves = self.machine(loaded.program)
@@ -85,7 +87,7 @@ class ReferenceChip(Chip):
             machine.units.counter.saturated = 0
             return True
 
-        actions, operations = [begin], list[Operation | None]([None])
+        actions, operations = [begin], list[Scheduled | None]([None])
         for crosses, group in groupby(machine.actions, lambda action: action.crossing is not None):
             if not crosses:
                 actions.append(_at_once([action.run for action in group if action.run is not None]))
@@ -98,22 +100,24 @@ class ReferenceChip(Chip):
         loaded.actions, loaded.operations = [*actions, end], [*operations, None]
 
     def _cross(
-        self, machine: Machine, action: Action, operation: Operation,
-        hashed: Callable[[Operation], None],
+        self, machine: Machine, action: Action, operation: Scheduled,
+        hashed: Callable[[Scheduled], None],
     ) -> Callable[[], bool]:  # fmt: skip
         assert action.rows is not None
         assert action.crossing is not None
-        rows, pool, args = action.rows, machine.pool, operation.args
-        if operation.opcode is Opcode.RECEIVE:
+        rows, pool, op = action.rows, machine.pool, operation.op
+        if isinstance(op, Receive):
 
             def take() -> bool:
-                arrival = self._take(operation, len(rows) * VECTOR_BYTES)
+                arrival = self._take(operation, op)
                 if arrival is not None:
                     data = np.frombuffer(arrival.payload, np.uint8)
                     pool[rows] = data.reshape(-1, VECTOR_BYTES)
                 return arrival is not None
 
             return take
+        assert isinstance(op, Send)
+        link, transfer = op.link, op.transfer
         first = action.crossing.cycles[0]
 
         def depart() -> bool:
@@ -123,32 +127,35 @@ class ReferenceChip(Chip):
             payload = memoryview(pool[rows].tobytes())
             cycle = message.base_cycle + first
             share = self.state.hash_share
-            self._send(args["link"], args["transfer"], message.sequence, cycle, share, payload)
+            self._send(link, transfer, message.sequence, cycle, share, payload)
             return True
 
         return depart
 
-    def _hashed(self, program: Program, machine: Machine) -> Callable[[Operation], None]:
+    def _hashed(self, program: Program, machine: Machine) -> Callable[[Scheduled], None]:
         """Return what brings the state's hash share up to date before an operation departs.
 
         The share is the emulator's, not the chip's: it is taken from the logits that the program
         leaves in memory.
         """
-        products = [o for o in program.operations if "first_column" in o.args and "y" in o.args]
-        products = [o for o in products if o.opcode is Opcode.MATMUL]
-        if not products:
+        heads = [
+            (place, op, op.result.y, op.first_column)
+            for place, op in enumerate(operation.op for operation in program.operations)
+            if isinstance(op, Matmul) and isinstance(op.result, Plain)
+            and op.first_column is not None
+        ]  # fmt: skip
+        if not heads:
             return lambda _: None
-        (product,) = products
-        after = program.operations[program.operations.index(product) :]
-        vector, n = product.args["y"] // VECTOR_BYTES, product.args["n"]
+        ((place, product, y, first_column),) = heads
+        after = program.operations[place:]
+        vector, n = y // VECTOR_BYTES, product.n
         row_of = dict(zip(*(array.tolist() for array in machine.commits), strict=True))
         rows = np.array([row_of[vector + i] for i in range(-(-n * 4 // VECTOR_BYTES))])
 
-        def update(operation: Operation) -> None:
+        def update(operation: Scheduled) -> None:
             if operation in after:
                 logits = machine.pool[rows].reshape(-1).view(np.float32)[:n]
-                share = self.kernels.logit_hash(logits, product.args["first_column"])
-                self.state.hash_share = share
+                self.state.hash_share = self.kernels.logit_hash(logits, first_column)
 
         return update
 

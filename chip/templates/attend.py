@@ -19,8 +19,8 @@ import numpy as np
 
 from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
-from chip.ops.operations import Args, kv_layout
-from chip.ops.scratch import COLUMN, QUAD, Scratch
+from chip.ops.attention import Attend
+from chip.ops.scratch import COLUMN, QUAD
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.attention import Attention
 from chip.templates.builder import Block
@@ -208,17 +208,17 @@ def _later(issues: Iterator[Issue], start: int) -> Iterator[Issue]:
         yield issue.moved(start)
 
 
-def fits(a: Args, spec: ChipSpec) -> bool:
+def fits(op: Attend, spec: ChipSpec) -> bool:
     """Tell whether every head of a batch has an accumulator row."""
-    kept = Scratch(kv_layout(a), tuple(a["kv_of"]), int(a["rows"]), int(a["bucket"]))
+    kept = op.kept
     return QUAD * len(kept.quads) * kept.batch <= spec.mxm_accumulator_rows
 
 
-def attend(a: Args, spec: ChipSpec) -> Template:
+def attend(op: Attend, spec: ChipSpec) -> Template:
     """Attention over the bucket; int8."""
-    shape, clock = Attention(a, spec), Clock(spec)
-    if a["dtype"] != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
-        got = f"{a['head_dim']} {a['dtype']}"
+    shape, clock = Attention(op, spec), Clock(spec)
+    if op.dtype != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
+        got = f"{op.head_dim} {op.dtype}"
         raise ValueError(f"ATTEND: wanted int8 heads of at most {LANES}, got {got}")
     batch, rows = Batch(shape, clock), shape.scratch.batch
     starts = tuple(n * batch.cycles for n in range(-(-shape.rows // rows)))

@@ -18,8 +18,9 @@ from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Transpose
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Stream, group
-from chip.ops.operations import Args, kv_layout, row_bytes
-from chip.ops.scratch import ITEM, Scratch
+from chip.ops.attention import Attend
+from chip.ops.rows import row_bytes
+from chip.ops.scratch import ITEM
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.templates.blocks16 import (
     HALF,
@@ -51,11 +52,11 @@ class Query(NamedTuple):
 class _Batch:
     """Lays out a batch of rows: what is placed, fetched and issued, and `at`, until when."""
 
-    def __init__(self, a: Args, spec: ChipSpec, rows: int) -> None:
-        self.rows = rows
-        self.a, self.spec, self.delay, self.layout = a, spec, delays(spec), kv_layout(a)
-        self.per, self.dim = self.layout.heads_per_group, int(a["head_dim"])
-        self.chunks = -(-int(a["bucket"]) // LANES)
+    def __init__(self, op: Attend, spec: ChipSpec, rows: int) -> None:
+        self.rows, self.kv_of = rows, op.kv_of
+        self.op, self.spec, self.delay, self.layout = op, spec, delays(spec), op.layout
+        self.per, self.dim = self.layout.heads_per_group, op.head_dim
+        self.chunks = -(-op.bucket // LANES)
         self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
         permuted = self.delay["ACC"].d_func + self.delay["PERMUTE"].d_func
         self.drain_delay = permuted + self.to_mxm  # from accumulators through the SXM to the VXM
@@ -63,9 +64,9 @@ class _Batch:
         self.fixed: list[Issue] = []
         self.fetches: list[Fetch] = []
         self.at = 0
-        every = [Query(row, head) for row in range(rows) for head in range(len(a["kv_of"]))]
-        groups = sorted({head // self.per for head in a["kv_of"]})
-        of = {g: [q for q in every if a["kv_of"][q.head] // self.per == g] for g in groups}
+        every = [Query(row, head) for row in range(rows) for head in range(len(op.kv_of))]
+        groups = sorted({head // self.per for head in op.kv_of})
+        of = {g: [q for q in every if op.kv_of[q.head] // self.per == g] for g in groups}
         self._zeros()
         for g in groups:
             self._queries(of[g])
@@ -85,10 +86,10 @@ class _Batch:
 
     def _lane(self, head: int) -> int:
         """Return the first lane of a query head's KV head."""
-        return int(self.a["kv_of"][head]) % self.per * self.layout.pitch
+        return self.kv_of[head] % self.per * self.layout.pitch
 
     def _number(self, query: Query) -> int:
-        return query.row * len(self.a["kv_of"]) + query.head
+        return query.row * len(self.kv_of) + query.head
 
     def _scratch(self, query: Query, chunk: int) -> int:
         return ITEM * (self._number(query) * self.chunks + chunk)
@@ -126,7 +127,7 @@ class _Batch:
 
     def _scores(self, g: int, queries: list[Query], chunk: int) -> None:
         """Multiply up to 320 tokens' keys by every query of a group."""
-        bucket, n = int(self.a["bucket"]), len(queries)
+        bucket, n = self.op.bucket, len(queries)
         windows = -(-min(LANES, bucket - chunk * LANES) // WINDOW)
         first = self.layout.head_offset(g * self.per, value=False) // VECTOR_BYTES + LANES * chunk
         loaded = self.at + self.delay["READ"].d_func + self.to_mxm
@@ -184,7 +185,7 @@ class _Batch:
 
     def _values(self, g: int, queries: list[Query], half: int) -> None:
         """Multiply 160 tokens' values by the weights of every query of a group."""
-        tokens = min(HALF, int(self.a["bucket"]) - half * HALF)
+        tokens = min(HALF, self.op.bucket - half * HALF)
         feed, acc = mxm(2, Role.FEED), mxm(2, Role.DRAIN)
         if tokens <= 0:  # nothing: the tile's other half is weights of zero
             for query in queries:
@@ -225,14 +226,14 @@ class _Batch:
 
     def _columns(self, g: int) -> int:
         """Count the lanes of a group's heads, in whole runs."""
-        heads = min(self.per, int(self.a["kv_heads"]) - g * self.per)
+        heads = min(self.per, self.op.kv_heads - g * self.per)
         return -(-heads * self.layout.pitch // RUN) * RUN
 
     # -- results
 
     def _results(self) -> None:
         """Put a row's heads side by side, 320 values at a time, in fp16."""
-        n = len(self.a["kv_of"]) * self.dim
+        n = len(self.kv_of) * self.dim
         self.at += self.delay["ABC"].d_func + 1
         for first in range(0, n, LANES):
             lanes = min(LANES, n - first)
@@ -249,7 +250,7 @@ class _Batch:
     def _drain(self, query: Query, first: int, at: int) -> None:
         """Bring a query's sums to their lanes among 320 results."""
         head = query.head
-        columns = self._columns(int(self.a["kv_of"][head]) // self.per)
+        columns = self._columns(self.kv_of[head] // self.per)
         out = group(Stream(False, SUMS), vectors(4 * columns))
         acc = ACC(
             slot=self._number(query), first=False, half=1, product=False, lanes=columns, out=out
@@ -265,33 +266,29 @@ class _Batch:
         self._issue(sxm(1, 0), at + self.delay["ACC"].d_func + 1, turn)
 
 
-def _kept(a: Args) -> Scratch:
-    return Scratch(kv_layout(a), tuple(a["kv_of"]), int(a["rows"]), int(a["bucket"]))
-
-
-def fits(a: Args, spec: ChipSpec) -> bool:
+def fits(op: Attend, spec: ChipSpec) -> bool:
     """Tell whether a group's queries have slots, and all heads accumulator rows."""
-    kept = _kept(a)
+    kept = op.kept
     rows = kept.batch * len(kept.kv_of)
     return (
         kept.batch * kept.shared < spec.mxm_activation_slots and rows <= spec.mxm_accumulator_rows
     )
 
 
-def attend16(a: Args, spec: ChipSpec) -> Template:
+def attend16(op: Attend, spec: ChipSpec) -> Template:
     """Attention over the whole bucket, fp16."""
-    rows, batch = int(a["rows"]), _kept(a).batch
+    rows, batch = op.rows, op.kept.batch
     placed: list[Placed] = []
     controls = []
-    at, made = 0, _Batch(a, spec, batch)
+    at, made = 0, _Batch(op, spec, batch)
     for row in range(0, rows, batch):
         if rows - row < batch:
-            made = _Batch(a, spec, rows - row)
+            made = _Batch(op, spec, rows - row)
         placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
         controls.append(Control(spec, at, made.fixed, made.fetches))
         at += aligned(made.at)
     steps = {
-        "q": kv_layout(a).query_bytes(a["heads"]) // VECTOR_BYTES,
-        "y": row_bytes(len(a["kv_of"]) * int(a["head_dim"]), 2) // VECTOR_BYTES,
+        "q": op.layout.query_bytes(op.heads) // VECTOR_BYTES,
+        "y": row_bytes(len(op.kv_of) * op.head_dim, 2) // VECTOR_BYTES,
     }
     return Template(placed=tuple(placed), cycles=at, row_vectors=steps, streams=tuple(controls))

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip.ops.operations import Args, kv_layout
-from chip.ops.scratch import COLUMN, QUAD, TILE, Scratch
+from chip.ops.attention import Attend
+from chip.ops.scratch import COLUMN, QUAD, TILE
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import RUN
 from chip.templates.parts import LANES
@@ -97,10 +97,10 @@ def place_of(token: int) -> int:
 class Attention:
     """The shape of one ATTEND: a batch of rows at a time, all heads, the whole bucket."""
 
-    def __init__(self, a: Args, spec: ChipSpec) -> None:
-        self.spec, self.layout = spec, kv_layout(a)
-        self.kv_of, self.dim, self.rows = tuple(a["kv_of"]), int(a["head_dim"]), int(a["rows"])
-        self.scratch = Scratch(self.layout, self.kv_of, self.rows, int(a["bucket"]))
+    def __init__(self, op: Attend, spec: ChipSpec) -> None:
+        self.spec, self.layout = spec, op.layout
+        self.kv_of, self.dim, self.rows = op.kv_of, op.head_dim, op.rows
+        self.scratch = op.kept
         self.columns, row = self.scratch.columns, self.scratch.quads
         quads = [(r, *quad) for r in range(self.scratch.batch) for quad in row]
         self.quads = [Quad(number, *quad) for number, quad in enumerate(quads)]
@@ -115,7 +115,7 @@ class Attention:
 
     def place(self, head: int) -> int:
         """First lane of a query head's KV head in the packed vector."""
-        return int(self.kv_of[head]) % self.layout.heads_per_group * self.layout.pitch
+        return self.kv_of[head] % self.layout.heads_per_group * self.layout.pitch
 
     def width(self, group: int) -> int:
         """Lanes of a packed vector in use, in whole runs."""

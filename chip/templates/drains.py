@@ -1,7 +1,7 @@
 """The VXM's part in one row's product: dequantise the sums, and what follows it (its epilogue).
 
 `add`: the fp16 result is added to the residual. `silu`: gate and up columns alternate
-(chip.ops.operations.gated_widths), and the result is silu(gate) * up. A pair of blocks is worked on
+(chip.ops.rows.gated_widths), and the result is silu(gate) * up. A pair of blocks is worked on
 at once, but for the last: what its gate gives waits in a register for the up columns.
 """
 
@@ -13,7 +13,8 @@ from typing import NamedTuple
 from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Held
-from chip.spec import vectors
+from chip.ops.product import AddTo, Gated, Matmul
+from chip.spec import ChipSpec, vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, NodeSource, Ref
 from chip.templates.columns import ColumnGroup, Columns, blocks_of, gated_groups, row_groups
 from chip.templates.product import ARRIVAL, PINNED, Product
@@ -47,22 +48,26 @@ class RowDrains(Product):
 
     times: dict[tuple[int, int], TileTimes]  # by first column of the group, and tile
 
+    def __init__(self, op: Matmul, spec: ChipSpec) -> None:
+        self.op = op
+        super().__init__(spec, rows=op.rows, k=op.k, n=op.n, item=op.out_bytes)
+
     @property
     def _gated(self) -> bool:
-        return self.a.get("epilogue") == "silu"
+        return isinstance(self.op.result, Gated)
 
     @property
     def _pairs(self) -> int:
         """Pairs of whole blocks, a gate and an up block each."""
-        return int(self.a["n"]) // (2 * LANES)
+        return self.n // (2 * LANES)
 
     def _groups(self) -> list[tuple[Columns, ...]]:
-        columns = blocks_of(self.a["n"], self.tiles)
+        columns = blocks_of(self.n, self.tiles)
         return gated_groups(columns, self._pairs) if self._gated else row_groups(columns)
 
     def _kind(self, blocks: tuple[Columns, ...]) -> str:
         if not self._gated:
-            return str(self.a.get("epilogue", self.a["out"]))
+            return "add" if isinstance(self.op.result, AddTo) else self.op.out
         place = blocks[0].first // LANES
         if len(blocks) > 1 or place >= 2 * self._pairs:
             return "pair" if len(blocks) > 1 else "halves"

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from chip.floorplan import Role, hops, mem, mxm, sxm
 from chip.isa.issue import delays
-from chip.ops.operations import Args, Opcode, kv_layout
+from chip.ops.attention import Attend, Rope
+from chip.ops.product import Matmul
+from chip.ops.vector import TopK
 from chip.spec import ChipSpec, vectors
 from chip.templates.template import Template
 
@@ -50,9 +52,9 @@ def _vector_pass(spec: ChipSpec, passes: int, vecs: int, reductions: int) -> int
     return 2 * took.memory + passes * vecs + chains + reductions * took.reduce
 
 
-def _plane_shape(a: Args, spec: ChipSpec) -> tuple[int, int, int]:
+def _plane_shape(dtype: str, spec: ChipSpec) -> tuple[int, int, int]:
     """Return (planes working side by side, K rows of one, columns loaded per cycle in one)."""
-    if a["dtype"] == "int8":
+    if dtype == "int8":
         return spec.mxm_planes, spec.mxm_rows, spec.mxm_weight_streams
     joined = spec.mxm_fp16_slowdown // 2  # a lane is a byte: K halves, and planes work in pairs
     return spec.mxm_planes // joined, spec.mxm_rows // 2, spec.mxm_weight_streams * joined
@@ -65,58 +67,58 @@ def _plane_blocks(n: int, planes: int, spec: ChipSpec) -> list[int]:
     return [spec.mxm_columns] * full + ([rest] if rest else [])
 
 
-def mxm_pass_cycles(a: Args, spec: ChipSpec, k: int, n: int, rows: int) -> int:
+def mxm_pass_cycles(dtype: str, spec: ChipSpec, k: int, n: int, rows: int) -> int:
     """Cycles the planes stream: a tile takes its weight load or its rows, if longer."""
-    planes, k_rows, per_cycle = _plane_shape(a, spec)
+    planes, k_rows, per_cycle = _plane_shape(dtype, spec)
     per_k = sum(max(-(-c // per_cycle), rows) for c in _plane_blocks(n, planes, spec))
     return -(-k // k_rows) * per_k
 
 
-def _column_groups(a: Args, spec: ChipSpec, n: int, rows: int) -> int:
+def _column_groups(dtype: str, spec: ChipSpec, n: int, rows: int) -> int:
     """Groups in which one plane finishes its columns, all K tiles of a group before the next.
 
     A group is as narrow as its rows allow, so that results come early at no cost in cycles.
     """
-    planes, _, per_cycle = _plane_shape(a, spec)
+    planes, _, per_cycle = _plane_shape(dtype, spec)
     width = min(spec.mxm_columns, per_cycle * rows)
     return -(-sum(_plane_blocks(n, planes, spec)) // width)
 
 
-def _product_stream(a: Args, spec: ChipSpec, n: int) -> int:
-    """Cycles between the first and the last result of a product of n columns."""
-    stream = mxm_pass_cycles(a, spec, a["k"], n, a["rows"])
-    return stream - -(-stream // _column_groups(a, spec, n, a["rows"]))
+def _product_stream(op: Matmul, spec: ChipSpec) -> int:
+    """Cycles between the first and the last result of a product."""
+    stream = mxm_pass_cycles(op.dtype, spec, op.k, op.n, op.rows)
+    return stream - -(-stream // _column_groups(op.dtype, spec, op.n, op.rows))
 
 
-def _first_load(a: Args, spec: ChipSpec, n: int) -> int:
-    planes, _, per_cycle = _plane_shape(a, spec)
-    return -(-_plane_blocks(n, planes, spec)[0] // per_cycle)
+def _first_load(op: Matmul, spec: ChipSpec) -> int:
+    planes, _, per_cycle = _plane_shape(op.dtype, spec)
+    return -(-_plane_blocks(op.n, planes, spec)[0] // per_cycle)
 
 
-def _matmul_cycles(a: Args, spec: ChipSpec) -> int:
-    stream = mxm_pass_cycles(a, spec, a["k"], a["n"], a["rows"])
+def _matmul_cycles(op: Matmul, spec: ChipSpec) -> int:
+    stream = mxm_pass_cycles(op.dtype, spec, op.k, op.n, op.rows)
     took = latencies(spec)
     drain = took.fill + took.chain
     # the last tile's rows flow after its weights: one more load of latency than the stream itself
-    return 2 * took.memory + _first_load(a, spec, a["n"]) + stream + drain
+    return 2 * took.memory + _first_load(op, spec) + stream + drain
 
 
-def _rope_cycles(a: Args, spec: ChipSpec) -> int:
-    vecs = a["rows"] * vectors((a["heads"] + 2 * a["kv_heads"]) * a["head_dim"])
-    reductions = 1 if a["dtype"] == "int8" else 0
+def _rope_cycles(op: Rope, spec: ChipSpec) -> int:
+    vecs = op.rows * vectors((op.heads + 2 * op.kv_heads) * op.head_dim)
+    reductions = 1 if op.dtype == "int8" else 0
     return latencies(spec).shuffle + _vector_pass(spec, 2, vecs, reductions)
 
 
-def _attend_cycles(a: Args, spec: ChipSpec) -> int:
-    layout = kv_layout(a)
-    bucket, passes = a["bucket"], a["rows"] * -(-a["heads"] // layout.groups)
-    width = layout.heads_per_group * a["head_dim"]
-    scores = layout.groups * mxm_pass_cycles(a, spec, width, bucket, passes)
-    values = layout.groups * mxm_pass_cycles(a, spec, bucket, width, passes)
-    vecs = a["rows"] * a["heads"] * vectors(bucket)
+def _attend_cycles(op: Attend, spec: ChipSpec) -> int:
+    layout = op.layout
+    bucket, passes = op.bucket, op.rows * -(-op.heads // layout.groups)
+    width = layout.heads_per_group * op.head_dim
+    scores = layout.groups * mxm_pass_cycles(op.dtype, spec, width, bucket, passes)
+    values = layout.groups * mxm_pass_cycles(op.dtype, spec, bucket, width, passes)
+    vecs = op.rows * op.heads * vectors(bucket)
     # maximum; exp and sum; scale by v and find the maximum; quantise
     softmax = (
-        _vector_pass(spec, 4, vecs, 3) if a["dtype"] == "int8" else _vector_pass(spec, 3, vecs, 2)
+        _vector_pass(spec, 4, vecs, 3) if op.dtype == "int8" else _vector_pass(spec, 3, vecs, 2)
     )
     took = latencies(spec)
     edges = 2 * (took.fill + 2 * took.memory)
@@ -124,25 +126,27 @@ def _attend_cycles(a: Args, spec: ChipSpec) -> int:
     return scores + softmax + took.shuffle + values + edges
 
 
-def _topk_cycles(a: Args, spec: ChipSpec) -> int:
-    return _vector_pass(spec, a["k"], vectors(a["n"]), a["k"])
+def _topk_cycles(op: TopK, spec: ChipSpec) -> int:
+    return _vector_pass(spec, op.k, vectors(op.n), op.k)
 
 
-ESTIMATES = {
-    Opcode.MATMUL: _matmul_cycles,
-    Opcode.ROPE: _rope_cycles,
-    Opcode.ATTEND: _attend_cycles,
-    Opcode.TOPK: _topk_cycles,
-}
-
-
-def estimate(opcode: Opcode, a: Args, spec: ChipSpec) -> Template:
+def estimate(op: Matmul | Rope | Attend | TopK, spec: ChipSpec) -> Template:
     """Return an empty template of the estimated length."""
-    needed, stream = {}, 0
-    if opcode is Opcode.MATMUL:
-        load = _first_load(a, spec, a["n"])
-        needed, stream = {"x": (load, load)}, _product_stream(a, spec, a["n"])
+    if isinstance(op, Matmul):
+        load = _first_load(op, spec)
+        return _empty(
+            _matmul_cycles(op, spec), needed={"x": (load, load)}, stream=_product_stream(op, spec)
+        )
+    if isinstance(op, Rope):
+        return _empty(_rope_cycles(op, spec))
+    if isinstance(op, Attend):
+        return _empty(_attend_cycles(op, spec))
+    return _empty(_topk_cycles(op, spec))
+
+
+def _empty(
+    cycles: int, needed: dict[str, tuple[int, int]] | None = None, stream: int = 0
+) -> Template:  # fmt: skip
     return Template(
-        placed=(), cycles=ESTIMATES[opcode](a, spec), needed=needed, stream_cycles=stream,
-        lowered=False,
-    )  # fmt: skip
+        placed=(), cycles=cycles, needed=needed or {}, stream_cycles=stream, lowered=False
+    )

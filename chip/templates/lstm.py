@@ -9,13 +9,13 @@ VXM needs nothing from memory but the cell state. sigmoid(x) = tanh(x / 2) / 2 +
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import ABC, ACC, IW, TILES, AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream
-from chip.ops.operations import Args
+from chip.ops.opcodes import BOUND
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import C2C_TURN, LANES, Block, Load, Node, Ref
 from chip.templates.columns import WINDOW, ColumnGroup, Columns
@@ -45,19 +45,36 @@ def columns_of(hidden: int, tiles: int) -> list[tuple[Columns, ...]]:
     return out
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lstm:
+    """One step of the cell for `rows` sequences: [x, h] rows at x, weights w, state c, output h.
+
+    `scale`: of all weights and activations.
+    """
+
+    rows: int
+    hidden: int
+    scale: float
+    w: int = field(metadata=BOUND)
+    x: int = field(metadata=BOUND)
+    c: int = field(metadata=BOUND)
+    h: int = field(metadata=BOUND)
+
+
 class Cell(Product):
     """The timeline of one cell: passes one after another, then the rows' vector work."""
 
-    def __init__(self, a: Args, spec: ChipSpec) -> None:
-        hidden = int(a["hidden"])
-        super().__init__({**a, "k": 2 * LANES * vectors(hidden)}, spec)
+    def __init__(self, op: Lstm, spec: ChipSpec) -> None:
+        self.op = op
+        n = GATES * op.hidden
+        super().__init__(spec, rows=op.rows, k=2 * LANES * vectors(op.hidden), n=n, item=1)
 
     def _lay_out(self) -> None:
         self.half_rate = False
         row_block = paced(self._row_block)
         first = self.delay["READ"].d_func + self.to_mxm
         at = first + self.feed_delay
-        for number, blocks in enumerate(columns_of(self.a["hidden"], self.tiles)):
+        for number, blocks in enumerate(columns_of(self.op.hidden, self.tiles)):
             load = sum(len(block.windows(0)) for block in blocks)
             fill = self.delay["READ"].d_func + hops(mem(0, 1), mxm(0, Role.LOAD), self.spec)
             done = self.delay["ABC"].d_func + self.delay["ACC"].d_func
@@ -123,7 +140,7 @@ class Cell(Product):
 
     def _squash(self, b: Block, total: Node, j: int, apart: int) -> Node:
         """Scale a gate's sums and apply tanh (the cell's own gate) or the sigmoid."""
-        scale = float(self.a["scale"])
+        scale = self.op.scale
         x = b.alu(AluOp.CVT_F32, total, after=total.done + ORDER[j] * apart)
         if j == 2:
             return b.alu(AluOp.TANH, b.alu(AluOp.MUL, x, f32(scale)))
@@ -131,10 +148,10 @@ class Cell(Product):
         return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, f32(0.5)), f32(0.5))
 
 
-def lstm(a: Args, spec: ChipSpec) -> Template:
-    """One step of the cell for `rows` sequences: operands x ([x, h] rows), w, c, h."""
-    cell = Cell(a, spec)
-    tiles = vectors(a["hidden"])
+def lstm(op: Lstm, spec: ChipSpec) -> Template:
+    """Return the cell's template."""
+    cell = Cell(op, spec)
+    tiles = vectors(op.hidden)
     end = max(p.start + (p.n - 1) * p.period + p.block.end for p in cell.drains)
     found = Template(
         placed=(*cell.feeds(), *cell.drains),

@@ -5,7 +5,8 @@ The timelines are in chip/templates/row.py (one row) and chip/templates/product.
 
 from __future__ import annotations
 
-from chip.ops.operations import Args, row_bytes
+from chip.ops.product import AddTo, Matmul, NormFirst
+from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.product import Product
 from chip.templates.prologue import arrivals
@@ -13,40 +14,41 @@ from chip.templates.row import RowProduct
 from chip.templates.template import Placed, Template, even_stream
 
 
-def matmul(a: Args, spec: ChipSpec) -> Template:
+def matmul(op: Matmul, spec: ChipSpec) -> Template:
     """x . w, scaled, fp32 or fp16."""
-    return _row(a, spec) if a["rows"] == 1 else _rows(a, spec)
+    return _row(op, spec) if op.rows == 1 else _rows(op, spec)
 
 
-def _rows(a: Args, spec: ChipSpec) -> Template:
-    product = Product(a, spec)
+def _rows(op: Matmul, spec: ChipSpec) -> Template:
+    product = Product(spec, rows=op.rows, k=op.k, n=op.n, item=op.out_bytes)
     drains = product.drains
     end = max(p.start + (p.n - 1) * p.period + p.block.end for p in drains)
     fed = product.fed(product.groups[0], 0) - product.feed_delay
-    row = row_bytes(a["n"], 4 if a["out"] == "f32" else 2) // VECTOR_BYTES
+    row = row_bytes(op.n, op.out_bytes) // VECTOR_BYTES
     return Template(
         placed=(*product.feeds(), *drains),
         cycles=end,
-        row_vectors={"x": row_bytes(a["k"], 1) // VECTOR_BYTES, "s": 0, "sw": 0, "y": row},
+        row_vectors={"x": row_bytes(op.k, 1) // VECTOR_BYTES, "s": 0, "sw": 0, "y": row},
         needed={"x": (fed, fed), "s": (fed, fed)},
         streams=(product,),
     )
 
 
-def _row(a: Args, spec: ChipSpec) -> Template:
-    product = RowProduct(a, spec)
+def _row(op: Matmul, spec: ChipSpec) -> Template:
+    product = RowProduct(op, spec)
     drains = product.drains
     end = max(p.start + p.block.end for p in drains)
-    ready = _ready(drains, "r" if a.get("epilogue") == "add" else "y")
+    ready = _ready(drains, "r" if isinstance(op.result, AddTo) else "y")
     needed: dict[str, tuple[int, int]] = {}
     if product.prologue is None:
         first, last = (product.filled[n] - product.feed_delay for n in (0, -1))
         needed = {"x": (first, last), "s": (first, first)}
-    if "arrives" in a:
-        needed["src"] = arrivals(a)
-    if "pace" in a:
-        begun = max(at - a["pace"] * v for v, at in enumerate(ready))
-        end = max(end, begun + a["pace"] * (len(ready) - 1))
+    source, pace = op.source, op.links.pace
+    if isinstance(source, NormFirst) and source.arrives is not None:
+        needed["src"] = arrivals(source.arrives, op.k)
+    if pace is not None:
+        begun = max(at - pace * v for v, at in enumerate(ready))
+        end = max(end, begun + pace * (len(ready) - 1))
     return Template(
         placed=(*product.feeds(), *drains),
         cycles=end,

@@ -21,7 +21,6 @@ from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import In, Stream, group
-from chip.ops.operations import Args
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref
@@ -47,9 +46,10 @@ DRAIN = 4  # first inward stream of results: four for each plane of a hemisphere
 class Product:
     """The timeline of one product: when tiles load, rows are fed, and sums leave."""
 
-    def __init__(self, a: Args, spec: ChipSpec) -> None:
-        self.a, self.spec, self.delay = a, spec, delays(spec)
-        self.rows, self.tiles = int(a["rows"]), vectors(a["k"])
+    def __init__(self, spec: ChipSpec, *, rows: int, k: int, n: int, item: int) -> None:
+        self.spec, self.delay = spec, delays(spec)
+        self.rows, self.tiles, self.n = rows, vectors(k), n
+        self.item = item  # bytes of a result
         self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
         self.acc_rows = min(2 * self.rows, spec.mxm_accumulator_rows)
         # from the Read of an activation to its arrival at the planes
@@ -79,7 +79,7 @@ class Product:
         """Place the groups one after another, each as early as the ones before leave room."""
         first = self.delay["READ"].d_func + self.to_mxm
         at, drained = first + first % 2, [0, 0]
-        for number, blocks in enumerate(groups_of(blocks_of(self.a["n"], self.tiles))):
+        for number, blocks in enumerate(groups_of(blocks_of(self.n, self.tiles))):
             load = 2 * sum(max(len(b.windows(t)) for t in range(self.tiles)) for b in blocks)
             period = max(load, 2 * self.rows) + 2
             block, pace = self._drain(blocks)
@@ -107,8 +107,8 @@ class Product:
 
     def _shift(self, g: ColumnGroup) -> dict[str, int]:
         """Return how far a group's columns are from the operands' first, in vectors."""
-        column, item = g.blocks[0].first, 4 if self.a["out"] == "f32" else 2
-        return {"sw": column * 4 // VECTOR_BYTES, "y": column * item // VECTOR_BYTES}
+        column = g.blocks[0].first
+        return {"sw": column * 4 // VECTOR_BYTES, "y": column * self.item // VECTOR_BYTES}
 
     def _widths(self, blocks: tuple[Columns, ...]) -> list[int]:
         """Return the lanes of each vector of sums that a group gives."""
@@ -146,7 +146,7 @@ class Product:
         scale = row_scale(b, self.rows)
         assert scale.done < ARRIVAL
         for j, y in enumerate(self._scaled(b, widths, scale)):
-            item, width = 4 if self.a["out"] == "f32" else 2, widths[j]
+            item, width = self.item, widths[j]
             out = Ref("y", item * j, vectors(width * item))
             b.alu(AluOp.COPY if item == 4 else AluOp.CVT_F16, y, lanes=width, out=out)
         return b

@@ -19,7 +19,8 @@ from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Group, In, Stream, group
-from chip.ops.operations import Args, row_bytes
+from chip.ops.product import Matmul
+from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from chip.templates.builder import C2C_TURN, Block, Load, Node, Ref
@@ -37,10 +38,10 @@ LEAD = 24  # cycles by which a product may start before its activations are ther
 class Product16:
     """The timeline of one product: when half tiles load, rows are fed, and sums leave."""
 
-    def __init__(self, a: Args, spec: ChipSpec) -> None:
+    def __init__(self, op: Matmul, spec: ChipSpec) -> None:
         self.spec, self.delay = spec, delays(spec)
-        self.rows, self.n, self.tiles = int(a["rows"]), int(a["n"]), vectors(a["k"])
-        self.item = 4 if a["out"] == "f32" else 2
+        self.rows, self.n, self.tiles = op.rows, op.n, vectors(op.k)
+        self.item = op.out_bytes
         self.halves = 2 * self.tiles
         self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
         read, copy = self.delay["READ"].d_func, self.delay["COPY"].d_func
@@ -250,9 +251,9 @@ def fits(spec: ChipSpec) -> bool:
     return slices % 2 == 1 and slices >= 32
 
 
-def matmul16(a: Args, spec: ChipSpec) -> Template:
+def matmul16(op: Matmul, spec: ChipSpec) -> Template:
     """x . w in fp16, fp32 or fp16 out."""
-    product = Product16(a, spec)
+    product = Product16(op, spec)
     end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
     first = product.groups[0]
     lead = min(LEAD, product.fed(first, 0) - product.feed_delay) if first.blocks[0].even else 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Stream, group
-from chip.ops.operations import Args
+from chip.ops.product import GatherFirst, NormFirst
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref
 from chip.templates.reductions import lane_max, lane_sum
@@ -44,14 +44,16 @@ class Prologue:
     busy: frozenset[int]
 
 
-def prologue(a: Args, spec: ChipSpec) -> Prologue:
-    """Return what comes before one row's product, by `a["prologue"]`."""
+def prologue(source: NormFirst | GatherFirst, k: int, spec: ChipSpec) -> Prologue:
+    """Return what comes before one row's product of k columns in."""
     fed: list[Node] = []
-    build = {"norm": _norm, "gather": _gather}[a["prologue"]]
 
     def attempt(pace: int) -> Block:
         b = Block(spec, pinned=frozenset({SCALE, *OUTLETS}))
-        fed[:] = build(b, a, pace)
+        if isinstance(source, NormFirst):
+            fed[:] = _norm(b, source, k, pace)
+        else:
+            fed[:] = _gather(b, source.shares, pace)
         return b
 
     block = paced(attempt)
@@ -69,16 +71,16 @@ def outward(block: Block) -> frozenset[int]:
     return frozenset(out)
 
 
-def _norm(b: Block, a: Args, pace: int) -> list[Node]:
-    lanes = groups(a["k"])
+def _norm(b: Block, source: NormFirst, k: int, pace: int) -> list[Node]:
+    lanes = groups(k)
     total: Node | None = None
     for g, n in enumerate(lanes):
         x = load("src", g, n, "f32")
-        square = b.alu(AluOp.MUL, x, x, lanes=n, after=_read_from(b, a, x) + g * pace)
+        square = b.alu(AluOp.MUL, x, x, lanes=n, after=_read_from(b, source.arrives, x) + g * pace)
         total = square if total is None else b.alu(AluOp.ADD, total, square)
     assert total is not None
-    mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / a["k"]))
-    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(a["eps"])))
+    mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / k))
+    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(source.eps)))
     root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
 
     def value(g: int, after: int) -> Node:
@@ -88,24 +90,27 @@ def _norm(b: Block, a: Args, pace: int) -> list[Node]:
     return _quantise(b, value, len(lanes), root.done, pace, 1)
 
 
-def arrivals(a: Args) -> tuple[int, int]:
-    """Return the cycles at which the first and last vector of a row that comes off a link come."""
-    return 0, a["arrives"] * (vectors(4 * a["k"]) - 1)
+def arrivals(arrives: int, k: int) -> tuple[int, int]:
+    """Return when the first and last vector of a row of k fp32 that comes off a link come.
+
+    `arrives`: cycles between its vectors.
+    """
+    return 0, arrives * (vectors(4 * k) - 1)
 
 
-def _read_from(b: Block, a: Args, x: Load) -> int:
+def _read_from(b: Block, arrives: int | None, x: Load) -> int:
     """Return when the VXM may have a group of values, if they come as the block runs."""
-    if "arrives" not in a:
+    if arrives is None:
         return 0
     lead = b.delay["READ"].d_func + hops(mem(0, 0), alu(0), b.spec)
-    return int(a["arrives"]) * (x.ref.vector + x.ref.count - 1) + lead
+    return arrives * (x.ref.vector + x.ref.count - 1) + lead
 
 
-def _gather(b: Block, a: Args, pace: int) -> list[Node]:
-    lanes = groups(sum(a["shares"]))
+def _gather(b: Block, shares: tuple[int, ...], pace: int) -> list[Node]:
+    lanes = groups(sum(shares))
 
     def value(g: int, after: int) -> NodeSource:
-        return joined(b, runs_of(a["shares"], g * LANES, lanes[g]), 2, after)
+        return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)
 
     return _quantise(b, value, len(lanes), 0, pace, 2)
 

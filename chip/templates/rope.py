@@ -16,8 +16,9 @@ from chip.isa.instructions import AluOp, Read, Write
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import At, In, Lane, Position, Stream, Tap, group
 from chip.kernels.vmath import inverse_sqrt_scale
+from chip.ops.attention import Rope
 from chip.ops.kv import KvLayout
-from chip.ops.operations import Args, kv_layout, row_bytes
+from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from chip.templates.builder import FROM_VXM, LANES, TO_VXM, Block, Load, Node, NodeSource, Ref
@@ -75,8 +76,8 @@ def _padded(lanes: list[int | None]) -> tuple[int | None, ...]:
 class _Row:
     """Builds one row's block."""
 
-    def __init__(self, a: Args, spec: ChipSpec, pace: int) -> None:
-        self.a, self.layout, self.half = a, kv_layout(a), a["head_dim"] // 2
+    def __init__(self, op: Rope, spec: ChipSpec, pace: int) -> None:
+        self.op, self.layout, self.half = op, op.layout, op.head_dim // 2
         self.pace = pace
         self.again = len(list(self.packed())) > KEPT
         self.b = Block(spec)
@@ -84,16 +85,16 @@ class _Row:
 
     def packed(self) -> Iterator[Packed]:
         """Yield the vectors of queries, keys and values."""
-        first, per, kv_heads = 0, self.layout.heads_per_group, self.a["kv_heads"]
-        for kind, heads in (("q", self.a["heads"]), ("k", kv_heads), ("v", kv_heads)):
+        first, per, kv_heads = 0, self.layout.heads_per_group, self.op.kv_heads
+        for kind, heads in (("q", self.op.heads), ("k", kv_heads), ("v", kv_heads)):
             for head in range(0, heads, per):
-                start = first + head * self.a["head_dim"]
+                start = first + head * self.op.head_dim
                 yield Packed(kind, head // per, start, min(per, heads - head))
-            first += heads * self.a["head_dim"]
+            first += heads * self.op.head_dim
 
     def lanes(self, heads: int, index: Callable[[int, int], int | None]) -> tuple[int | None, ...]:
         """Return `index(head, dimension)` in the lanes of packed heads."""
-        pitch, dim = self.layout.pitch, self.a["head_dim"]
+        pitch, dim = self.layout.pitch, self.op.head_dim
         return _padded(
             [index(p, d) if d < dim else None for p in range(heads) for d in range(pitch)]
         )
@@ -107,7 +108,7 @@ class _Row:
     def _tables(self) -> tuple[Node, Node]:
         """Return the row's cosines and sines in every head's lanes, sines of first halves < 0."""
         b, half, per = self.b, self.half, self.layout.heads_per_group
-        dim = self.a["head_dim"]
+        dim = self.op.head_dim
         table = b.alu(AluOp.COPY, Load(Ref("rope", 0, vectors(dim * 4)), "f32"), lanes=dim)
         other = b.alu(AluOp.NEG, table)
         cosine = self.lanes(per, lambda p, d: d % half)
@@ -121,7 +122,7 @@ class _Row:
 
     def _value(self, part: Packed, cos: Node, sin: Node, after: int) -> Node:
         """Bring heads to their lanes; turn queries and keys."""
-        b, dim, half = self.b, self.a["head_dim"], self.half
+        b, dim, half = self.b, self.op.head_dim, self.half
         y = spread(b, "qkv", self.lanes(part.heads, lambda p, d: part.first + p * dim + d), after)
         if part.kind == "v":
             return y
@@ -130,9 +131,9 @@ class _Row:
         return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
 
     def _part(self, part: Packed, cos: Node, sin: Node, after: int) -> None:
-        b, dim = self.b, self.a["head_dim"]
+        b, dim = self.b, self.op.head_dim
         y = self._value(part, cos, sin, after)
-        if self.a["dtype"] == "fp16":
+        if self.op.dtype == "fp16":
             self._store16(part, y)
             return
         peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
@@ -259,28 +260,28 @@ class CacheWrites:
         return [mem(side, number) for side, number in sorted(places)]
 
 
-def rope(a: Args, spec: ChipSpec) -> Template:
+def rope(op: Rope, spec: ChipSpec) -> Template:
     """Rotate, quantise or round, write the cache."""
-    layout = kv_layout(a)
+    layout = op.layout
     if layout.row_bytes != VECTOR_BYTES:
-        got = f"{a['head_dim']} {a['dtype']}"
+        got = f"{op.head_dim} {op.dtype}"
         raise ValueError(f"ROPE: wanted heads of at most {VECTOR_BYTES} bytes, got {got}")
     made: dict[int, Update] = {}
 
     def build(pace: int) -> Block:
-        row = _Row(a, spec, pace)
+        row = _Row(op, spec, pace)
         block = row.build()
         made[id(block)] = row.update
         return block
 
     block = paced(build)
-    n = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
+    n = (op.heads + 2 * op.kv_heads) * op.head_dim
     steps = {
-        "qkv": vectors(n * 4), "rope": row_bytes(a["head_dim"], 4) // VECTOR_BYTES,
-        "q": layout.query_bytes(a["heads"]) // VECTOR_BYTES,
-        "sq": layout.query_scale_bytes(a["heads"]) // VECTOR_BYTES,
+        "qkv": vectors(n * 4), "rope": row_bytes(op.head_dim, 4) // VECTOR_BYTES,
+        "q": layout.query_bytes(op.heads) // VECTOR_BYTES,
+        "sq": layout.query_scale_bytes(op.heads) // VECTOR_BYTES,
     }  # fmt: skip
-    out = by_rows(lambda _: block, a["rows"], steps)
+    out = by_rows(lambda _: block, op.rows, steps)
     (placed,) = out.placed
-    writes = CacheWrites(spec, layout, a["rows"], placed.period, placed.start, made[id(block)])
+    writes = CacheWrites(spec, layout, op.rows, placed.period, placed.start, made[id(block)])
     return replace(out, cycles=max(out.cycles, writes.end), streams=(writes,))

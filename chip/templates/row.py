@@ -14,6 +14,7 @@ from chip.floorplan import Role, mxm
 from chip.isa.instructions import ABC, ACC, IW
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream
+from chip.ops.product import Activations
 from chip.templates.builder import C2C_TURN, Block
 from chip.templates.columns import ColumnGroup, Columns
 from chip.templates.drains import RowDrains, TileTimes
@@ -29,14 +30,16 @@ class RowProduct(RowDrains):
     """The timeline of a product of one row."""
 
     def _lay_out(self) -> None:
-        self.half_rate = False
+        self.half_rate, source = False, self.op.source
         slots = self.spec.mxm_activation_slots
         self.resident = self.tiles if self.tiles <= slots else slots - 1
         self.times = {}
         self.first = self.delay["READ"].d_func + self.to_mxm
         groups = self._groups()
         load = sum(len(block.windows(0)) for block in groups[0])
-        self.prologue = prologue(self.a, self.spec) if "prologue" in self.a else None
+        self.prologue = None
+        if not isinstance(source, Activations):
+            self.prologue = prologue(source, self.op.k, self.spec)
         at = self.first
         if self.prologue is not None:
             self.filled = list(self.prologue.filled[: self.resident])
@@ -75,11 +78,12 @@ class RowProduct(RowDrains):
         in the last so many cycles.
         """
         loads = sum(len(block.windows(t)) for g in groups for block in g for t in range(self.tiles))
-        return max(0, at + loads - self.a["gaps_last"]) if "gaps_last" in self.a else 0
+        last = self.op.links.gaps_last
+        return 0 if last is None else max(0, at + loads - last)
 
     def _is_gap(self, cycle: int) -> bool:
         """Tell whether the streams at the planes are a link's: it reads in its turn of the port."""
-        period = self.a.get("gaps", 0)
+        period = self.op.links.gaps
         far, _ = self.port_leads
         return bool(period and cycle >= self._gaps_from and (cycle - far) % period == C2C_TURN - 1)
 

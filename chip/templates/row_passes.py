@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from chip.isa.issue import Issue
-from chip.ops.operations import Args
+from chip.ops.product import Matmul
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.templates.template import Placed, Stream, Template
 
@@ -35,16 +35,18 @@ def rows_at_once(spec: ChipSpec) -> int:
     return most // SCALES * SCALES or most
 
 
-def in_passes(build: Callable[[Args, ChipSpec], Template], a: Args, spec: ChipSpec) -> Template:
+def in_passes(
+    build: Callable[[Matmul, ChipSpec], Template], op: Matmul, spec: ChipSpec
+) -> Template:  # fmt: skip
     """Return a product's template, built for as many rows at a time as fit."""
-    rows, most = int(a["rows"]), rows_at_once(spec)
+    rows, most = op.rows, rows_at_once(spec)
     if rows <= most:
-        return build(a, spec)
+        return build(op, spec)
     placed: list[Placed] = []
     streams: list[Stream] = []
     at, needed = 0, dict[str, tuple[int, int]]()
     for first in range(0, rows, most):
-        part = build({**a, "rows": min(most, rows - first)}, spec)
+        part = build(replace(op, rows=min(most, rows - first)), spec)
         moved = {name: first * step for name, step in part.row_vectors.items()}
         moved["s"] = first // SCALES
         for block in part.placed:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, Lane
-from chip.ops.operations import Args
+from chip.ops.vector import TopK
 from chip.spec import ChipSpec, vectors
 from chip.templates.builder import LANES, Block, Load, Node, Ref
 from chip.templates.parts import Given, Row, RowMask
@@ -149,9 +149,9 @@ def _round(n: int, k: int, spec: ChipSpec) -> Iterator[tuple[Block, int, int, in
         yield paced(lambda pace: _scan(Block(spec, pinned=PINNED), widths, pace)), whole, 1, 0
 
 
-def topk(a: Args, spec: ChipSpec) -> Template:
+def topk(op: TopK, spec: ChipSpec) -> Template:
     """The k largest of n logits: columns, then values."""
-    n, k = int(a["n"]), int(a["k"])
+    n, k = op.n, op.k
     start, write = _start(spec), _write(spec, k)
     pick = paced(lambda pace: _pick(spec, pace))
     scans = list(_round(n, k, spec))

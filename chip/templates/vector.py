@@ -11,7 +11,8 @@ import numpy as np
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, streams_of
 from chip.kernels.quant import MIN_ABSMAX
-from chip.ops.operations import Args, gated_widths, item_bytes, row_bytes
+from chip.ops.rows import gated_widths, item_bytes, row_bytes
+from chip.ops.vector import Add, Gather, Norm, Silu
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from chip.templates.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from chip.templates.reductions import lane_max, lane_sum
@@ -167,13 +168,13 @@ def _norm_row(
     return row_block(build, overlap)
 
 
-def norm(a: Args, spec: ChipSpec) -> Template:
+def norm(op: Norm, spec: ChipSpec) -> Template:
     """RMSNorm, then int8 per row or fp16."""
-    width, rows, int8 = a["hidden"], a["rows"], a["dtype"] == "int8"
-    row = partial(_norm_row, width, a["eps"], int8, vectors(rows * 4), spec)
+    width, rows, int8 = op.hidden, op.rows, op.dtype == "int8"
+    row = partial(_norm_row, width, op.eps, int8, vectors(rows * 4), spec)
     steps = {
         "x": vectors(width * 4), "gamma": 0, "s": 0,
-        "q": row_bytes(pad_vector(width), item_bytes(a["dtype"])) // VECTOR_BYTES,
+        "q": row_bytes(pad_vector(width), item_bytes(op.dtype)) // VECTOR_BYTES,
     }  # fmt: skip
     return by_rows(row, rows, steps, scale_block(spec) if int8 else None)
 
@@ -210,14 +211,14 @@ def _gather_row(
     return row_block(build, overlap)
 
 
-def gather(a: Args, spec: ChipSpec) -> Template:
+def gather(op: Gather, spec: ChipSpec) -> Template:
     """Join the segments, then quantise each row; fp16 is only joined."""
-    shares, rows, int8 = tuple(a["shares"]), a["rows"], a["dtype"] == "int8"
+    shares, rows, int8 = op.shares, op.rows, op.dtype == "int8"
     width = sum(shares)
     row = partial(_gather_row, shares, int8, vectors(rows * 4), spec)
     steps = {
         **segment_rows(shares), "s": 0,
-        "q": row_bytes(pad_vector(width), item_bytes(a["dtype"])) // VECTOR_BYTES,
+        "q": row_bytes(pad_vector(width), item_bytes(op.dtype)) // VECTOR_BYTES,
     }  # fmt: skip
     return by_rows(row, rows, steps, scale_block(spec) if int8 else None)
 
@@ -238,9 +239,9 @@ def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
     return row_block(build, overlap)
 
 
-def add(a: Args, spec: ChipSpec) -> Template:
+def add(op: Add, spec: ChipSpec) -> Template:
     """x += the joined segments."""
-    shares, rows = tuple(a["shares"]), a["rows"]
+    shares, rows = op.shares, op.rows
     steps = {**segment_rows(shares), "x": vectors(sum(shares) * 4)}
     return by_rows(partial(_add_row, shares, spec), rows, steps)
 
@@ -272,8 +273,8 @@ def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
     return row_block(build, overlap)
 
 
-def silu(a: Args, spec: ChipSpec) -> Template:
+def silu(op: Silu, spec: ChipSpec) -> Template:
     """(gate * sigmoid(gate)) * up, rounded to fp16; columns alternate as `gated_widths` says."""
-    n, rows = a["n"], a["rows"]
+    n, rows = op.n, op.rows
     steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
     return by_rows(partial(_silu_row, n, spec), rows, steps)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from chip.ops.kv import WINDOW_VECTORS, KvLayout
-from chip.ops.operations import item_bytes, row_bytes, segment_offsets
+from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
 from chip.sram import work_start

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from chip.ops.operations import row_bytes
+from chip.ops.rows import row_bytes
 from chip.spec import vectors
 from compiler.errors import LayoutError
 from compiler.ir import LinkUse

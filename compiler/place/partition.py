@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip.ops.operations import gated_widths
+from chip.ops.rows import gated_widths
 from compiler.errors import LayoutError
 from compiler.model.config import ModelConfig
 from compiler.model.graph import Graph, GraphOp, Kind, Split

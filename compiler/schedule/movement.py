@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chip.ops.operations import row_bytes, segment_offsets
+from chip.ops.rows import row_bytes, segment_offsets
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, StepKind
 from compiler.model.graph import Split

@@ -12,10 +12,11 @@ splitting.
 
 from __future__ import annotations
 
-from chip.ops.cost import cost, receive_cycles, send_lead_cycles
-from chip.ops.operations import CONSTANTS, Opcode, Region, operands, units
-from chip.ops.program import Operation, Program
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.ops.cost import CostModel, receive_cycles, send_lead_cycles
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import CONSTANTS, Region
+from chip.ops.program import Program, Scheduled
+from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
 from compiler.place.network import Network
 from compiler.schedule.movement import Transfer
@@ -63,7 +64,7 @@ class _Node:
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
         self.free: dict[str, int] = {}
-        self.operations: list[Operation] = []
+        self.operations: list[Scheduled] = []
         self._places: dict[Region, _Place] = {}
 
     def at(self, region: Region) -> _Place:
@@ -82,11 +83,11 @@ class Scheduler:
     """Places one step's planned items, in order."""
 
     def __init__(
-        self, spec: ChipSpec, network: Network, forward: dict[int, tuple[list[int], int]]
+        self, costs: CostModel, network: Network, forward: dict[int, tuple[list[int], int]]
     ) -> None:
-        self.spec, self.network = spec, network
+        self.costs, self.spec, self.network = costs, costs.spec, network
         self.n_chips = len(network.binding)
-        ways = send_lead_cycles(spec), receive_cycles(spec)
+        ways = send_lead_cycles(self.spec), receive_cycles(self.spec)
         self.nodes = [_Node(Counter(network, chip, *ways)) for chip in range(self.n_chips + 1)]
         self.transfers: list[ScheduledTransfer] = []
         # chip -> (addresses of its forward slots, how many were used)
@@ -100,19 +101,16 @@ class Scheduler:
 
     def _place_operation(self, item: Planned) -> None:
         start, end, nop = self._span(item)
-        operation = Operation(
-            opcode=item.opcode, name=item.name, args=item.args, start=start, end=end, nop=nop
-        )
+        operation = Scheduled(op=item.op, name=item.name, start=start, end=end, nop=nop)
         self.nodes[item.chip].operations.append(operation)
 
     def _span(self, item: Planned) -> tuple[int, int, int]:
         """Give an operation its place in time: (start, end, NOPs in front of it)."""
-        node = self.nodes[item.chip]
-        reads, writes = operands(item.opcode, item.args)
-        sources = [(name, node.at(region)) for name, region in reads if name not in CONSTANTS]
-        results = [node.at(region) for _, region in writes]
-        held = units(item.opcode, item.args)
-        duration, stream, needed = cost(item.opcode, item.args, self.spec)
+        node, op = self.nodes[item.chip], item.op
+        sources = [(name, node.at(region)) for name, region in op.reads() if name not in CONSTANTS]
+        results = [node.at(region) for _, region in op.writes()]
+        held = op.units
+        duration, stream, needed = self.costs.cost(op)
         start = max(node.free.get(unit, 0) for unit in held)
         for name, place in sources:
             start = max(start, place.readable(*needed.get(name, (0, 0))))
@@ -158,8 +156,10 @@ class Scheduler:
             arrive=first + (item.vectors - 1) * link.slot_cycles,
         )  # fmt: skip
         self.transfers.append(transfer)
-        forward = {"forward": arrived.id} if arrived is not None else {}
-        self._both_ends(transfer, {"src": src, **forward}, {"dst": dst}, nop)
+        at: dict[str, int] = {"link": link.id, "transfer": transfer.id, "vectors": item.vectors}
+        sent = Send(**at, src=src, forward=None if arrived is None else arrived.id)
+        self._put(link.src, transfer, sent, nop)
+        self._put(link.dst, transfer, Receive(**at, dst=dst), 0)
         return transfer
 
     def _departure(
@@ -187,22 +187,14 @@ class Scheduler:
         target.write(start + flight + landed, start + flight + stream - link.slot_cycles + landed)
         return start, start - ready
 
-    def _both_ends(
-        self, transfer: ScheduledTransfer, sent: dict[str, int], received: dict[str, int], nop: int
-    ) -> None:
-        """Put a transfer's SEND and RECEIVE in their programs."""
-        link = self.network.links[transfer.link]
-        common = {"link": link.id, "transfer": transfer.id, "vectors": transfer.vectors}
-        end = transfer.depart + transfer.vectors * link.slot_cycles
-        for node, opcode, args, start, stop, held in (
-            (link.src, Opcode.SEND, sent, transfer.depart, end, nop),
-            (link.dst, Opcode.RECEIVE, received, transfer.first_arrive, transfer.arrive, 0),
-        ):
-            operation = Operation(
-                opcode=opcode, name=transfer.name, args={**args, **common}, start=start, end=stop,
-                nop=held,
-            )  # fmt: skip
-            self.nodes[node].operations.append(operation)
+    def _put(self, node: int, transfer: ScheduledTransfer, op: Send | Receive, nop: int) -> None:
+        """Put one end of a transfer in its node's program."""
+        start, end = transfer.first_arrive, transfer.arrive
+        if isinstance(op, Send):
+            slot = self.network.links[transfer.link].slot_cycles
+            start, end = transfer.depart, transfer.depart + transfer.vectors * slot
+        operation = Scheduled(op=op, name=transfer.name, start=start, end=end, nop=nop)
+        self.nodes[node].operations.append(operation)
 
     def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
         programs = tuple(

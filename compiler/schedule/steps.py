@@ -7,10 +7,22 @@ receiver does earlier in the program is already in the list, so the scheduler se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from chip.ops.attention import Attend, Rope
 from chip.ops.cost import C2C_TURN, TURNS
-from chip.ops.operations import Opcode, row_bytes, segment_offsets
+from chip.ops.product import (
+    Activations,
+    AddTo,
+    Gated,
+    GatherFirst,
+    LinkRoom,
+    Matmul,
+    NormFirst,
+    Plain,
+)
+from chip.ops.program import Computation
+from chip.ops.rows import row_bytes, segment_offsets
+from chip.ops.vector import Add, Gather, Norm, Silu, TopK
 from compiler.ir import Memory, StepKind
 from compiler.model.graph import GraphOp, Kind, Split
 from compiler.place.allocate import HANDED
@@ -26,9 +38,8 @@ class Planned:
     """An operation on one chip, not yet placed in time."""
 
     chip: int
-    opcode: Opcode
     name: str
-    args: dict[str, Any]
+    op: Computation
 
 
 class StepPlanner:
@@ -42,9 +53,10 @@ class StepPlanner:
         self.dtype, self.context, self.top_k = dtype, context, top_k
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
+        self.eps = self.config.rms_norm_eps
         self.host = host_memory(partition, kind, top_k)
-        self.arrives: dict[str, int] = {}  # of the next norm: a residual that comes off a link
-        self.before: dict[tuple[int, str], dict[str, Any]] = {}  # a product's prologue, by buffer
+        self.arrives: int | None = None  # of the next norm: a residual that comes off a link
+        self.before: dict[tuple[int, str], NormFirst | GatherFirst] = {}  # prologues, by buffer
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
         self.items: list[Planned | Transfer] = []
         self.moves = Movement(partition, network, kind, self.host, self.buffers, self.items)
@@ -57,7 +69,7 @@ class StepPlanner:
         befores: list[Group | None] = [None, *groups[:-1]]
         for before, group, after in zip(befores, groups, [*groups[1:], None], strict=True):
             if before is None or len(before.chips) == 1:  # whole residuals come, link by link
-                self.arrives = {"arrives": self._slot(host=before is None)}
+                self.arrives = self._slot(host=before is None)
             for index in group.layers:
                 last = index == group.layers[-1]
                 self._layer(group, self.partition.graph.layers[index], after if last else None)
@@ -69,71 +81,70 @@ class StepPlanner:
 
     # -- operations
 
-    def _op(self, chip: int, opcode: Opcode, name: str, **args: Any) -> None:
-        self.items.append(Planned(chip=chip, opcode=opcode, name=name, args=args))
+    def _op(self, chip: int, name: str, op: Computation) -> None:
+        self.items.append(Planned(chip=chip, name=name, op=op))
 
-    def _quantised(self, chip: int, buffer: str, value: str, scale: str) -> dict[str, Any]:
-        out: dict[str, Any] = {value: self.buffers[chip][buffer]}
-        if self.dtype == "int8":
-            out[scale] = self.buffers[chip][f"{buffer}.scale"]
-        return out
-
-    def _activations(
-        self, chip: int, opcode: Opcode, name: str, source: str, buffer: str, **args: Any
-    ) -> None:
-        """Make quantised rows of a buffer: in an operation of their own, or in the product's."""
-        src = self.buffers[chip][source]
-        if self.fuses:
-            q = self._quantised(chip, buffer, "q", "qs")
-            self.before[chip, buffer] = {"prologue": str(opcode), "src": src, **q, **args}
-            return
-        operand = "x" if opcode is Opcode.NORM else "src"
-        self._op(
-            chip, opcode, name, rows=self.kind.rows, dtype=self.dtype,
-            **{operand: src}, **args, **self._quantised(chip, buffer, "q", "s"),
-        )  # fmt: skip
+    def _scale(self, chip: int, buffer: str) -> int | None:
+        """Return the address of the scales of a buffer's quantised rows."""
+        return self.buffers[chip][f"{buffer}.scale"] if self.dtype == "int8" else None
 
     def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
-        more = self.arrives if self.fuses else {"hidden": op.features}
+        """Make quantised rows of the residual: in an operation of its own, or in the product's."""
         for chip in group.chips:
-            self._activations(
-                chip, Opcode.NORM, op.name, "residual", buffer,
-                gamma=self.constants[chip][op.name], eps=self.config.rms_norm_eps, **more,
+            src, gamma = self.buffers[chip]["residual"], self.constants[chip][op.name]
+            q, scale, eps = self.buffers[chip][buffer], self._scale(chip, buffer), self.eps
+            if self.fuses:
+                self.before[chip, buffer] = NormFirst(
+                    eps=eps, arrives=self.arrives, src=src, gamma=gamma, q=q, qs=scale
+                )
+                continue
+            norm = Norm(
+                rows=self.kind.rows, hidden=op.features, eps=eps, dtype=self.dtype, x=src,
+                gamma=gamma, q=q, s=scale,
             )  # fmt: skip
-        self.arrives = {}
+            self._op(chip, op.name, norm)
+        self.arrives = None
 
     def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
-        shares = group.shares(split, self.config.head_dim)
+        """Make quantised rows of a gather buffer, as `_norm` does."""
+        shares = tuple(group.shares(split, self.config.head_dim))
         for chip in group.chips:
-            self._activations(chip, Opcode.GATHER, name, source, buffer, shares=shares)
+            src = self.buffers[chip][source]
+            q, scale = self.buffers[chip][buffer], self._scale(chip, buffer)
+            if self.fuses:
+                self.before[chip, buffer] = GatherFirst(shares=shares, src=src, q=q, qs=scale)
+                continue
+            gather = Gather(
+                rows=self.kind.rows, dtype=self.dtype, shares=shares, src=src, q=q, s=scale
+            )
+            self._op(chip, name, gather)
 
-    def _epilogue(self, group: Group, op: GraphOp) -> str | None:
-        """Name what follows a product as a part of it: for one row, where nothing is exchanged."""
+    def _epilogue(self, group: Group, op: GraphOp) -> type[AddTo] | type[Gated] | None:
+        """Return what follows a product as a part of it: of one row that is not exchanged."""
         if not self.fuses:
             return None
         if op.split is Split.HIDDEN and len(group.chips) == 1:
-            return "add"
-        return "silu" if op.split is Split.INTER else None
+            return AddTo
+        return Gated if op.split is Split.INTER else None
 
     def _slot(self, *, host: bool) -> int:
         """Return the cycles that a vector takes on links between chips, or on the host's."""
         return max(link.slot_cycles for link in self.network.links if link.is_host == host)
 
-    def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> dict[str, int]:
+    def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> LinkRoom:
         """Return what a product must know of links: the pace of its result, and room for vectors.
 
         A chip alone has nothing on its links until its result leaves; one of several may.
         """
-        out: dict[str, int] = {}
         slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
         alone = len(group.chips) == 1
-        if leaves:
-            out["pace"] = slot
-        if leaves or not alone:
-            out["gaps"] = max(C2C_TURN, min(slot // C2C_TURN * C2C_TURN, GAPS))
-        if leaves and alone:
-            out["gaps_last"] = vectors_of(row_bytes(n, 4)) * slot + 4 * GAPS
-        return out
+        gaps = max(C2C_TURN, min(slot // C2C_TURN * C2C_TURN, GAPS))
+        last = vectors_of(row_bytes(n, 4)) * slot + 4 * GAPS
+        return LinkRoom(
+            pace=slot if leaves else None,
+            gaps=gaps if leaves or not alone else None,
+            gaps_last=last if leaves and alone else None,
+        )
 
     def _linear(
         self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
@@ -149,72 +160,66 @@ class StepPlanner:
             shares = group.shares(op.split, self.config.head_dim)
             offsets = segment_offsets(shares, self.kind.rows)
         if epilogue is not None:
-            target = {"add": "residual", "silu": "mlp.mid"}[epilogue]
+            target = "residual" if epilogue is AddTo else "mlp.mid"
         for rank, chip in enumerate(group.chips):
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
-            made = self.before.get((chip, source))
-            args = dict(made or self._quantised(chip, source, "x", "s"))
-            if self.dtype == "int8":
-                args["sw"] = self.constants[chip][f"{op.name}.scale"]
-            if op.split is Split.VOCAB:
-                args["first_column"] = group.vocab[rank][0]
-            if epilogue is not None:
-                args["epilogue"] = epilogue
+            rows = Activations(x=self.buffers[chip][source], s=self._scale(chip, source))
+            room, at = LinkRoom(), self.buffers[chip][target] + offsets[rank]
             if self.fuses:
                 out = leaves or (half and len(group.chips) > 1)
-                args |= self._on_links(group, op, weight.n, out)
-            args["r" if epilogue == "add" else "y"] = self.buffers[chip][target] + offsets[rank]
-            self._op(
-                chip, Opcode.MATMUL, op.name, w=self.constants[chip][op.name],
-                rows=self.kind.rows, k=op.in_features, n=weight.n, out="f16" if half else "f32",
-                dtype=self.dtype, **args,
+                room = self._on_links(group, op, weight.n, out)
+            result: Plain | AddTo | Gated = Plain(y=at)
+            if epilogue is not None:
+                result = AddTo(r=at) if epilogue is AddTo else Gated(y=at)
+            scales = self.constants[chip].get(f"{op.name}.scale")
+            matmul = Matmul(
+                rows=self.kind.rows, k=op.in_features, n=weight.n, dtype=self.dtype,
+                out="f16" if half else "f32", source=self.before.get((chip, source), rows),
+                result=result, links=room, w=self.constants[chip][op.name],
+                sw=scales if self.dtype == "int8" else None,
+                first_column=group.vocab[rank][0] if op.split is Split.VOCAB else None,
             )  # fmt: skip
+            self._op(chip, op.name, matmul)
 
     def _attention(self, group: Group, rope: GraphOp, attend: GraphOp) -> None:
         layer = rope.name.rsplit(".", 2)[0]
         shares = group.shares(Split.HEADS, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
+        int8 = self.dtype == "int8"
         for rank, chip in enumerate(group.chips):
             (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
             if last == first:
                 continue
-            buffers = self.buffers[chip]
-            shape = {
-                "rows": self.kind.rows,
-                "heads": last - first,
-                "kv_heads": kv_last - kv_first,
-                "head_dim": self.config.head_dim,
-                "context": self.context,
-                "dtype": self.dtype,
-                "kv": self.constants[chip][f"{layer}.kv"],
-                **self._quantised(chip, "query", "q", "sq"),
-            }
-            scratch = {"scratch": buffers["scores"]}
-            if self.dtype == "int8":
-                shape["kvs"] = self.constants[chip][f"{layer}.kv.scale"]
-                scratch["stats"] = buffers["stats"]
-            qkv, rows = buffers["qkv"], buffers["rope"]
-            self._op(chip, Opcode.ROPE, rope.name, qkv=qkv, rope=rows, **shape)
-            kv_of = self.partition.kv_of(group, rank)
-            self._op(
-                chip, Opcode.ATTEND, attend.name, y=buffers["attn.out"] + offsets[rank],
-                bucket=self.kind.bucket, kv_of=kv_of, **scratch, **shape,
+            buffers, constants = self.buffers[chip], self.constants[chip]
+            heads, kv_heads, dim = last - first, kv_last - kv_first, self.config.head_dim
+            kv, kvs = constants[f"{layer}.kv"], constants[f"{layer}.kv.scale"] if int8 else None
+            q, sq = buffers["query"], self._scale(chip, "query")
+            turned = Rope(
+                rows=self.kind.rows, dtype=self.dtype, heads=heads, kv_heads=kv_heads,
+                head_dim=dim, context=self.context, qkv=buffers["qkv"], rope=buffers["rope"],
+                q=q, sq=sq, kv=kv, kvs=kvs,
             )  # fmt: skip
+            self._op(chip, rope.name, turned)
+            attended = Attend(
+                rows=self.kind.rows, dtype=self.dtype, heads=heads, kv_heads=kv_heads,
+                head_dim=dim, context=self.context, bucket=self.kind.bucket,
+                kv_of=tuple(self.partition.kv_of(group, rank)), q=q, sq=sq, kv=kv, kvs=kvs,
+                y=buffers["attn.out"] + offsets[rank], scratch=buffers["scores"],
+                stats=buffers["stats"] if int8 else None,
+            )  # fmt: skip
+            self._op(chip, attend.name, attended)
 
     def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:
         """Add the group's segments to the residual, on its own chips or on those of the next."""
         if self.fuses and len(group.chips) == 1:
             return  # a part of the product
-        shares = group.shares(Split.HIDDEN, self.config.head_dim)
+        shares = tuple(group.shares(Split.HIDDEN, self.config.head_dim))
         to, source = (group, source) if after is None else (after, HANDED)
         for chip in to.chips:
-            buffers = self.buffers[chip]
-            self._op(
-                chip, Opcode.ADD, op.name, x=buffers["residual"], src=buffers[source],
-                shares=shares, rows=self.kind.rows,
-            )  # fmt: skip
+            x, src = self.buffers[chip]["residual"], self.buffers[chip][source]
+            self._op(chip, op.name, Add(rows=self.kind.rows, shares=shares, x=x, src=src))
 
     def _silu(self, group: Group, op: GraphOp) -> None:
         if self.fuses:
@@ -224,11 +229,11 @@ class StepPlanner:
         for rank, chip in enumerate(group.chips):
             buffers = self.buffers[chip]
             if shares[rank]:
-                self._op(
-                    chip, Opcode.SILU, op.name, x=buffers["gate_up"],
-                    y=buffers["mlp.mid"] + offsets[rank], rows=self.kind.rows, n=shares[rank],
-                    k=self.config.hidden_size, dtype=self.dtype,
+                silu = Silu(
+                    rows=self.kind.rows, k=self.config.hidden_size, n=shares[rank],
+                    dtype=self.dtype, x=buffers["gate_up"], y=buffers["mlp.mid"] + offsets[rank],
                 )  # fmt: skip
+                self._op(chip, op.name, silu)
 
     def _layer(self, group: Group, ops: tuple[GraphOp, ...], after: Group | None) -> None:
         """One layer; `after` is the group that takes over behind it."""
@@ -278,11 +283,12 @@ class StepPlanner:
                 continue
             if self.top_k:
                 buffer = "top_k"
-                self._op(
-                    chip, Opcode.TOPK, "sample.top_k", x=self.buffers[chip]["logits"],
-                    y=self.buffers[chip][buffer], n=last - first,
-                    k=min(self.top_k, last - first), first_column=first,
+                top = TopK(
+                    k=min(self.top_k, last - first), n=last - first,
+                    x=self.buffers[chip]["logits"], y=self.buffers[chip][buffer],
+                    first_column=first,
                 )  # fmt: skip
+                self._op(chip, "sample.top_k", top)
             dst = (host, self.host.results[chip])
             src = (chip, self.buffers[chip][buffer])
             self.moves.send("host.result", src, [dst], vectors_of(size))

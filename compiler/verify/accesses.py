@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from chip.ops.cost import needed, receive_cycles, result_stream_cycles, send_lead_cycles
-from chip.ops.operations import Opcode, Region, operands
-from chip.ops.program import Operation
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.ops.cost import CostModel, receive_cycles, send_lead_cycles
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Opcode, Region
+from chip.ops.product import GatherFirst, Matmul
+from chip.ops.program import Scheduled
+from chip.ops.vector import Add, Gather
+from chip.spec import VECTOR_BYTES
 from compiler.errors import ScheduleError
 from compiler.ir import Memory
 
@@ -24,7 +27,7 @@ class Access:
     vectors follow evenly.
     """
 
-    operation: Operation
+    operation: Scheduled
     operand: str
     step: int  # place in `steps`
     start: int
@@ -43,14 +46,14 @@ class Node:
     reads: list[tuple[Region, Access]] = field(default_factory=list)
     writes: dict[Region, list[Access]] = field(default_factory=lambda: defaultdict(list))
     receives: dict[tuple[int, int], tuple[Region, Access]] = field(default_factory=dict)
-    gathers: dict[tuple[int, Opcode, str], Operation] = field(default_factory=dict)
-    sends: dict[tuple[int, int], Operation] = field(default_factory=dict)
+    gathers: dict[tuple[int, Opcode, str], Scheduled] = field(default_factory=dict)
+    sends: dict[tuple[int, int], Send] = field(default_factory=dict)
 
 
-def collect(operation: Operation, node: Node, step: int, base: int, spec: ChipSpec) -> None:
+def collect(operation: Scheduled, node: Node, step: int, base: int, costs: CostModel) -> None:
     """Note what an operation reads and writes. Raises ScheduleError outside the memory."""
-    args, start, end = operation.args, base + operation.start, base + operation.end
-    reads, writes = operands(operation.opcode, args)
+    op, start, end = operation.op, base + operation.start, base + operation.end
+    reads, writes, spec = op.reads(), op.writes(), costs.spec
     for name, region in (*reads, *writes):
         if region[0] < 0 or region[0] % VECTOR_BYTES or region[0] + region[1] > node.limit:
             raise ScheduleError(
@@ -58,34 +61,38 @@ def collect(operation: Operation, node: Node, step: int, base: int, spec: ChipSp
                 f"outside {node.limit} bytes of SRAM or not on a vector"
             )
     for name, region in reads:
-        first, last = _taken(operation, name, spec)
-        if operation.opcode is Opcode.SEND and node.memory is not None and "forward" not in args:
+        first, last = _taken(operation, name, costs)
+        if isinstance(op, Send) and node.memory is not None and op.forward is None:
             first, last = (cycle - send_lead_cycles(spec) for cycle in (first, last))
         access = Access(operation, name, step, start + first, end, start + first, start + last)
         node.reads.append((region, access))
-    arrives = operation.opcode is Opcode.RECEIVE and node.memory is not None
+    arrives = isinstance(op, Receive) and node.memory is not None
     landed = receive_cycles(spec) if arrives else 0
     for name, region in writes:
-        first = start if operation.opcode is Opcode.RECEIVE else end - _given(operation, spec)
+        first = start if isinstance(op, Send | Receive) else end - costs.stream_cycles(op)
         first, last = first + landed, end + landed
         access = Access(operation, name, step, start, last, first, last)
         if region[1]:
             node.writes[region].append(access)
-        if operation.opcode is Opcode.RECEIVE:
-            node.receives[step, args["transfer"]] = (region, access)
-    if operation.opcode is Opcode.SEND:
-        node.sends[step, args["transfer"]] = operation
-    if "shares" in args:
+        if isinstance(op, Receive):
+            node.receives[step, op.transfer] = (region, access)
+    if isinstance(op, Send):
+        node.sends[step, op.transfer] = op
+    if shares_of(operation) is not None:
         node.gathers[step, operation.opcode, operation.name] = operation
 
 
-def _taken(operation: Operation, operand: str, spec: ChipSpec) -> tuple[int, int]:
+def shares_of(operation: Scheduled) -> tuple[int, ...] | None:
+    """Return the segments' widths of an operation that reads a gather buffer."""
+    op = operation.op
+    if isinstance(op, Matmul):
+        return op.source.shares if isinstance(op.source, GatherFirst) else None
+    return op.shares if isinstance(op, Gather | Add) else None
+
+
+def _taken(operation: Scheduled, operand: str, costs: CostModel) -> tuple[int, int]:
     """When an operand's first and last vectors are taken, after the operation's start."""
-    if operation.opcode is Opcode.SEND:
-        n = operation.args["vectors"]
-        return 0, (operation.end - operation.start) // n * (n - 1)
-    return needed(operation.opcode, operand, operation.args, spec)
-
-
-def _given(operation: Operation, spec: ChipSpec) -> int:
-    return result_stream_cycles(operation.opcode, operation.args, spec)
+    op = operation.op
+    if isinstance(op, Send | Receive):
+        return 0, (operation.end - operation.start) // op.vectors * (op.vectors - 1)
+    return costs.needed(op, operand)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from chip.ops.cost import receive_cycles, send_lead_cycles
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation, Program
+from chip.ops.moves import Receive, Send
+from chip.ops.program import Program, Scheduled
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, StepSchedule
@@ -84,15 +84,15 @@ def _check_window(link: LinkUse, clock: ClockSpec, src: _Bounds, dst: _Bounds) -
             )
 
 
-def _busy(operation: Operation, spec: ChipSpec) -> _Busy:
+def _busy(operation: Scheduled, spec: ChipSpec) -> _Busy:
     """When a chip has to do with an operation: also while a vector is on its way to or from a port.
 
     A RECEIVE's end is its last vector's arrival, in a cycle of its own.
     """
     start, end = operation.start, operation.end
-    if operation.opcode is Opcode.SEND:
+    if isinstance(operation.op, Send):
         start -= send_lead_cycles(spec)
-    elif operation.opcode is Opcode.RECEIVE:
+    elif isinstance(operation.op, Receive):
         end += receive_cycles(spec) + 1
     return start, end, operation.name
 

@@ -11,12 +11,13 @@ import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from chip.ops.operations import Opcode, Region
-from chip.ops.program import Operation
-from chip.spec import ChipSpec
+from chip.ops.cost import CostModel
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Region
+from chip.ops.program import Scheduled
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
-from compiler.verify.accesses import Access, Node, collect
+from compiler.verify.accesses import Access, Node, collect, shares_of
 from compiler.verify.sources import (
     CACHES,
     CONSTANTS,
@@ -32,7 +33,7 @@ IN_PLACE = (("x", "x"), ("r", "r"), ("kvs", "kvs"))  # operands that an operatio
 
 def check_memory(
     steps: Sequence[tuple[StepSchedule, int]],
-    spec: ChipSpec,
+    costs: CostModel,
     links: Sequence[LinkUse],
     memories: Sequence[Memory],
 ) -> None:
@@ -42,7 +43,7 @@ def check_memory(
     for number, (schedule, base) in enumerate(steps):
         for node, program in zip(nodes, schedule.programs, strict=True):
             for operation in program.operations:
-                collect(operation, node, number, base, spec)
+                collect(operation, node, number, base, costs)
         _check_host(schedule, links, len(memories))
     for node in nodes:
         _check_node(node, nodes, links)
@@ -53,11 +54,12 @@ def _check_host(schedule: StepSchedule, links: Sequence[LinkUse], host: int) -> 
     memory = schedule.host
     sources = {"rope": memory.rope, "residual": memory.embedding}
     for operation in schedule.programs[host].operations:
-        args, place = operation.args, place_of(operation.name)[1]
-        if operation.opcode is Opcode.SEND:
-            wanted, got = sources.get(place), args["src"]
-        else:
-            wanted, got = memory.results.get(links[args["link"]].src), args.get("dst")
+        op, place = operation.op, place_of(operation.name)[1]
+        wanted, got = None, None
+        if isinstance(op, Send):
+            wanted, got = sources.get(place), op.src
+        elif isinstance(op, Receive):
+            wanted, got = memory.results.get(links[op.link].src), op.dst
         if wanted != got:
             raise ScheduleError(
                 f"host, {operation.name} ({operation.opcode}): at {got} of its memory, the "
@@ -81,12 +83,13 @@ def _check_node(node: Node, nodes: Sequence[Node], links: Sequence[LinkUse]) -> 
             _check_own(node, region, access, tensors)
         if access.operand in CONSTANTS or node.memory is None or not region[1]:
             continue  # the host's memory is the driver's to write
-        if "forward" in access.operation.args:
-            _check_passed_on(node, region, access, near[region])
+        op = access.operation.op
+        if isinstance(op, Send) and op.forward is not None:
+            _check_passed_on(node, (region, access), op.forward, near[region])
         else:
             found = _written(node, region, access, near[region])
             _check_sources(node, region, access, found)
-            if any(write.operation.opcode is Opcode.RECEIVE for _, write in found):
+            if any(isinstance(write.operation.op, Receive) for _, write in found):
                 _check_places(node, region, access, found, nodes, links)
 
 
@@ -258,12 +261,12 @@ def _check_places(
     parts = []
     for place, write in found:
         source, sent = -1 if node.memory is None else node.memory.chip, place[0]
-        if write.operation.opcode is Opcode.RECEIVE:
-            source, sent = _origin(write.operation, access.step, nodes, links)
+        if isinstance(write.operation.op, Receive):
+            source, sent = _origin(write.operation.op, access.step, nodes, links)
         parts.append((source, sent, place, write.operation))
-    gathers = "shares" in reader.args and access.operand == "src"
+    gathers = shares_of(reader) is not None and access.operand == "src"
     for source, sent, place, writer in parts:
-        if writer.opcode is not Opcode.RECEIVE:
+        if not isinstance(writer.op, Receive):
             continue
         wanted = sent - _made_at(writer, access.step, sent, nodes[source])
         if gathers:
@@ -276,7 +279,7 @@ def _check_places(
             )
 
 
-def _made_at(receive: Operation, step: int, sent: int, source: Node) -> int:
+def _made_at(receive: Scheduled, step: int, sent: int, source: Node) -> int:
     """Return where the value lies, on the chip that made it, of which a part was sent."""
     for (address, size), writes in source.writes.items():
         if address <= sent < address + size and any(
@@ -288,22 +291,26 @@ def _made_at(receive: Operation, step: int, sent: int, source: Node) -> int:
 
 
 def _origin(
-    receive: Operation, step: int, nodes: Sequence[Node], links: Sequence[LinkUse]
+    receive: Receive, step: int, nodes: Sequence[Node], links: Sequence[LinkUse]
 ) -> tuple[int, int]:
     """Return the node and the address from which vectors first left, past all forwarding."""
-    source = links[receive.args["link"]].src
-    send = nodes[source].sends[step, receive.args["transfer"]]
-    while "forward" in send.args:
-        _, came = nodes[source].receives[step, send.args["forward"]]
-        source = links[came.operation.args["link"]].src
-        send = nodes[source].sends[step, came.operation.args["transfer"]]
-    return source, send.args["src"]
+    source = links[receive.link].src
+    send = nodes[source].sends[step, receive.transfer]
+    while send.forward is not None:
+        came = nodes[source].receives[step, send.forward][1].operation.op
+        assert isinstance(came, Receive)
+        source = links[came.link].src
+        send = nodes[source].sends[step, came.transfer]
+    return source, send.src
 
 
-def _check_passed_on(node: Node, region: Region, access: Access, near: list[Region]) -> None:
+def _check_passed_on(
+    node: Node, read: tuple[Region, Access], forward: int, near: list[Region]
+) -> None:  # fmt: skip
     """What is forwarded is what came, untouched until it has left."""
+    region, access = read
     send = access.operation
-    came, receive = node.receives[access.step, send.args["forward"]]
+    came, receive = node.receives[access.step, forward]
     if (came, receive.operation.name) != (region, send.name):
         raise ScheduleError(
             f"{node.label}, cycle {access.start}: {send.name} is forwarded from {region}, but "

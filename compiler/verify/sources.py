@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from chip.ops.operations import Opcode
-from chip.ops.program import Operation
+from chip.ops.product import AddTo, Gated, Matmul, NormFirst
+from chip.ops.program import Scheduled
 
 CONSTANTS = {"w": "", "sw": ".scale", "gamma": ""}  # operand -> suffix of its tensor's name
 NORM_BEFORE = {  # a product -> the norm that may be a part of it
@@ -78,40 +78,47 @@ def place_of(name: str) -> tuple[int | None, str]:
     return None, rest if head == "host" or head.startswith("stage") else name
 
 
-def made_as(operation: Operation) -> tuple[int | None, str]:
+def made_as(operation: Scheduled) -> tuple[int | None, str]:
     """Return layer and place under which an operation's result is known.
 
     A product with an epilogue is known as the operation that it stands for.
     """
     layer, place = place_of(operation.name)
-    epilogue = operation.args.get("epilogue")
+    epilogue = _epilogue(operation)
     if epilogue == "add":
         return layer, ADD_AFTER.get(place, place)
     return layer, "mlp.silu" if epilogue == "silu" else place
 
 
-def norm_before(operation: Operation) -> str:
+def _epilogue(operation: Scheduled) -> str | None:
+    op = operation.op
+    done = op.result if isinstance(op, Matmul) else None
+    return done.word if isinstance(done, AddTo | Gated) else None
+
+
+def norm_before(operation: Scheduled) -> str:
     """Return the name of the norm that an operation is or has as its prologue."""
     place = place_of(operation.name)[1]
     prefix = operation.name.removesuffix(place)
     return prefix + NORM_BEFORE.get(place, place) if _is_norm(operation) else operation.name
 
 
-def _is_norm(operation: Operation) -> bool:
-    return operation.args.get("prologue") == "norm"
+def _is_norm(operation: Scheduled) -> bool:
+    op = operation.op
+    return isinstance(op, Matmul) and isinstance(op.source, NormFirst)
 
 
-def is_known(reader: Operation, operand: str) -> bool:
+def is_known(reader: Scheduled, operand: str) -> bool:
     """Say whether the operation, with this operand, is one of a Llama's."""
     key, name = _read_as(reader, operand)
     return name in _SOURCES.get(key, {})
 
 
-def may_read(reader: Operation, operand: str, writer: Operation, result: str) -> bool:
+def may_read(reader: Scheduled, operand: str, writer: Scheduled, result: str) -> bool:
     """Say whether `operand` of `reader` is computed from `result` of `writer`."""
     layer, (of_layer, of_place) = place_of(reader.name)[0], made_as(writer)
     key, name = _read_as(reader, operand)
-    epilogue = writer.args.get("epilogue")
+    epilogue = _epilogue(writer)
     made = "x" if epilogue == "add" and result == "r" else result
     source = f"{epilogue or writer.opcode} {of_place} {made}"
     before = key in _ENTERING and source in _ENTERS[:2]
@@ -119,13 +126,14 @@ def may_read(reader: Operation, operand: str, writer: Operation, result: str) ->
     return same_layer and source in _SOURCES[key][name]
 
 
-def _read_as(reader: Operation, operand: str) -> tuple[str, str]:
+def _read_as(reader: Scheduled, operand: str) -> tuple[str, str]:
     """Return the key and operand under which a read is known, prologue and epilogue apart."""
     place, opcode = place_of(reader.name)[1], str(reader.opcode)
-    if reader.opcode is Opcode.MATMUL and operand == "src":
-        opcode = reader.args["prologue"]
+    op = reader.op
+    if isinstance(op, Matmul) and operand == "src":
         if _is_norm(reader):
-            return f"{opcode} {NORM_BEFORE.get(place, place)}", "x"
-    if reader.opcode is Opcode.MATMUL and operand == "r":
+            return f"norm {NORM_BEFORE.get(place, place)}", "x"
+        opcode = "gather"
+    if isinstance(op, Matmul) and operand == "r":
         return f"add {ADD_AFTER.get(place, place)}", "x"
     return f"{opcode} {place}", operand

@@ -15,9 +15,10 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
-from chip.ops.cost import cycles
-from chip.ops.operations import MOVES, Opcode
-from chip.ops.program import Operation
+from chip.ops.cost import CostModel
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Opcode
+from chip.ops.program import MOVES, Scheduled
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, ScheduledTransfer, StepSchedule
@@ -28,7 +29,7 @@ from interconnect.clock import EXACT, ClockSpec, SyncPath
 
 def verify(
     steps: Sequence[tuple[StepSchedule, int]],
-    spec: ChipSpec,
+    costs: CostModel,
     links: Sequence[LinkUse],
     memories: Sequence[Memory],
     clock: ClockSpec = EXACT,
@@ -44,13 +45,13 @@ def verify(
         transfers = {transfer.id: transfer for transfer in schedule.transfers}
         for node, program in enumerate(schedule.programs):
             for operation in program.operations:
-                _check_duration(operation, _label(node, len(memories)), spec, links)
-                _check_forward(operation, transfers, links, spec)
+                _check_duration(operation, _label(node, len(memories)), costs, links)
+                _check_forward(operation, transfers, links, costs.spec)
     _check_links(steps, links)
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
-    check_memory(steps, spec, links, memories)
-    check_clocks(steps, spec, links, clock, sync)
+    check_memory(steps, costs, links, memories)
+    check_clocks(steps, costs.spec, links, clock, sync)
 
 
 def _label(node: int, chips: int) -> str:
@@ -70,14 +71,14 @@ def _check_shape(schedule: StepSchedule, base: int, chips: int) -> None:
 
 
 def _check_duration(
-    operation: Operation, label: str, spec: ChipSpec, links: Sequence[LinkUse]
+    operation: Scheduled, label: str, costs: CostModel, links: Sequence[LinkUse]
 ) -> None:
-    got = operation.end - operation.start
-    if operation.opcode in MOVES:  # _check_transfers saw that its link exists
-        slot, n = links[operation.args["link"]].slot_cycles, operation.args["vectors"]
-        wanted = n * slot if operation.opcode is Opcode.SEND else (n - 1) * slot
+    got, op = operation.end - operation.start, operation.op
+    if isinstance(op, Send | Receive):  # _check_transfers saw that its link exists
+        slot, n = links[op.link].slot_cycles, op.vectors
+        wanted = n * slot if isinstance(op, Send) else (n - 1) * slot
     else:
-        wanted = cycles(operation.opcode, operation.args, spec)
+        wanted = costs.cycles(op)
     if got != wanted or operation.start < 0:
         raise ScheduleError(
             f"{label}, cycle {operation.start}, {operation.name}: {operation.opcode} takes "
@@ -86,21 +87,22 @@ def _check_duration(
 
 
 def _check_forward(
-    operation: Operation,
+    operation: Scheduled,
     transfers: dict[int, ScheduledTransfer],
     links: Sequence[LinkUse],
     spec: ChipSpec,
 ) -> None:
     """A vector that is passed on leaves no sooner than `forward_cycles` after it came."""
-    if operation.opcode is not Opcode.SEND or "forward" not in operation.args:
+    op = operation.op
+    if not isinstance(op, Send) or op.forward is None:
         return
-    out, arrived = operation.args["transfer"], operation.args["forward"]
+    arrived = op.forward
     came = transfers.get(arrived)
-    link = links[operation.args["link"]]
-    if came is None or (came.dst, came.vectors) != (link.src, operation.args["vectors"]):
+    link = links[op.link]
+    if came is None or (came.dst, came.vectors) != (link.src, op.vectors):
         raise ScheduleError(
-            f"link {link.name}, {operation.name}: transfer {out} forwards transfer {arrived}, "
-            f"which does not come to {link.src} with {operation.args['vectors']} vectors"
+            f"link {link.name}, {operation.name}: transfer {op.transfer} forwards transfer "
+            f"{arrived}, which does not come to {link.src} with {op.vectors} vectors"
         )
     tail = (came.vectors - 1) * link.slot_cycles
     wanted = max(came.first_arrive, came.arrive - tail) + spec.forward_cycles
@@ -111,13 +113,13 @@ def _check_forward(
         )
 
 
-def _ends_of(schedule: StepSchedule) -> dict[Opcode, dict[int, tuple[int, Operation]]]:
+def _ends_of(schedule: StepSchedule) -> dict[Opcode, dict[int, tuple[int, Scheduled]]]:
     """Return for SEND and for RECEIVE: transfer -> (node, operation)."""
-    ends: dict[Opcode, dict[int, tuple[int, Operation]]] = {opcode: {} for opcode in MOVES}
+    ends: dict[Opcode, dict[int, tuple[int, Scheduled]]] = {opcode: {} for opcode in MOVES}
     for program in schedule.programs:
         for operation in program.operations:
-            if operation.opcode in ends:
-                table, key = ends[operation.opcode], operation.args["transfer"]
+            if isinstance(operation.op, Send | Receive):
+                table, key = ends[operation.opcode], operation.op.transfer
                 if key in table:
                     raise ScheduleError(
                         f"transfer {key} {operation.name}: {operation.opcode} twice, "
@@ -159,11 +161,12 @@ def _check_transfers(schedule: StepSchedule, links: Sequence[LinkUse]) -> None:
 
 def _check_end(
     transfer: ScheduledTransfer, link: LinkUse, opcode: Opcode,
-    end: tuple[int, Operation], wanted_at: tuple[int, int],
+    end: tuple[int, Scheduled], wanted_at: tuple[int, int],
 ) -> None:  # fmt: skip
     node, operation = end
-    args = operation.args
-    got = (node, operation.start, args["link"], args["vectors"], operation.name)
+    op = operation.op
+    assert isinstance(op, Send | Receive)
+    got = (node, operation.start, op.link, op.vectors, operation.name)
     wanted = (*wanted_at, transfer.link, transfer.vectors, transfer.name)
     if got != wanted or (transfer.src, transfer.dst) != (link.src, link.dst):
         raise ScheduleError(
@@ -207,10 +210,10 @@ def _check_arrivals(transfer: ScheduledTransfer, link: LinkUse) -> None:
 
 
 def _check_units(steps: Sequence[tuple[StepSchedule, int]], node: int, label: str) -> None:
-    units: dict[str, list[tuple[int, int, Operation]]] = defaultdict(list)
+    units: dict[str, list[tuple[int, int, Scheduled]]] = defaultdict(list)
     for schedule, base in steps:
         for operation in schedule.programs[node].operations:
-            for unit in operation.units:
+            for unit in operation.op.units:
                 units[unit].append((base + operation.start, base + operation.end, operation))
     for unit, held in units.items():
         held.sort(key=lambda item: item[0])

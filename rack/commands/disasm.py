@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from chip.floorplan import parse_queue
 from chip.isa.assembly import disassemble
 from chip.isa.queues import QueueProgram, to_queues
-from chip.ops.operations import MOVES
-from chip.ops.program import Program
+from chip.ops.program import MOVES, Program
 from compiler.lower import lower_operation
 from compiler.pipeline import CompiledModel
 from compiler.place.layout import MOST_CHIPS

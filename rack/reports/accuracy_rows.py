@@ -13,7 +13,7 @@ from dataclasses import replace
 from chip.floorplan import Role, hops, mem
 from chip.floorplan import mxm as mxm_queue
 from chip.isa.issue import delays
-from chip.ops.operations import item_bytes, row_bytes
+from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph

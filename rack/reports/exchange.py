@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from chip.ops.cost import CostModel
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, StepKind
 from compiler.place.network import Network
@@ -50,7 +51,7 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> 
     )  # fmt: skip
     size = vectors * VECTOR_BYTES
     forward = {chip: ([size * chips], size) for chip in range(chips)}
-    scheduler = Scheduler(hardware.chip, network, forward)
+    scheduler = Scheduler(CostModel(spec=hardware.chip), network, forward)
     for number, path in enumerate(paths):  # each to a place of its own
         scheduler.place(
             Transfer(

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from chip.encoding.binary import measured
 from chip.isa.issue import Issue
 from chip.isa.queues import to_queues
-from chip.ops.cost import SHAPE
-from chip.ops.operations import MOVES
-from chip.ops.program import Operation, Program
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import shape_of
+from chip.ops.program import Program
 from compiler.ir import StepSchedule
 from compiler.lower import lower, lower_operation
 from compiler.lower_links import place_transfers
@@ -50,9 +50,10 @@ def step_sizes(compiled: CompiledModel, step: StepSchedule) -> list[ProgramSize]
         ports, slots = _links(compiled, program)
         parts = [_size(place_transfers(program, compiled.chip, [], ports, slots))]
         for operation in program.operations:
-            if operation.opcode in MOVES:
+            op = operation.op
+            if isinstance(op, Send | Receive):
                 continue
-            if (shape := _shape(operation)) not in sizes:
+            if (shape := shape_of(op)) not in sizes:
                 sizes[shape] = _size(lower_operation(operation, compiled.chip))
             parts.append(sizes[shape])
         out.append(_total(parts))
@@ -62,11 +63,6 @@ def step_sizes(compiled: CompiledModel, step: StepSchedule) -> list[ProgramSize]
 def _links(compiled: CompiledModel, program: Program) -> tuple[dict[int, int], dict[int, int]]:
     links = links_of(compiled, program.chip)
     return ports_of(links, program.chip), {link.id: link.slot_cycles for link in links}
-
-
-def _shape(operation: Operation) -> tuple[object, ...]:
-    """Return what the size of an operation's instructions depends on."""
-    return (operation.opcode, *((name, operation.args.get(name)) for name in SHAPE))
 
 
 def _size(issues: Iterable[Issue]) -> ProgramSize:

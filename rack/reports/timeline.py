@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from chip.ops.operations import MOVES, Opcode
-from chip.ops.program import Operation
+from chip.ops.moves import Receive, Send
+from chip.ops.program import Scheduled
 from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
 
@@ -95,7 +95,7 @@ def _states(
         (op.start, op.end)
         for node in nodes
         for op in schedule.programs[node].operations
-        if op.opcode not in MOVES
+        if not isinstance(op.op, Send | Receive)
     ]
     compute = union([*computing, *extra])
     moving = union((t.depart, t.arrive) for node in nodes for t in moves.get(node, ()))
@@ -220,12 +220,13 @@ def _short(name: str) -> str:
     return {"input_layernorm": "norm", "post_attention_layernorm": "norm"}.get(name, name)
 
 
-def _lanes(op: Operation, compiled: CompiledModel) -> list[tuple[str, int, int, str]]:
+def _lanes(scheduled: Scheduled, compiled: CompiledModel) -> list[tuple[str, int, int, str]]:
     """(lane, start, end, state) of an operation; the planes of the MXM share a lane."""
-    if op.opcode in MOVES:
-        link = compiled.network.links[op.args["link"]]
-        if op.opcode is Opcode.SEND:
-            return [(f"C2C to {link.dst} out", op.start, op.end, "exchange")]
-        return [(f"C2C from {link.src} in", op.start - link.slot_cycles, op.end, "exchange")]
+    op, start, end = scheduled.op, scheduled.start, scheduled.end
+    if isinstance(op, Send | Receive):
+        link = compiled.network.links[op.link]
+        if isinstance(op, Send):
+            return [(f"C2C to {link.dst} out", start, end, "exchange")]
+        return [(f"C2C from {link.src} in", start - link.slot_cycles, end, "exchange")]
     units = {"MXM" if unit.startswith("MXM") else unit for unit in op.units}
-    return [(unit, op.start, op.end, "compute") for unit in sorted(units)]
+    return [(unit, start, end, "compute") for unit in sorted(units)]

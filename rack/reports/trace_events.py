@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from chip.ops.operations import DEFINITIONS, MOVES, Opcode, Region
-from chip.ops.program import Operation, Program
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import CHIP_UNITS, Region, plain
+from chip.ops.program import Program, Scheduled
 from compiler.ir import Memory, StepSchedule
 from compiler.pipeline import CompiledModel
 
@@ -96,7 +97,7 @@ class TraceEvents:
         """Thread numbers: units, then outgoing links, then incoming ones."""
         units: set[str] = set()
         if node < self.host:
-            units = {unit for definition in DEFINITIONS.values() for unit in definition.units}
+            units = set(CHIP_UNITS)
             for program in programs:
                 units |= {u for o in program.operations for u in _own_units(o)}
                 units |= {REALIGNS} if program.realign else set()
@@ -110,26 +111,26 @@ class TraceEvents:
         return str(what) if kind == "unit" else f"{self.links[int(what)].name} {kind}"
 
     def _operation(
-        self, tids: dict[tuple[str, int | str], int], operation: Operation, base: int, number: int
+        self, tids: dict[tuple[str, int | str], int], operation: Scheduled, base: int, number: int
     ) -> Iterator[Event]:
-        start, end = base + operation.start, base + operation.end
+        start, end, op = base + operation.start, base + operation.end, operation.op
         args: dict[str, Any] = {"opcode": str(operation.opcode)}
-        args |= {key: operation.args[key] for key in _SHAPE if key in operation.args}
+        values = plain(op)
+        args |= {key: values[key] for key in _SHAPE if key in values}
         if operation.nop:
             args["nop_cycles"] = operation.nop
-        cat = DEFINITIONS[operation.opcode].part
-        if operation.opcode not in MOVES:
+        if not isinstance(op, Send | Receive):
             for unit in _own_units(operation):
                 tid = tids["unit", unit]
-                yield self._slice(tid, operation.name, start, end, cat, args)
+                yield self._slice(tid, operation.name, start, end, op.part, args)
             return
-        link, sends = self.links[operation.args["link"]], operation.opcode is Opcode.SEND
+        link, sends = self.links[op.link], isinstance(op, Send)
         if not sends:
             start -= link.slot_cycles  # its first packet comes in during the slot before
         tid = tids["out" if sends else "in", link.id]
-        args |= {"link": link.name, "transfer": operation.args["transfer"]}
-        yield self._slice(tid, operation.name, start, end, cat, args)
-        flow = self._first_flow[number] + operation.args["transfer"]
+        args |= {"link": link.name, "transfer": op.transfer}
+        yield self._slice(tid, operation.name, start, end, op.part, args)
+        flow = self._first_flow[number] + op.transfer
         yield {
             "ph": "s" if sends else "f", **({} if sends else {"bp": "e"}), "id": flow,
             "pid": tid // THREADS - 1, "tid": tid, "ts": self.microseconds(start),
@@ -143,10 +144,10 @@ class TraceEvents:
         changes: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for program, base in programs:
             for operation in program.operations:
-                if operation.opcode not in MOVES:
+                if not isinstance(operation.op, Send | Receive):
                     continue
-                side = int(operation.opcode is Opcode.RECEIVE)
-                slot = self.links[operation.args["link"]].slot_cycles
+                side = int(isinstance(operation.op, Receive))
+                slot = self.links[operation.op.link].slot_cycles
                 changes[base + operation.start - side * slot][side] += 1
                 changes[base + operation.end][side] -= 1
         sending = taking = 0
@@ -197,9 +198,9 @@ class TraceEvents:
         return {"ph": "C", "pid": node, "tid": tid, "ts": at, "name": name, "args": series}
 
 
-def _own_units(operation: Operation) -> tuple[str, ...]:
+def _own_units(operation: Scheduled) -> tuple[str, ...]:
     """Units of the chip that an operation holds; a move holds a link instead."""
-    return () if operation.opcode in MOVES else operation.units
+    return () if isinstance(operation.op, Send | Receive) else operation.op.units
 
 
 def live_changes(program: Program, memory: Memory) -> Iterator[tuple[int, int]]:
@@ -216,10 +217,10 @@ def live_changes(program: Program, memory: Memory) -> Iterator[tuple[int, int]]:
 
     accesses: list[tuple[int, int, bool, Region]] = []  # (start, end, writes, region)
     for operation in program.operations:
-        for writes, regions in enumerate(operation.regions()):
+        for writes, uses in ((False, operation.op.reads()), (True, operation.op.writes())):
             accesses += [
-                (operation.start, operation.end, bool(writes), region)
-                for region in regions
+                (operation.start, operation.end, writes, region)
+                for _, region in uses
                 if is_buffer(region)
             ]
     edges = sorted({edge for *_, (first, size) in accesses for edge in (first, first + size)})

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from chip.errors import ScheduleViolation
-from chip.ops.operations import Opcode
+from chip.ops.moves import Receive
 from chip.ops.program import Program
 from compiler.ir import LinkUse, ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
@@ -105,9 +105,7 @@ class _Counter:
         self._set = [(0, clock.reads(bases))]
         if is_host:
             return
-        quiet = max(
-            (op.end + (op.opcode is Opcode.RECEIVE) for op in program.operations), default=0
-        )
+        quiet = max((op.end + isinstance(op.op, Receive) for op in program.operations), default=0)
         for begin, until in (*program.realign, (quiet, schedule.cycles)):
             stops, counts = self.when(begin), clock.reads(bases + until)
             if (stops > counts).any():

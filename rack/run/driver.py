@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from chip.kernels import load as load_kernels
 from chip.kernels.vmath import inv_frequencies, llama3_scaled_inv_freq, rope_tables
-from chip.ops.operations import row_bytes
+from chip.ops.cost import CostModel
+from chip.ops.rows import row_bytes
 from chip.run.chip import Chip, StepMessage
 from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
@@ -71,7 +72,13 @@ class Driver:
         self.memory = Sram(-(-size // VECTOR_BYTES) * VECTOR_BYTES)
         self.node.attach(
             lambda node: Chip(
-                "host", compiled.chip, self.memory, chip_links(links), load_kernels(), node.send
+                "host",
+                compiled.chip,
+                self.memory,
+                chip_links(links),
+                load_kernels(),
+                node.send,
+                CostModel(spec=compiled.chip),
             )
         )
         for program in programs_of(compiled, host):

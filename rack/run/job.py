@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from chip.kernels import load as load_kernels
 from chip.kernels.quant import write_tiles
-from chip.ops.cost import Costs, known_costs, learn_costs
-from chip.ops.operations import MOVES, Region
+from chip.ops.cost import CostModel
+from chip.ops.moves import Receive, Send
+from chip.ops.opcodes import Region
 from chip.ops.program import Program
 from chip.run.chip import Chip, ChipLink, Departure, Watch
 from chip.run.reference import ReferenceChip
@@ -56,7 +57,7 @@ class ChipJob:
     host: int
     used_bytes: int  # of SRAM: weights, cache, buffers
     constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
-    costs: Costs  # of the programs' operations, on the spec they were compiled for
+    costs: CostModel  # of the programs' operations, on the spec they were compiled for
     images: Images | None = None  # read the constants from here instead of the weights
     executor: str = "fast"  # or "reference"
 
@@ -105,7 +106,7 @@ def chip_job(
             loads.append(TensorLoad(tensor=tensor))
     programs = programs_of(compiled, index)
     operations = (o for program in programs for o in program.operations)
-    computing = ((o.opcode, o.args) for o in operations if o.opcode not in MOVES)
+    computing = (o.op for o in operations if not isinstance(o.op, Send | Receive))
     return ChipJob(
         index=index,
         spec=compiled.chip,
@@ -120,7 +121,7 @@ def chip_job(
         constant_regions=memory.constant_regions,
         images=images,
         executor=executor,
-        costs=known_costs(computing, compiled.chip),
+        costs=compiled.costs.only(computing),
     )
 
 
@@ -192,14 +193,14 @@ def build_chip(
     job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
 ) -> Chip:
     """Make the chip: memory, weights, programs. Raises what loading or checking raises."""
-    learn_costs(job.costs)
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:
         job.images.read(job.index, [sram.memory(*region) for region in job.constant_regions])
     else:
         load_weights(job, sram, job.weights.open())
-    parts = (job.index, job.spec, sram, chip_links(job.links), load_kernels(kernels), send)
+    links, computing = chip_links(job.links), load_kernels(kernels)
+    parts = (job.index, job.spec, sram, links, computing, send, job.costs)
     if job.executor == "reference":
         from compiler.lower import lower
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from chip.ops.operations import MOVES, Opcode
+from chip.ops.opcodes import Opcode
+from chip.ops.program import MOVES
 
 
 class Stopwatch:

@@ -1,0 +1,115 @@
+"""Rope and Attend: the two operations that work on the KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from chip.ops.kv import KvLayout
+from chip.ops.opcodes import BOUND, MXM, Opcode, Use
+from chip.ops.rows import row_bytes
+from chip.ops.scratch import Scratch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotate queries and keys of qkv [rows, (heads + 2 kv_heads) head_dim] fp32.
+
+    Queries go, quantised per head, to q with scales sq; keys and values to the cache kv with
+    scales kvs (fp16 has no scales). `rope` has each row's cosines, then sines.
+    """
+
+    opcode: ClassVar[Opcode] = Opcode.ROPE
+    part: ClassVar[str] = "vector"
+    units: ClassVar[tuple[str, ...]] = ("VXM",)
+    rows: int
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    qkv: int = field(metadata=BOUND)
+    rope: int = field(metadata=BOUND)
+    q: int = field(metadata=BOUND)
+    sq: int | None = field(default=None, metadata=BOUND)
+    kv: int = field(metadata=BOUND)
+    kvs: int | None = field(default=None, metadata=BOUND)
+
+    @property
+    def layout(self) -> KvLayout:
+        """How the cache lies in memory."""
+        return _layout(self)
+
+    def reads(self) -> list[Use]:
+        n = (self.heads + 2 * self.kv_heads) * self.head_dim
+        return [
+            ("qkv", (self.qkv, self.rows * row_bytes(n, 4))),
+            ("rope", (self.rope, self.rows * row_bytes(self.head_dim, 4))),
+        ]
+
+    def writes(self) -> list[Use]:
+        return [*_query(self), *_cache(self)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attend:
+    """y [rows, heads head_dim] fp16: scores, softmax and weighted values over `bucket` tokens.
+
+    `kv_of`: the KV head of every head. `scratch` and `stats`: memory for what lies between the
+    passes (chip/ops/scratch.py; fp16 has no stats).
+    """
+
+    opcode: ClassVar[Opcode] = Opcode.ATTEND
+    part: ClassVar[str] = "attention"
+    units: ClassVar[tuple[str, ...]] = (*MXM, "VXM", "SXM")
+    rows: int
+    dtype: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    bucket: int
+    kv_of: tuple[int, ...]
+    q: int = field(metadata=BOUND)
+    sq: int | None = field(default=None, metadata=BOUND)
+    kv: int = field(metadata=BOUND)
+    kvs: int | None = field(default=None, metadata=BOUND)
+    y: int = field(metadata=BOUND)
+    scratch: int = field(metadata=BOUND)
+    stats: int | None = field(default=None, metadata=BOUND)
+
+    @property
+    def layout(self) -> KvLayout:
+        """How the cache lies in memory."""
+        return _layout(self)
+
+    @property
+    def kept(self) -> Scratch:
+        """How the scratch memory is used."""
+        return Scratch(self.layout, self.kv_of, self.rows, self.bucket)
+
+    def reads(self) -> list[Use]:
+        return [*_query(self), *_cache(self)]
+
+    def writes(self) -> list[Use]:
+        kept = self.kept
+        known = [] if self.stats is None else [("stats", (self.stats, kept.known_bytes))]
+        y = (self.y, self.rows * row_bytes(self.heads * self.head_dim, 2))
+        return [("y", y), ("scratch", (self.scratch, kept.bytes)), *known]
+
+
+def _layout(a: Rope | Attend) -> KvLayout:
+    return KvLayout(kv_heads=a.kv_heads, head_dim=a.head_dim, context=a.context, dtype=a.dtype)
+
+
+def _query(a: Rope | Attend) -> list[Use]:
+    layout = a.layout
+    size = a.rows * layout.query_scale_bytes(a.heads)
+    scales = [] if a.sq is None else [("sq", (a.sq, size))]
+    return [("q", (a.q, a.rows * layout.query_bytes(a.heads))), *scales]
+
+
+def _cache(a: Rope | Attend) -> list[Use]:
+    layout = a.layout
+    scales = [] if a.kvs is None else [("kvs", (a.kvs, layout.scales_bytes))]
+    return [("kv", (a.kv, layout.total_bytes)), *scales]

@@ -1,0 +1,117 @@
+"""The closed set of scheduled operations, and what every operation has in common.
+
+An operation is a frozen dataclass of its own: `Norm`, `Gather`, `Add`, `Silu` and `TopK`
+(chip/ops/vector.py), `Matmul` (product.py), `Rope` and `Attend` (attention.py), `Send` and
+`Receive` (moves.py). Its fields are the operands' addresses in SRAM, marked `BOUND`, and its shape:
+everything else. An operation's instructions and cycles depend on the shape alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol, TypeVar
+
+Region = tuple[int, int]
+"""(first byte, bytes) in SRAM."""
+Use = tuple[str, Region]
+"""An operand's name, and the region of it that is read or written."""
+BOUND = {"bound": True}
+"""Marks a field that the shape does not have: an address, or a number that is filled in when the
+operation's instructions are bound to them."""
+MXM = tuple(f"MXM{plane}" for plane in range(4))
+CHIP_UNITS = (*MXM, "VXM", "SXM")
+CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
+
+
+class Opcode(StrEnum):
+    """The operations' names."""
+
+    NORM = "norm"  # RMSNorm, then quantise
+    GATHER = "gather"  # join the segments of an all-gather, then quantise
+    MATMUL = "matmul"  # weights x activations, dequantised
+    ROPE = "rope"  # rotate q and k, quantise q, write the KV cache
+    ATTEND = "attend"  # scores, softmax, weighted values, over the whole context bucket
+    ADD = "add"  # residual += gathered segments
+    SILU = "silu"  # silu(gate) * up
+    TOPK = "topk"  # the k largest logits and their columns
+    SEND = "send"
+    RECEIVE = "receive"
+
+
+class Typed(Protocol):
+    """What every operation has."""
+
+    opcode: ClassVar[Opcode]
+    part: ClassVar[str]  # the row of `plan` that its cycles count to
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units held from start to end."""
+
+    def reads(self) -> list[Use]:
+        """Operands that are read."""
+
+    def writes(self) -> list[Use]:
+        """Operands that are written."""
+
+
+D = TypeVar("D")
+
+
+@lru_cache(maxsize=64)
+def _fields(of: type[Any]) -> tuple[tuple[str, bool], ...]:
+    """Return the names of a dataclass's fields, each with whether it is `BOUND`."""
+    return tuple((one.name, "bound" in one.metadata) for one in fields(of))
+
+
+def _fields_of(operation: object) -> tuple[tuple[str, bool], ...]:
+    return _fields(type(operation))  # type: ignore[arg-type]  # a type is hashable
+
+
+def shape_of(operation: D) -> D:
+    """Return the operation with all that is `BOUND` set to 0: what its cost depends on."""
+    changed: dict[str, Any] = {}
+    for name, bound in _fields_of(operation):
+        value = getattr(operation, name)
+        if is_dataclass(value):
+            changed[name] = shape_of(value)
+        elif bound and value is not None:
+            changed[name] = 0
+    return replace(operation, **changed)  # type: ignore[type-var]
+
+
+def bound_values(operation: object) -> dict[str, int]:
+    """Return what is `BOUND`, by name: addresses, and numbers that instructions are given."""
+    out: dict[str, int] = {}
+    for name, bound in _fields_of(operation):
+        value = getattr(operation, name)
+        if is_dataclass(value):
+            out |= bound_values(value)
+        elif bound and value is not None:
+            out[name] = value
+    return out
+
+
+def plain(operation: object) -> dict[str, Any]:
+    """Return the values of an operation by name, its parts' beside its own; None is left out.
+
+    This is the form that is hashed and stored. A part gives its `word` under its `role`.
+    """
+    out: dict[str, Any] = {}
+    for name, _ in _fields_of(operation):
+        value = getattr(operation, name)
+        if is_dataclass(value):
+            if role := getattr(value, "role", None):
+                out[role] = value.word  # type: ignore[union-attr]
+            out |= plain(value)
+        elif value is not None:
+            out[name] = value
+    return out
+
+
+def described(shape: object) -> str:
+    """Return a shape as text, for messages."""
+    bound = bound_values(shape)
+    return ", ".join(f"{key} {value}" for key, value in plain(shape).items() if key not in bound)
