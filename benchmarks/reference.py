@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 
 from chip.run.reference import ReferenceChip
-from compiler.lower import lower
+from compiler.codegen.lower import lower
 from compiler.model.frontend import resolve_model
 from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel, Options, compile_model

@@ -19,7 +19,7 @@ from chip.ops.program import Scheduled
 from chip.run.executor import Binder, StepState
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram, places, work_start
-from compiler.lower import lower_operation
+from compiler.codegen.lower import lower_operation
 
 CHIP = machine("groqrack").chip
 BULK = ("w", "kv")

@@ -28,8 +28,8 @@ from chip.ops.product import (
 from chip.ops.program import Scheduled
 from chip.ops.vector import Add, Gather, Norm, Silu, TopK
 from chip.spec import ChipSpec
-from chip.templates import table
-from chip.templates.template import Template
+from compiler.codegen import table
+from compiler.codegen.core.template import Template
 from compiler.codegen.cost import cost_model
 
 OPERATIONS = (Norm, Gather, Matmul, Rope, Attend, Add, Silu, TopK, Send, Receive)

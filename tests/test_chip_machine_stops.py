@@ -30,7 +30,7 @@ from chip.machine.machine import Machine
 from chip.machine.resolve import Memory, Resolver
 from chip.ops.opcodes import Opcode
 from chip.sram import places
-from compiler.lower import lower, lower_operation
+from compiler.codegen.lower import lower, lower_operation
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout

@@ -23,7 +23,7 @@ from schedules import compiled, machine
 
 from chip.ops.opcodes import Opcode
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
-from chip.templates.row import RowProduct
+from compiler.codegen.products.row import RowProduct
 
 CHIP = machine("lesson").chip
 

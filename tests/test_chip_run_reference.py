@@ -11,7 +11,7 @@ from schedules import WEIGHTS, compiled
 
 from chip.errors import MachineError
 from chip.run.reference import ReferenceChip
-from compiler.lower import lower
+from compiler.codegen.lower import lower
 from interconnect.frame import Frame
 from rack.run.job import build_chip, chip_job, ports_of
 from rack.run.local import LocalRack

@@ -12,7 +12,7 @@ from plain_ops import cost
 
 from chip.ops.opcodes import Opcode
 from chip.spec import MODELLED, ChipSpec
-from compiler.lstm import cell_cycles
+from compiler.codegen.lstm_cell import cell_cycles
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout

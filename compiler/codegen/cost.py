@@ -9,7 +9,7 @@ from chip.ops.cost import Cost, CostModel
 from chip.ops.opcodes import described
 from chip.ops.program import Computation
 from chip.spec import ChipSpec
-from chip.templates.table import template
+from compiler.codegen.table import template
 
 
 def cost_model(spec: ChipSpec) -> CostModel:

@@ -14,7 +14,7 @@ from chip.floorplan import parse_queue
 from chip.isa.assembly import disassemble
 from chip.isa.queues import QueueProgram, to_queues
 from chip.ops.program import MOVES, Program
-from compiler.lower import lower_operation
+from compiler.codegen.lower import lower_operation
 from compiler.pipeline import CompiledModel
 from compiler.place.layout import MOST_CHIPS
 from rack.errors import ConfigError

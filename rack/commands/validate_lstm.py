@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from compiler.codegen.lstm_cell import cell_cycles
 from compiler.files import shown
-from compiler.lstm import cell_cycles
 from rack.errors import ConfigError
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware

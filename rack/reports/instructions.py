@@ -17,9 +17,9 @@ from chip.isa.queues import to_queues
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import shape_of
 from chip.ops.program import Program
+from compiler.codegen.lower import lower, lower_operation
+from compiler.codegen.lower_links import place_transfers
 from compiler.ir import StepSchedule
-from compiler.lower import lower, lower_operation
-from compiler.lower_links import place_transfers
 from compiler.pipeline import CompiledModel
 from rack.run.job import links_of, ports_of
 

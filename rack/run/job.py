@@ -202,7 +202,7 @@ def build_chip(
     links, computing = chip_links(job.links), load_kernels(kernels)
     parts = (job.index, job.spec, sram, links, computing, send, job.costs)
     if job.executor == "reference":
-        from compiler.lower import lower
+        from compiler.codegen.lower import lower
 
         ports = ports_of(job.links, job.index)
         slots = {link.id: link.slot_cycles for link in job.links}

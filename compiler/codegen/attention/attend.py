@@ -1,0 +1,244 @@
+"""ATTEND: scores, softmax and weighted values over the whole context bucket, int8.
+
+A batch of rows at a time, all heads in passes one after another: scores and their maxima;
+exponentials and their sums; the largest weights; quantised weights, which meet the values; results.
+Between passes the lanes of what is known of each head are combined: its maximum, the reciprocal of
+its sum, its scale. Values are turned and loaded where no pass reads scratch memory.
+
+Numerics: chip/kernels/twin.py. The order of integer sums and of maxima is free. A pass is a list of
+jobs with their times; instructions are made only when a template is bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from chip.isa.instructions import AluOp
+from chip.isa.issue import Issue
+from chip.ops.attention import Attend
+from chip.ops.scratch import COLUMN, QUAD
+from chip.spec import VECTOR_BYTES, ChipSpec
+from compiler.codegen.attention.quarters import LANE, lanes_within
+from compiler.codegen.attention.results import Results
+from compiler.codegen.attention.scores import Scores
+from compiler.codegen.attention.shape import Attention
+from compiler.codegen.attention.softmax import Exponentials
+from compiler.codegen.attention.tiles import AHEAD, Planes, load_issues
+from compiler.codegen.attention.tiles import Load as TileLoad
+from compiler.codegen.attention.weights import Feeds, Peaks
+from compiler.codegen.attention.wires import Clock, Ports, VxmOnly, Wires
+from compiler.codegen.core.builder import Block
+from compiler.codegen.core.parts import LANES, Load, Node, Ref
+from compiler.codegen.core.reductions import lane_max, lane_sum
+from compiler.codegen.core.template import Placed, Template, aligned, even_stream, row_block
+from compiler.codegen.core.uses import Uses, clash, of_issues, of_nodes, together
+from compiler.codegen.vector import scale_factor
+
+Pass = Scores | Exponentials | Peaks | Feeds | Results
+
+
+def _known(which: int) -> Ref:
+    """Where the numbers of a quad's heads are: maximum or share, factor, scale."""
+    return Ref("stats", 4 * which, 4)
+
+
+def _largest(b: Block, tiles: int) -> Node:
+    """Load the maxima of all tiles; return the largest."""
+    node = b.alu(AluOp.COPY, Load(Ref("stats", 0, 4), "f32"))
+    for tile in range(1, tiles):
+        node = b.alu(AluOp.MAX, Load(Ref("stats", 4 * tile, 4), "f32"), node)
+    return node
+
+
+def _tops(b: Block, tiles: int) -> None:
+    """The maximum of every head's scores."""
+    b.alu(AluOp.COPY, lane_max(b, _largest(b, tiles), COLUMN), out=_known(0))
+
+
+def _shares(b: Block, _: int) -> None:
+    """The reciprocal of every head's sum of exponentials: rsqrt twice."""
+    root = b.alu(AluOp.RSQRT, lane_sum(b, b.alu(AluOp.COPY, Load(_known(0), "f32")), COLUMN))
+    b.alu(AluOp.MUL, root, root, out=_known(0))
+
+
+def _scales(b: Block, _: int) -> None:
+    """Factor and scale of every head's weights."""
+    factor, scale = scale_factor(b, lane_max(b, b.alu(AluOp.COPY, Load(_known(1), "f32")), COLUMN))
+    b.alu(AluOp.COPY, factor, out=_known(1))
+    b.alu(AluOp.COPY, scale, out=_known(2))
+
+
+@lru_cache(maxsize=64)
+def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Block:
+    """The block of one quad: what one pass left of it becomes what the next must know."""
+
+    def build(_: int, period: int) -> Block:
+        b = Block(spec, pinned=frozenset({LANE}), period=period)
+        fill(b, tiles)
+        return b
+
+    return row_block(build, True)
+
+
+def _ports(block: Block) -> tuple[int, list[int]]:
+    """Return a block's first read and all cycles at which it takes the work slices' ports."""
+    cycles = [
+        (block.issue_cycle(access, 0, beat), access.write)
+        for access in block.accesses for beat in access.beats
+    ]  # fmt: skip
+    return min(at for at, write in cycles if not write), [at for at, _ in cycles]
+
+
+class Batch:
+    """When everything of one batch of rows happens; cycles from the batch's start."""
+
+    def __init__(self, shape: Attention, clock: Clock) -> None:
+        self.shape, self.clock = shape, clock
+        ports, planes, self._vxm = Ports(), Planes(clock), VxmOnly(clock)
+        self.uses: list[Uses] = []
+        self.reductions: list[tuple[Block, int]] = []
+        self.loads: list[TileLoad] = []
+        scores = Scores(shape, clock, ports, planes)
+        self.loads += scores.loads
+        left = scores.jobs[-1].last + scores.masked + 1
+        waiting = list(shape.tiles)
+        ready, free = self._reduce(_tops, scores, ports), left
+        first = []
+        for tile in waiting[:AHEAD]:
+            load, free = planes.values(shape, tile, free)
+            first.append(load)
+        powers = Exponentials(shape, clock, ports, max(ready, free + clock.after_outward))
+        ready = self._reduce(_shares, powers, ports)
+        peaks = Peaks(shape, clock, ports, ready)
+        ready = self._reduce(_scales, peaks, ports)
+        feeds = Feeds(shape, clock, ports, ready)
+        while first:
+            self.loads += first
+            for load in first:
+                feeds.tile(load, planes, ready)
+            del waiting[: len(first)]
+            free = feeds.jobs[-1].last + clock.after_inward
+            first = []
+            for tile in waiting[:AHEAD]:
+                load, free = planes.values(shape, tile, free)
+                first.append(load)
+            ready = free + clock.after_outward
+        self.results = Results(shape, clock, ports, feeds)
+        self.uses += [self._asked(one) for one in (feeds, self.results)]
+        self.passes: list[Pass] = [scores, powers, peaks, feeds, self.results]
+        self.cycles = aligned(self.results.end)
+
+    def _asked(self, one: Pass) -> Uses:
+        """Return what a pass asks of the ALUs."""
+        what, spec, each = type(one).__name__, self.shape.spec, one.each(self._vxm, 0)
+        uses = [use for job in each for use in of_issues(what, job, spec, (LANE,))]
+        return together(what, uses)
+
+    def lanes(self, end: int) -> Uses:
+        """Return what lanes' numbers ask of the ALUs, kept until the end of all batches."""
+        uses = of_issues("lanes", lanes_within(self._vxm), self.shape.spec)
+        *before, last = sorted(uses, key=lambda use: (use.alu == LANE, use.landed))
+        return together("lanes", [*before, last._replace(last=end)])
+
+    def _reduce(
+        self, fill: Callable[[Block, int], None], before: Scores | Exponentials | Peaks,
+        ports: Ports,
+    ) -> int:  # fmt: skip
+        """Place a block for every quad; return when all are done.
+
+        Quads that are stored may begin while the pass before still works on later ones, as soon as
+        they meet none of what it has of ALUs, ways and ports.
+        """
+        block = _block(fill, self.shape.scratch.tiles, self.shape.spec)
+        quads, step = len(self.shape.quads), block.period or aligned(block.end)
+        turns = step * np.arange(quads)
+        reads, used = _ports(block)
+        held, asked = self._asked(before), of_nodes(fill.__name__, block.nodes)
+        self.uses.append(held)
+
+        def free(start: int) -> bool:
+            alone = start + asked.table[1].min() > held.table[3].max()
+            return all(ports.free(int(start + turn) + at) for turn in turns for at in used) and (
+                alone or clash([held, replace(asked, starts=start + turns)]) is None
+            )
+
+        start = before.came + 1 - min(step.cycle for step in block.passes)
+        start = max(start, *(at - step * n - reads for n, at in enumerate(before.stored)))
+        while not free(start):
+            start += 1
+        ports.taken.update(int(start + turn) + at for turn in turns for at in used)
+        self.reductions.append((block, start))
+        return start + step * (quads - 1) + block.end
+
+    def placed(self, start: int, rows: int) -> Iterator[Placed]:
+        """Yield the blocks of a batch of `rows` rows."""
+        quads = sum(quad.row < rows for quad in self.shape.quads)
+        for block, at in self.reductions:
+            step = block.period or aligned(block.end)
+            yield Placed(block=block, start=start + at, n=quads, period=step)
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """All batches' instructions outside blocks."""
+
+    batch: Batch
+    starts: tuple[int, ...]
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Yield reads, writes and instructions at operands' addresses."""
+        batch, shape = self.batch, self.batch.shape
+        wires = Wires(batch.clock, base)
+        yield from lanes_within(wires)
+        for number, start in enumerate(self.starts):
+            row = number * shape.scratch.batch
+            for load in batch.loads:
+                yield from _later(load_issues(load, shape, wires), start)
+            for one in batch.passes:
+                for job in one.each(wires, row):
+                    yield from _later(job, start)
+
+
+def _later(issues: Iterator[Issue], start: int) -> Iterator[Issue]:
+    for issue in issues:
+        yield issue.moved(start)
+
+
+def fits(op: Attend, spec: ChipSpec) -> bool:
+    """Tell whether every head of a batch has an accumulator row."""
+    kept = op.kept
+    return QUAD * len(kept.quads) * kept.batch <= spec.mxm_accumulator_rows
+
+
+def attend(op: Attend, spec: ChipSpec) -> Template:
+    """Attention over the bucket; int8."""
+    shape, clock = Attention(op, spec), Clock(spec)
+    if op.dtype != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
+        got = f"{op.head_dim} {op.dtype}"
+        raise ValueError(f"ATTEND: wanted int8 heads of at most {LANES}, got {got}")
+    batch, rows = Batch(shape, clock), shape.scratch.batch
+    starts = tuple(n * batch.cycles for n in range(-(-shape.rows // rows)))
+    placed = [
+        one
+        for n, start in enumerate(starts)
+        for one in batch.placed(start, min(rows, shape.rows - n * rows))
+    ]
+    end = starts[-1] + batch.results.end
+    ready = [
+        start + at
+        for n, start in enumerate(starts)
+        for row, at in batch.results.ready()
+        if n * rows + row < shape.rows
+    ]
+    return Template(
+        placed=tuple(placed),
+        cycles=end,
+        row_vectors={"stats": shape.scratch.known},
+        stream_cycles=even_stream(ready, end),
+        streams=(Passes(batch, starts),),
+        uses=(batch.lanes(end), *(replace(one, starts=np.array(starts)) for one in batch.uses)),
+    )

@@ -1,0 +1,59 @@
+"""What attention's passes have in common: masks, maxima, and numbers of heads that go to memory.
+
+A quad's vectors have a quarter of the lanes for each head (chip/ops/scratch.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from chip.isa.instructions import AluOp
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, Immediate, Lane, Position
+from chip.ops.scratch import COLUMN
+from compiler.codegen.attention.wires import Clock, Wires
+
+LANE = 14  # ALU whose register has every lane's number within its quarter
+MASK, CHOSEN, PAIR, BEST, STORE = 12, (2, 5), 7, 8, 13  # CHOSEN: of even columns, of odd ones
+EDGES = (4, 6, 9)
+SCORED, POWERS = 1, 0  # sides of the scratch memory: scores in the east, exponentials in the west
+
+
+def mask(wires: Wires, row: int, column: int, due: int) -> Issue:
+    """Yield the mask of a column's tokens that a row may see."""
+    seen = Position(row, 0, -COLUMN * column)
+    at = due - wires.clock.of["LE"]
+    return wires.alu(MASK, at, AluOp.LE, Held(LANE), seen)
+
+
+def running_best(wires: Wires, times: list[int], columns: int) -> Iterator[Issue]:
+    """Maximum of columns whose pairs are in `CHOSEN` from the given cycles on, in `BEST`."""
+    for pair, time in enumerate(times):
+        other = Held(CHOSEN[1]) if 2 * pair + 1 < columns else Held(CHOSEN[0])
+        yield wires.alu(PAIR, time + 1, AluOp.MAX, Held(CHOSEN[0]), other)
+        best = Held(BEST) if pair else Held(PAIR)
+        at = time + 1 + wires.clock.of["MAX"]
+        yield wires.alu(BEST, at, AluOp.MAX, Held(PAIR), best)
+
+
+def keep(wires: Wires, number: int, vector: int, cycle: int) -> Iterator[Issue]:
+    """Put a register's numbers of a quad into work memory; they leave a COPY after `cycle`."""
+    writes, taps = wires.store("stats", vector, 4, cycle + wires.clock.of["COPY"])
+    yield wires.alu(STORE, cycle, AluOp.COPY, Held(number), out=taps)
+    yield from writes
+
+
+def stored(clock: Clock) -> int:
+    """Cycles from the issue of `keep` until what it writes may be read."""
+    return clock.of["COPY"] + clock.near + clock.of["WRITE"] + 2
+
+
+def lanes_within(wires: Wires) -> Iterator[Issue]:
+    """Put every lane's number within its quarter into `LANE`."""
+    late = wires.clock.of["GE"]
+    for i, number in enumerate(EDGES):
+        edge = COLUMN * (i + 1)
+        step = wires.clock.of["CHOOSE"]
+        yield wires.alu(number, i * step, AluOp.GE, Lane(), Immediate(edge, "i32"))
+        below = Held(LANE) if i else Lane()
+        yield wires.alu(LANE, late + i * step, AluOp.CHOOSE, Held(number), Lane(-edge), below)

@@ -1,0 +1,309 @@
+"""Attention's third and fourth pass: shares times the values' scales; their maxima, or their way.
+
+Both passes make the same weights, a pair of columns at a time: exponential x share x scale, zero
+where the row may not see. The third keeps only the maximum of each head; the fourth quantises them
+and sends them through the SXMs, which give each head its vector, to the planes that hold values.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from chip.floorplan import Role, mxm, sxm
+from chip.isa.instructions import ABC, ACC, AluOp, Permute
+from chip.isa.issue import Issue
+from chip.isa.operands import Held, In, Stream, Tap, group
+from chip.ops.scratch import COLUMN, QUAD
+from chip.sram import RUN
+from compiler.codegen.attention.quarters import (
+    BEST,
+    CHOSEN,
+    MASK,
+    POWERS,
+    keep,
+    mask,
+    running_best,
+    stored,
+)
+from compiler.codegen.attention.queries import FED
+from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
+from compiler.codegen.attention.tiles import Load, Planes
+from compiler.codegen.attention.wires import Clock, Ports, Wires, items
+from compiler.codegen.core.parts import LANES
+from compiler.codegen.vector import f32
+
+SHARES, SHARE, SCALES, WEIGHT = (1, 3), 4, (6, 9), 11
+FACTORS, SCALED, ROUNDED = (10, 15), 13, (7, 8)
+ROUNDED_STREAM = 8
+WORD = 4  # bytes that the SXMs move as one
+WORDS = LANES // WORD
+
+
+@dataclass(slots=True)
+class Job:
+    """A quad's columns from `column` on. `times`: when a pair's first exponential comes."""
+
+    number: int
+    quad: Quad
+    column: int
+    columns: int
+    known: dict[int, list[int]]  # ports by number of what is known of the heads
+    scale_ports: list[list[int]]
+    times: list[int]
+    tile: Tile | None = None
+    fed: list[int] | None = None  # the first head's cycle at the planes, by vector of tokens
+    store: int = 0
+
+    def time(self, column: int) -> int:
+        return self.times[column // 2] + column % 2
+
+    @property
+    def last(self) -> int:
+        return self.time(self.columns - 1)
+
+
+class Weights(abc.ABC):
+    """What both passes do: exponentials times shares times scales, zero for hidden tokens."""
+
+    def __init__(
+        self, shape: Attention, clock: Clock, ports: Ports, start: int,
+        registers: dict[int, tuple[int, int]],
+    ) -> None:  # fmt: skip
+        self.shape, self.clock, self.ports, self.registers = shape, clock, ports, registers
+        of = clock.of
+        self.shared = of["MUL"]
+        self.weighed = self.shared + of["MUL"]
+        self.masked = self.weighed + of["CHOOSE"]
+        self.pace = max(2, of["MAX"])
+        # from a scale's port to the exponential that it meets
+        self.to_time = clock.fetch + of["COPY"] - self.shared
+        # from a column's time to the last use of what is known of its heads
+        self.uses = dict(zip(registers, (0, self.masked), strict=False))
+        self.jobs: list[Job] = []
+        self._start = self._port = start
+        self._next = self._known()
+
+    def _known(self) -> dict[int, list[int]]:
+        """Take ports for what the next job must know: behind the last job but one's last use."""
+        before = self.jobs[-2] if len(self.jobs) > 1 else None
+        out = {}
+        for which, use in self.uses.items():
+            free = self._start if before is None else before.last + use + 1 - self.clock.fetch
+            out[which] = self.ports.take(max(free, self._start), 2)
+        return out
+
+    def place(self, quad: Quad, column: int, columns: int, earliest: int) -> Job:
+        """Place a job whose first column comes at `earliest` or later."""
+        known = self._next
+        loaded = self.clock.fetch + self.clock.of["COPY"]
+        at = max(earliest, *(known[which][-1] + loaded - use for which, use in self.uses.items()))
+        port, times, scale_ports = self._port, list[int](), list[list[int]]()
+        if self.jobs:
+            at = max(at, self.jobs[-1].times[-1] + self.pace)
+        for pair in range(0, columns, 2):
+            many = len(self.shape.scales(quad, column + pair, value=True))
+            port = max(port, at - self.to_time - many + 1)
+            port += port % 2 if many == 1 else 0  # so that pairs do not meet the C2C's turns
+            found = self.ports.seek(port, many)
+            while found[-1] + self.to_time < at:
+                port += 1
+                found = self.ports.seek(port, many)
+            self.ports.taken.update(found)
+            times.append(found[-1] + self.to_time)
+            scale_ports.append(found)
+            at, port = times[-1] + self.pace, found[-1] + 1
+        self._port = port
+        job = Job(len(self.jobs), quad, column, columns, known, scale_ports, times)
+        self.jobs.append(job)
+        self._next = self._known()
+        return job
+
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given."""
+        for job in self.jobs:
+            row = first_row + job.quad.row
+            if row < self.shape.rows:
+                yield self._issues(job, row, wires)
+
+    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+        yield from self._numbers(job, wires)
+        yield from self._scales(job, wires)
+        for column in range(job.columns):
+            yield from self._column(job, column, row, wires)
+        yield from self._after(job, wires)
+
+    @abc.abstractmethod
+    def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        """Yield what a pass does with a job's weights."""
+
+    def _numbers(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        """Bring what is known of the heads to registers."""
+        for which, ports in job.known.items():
+            first = job.quad.number * self.shape.scratch.known
+            first += 4 * which
+            vectors = range(first, first + 4)
+            reads, taps = wires.fetched("stats", vectors, ports, vectors)
+            yield from reads
+            register = self.registers[which][job.number % 2]
+            yield wires.alu(register, ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
+
+    def _scales(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        quad, fetch = job.quad, self.clock.fetch
+        kvs = [self.shape.kv_of[head] for head in quad.quarters]
+        for pair, ports in enumerate(job.scale_ports):
+            scales = self.shape.scales(quad, job.column + 2 * pair, value=True)
+            at = dict(zip(scales, ports, strict=True))
+            for kv, known in scales.items():
+                yield from wires.fetch("kvs", known, at[kv])
+            for i in range(min(2, job.columns - 2 * pair)):
+                taps = tuple(wires.tap("kvs", scales[kv][i], at[kv] - ports[0]) for kv in kvs)
+                yield wires.alu(SCALES[i], ports[0] + fetch, AluOp.COPY, In(taps))
+
+    def _column(self, job: Job, column: int, row: int, wires: Wires) -> Iterator[Issue]:
+        at, item = job.time(column), self.shape.scratch.item
+        place = item(job.quad.number, job.column + column, POWERS)
+        yield from wires.item(place, at, write=False)
+        share = Held(self.registers[0][job.number % 2])
+        yield wires.alu(SHARE, at, AluOp.MUL, In(items(POWERS, inward=True)), share)
+        scale = Held(SCALES[column % 2])
+        yield wires.alu(WEIGHT, at + self.shared, AluOp.MUL, Held(SHARE), scale)
+        due = at + self.weighed
+        yield mask(wires, row, job.column + column, due)
+        chosen = CHOSEN[column % 2]
+        yield wires.alu(chosen, due, AluOp.CHOOSE, Held(MASK), Held(WEIGHT), f32(0.0))
+
+
+class Peaks(Weights):
+    """The third pass: the largest weight of each head. Weights are not negative."""
+
+    def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
+        super().__init__(shape, clock, ports, start, {0: SHARES})
+        self.best = self.masked + 2 * clock.of["MAX"]
+        for quad in shape.quads:
+            earliest = start
+            if self.jobs:
+                earliest = self.jobs[-1].store - self.best
+            job = self.place(quad, 0, shape.columns, earliest)
+            done = job.times[-1] + 1 + self.best
+            away = clock.of["COPY"] + clock.near
+            job.store = ports.take_run(done + away, 2) - away
+
+    @property
+    def stored(self) -> list[int]:
+        """When each quad's maxima are in memory."""
+        return [job.store + stored(self.clock) for job in self.jobs]
+
+    @property
+    def came(self) -> int:
+        """When the last column arrives at the VXM."""
+        return self.jobs[-1].last
+
+    def busy(self, number: int) -> int:
+        """Return from when on an ALU is free."""
+        return self.came + 1 if number in (*SHARES, SHARE) else self.jobs[-1].store + 1
+
+    def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        times = [time + self.masked for time in job.times]
+        yield from running_best(wires, times, job.columns)
+        yield from keep(wires, BEST, job.quad.number * self.shape.scratch.known + 4, job.store)
+
+
+class Feeds(Weights):
+    """The fourth pass: quantised weights meet the values, tile by tile."""
+
+    def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
+        super().__init__(shape, clock, ports, start, {0: SHARES, 1: FACTORS})
+        of = clock.of
+        self.scaled = self.masked + of["MUL"]
+        # from a column at the VXM to the SXMs; from there to the planes
+        self.to_sxm = self.scaled + of["CVT_I8"] + clock.to_sxm
+        self.to_planes = of["PERMUTE"] + clock.to_mxm - clock.to_sxm
+        self.summed: dict[int, int] = {}  # when a quad's products are added up, by number
+        self.sums: set[tuple[int, int]] = set()  # (plane of a side, cycle) at which one is
+
+    def tile(self, load: Load, planes: Planes, start: int) -> None:
+        """Place the jobs of a tile; no column comes before `start`."""
+        tile = load.tile
+        installed = planes.install(load) + self.clock.of["IW"]
+        for quad in self.shape.of(tile):
+            heads = len(quad.heads)
+            free = installed
+            if self.jobs:
+                before = self.jobs[-1]
+                assert before.fed is not None
+                free = max(free, before.fed[-1] + len(before.quad.heads))
+            earliest = max(start, free - self.to_sxm - self.to_planes)
+            job = self.place(quad, tile.column, tile.columns, earliest)
+            job.tile, job.fed = tile, []
+            for vector in tile.vectors:
+                last = job.time(tile.columns_of(vector)[-1])
+                free = max(free, last + self.to_sxm + self.to_planes)
+                job.fed.append(free)
+                free += heads
+            planes.used[tile.number % 2] = free - 1
+            late = self.clock.of["ABC"]
+            self.summed[quad.number] = free + late
+            self.sums.update(
+                (tile.number % 2, fed + i + late) for fed in job.fed for i in range(heads)
+            )
+
+    @property
+    def end(self) -> int:
+        """When the VXM has made the last weights."""
+        return self.jobs[-1].last + self.scaled + 1
+
+    def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
+        of, tile = self.clock.of, job.tile
+        assert tile is not None
+        assert job.fed is not None
+        factor = Held(FACTORS[job.number % 2])
+        for column in range(job.columns):
+            at = job.time(column) + self.masked
+            yield wires.alu(SCALED, at, AluOp.MUL, Held(CHOSEN[column % 2]), factor)
+            for side in tile.sides():
+                out = group(Stream(side == 1, ROUNDED_STREAM), 1)
+                at = job.time(column) + self.scaled
+                yield wires.alu(ROUNDED[side], at, AluOp.CVT_I8, Held(SCALED), out=out)
+        for vector, fed in zip(tile.vectors, job.fed, strict=True):
+            for side in tile.sides(vector):
+                yield self._turn(job, tile, vector, side, fed)
+                plane = tile.plane(side)
+                heads = len(job.quad.heads)
+                yield Issue(mxm(plane, Role.FEED), fed, ABC(stream=Stream(side == 1, FED)), heads)
+                first = vector == 0 and tile.number < self._first(tile) + 2
+                acc = ACC(slot=QUAD * job.quad.number, first=first, step=1)
+                yield Issue(mxm(plane, Role.DRAIN), fed + of["ABC"], acc, heads)
+
+    def _first(self, tile: Tile) -> int:
+        """Number of the first tile of a tile's group."""
+        tiles = self.shape.scratch.tiles
+        return tile.number // tiles * tiles
+
+    def _turn(self, job: Job, tile: Tile, vector: int, side: int, fed: int) -> Issue:
+        """Turn a vector's columns of four heads into vectors of a head each, for a side's plane."""
+        columns = [job.time(c) for c in tile.columns_of(vector)]
+        at, last = columns[0] + self.to_sxm, columns[-1] + self.to_sxm
+        late = fed - last - self.to_planes
+        src = tuple(Tap(Stream(side == 1, ROUNDED_STREAM), c - columns[0]) for c in columns)
+        heads = len(job.quad.heads)
+        dst = tuple(Tap(Stream(side == 1, FED), late + i) for i in range(heads))
+        turn = Permute(
+            src=src, dst=dst, item=WORD, lanes=WORDS * len(columns), out_lanes=WORDS * heads,
+            map=_words(tile, vector, side, heads),
+        )  # fmt: skip
+        return Issue(sxm(side, vector), at, turn)
+
+
+def _words(tile: Tile, vector: int, side: int, heads: int) -> Map:
+    """Words of four tokens: from columns of all heads to a vector of a side's tokens a head."""
+    out: list[int | None] = [None] * (WORDS * heads)
+    for token in range(0, LANES, WORD):
+        column, within = divmod(token, COLUMN)
+        if token // RUN % 2 != side or QUAD * vector + column >= tile.columns:
+            continue
+        place = LANES // 2 * vector + token // (2 * RUN) * RUN + token % RUN
+        for i in range(heads):
+            out[WORDS * i + place // WORD] = WORDS * column + (COLUMN * i + within) // WORD
+    return tuple(out)

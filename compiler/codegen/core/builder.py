@@ -1,0 +1,331 @@
+"""Builds instruction templates: VXM chains, SXM passes and work-memory accesses, each on its cycle.
+
+A block is one pass of work, most often one row. Its cycles are relative; memory operands are
+(operand, vector) and get their slice and stream when addresses are bound
+(compiler/codegen/lower.py), which never changes a cycle: both work slices lie one hop from the VXM,
+and the builder takes the pair of them for every access, so a block is free of conflicts wherever
+its operands lie.
+
+Rules: an access takes a work slice's only port (reads and writes alike); every eighth cycle of
+the ports is left to the C2C; memory reaches the VXM on stream 0 of each direction and the SXM on
+streams 30 and 31, results leave for memory on stream 1, for the SXM on streams 4 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from chip.floorplan import alu, hops, mem, sxm
+from chip.isa.instructions import ARITY, AluOp
+from chip.isa.issue import Delay, delays
+from chip.isa.operands import (
+    Group,
+    Held,
+    Immediate,
+    In,
+    Source,
+    Stream,
+    group,
+    streams_of,
+)
+from chip.ops.cost import C2C_TURN
+from chip.spec import ChipSpec
+from compiler.codegen.core.parts import (
+    LANES,
+    Access,
+    Given,
+    Load,
+    Node,
+    NodeSource,
+    Pass,
+    Ref,
+    Row,
+    RowMask,
+)
+from compiler.codegen.core.registers import assign
+from compiler.codegen.core.reservations import Claims, Key
+
+TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
+COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
+EAST, WEST = 1, 0
+
+
+def _c2c_turn(cycle: int) -> bool:
+    return cycle % C2C_TURN == C2C_TURN - 1
+
+
+@dataclass(slots=True)
+class Block:
+    """A block under construction; see the module's text for the rules."""
+
+    spec: ChipSpec
+    nodes: list[Node] = field(default_factory=list)
+    accesses: list[Access] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    pinned: frozenset[int] = frozenset()
+    busy: Callable[[int], bool] = _c2c_turn  # cycles at which the ports are another's
+    stride: int = 1  # cycles between the beats of an operand in memory
+    period: int = 0  # cycles after which the block runs again over itself; 0: it does not
+    end: int = 0
+    _claims: Claims = field(default_factory=Claims)
+    _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
+    _queues: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._claims.period = self.period
+
+    @property
+    def delay(self) -> dict[str, Delay]:
+        return delays(self.spec)
+
+    # -- times
+
+    @property
+    def sxm_hops(self) -> int:
+        """Hops between VXM and SXM."""
+        return hops(alu(0), sxm(EAST, 0), self.spec)
+
+    def _port_cycles(self, access: Access) -> list[tuple[str, int, int]]:
+        """Return the cycles at which an access takes the ports of both work slices."""
+        sides = (WEST, EAST)
+        return [("port", s, self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
+
+    def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
+        """Return an access at this block's distance between beats."""
+        return Access(write, ref, cycle, to, self.stride)
+
+    def issue_cycle(self, access: Access, side: int, beat: int) -> int:
+        """Return the cycle at which the work slice of one side issues one beat of an access."""
+        at = access.cycle + beat
+        if access.write:
+            return at + 1
+        lead = self._leads.get((side, access.sxm))
+        if lead is None:
+            unit = alu(0) if access.sxm is None else sxm(access.sxm, 0)
+            lead = self.delay["READ"].d_func + hops(mem(side, 0), unit, self.spec)
+            self._leads[side, access.sxm] = lead
+        return at - lead
+
+    def free(self, access: Access) -> bool:
+        """Tell whether an access finds its ports and streams free."""
+        ports = self._port_cycles(access)
+        if any(cycle < 0 or self.busy(cycle) for _, _, cycle in ports):
+            return False
+        return not self._claims.meets(*ports, *self._crossings(access))
+
+    def _crossings(self, access: Access) -> set[Key]:
+        """Return when a read passes the VXM: on streams of an SXM's first copy, or beyond it."""
+        if access.write:
+            return set()
+        at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
+        kinds = ("in0",) if access.sxm is None else ("in0", "across")
+        return {(kind, at + beat) for kind in kinds for beat in access.beats}
+
+    def between_reads(self, cycle: int) -> int:
+        """Take the first cycle from here on in which no read passes the VXM on its way to an SXM.
+
+        What leaves the VXM on such a read's stream would take its place.
+        """
+        first = cycle
+        while self._claims.meets(("across", cycle)):
+            cycle = self._claims.seek(first, cycle, "what leaves between reads")
+        self._claims.hold(("across", cycle))
+        return cycle
+
+    def may_arrive(self, cycle: int) -> bool:
+        """Tell whether the inward streams are free at a cycle."""
+        return not self._claims.meets(("in0", cycle), ("join", cycle))
+
+    def reserve(self, access: Access) -> None:
+        """Keep an access's ports for instructions that are not the block's own."""
+        accesses = list(self.accesses)
+        self._take(access)
+        self.accesses = accesses
+
+    def _take(self, access: Access) -> None:
+        self._claims.hold(*self._port_cycles(access), *self._crossings(access))
+        self.accesses.append(access)
+        if access.write:
+            written = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
+            self.end = max(self.end, written + 1)  # from then on it can be read
+
+    # -- VXM
+
+    def alu(
+        self,
+        op: AluOp,
+        *sources: NodeSource,
+        out: Ref | Group | None = None,
+        lanes: int = LANES,
+        after: int = 0,
+        at: int | None = None,
+        on: int | None = None,
+    ) -> Node:
+        """Place one ALU instruction as early as its operands, ports and `after` allow.
+
+        At most one operand may come from memory. `at` fixes the cycle (operands off the SXM).
+        """
+        assert len(sources) == ARITY[op], (op, len(sources))
+        cycle = max([after, *(s.done for s in sources if isinstance(s, Node))])
+        earliest = cycle = cycle if at is None else at
+        beats = [self.access(False, s.ref, 0).beats[-1] for s in sources if isinstance(s, Load)]
+        late = max(beats, default=0)
+        while True:
+            done = cycle + late + self.delay[op.value].d_func
+            loads = dict.fromkeys(s.ref for s in sources if isinstance(s, Load))
+            wanted = [self.access(False, ref, cycle) for ref in loads]
+            if isinstance(out, Ref):
+                wanted.append(self.access(True, out, done))
+            ports = [port for access in wanted for port in self._port_cycles(access)]
+            if all(map(self.free, wanted)) and len(ports) == len(
+                set(map(self._claims.again, ports))
+            ):
+                break
+            assert at is None, f"{op}: its ports are taken at {at}"
+            cycle = self._claims.seek(earliest, cycle, op)
+        for access in wanted:
+            self._take(access)
+        for source in sources:
+            if isinstance(source, Node):
+                source.last_use = max(source.last_use, cycle)
+        node = Node(cycle, op, sources, lanes, done, out, on, done)
+        self.nodes.append(node)
+        self.end = max(self.end, done)
+        return node
+
+    def twin(self, node: Node, number: int, out: Group) -> None:
+        """Issue the same instruction on another ALU too, so that its result leaves twice."""
+        self.nodes.append(
+            Node(node.cycle, node.op, node.sources, node.lanes, node.done, out, number, node.done)
+        )
+
+    def reserve_inward(self, cycle: int) -> None:
+        """Keep all inward streams free of other traffic that would arrive at a cycle."""
+        self._claims.hold(("in0", cycle), ("join", cycle))
+
+    def initiation(self, multiple: int = 1) -> int:
+        """Return the fewest cycles, a multiple, after which the block may run over itself."""
+        single = [key for key in self._claims.taken if key[0] in ("port", "in0", "join", "out")]
+        period = multiple
+        while not self._repeats(period, single):
+            period += multiple
+        return period
+
+    def uses(self) -> set[tuple[Key, int]]:
+        """Return what the block takes for itself, ALUs apart: (resource, cycle)."""
+        out = {(key[:-1], int(str(key[-1]))) for key in self._claims.taken}
+        return out | {(("pass", p.hemisphere, p.queue), p.cycle) for p in self.passes}
+
+    def _repeats(self, period: int, single: list[Key]) -> bool:
+        seen = {(*key[:-1], int(str(key[-1])) % period) for key in single}
+        if len(seen) < len(single):
+            return False
+        issued = {(node.alu, node.cycle % period) for node in self.nodes}
+        if len(issued) < len(self.nodes):
+            return False
+        held: set[tuple[int | None, int]] = set()
+        for node in self.nodes:
+            if node.last_use - node.done >= period:
+                return False
+            for cycle in range(node.done, node.last_use + 1):
+                key = (node.alu, cycle % period)
+                if key in held:
+                    return False
+                held.add(key)
+        passes = {(p.hemisphere, p.queue, p.cycle % period) for p in self.passes}
+        return len(passes) == len(self.passes)
+
+    def register(self, number: int) -> Held:
+        """Return what a pinned ALU's register holds."""
+        return Held(number)
+
+    # -- SXM
+
+    def through_sxm(
+        self, ref: Ref, spread: tuple[int | None, ...] | None, item: int, lanes: int, after: int = 0
+    ) -> tuple[int, In]:
+        """Read `lanes` values from memory through the eastern SXM: (arrival cycle, operand).
+
+        Result lane l is source lane spread[l], zero for None. One at a time may arrive.
+        """
+        back = self.delay["PERMUTE"].d_func + self.sxm_hops
+        first = at = max(after - back, self.sxm_hops + 8)
+        access = self.access(False, ref, at, EAST)
+        late = access.beats[-1]
+        while not self.free(access) or self._claims.meets(("join", at + late + back)):
+            at = self._claims.seek(first, at, "lanes from memory")
+            access = self.access(False, ref, at, EAST)
+        self._take(access)
+        arrive = at + late + back
+        self._claims.hold(("join", arrive))
+        dst = group(Stream(False, JOINED), streams_of(LANES, item))
+        queue = self.queue(EAST, at)
+        self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))
+        return arrive, In(dst, {2: "f16", 4: "f32"}[item])
+
+    def queue(self, hemisphere: int, cycle: int) -> int:
+        """Take an SXM queue of a hemisphere for one cycle; -1 when all are busy."""
+        turn = (hemisphere, cycle % self.period if self.period else cycle)
+        used = self._queues.get(turn, 0)
+        if used >= 14:
+            return -1
+        self._queues[turn] = used + 1
+        return used
+
+    def copies(
+        self, value: Node, maps: Sequence[tuple[int | None, ...]], pairs: int = COPIES, gap: int = 1
+    ) -> list[tuple[int, Source]]:
+        """Send a value to both SXMs; return each map's copy back at the VXM: (cycle, operand).
+
+        Half of the maps go west, half east, `pairs` of them every `gap` cycles: copy m and copy
+        m + len(maps) // 2 come in the same cycle.
+        """
+        half = -(-len(maps) // 2)
+        turns = range(0, -(-half // pairs) * gap, gap)
+        start = value.done
+        while not self._can_copy(start, turns):
+            start = self._claims.seek(value.done, start, "copies")
+        arrive = 0
+        out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
+        for number_of_turn, turn in enumerate(turns):
+            taps = {side: group(Stream(side == EAST, VXM_TO_SXM), 4) for side in (WEST, EAST)}
+            sent = [self.alu(AluOp.COPY, value, out=taps[s], at=start + turn) for s in (WEST, EAST)]
+            at_sxm = sent[0].done + self.sxm_hops
+            arrive = at_sxm + self.delay["PERMUTE"].d_func + self.sxm_hops
+            for place in range(number_of_turn * pairs, min(half, (number_of_turn + 1) * pairs)):
+                for side, number in ((WEST, place), (EAST, place + half)):
+                    if number >= len(maps):
+                        continue
+                    inward = group(Stream(side == WEST, 4 * (place % COPIES)), 4)
+                    queue = self.queue(side, at_sxm)
+                    self.passes.append(
+                        Pass(at_sxm, side, queue, maps[number], 4, LANES, taps[side], inward)
+                    )
+                    out[number] = (arrive, In(inward, "f32"))
+            self._claims.hold(("in0", arrive), ("join", arrive), ("out", start + turn))
+        return out
+
+    def _can_copy(self, start: int, turns: range) -> bool:
+        delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
+        for turn in turns:
+            back = start + turn + delay
+            if self._claims.meets(("in0", back), ("join", back), ("out", start + turn)):
+                return False
+        return True
+
+    # -- the end
+
+    def finish(self) -> Block:
+        """Give every node its ALU. The issue order decides; a register keeps a value to its use.
+
+        Raises OverflowError where the ALUs do not suffice.
+        """
+        assign(self.nodes, self.spec, self.pinned, self.period)
+        return self
+
+
+__all__ = [
+    "C2C_TURN", "FROM_VXM", "LANES", "TO_SXM", "TO_VXM", "Access", "Block", "Given", "Load", "Node",
+    "NodeSource", "Pass", "Ref", "Row", "RowMask",
+]  # fmt: skip

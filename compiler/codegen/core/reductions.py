@@ -1,0 +1,110 @@
+"""Reductions over the lanes of a vector: copies turned by the SXMs, combined by the VXM.
+
+Two trips each: sixteen copies, then one for each lane that is left (chip/kernels/vmath.py has the
+order of sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from chip.isa.instructions import AluOp
+from compiler.codegen.core.builder import Block
+from compiler.codegen.core.parts import LANES, Node
+
+
+@cache
+def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
+    """Rotate inside segments of `pitch` lanes; lanes beyond the last whole segment are zero."""
+    whole = LANES // pitch * pitch
+    return tuple(lane // pitch * pitch + (lane + amount - lane // pitch * pitch) % pitch
+                 for lane in range(whole))  # fmt: skip
+
+
+@cache
+def _broadcast(pitch: int, place: int) -> tuple[int, ...]:
+    """Give every lane of a segment the segment's lane `place`."""
+    return tuple(lane // pitch * pitch + place for lane in range(LANES))
+
+
+def tree(b: Block, op: AluOp, value: Node, maps: Sequence[tuple[int | None, ...]]) -> list[Node]:
+    """Return op(copy m, copy m + half) for every m below half of the maps."""
+    half = len(maps) // 2
+    copies = b.copies(value, maps)
+    return [b.alu(op, copies[m][1], copies[m + half][1], at=copies[m][0]) for m in range(half)]
+
+
+def halves(b: Block, op: AluOp, nodes: list[Node], down_to: int = 1) -> list[Node]:
+    """Combine the upper half of the nodes with the lower until `down_to` are left."""
+    while len(nodes) > down_to:
+        half = len(nodes) // 2
+        nodes = [b.alu(op, nodes[m], nodes[m + half]) for m in range(half)]
+    return nodes
+
+
+def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
+    """Sum the lanes of each segment of 320 or 80 in the fixed order of vmath.lane_sum.
+
+    Every lane gets its segment's sum. 80 lanes: what is left of 320 after the first two levels.
+    """
+    short = pitch // 16
+    wide = tree(b, AluOp.ADD, value, [_turn(pitch, short * m) for m in range(16)])
+    (node,) = halves(b, AluOp.ADD, wide)
+    maps = [_broadcast(pitch, place) for place in range(short)]
+    if short == 5:
+        copies = b.copies(node, maps)
+        parts = [copies[m : m + 2] for m in (0, 2, 4)]
+        first, second = (b.alu(AluOp.ADD, one[1], two[1], at=one[0]) for one, two in parts[:2])
+        ((at, last),) = parts[2]
+        rest = b.alu(AluOp.COPY, last, at=at)
+    else:
+        five = halves(b, AluOp.ADD, tree(b, AluOp.ADD, node, maps), down_to=5)
+        first, second = (b.alu(AluOp.ADD, *five[m : m + 2]) for m in (0, 2))
+        rest = five[4]
+    return b.alu(AluOp.ADD, b.alu(AluOp.ADD, first, second), rest)
+
+
+def lane_or(b: Block, value: Node) -> Node:
+    """OR of all lanes' bits, in every lane: the value of the only lane that is not zero."""
+    (twenty,) = halves(
+        b, AluOp.OR, tree(b, AluOp.OR, value, [_turn(LANES, 20 * m) for m in range(16)])
+    )
+    first, *others = halves(
+        b,
+        AluOp.OR,
+        tree(b, AluOp.OR, twenty, [_broadcast(LANES, place) for place in range(20)]),
+        down_to=5,
+    )
+    for other in others:
+        first = b.alu(AluOp.OR, first, other)
+    return first
+
+
+def lane_max(b: Block, value: Node, pitch: int = LANES) -> Node:
+    """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
+    short = pitch // 16
+    node = _max_of(b, value, [_turn(pitch, short * m) for m in range(16)])
+    return node if short == 1 else _max_of(b, node, [_turn(pitch, m) for m in range(short)])
+
+
+def _max_of(b: Block, value: Node, maps: list[tuple[int | None, ...]]) -> Node:
+    """Maximum of a value's copies, four pairs every other cycle: large ALUs are few."""
+    maps += maps[-1:] * (len(maps) % 2)  # a copy without a partner meets itself
+    half = len(maps) // 2
+    copies = b.copies(value, maps, pairs=4, gap=2)
+    best: Node | None = None
+    for first in range(0, half, 4):
+        nodes = [
+            b.alu(AluOp.MAX, copies[m][1], copies[m + half][1], at=copies[m][0])
+            for m in range(first, min(first + 4, half))
+        ]
+        nodes += [best] if best is not None else []
+        while len(nodes) > 1:
+            odd = nodes[len(nodes) // 2 * 2 :]
+            nodes = [
+                b.alu(AluOp.MAX, nodes[m], nodes[m + 1]) for m in range(0, len(nodes) - 1, 2)
+            ] + odd
+        (best,) = nodes
+    assert best is not None
+    return best

@@ -1,0 +1,155 @@
+"""A scheduled operation as instructions: blocks on relative cycles, and what it asks of others.
+
+`cycles` is the operation's cost. Nothing in a template depends on an address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from chip.errors import TemplateError
+from chip.isa.issue import Issue
+from compiler.codegen.core.builder import C2C_TURN, Block
+from compiler.codegen.core.uses import Uses, of_nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A block that runs `n` times, `period` cycles apart, for rows `row`, `row` + 1, ..."""
+
+    block: Block
+    start: int
+    n: int = 1
+    period: int = 0
+    row: int = 0
+    shift: Mapping[str, int] = field(default_factory=dict)  # vectors added to operands' places
+
+
+class Stream(Protocol):
+    """A part of a template that is worked out when it is bound: the MXM's loads and control."""
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Yield instructions; `base` gives an operand's first vector in SRAM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """Placed blocks. `row_vectors`: vectors between an operand's rows, by operand name.
+
+    `needed`: operand -> cycles after the start at which its first and last vectors are taken;
+    others are taken from cycle 0 on. `stream_cycles`: from the first to the last result.
+    """
+
+    placed: tuple[Placed, ...]
+    cycles: int
+    row_vectors: dict[str, int] = field(default_factory=dict)
+    needed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    stream_cycles: int = 0
+    streams: tuple[Stream, ...] = ()
+    uses: tuple[Uses, ...] = ()  # of ALUs by streams
+    lowered: bool = True  # False: an estimate without instructions
+
+    def asked(self) -> list[Uses]:
+        """Return what blocks and streams ask of the VXM's ALUs."""
+        starts: dict[int, list[int]] = {}
+        for placed in self.placed:
+            turns = (placed.start + n * placed.period for n in range(placed.n))
+            starts.setdefault(id(placed.block), []).extend(turns)
+        blocks = {id(placed.block): placed.block for placed in self.placed}.items()
+        return [*self.uses, *(
+            replace(of_nodes(f"block {number}", block.nodes), starts=np.array(starts[key]))
+            for number, (key, block) in enumerate(blocks)
+        )]  # fmt: skip
+
+
+@contextmanager
+def laid_out(what: str) -> Iterator[None]:
+    """Name an operation whose template counts on delays that this chip does not have.
+
+    Raises TemplateError.
+    """
+    try:
+        yield
+    except (AssertionError, OverflowError) as error:
+        why = f": {error}" if str(error) else ""
+        raise TemplateError(f"{what}: no instructions can be laid out on this chip{why}") from error
+
+
+PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
+
+
+def even_stream(ready: list[int], end: int) -> int:
+    """Return the longest time over which even delivery until `end` is never ahead.
+
+    Vector v of n is taken `stream * v / (n - 1)` cycles after the first, or later. With a `pace`
+    (cycles that a link takes for a vector) the product is over when a link that began early
+    enough would take the last vector: so a block that is ready at once does not hold it back.
+    """
+    last = len(ready) - 1
+    spans = [(end - at) * last // (last - v) for v, at in enumerate(ready[:-1])]
+    return min(spans, default=0)
+
+
+def aligned(cycles: int) -> int:
+    """Round up to whole turns of the work slices' ports."""
+    return -(-cycles // 8) * 8
+
+
+def paced(build: Callable[[int], Block]) -> Block:
+    """Build a block at the fastest pace (cycles between groups) at which the ALUs suffice.
+
+    Raises TemplateError where they suffice at none.
+    """
+    for pace in range(200):
+        try:
+            return build(pace).finish()
+        except OverflowError:
+            continue
+    raise TemplateError("no pace leaves enough ALUs")
+
+
+def row_block(build: Callable[[int, int], Block], overlap: bool) -> Block:
+    """Build the block of one row; with `overlap` one that soon runs again over itself.
+
+    `build` takes the pace and the period (0 for none), and raises OverflowError where they are too
+    short. The shortest period is what the block's ports are busy.
+    """
+    alone = paced(lambda pace: build(pace, 0))
+    if not overlap:
+        return alone
+    busy = sum(len(access.beats) for access in alone.accesses)
+    least = aligned(busy * C2C_TURN // (C2C_TURN - 1))
+    for period in range(least, aligned(alone.end), max(8, aligned(least // 12))):
+        for pace in PACES:
+            try:
+                return build(pace, period).finish()
+            except OverflowError:
+                continue
+    return alone
+
+
+def by_rows(
+    row: Callable[[bool], Block], rows: int, row_vectors: dict[str, int],
+    first: Block | None = None,
+) -> Template:  # fmt: skip
+    """Run one row's block for every row, behind a block that sets up.
+
+    `row` builds it to run one after another, or (True) over itself: whichever ends sooner.
+    """
+    block, over = row(False), row(rows > 1)
+    if (rows - 1) * over.period + over.end < (rows - 1) * aligned(block.end) + block.end:
+        block = over
+    start = aligned(first.end) if first is not None else 0
+    period = block.period or aligned(block.end)
+    placed = [Placed(block=first, start=0)] if first is not None else []
+    placed.append(Placed(block=block, start=start, n=rows, period=period))
+    return Template(
+        placed=tuple(placed),
+        cycles=start + period * (rows - 1) + block.end,
+        row_vectors=row_vectors,
+    )

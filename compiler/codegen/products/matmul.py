@@ -1,0 +1,71 @@
+"""MATMUL: x . w, scaled, fp32 or fp16, and what follows it.
+
+The timelines are in compiler/codegen/products/row.py (one row) and
+compiler/codegen/products/product.py (several).
+"""
+
+from __future__ import annotations
+
+from chip.ops.product import AddTo, Matmul, NormFirst
+from chip.ops.rows import row_bytes
+from chip.spec import VECTOR_BYTES, ChipSpec
+from compiler.codegen.core.template import Placed, Template, even_stream
+from compiler.codegen.products.product import Product
+from compiler.codegen.products.prologue import arrivals
+from compiler.codegen.products.row import RowProduct
+
+
+def matmul(op: Matmul, spec: ChipSpec) -> Template:
+    """x . w, scaled, fp32 or fp16."""
+    return _row(op, spec) if op.rows == 1 else _rows(op, spec)
+
+
+def _rows(op: Matmul, spec: ChipSpec) -> Template:
+    product = Product(spec, rows=op.rows, k=op.k, n=op.n, item=op.out_bytes)
+    drains = product.drains
+    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in drains)
+    fed = product.fed(product.groups[0], 0) - product.feed_delay
+    row = row_bytes(op.n, op.out_bytes) // VECTOR_BYTES
+    return Template(
+        placed=(*product.feeds(), *drains),
+        cycles=end,
+        row_vectors={"x": row_bytes(op.k, 1) // VECTOR_BYTES, "s": 0, "sw": 0, "y": row},
+        needed={"x": (fed, fed), "s": (fed, fed)},
+        streams=(product,),
+    )
+
+
+def _row(op: Matmul, spec: ChipSpec) -> Template:
+    product = RowProduct(op, spec)
+    drains = product.drains
+    end = max(p.start + p.block.end for p in drains)
+    ready = _ready(drains, "r" if isinstance(op.result, AddTo) else "y")
+    needed: dict[str, tuple[int, int]] = {}
+    if product.prologue is None:
+        first, last = (product.filled[n] - product.feed_delay for n in (0, -1))
+        needed = {"x": (first, last), "s": (first, first)}
+    source, pace = op.source, op.links.pace
+    if isinstance(source, NormFirst) and source.arrives is not None:
+        needed["src"] = arrivals(source.arrives, op.k)
+    if pace is not None:
+        begun = max(at - pace * v for v, at in enumerate(ready))
+        end = max(end, begun + pace * (len(ready) - 1))
+    return Template(
+        placed=(*product.feeds(), *drains),
+        cycles=end,
+        needed=needed,
+        stream_cycles=even_stream(ready, end),
+        streams=(product,),
+    )
+
+
+def _ready(drains: list[Placed], operand: str) -> list[int]:
+    """Return the cycles from which each vector of the result can be read."""
+    ready = {}
+    for placed in drains:
+        for access in placed.block.accesses:
+            if access.write and access.ref.operand == operand:
+                first = access.ref.vector + placed.shift[operand]
+                for n in range(access.ref.count):
+                    ready[first + n] = placed.start + access.cycle + access.beats[n // 2] + 2
+    return [ready[v] for v in range(len(ready))]

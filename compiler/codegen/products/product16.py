@@ -1,0 +1,277 @@
+"""MATMUL in fp16: planes work in pairs, and a tile of 320 x 320 goes through in two halves.
+
+A pair of planes is 160 lanes deep: one vector is 160 values, and a column of a tile is two vectors
+(compiler/codegen/products/columns16.py). Half 0 takes the even ones of a tile, half 1 the odd ones;
+slices that hold weights are an odd number, so 32 vectors two apart lie in 32 slices. Western
+weights of the eastern pair cross the chip on streams that nothing else uses.
+
+Otherwise as int8 products (compiler/codegen/products/product.py): for each group of columns all
+tiles follow one another, while one multiplies the next loads; the SXM puts each pair's columns in
+their lanes, the VXM joins them. Numerics: chip/kernels/twin.py, matmul_f16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from chip.floorplan import Role, alu, hops, mem, mxm, sxm
+from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import Group, In, Stream, group
+from chip.ops.product import Matmul
+from chip.ops.rows import row_bytes
+from chip.spec import VECTOR_BYTES, ChipSpec, vectors
+from chip.sram import bulk_place
+from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
+from compiler.codegen.core.template import Placed, Template
+from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
+
+FEED = 28  # outward stream of activations
+FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
+PINNED = frozenset(FEEDERS)
+SUMS, TURNED = 4, 16  # first inward streams of sums, and of sums in their lanes: four a block
+CROSSING = 8  # first eastward stream of weights that come from the west, and how many
+LEAD = 24  # cycles by which a product may start before its activations are there
+
+
+class Product16:
+    """The timeline of one product: when half tiles load, rows are fed, and sums leave."""
+
+    def __init__(self, op: Matmul, spec: ChipSpec) -> None:
+        self.spec, self.delay = spec, delays(spec)
+        self.rows, self.n, self.tiles = op.rows, op.n, vectors(op.k)
+        self.item = op.out_bytes
+        self.halves = 2 * self.tiles
+        self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
+        read, copy = self.delay["READ"].d_func, self.delay["COPY"].d_func
+        self.feed_delay = read + 1 + copy + self.to_mxm  # from an activation's Read to the planes
+        out = self.delay["ACC"].d_func + self.delay["PERMUTE"].d_func
+        self.drain_delay = out + self.to_mxm
+        self.groups: list[ColumnGroup] = []
+        self.drains: list[Placed] = []
+        self._blocks: dict[object, Block] = {}
+        self._lay_out()
+
+    # -- when things happen
+
+    def fed(self, g: ColumnGroup, half: int) -> int:
+        """Return when row 0 of a half tile arrives at the planes; the others every 2 cycles."""
+        late = 0 if self.rows == 1 else 2  # one row waits in the activation buffer
+        return g.start + half * g.period + g.load + late
+
+    def summed(self, g: ColumnGroup, half: int) -> int:
+        """Return when row 0's product of a half tile is added up."""
+        return g.start + half * g.period + g.load + 2 + self.delay["ABC"].d_func
+
+    def _pace(self, blocks: Sequence[Columns]) -> tuple[int, int, int]:
+        """Return (columns a cycle, cycles of a load, period of a half tile).
+
+        One row comes in a gap behind a load on all streams; more come beside a load on half of
+        them.
+        """
+        rate = (32 if self.rows == 1 else 16) if blocks[0].even else CROSSING
+        load = max(3, sum(-(-block.lanes // rate) for block in blocks))
+        if self.rows == 1:
+            return rate, load, load + 1
+        load += load % 2
+        return rate, load, max(load, 2 * self.rows) + 2
+
+    def _earliest(self, blocks: Sequence[Columns], load: int, after: int) -> int:
+        """Return when weights, and activations after them, can arrive: reads begin at `after`."""
+        far = mem(0, self.spec.slices // 2 - 1)  # western weights of the eastern pair
+        way = self.to_mxm if blocks[0].even else hops(far, mxm(2, Role.LOAD), self.spec)
+        return after + max(self.delay["READ"].d_func + way, self.feed_delay - load)
+
+    def _lay_out(self) -> None:
+        """Place the groups one after another, each as early as the ones before leave room."""
+        at, drained = 0, [0, 0]
+        for number, blocks in enumerate(groups_of(self.n, self.tiles)):
+            rate, load, period = self._pace(blocks)
+            after = 0 if blocks[0].even else at  # its reads would meet those of the group before
+            at = max(at, self._earliest(blocks, load, after), drained[0])
+            if self.groups and self.rows > 1:  # activations of the group before come first
+                at = max(at, self.fed(self.groups[-1], self.halves - 1) + 2 * self.rows - load)
+            if self.rows > 1:  # activations are read in even cycles
+                at += (at + load + self.feed_delay) % 2
+            slot = number % 2 * self.rows
+            g = ColumnGroup(blocks, rate, load, period, at, slot, drain=0, pace=0)
+            last = self.summed(g, self.halves - 1) + 2 * (self.rows - 1)
+            drain = max(last + self.delay["ACC"].d_func, drained[1])
+            if self.rows > 1:  # between the products that the next group sums
+                drain += (drain + last + 1) % 2
+            block = self._drain(blocks, frozenset(), drain)
+            pace = block.initiation(C2C_TURN) if self.rows > 1 else 0
+            self.groups.append(replace(g, drain=drain, pace=pace))
+            at += self.halves * period
+            drained = [drained[1], drain + pace * (self.rows - 1) + block.end + 8]
+        self._place_drains()
+
+    def _place_drains(self) -> None:
+        alone = self.rows == 1
+        every = [(g, half) for g in self.groups if alone for half in range(self.halves)]
+        lead = self.delay["READ"].d_func + 1  # transfers pass the loads in the same gaps
+        ways = {hops(mem(side, 0), sxm(1, 0), self.spec) + lead for side in (0, 1)}
+        leads = {self.feed_delay, *ways}
+        feeds = {self.fed(g, half) - cycles for g, half in every for cycles in leads}
+        sums = {self.summed(g, half) for g, half in every}
+        for number, g in enumerate(self.groups):
+            drain = g.drain
+            while drain in sums:
+                drain += 1
+            self.groups[number] = replace(g, drain=drain)
+            start = drain + self.drain_delay - self._arrival(drain)
+            near = frozenset(cycle - start for cycle in feeds if 0 <= cycle - start < 256)
+            shift = {"y": g.blocks[0].first * self.item // VECTOR_BYTES}
+            block = self._drain(g.blocks, near, drain)
+            self.drains.append(
+                Placed(block=block, start=start, n=self.rows, period=g.pace, shift=shift)
+            )
+
+    # -- the VXM's part
+
+    def _arrival(self, drain: int) -> int:
+        """Return the sums' cycle in a drain block: blocks start on whole turns of the ports."""
+        return (drain + self.drain_delay) % C2C_TURN
+
+    def _drain(self, blocks: tuple[Columns, ...], near: frozenset[int], drain: int) -> Block:
+        """Return the block that takes one row of a group's sums.
+
+        `near`: cycles at which an only row's activations, or transfers in the gaps between loads,
+        take the ports; several rows' activations have the even ones.
+        """
+        arrival = self._arrival(drain)
+        key = (tuple(block.width for block in blocks), near, arrival)
+        if key not in self._blocks:
+            alone = self.rows == 1
+
+            def busy(cycle: int) -> bool:
+                fed = cycle in near if alone else cycle % 2 == 0
+                return fed or cycle % C2C_TURN == C2C_TURN - 1
+
+            b = Block(self.spec, pinned=PINNED, busy=busy, stride=1 if alone else 2)
+            joined = [self._join(b, block, j, arrival) for j, block in enumerate(blocks)]
+            for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
+                out = Ref("y", self.item * j, vectors(block.width * self.item))
+                op = AluOp.COPY if self.item == 4 else AluOp.CVT_F16
+                b.alu(op, total, lanes=block.width, out=out)
+            self._blocks[key] = b.finish()
+        return self._blocks[key]
+
+    @staticmethod
+    def _join(b: Block, block: Columns, j: int, at: int) -> Node:
+        """Put a block's columns together: a sum is never -0, so a bitwise OR with zeros is it."""
+        parts = [In(_turned(pair, j, block.width), "f32") for pair in (0, 1)]
+        if block.even:
+            return b.alu(AluOp.OR, *parts, at=at, lanes=block.width)
+        return b.alu(AluOp.COPY, parts[1], at=at, lanes=block.width)
+
+    def feeds(self) -> Iterator[Placed]:
+        """Yield the activations' way: work memory, VXM, both pairs of planes."""
+        block = Block(self.spec, busy=_never)
+        x = Load(Ref("x", 0, 1), "i8")  # 160 values, as they lie
+        at = self.delay["READ"].d_func + 1
+        west, east = (group(Stream(side == 1, FEED), 1) for side in (0, 1))
+        block.twin(block.alu(AluOp.COPY, x, at=at, on=FEEDERS[0], out=west), FEEDERS[1], east)
+        block.finish()
+        for g in self.groups:
+            for half in range(self.halves):
+                start = self.fed(g, half) - self.feed_delay
+                yield Placed(block=block, start=start, n=self.rows, period=2, shift={"x": half})
+
+    # -- the MXM's part
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Yield weight reads, loads, installs, activations, sums and their way out."""
+        for g in self.groups:
+            for half in range(self.halves):
+                for pair in g.pairs:
+                    yield from self._load(g, half, pair, base("w"))
+                    yield from self._multiply(g, half, pair)
+            for pair in g.pairs:
+                yield from self._leave(g, pair)
+
+    def _load(self, g: ColumnGroup, half: int, pair: int, base: int) -> Iterator[Issue]:
+        at, load = g.start + half * g.period, mxm(2 * pair, Role.LOAD)
+        first = 0 if g.blocks[0].even else CROSSING
+        stream = Stream(pair == 1, first)
+        for block in g.blocks:
+            tile = base + block.vector + half // 2 * 2 * block.width + half % 2
+            for lane in range(0, block.lanes, g.rate):
+                count = min(g.rate, block.lanes - lane)
+                for n in range(count):
+                    vector = tile + 2 * block.column(pair, lane + n)
+                    side, index, word = bulk_place(self.spec, vector)
+                    queue = mem(side, index)
+                    cycle = at - self.delay["READ"].d_func - hops(queue, load, self.spec)
+                    own = Stream(pair == 1, first + n)
+                    yield Issue(queue, cycle, Read(address=word, stream=own))
+                yield Issue(load, at, LW(stream=stream, count=count, column=block.at + lane))
+                at += 1
+
+    def _multiply(self, g: ColumnGroup, half: int, pair: int) -> Iterator[Issue]:
+        feed, acc, fed = mxm(2 * pair, Role.FEED), mxm(2 * pair, Role.DRAIN), self.fed(g, half)
+        stream = Stream(pair == 1, FEED)
+        if self.rows == 1:
+            yield Issue(feed, fed, ABC(stream=stream, slot=0))
+            yield Issue(feed, fed + 1, IW(columns=g.lanes))
+            yield Issue(feed, fed + 2, ABC(slot=0, fp16=True))
+        else:
+            yield Issue(feed, fed - 1, IW(columns=g.lanes))
+            yield Issue(feed, fed, ABC(stream=stream, fp16=True), self.rows, 2)
+        add = ACC(slot=g.slot, step=1, first=half < 2, half=half % 2)
+        yield Issue(acc, self.summed(g, half), add, self.rows, 2)
+
+    def _leave(self, g: ColumnGroup, pair: int) -> Iterator[Issue]:
+        """The rows' sums: out of the accumulators, into their lanes, to the VXM."""
+        out = group(Stream(pair == 0, SUMS), vectors(g.lanes * 4))
+        pace = max(1, g.pace)
+        acc = ACC(slot=g.slot, step=1, first=False, lanes=g.lanes, out=out, half=1, product=False)
+        yield Issue(mxm(2 * pair, Role.DRAIN), g.drain, acc, self.rows, pace)
+        at = g.drain + self.delay["ACC"].d_func + 1
+        for j, block in enumerate(g.blocks):
+            turn = Permute(
+                src=out, dst=_turned(pair, j, block.width), item=4, lanes=g.lanes,
+                out_lanes=block.width, map=lanes_of(block, pair),
+            )  # fmt: skip
+            yield Issue(sxm(pair, j), at, turn, self.rows, pace)
+
+
+def _turned(pair: int, j: int, width: int) -> Group:
+    """Streams on which block j of a pair comes to the VXM."""
+    return group(Stream(pair == 0, TURNED + 4 * j), vectors(width * 4))
+
+
+_never = frozenset[int]().__contains__
+
+
+def fits(spec: ChipSpec) -> bool:
+    """Tell whether 32 vectors of a hemisphere, two apart, always lie in different slices."""
+    slices = spec.slices // spec.hemispheres - 1
+    return slices % 2 == 1 and slices >= 32
+
+
+def matmul16(op: Matmul, spec: ChipSpec) -> Template:
+    """x . w in fp16, fp32 or fp16 out."""
+    product = Product16(op, spec)
+    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
+    first = product.groups[0]
+    lead = min(LEAD, product.fed(first, 0) - product.feed_delay) if first.blocks[0].even else 0
+    row = row_bytes(product.n, product.item) // VECTOR_BYTES
+    return Template(
+        placed=(*product.feeds(), *product.drains),
+        cycles=end,
+        row_vectors={"x": product.halves, "y": row},
+        needed={"x": (lead, lead)},
+        stream_cycles=_even_stream(product.drains, end, row) if product.rows == 1 else 0,
+        streams=(product,),
+    )
+
+
+def _even_stream(drains: Sequence[Placed], end: int, vecs: int) -> int:
+    """Return the longest time over which even delivery is never ahead of the groups'."""
+    spans = [
+        (end - p.start - p.block.end) * (vecs - 1) // (vecs - 1 - p.shift["y"])
+        for p in drains if p.shift["y"] < vecs - 1
+    ]  # fmt: skip
+    return max(0, min(spans, default=0))

@@ -1,0 +1,296 @@
+"""ROPE: rotate queries and keys, quantise per head, write the KV cache. One block a row.
+
+Heads are packed as in the cache (chip/ops/kv.py), `pitch` lanes apart, so that all heads of a
+vector are turned and scaled together. A row's key and value vectors go out in both directions, and
+the one slice that holds the row's position takes each; scales are read, changed in one lane, and
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from chip.floorplan import Queue, alu, hops, mem
+from chip.isa.instructions import AluOp, Read, Write
+from chip.isa.issue import Issue, delays
+from chip.isa.operands import At, In, Lane, Position, Stream, Tap, group
+from chip.kernels.vmath import inverse_sqrt_scale
+from chip.ops.attention import Rope
+from chip.ops.kv import KvLayout
+from chip.ops.rows import row_bytes
+from chip.spec import VECTOR_BYTES, ChipSpec, vectors
+from chip.sram import bulk_place
+from compiler.codegen.core.builder import (
+    FROM_VXM,
+    LANES,
+    TO_VXM,
+    Block,
+    Load,
+    Node,
+    NodeSource,
+    Ref,
+)
+from compiler.codegen.core.reductions import lane_max
+from compiler.codegen.core.template import Template, by_rows, paced
+from compiler.codegen.vector import f32, scale_factor
+
+KEPT = 6  # parts of a row whose values can wait in registers
+AHEAD = 8  # cycles in which a value is made again
+TO_CACHE = 30  # stream of either direction on which rows go to the cache
+PER_VECTOR = VECTOR_BYTES // 4
+Lanes = Sequence[int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Heads that share a vector: `first` is their first value in the row of q, k and v."""
+
+    kind: str  # "q", "k" or "v"
+    group: int
+    first: int
+    heads: int
+
+
+@dataclass(slots=True)
+class Update:
+    """Accesses of one row whose addresses come with the step, at cycles of the block."""
+
+    rows: list[tuple[int, int]]  # (cycle on the streams, cache vector offset)
+    reads: list[tuple[int, int]]  # (cycle at the VXM, scale vector offset)
+    writes: list[tuple[int, int]]  # (cycle on the streams, scale vector offset)
+
+
+def spread(b: Block, operand: str, lanes: Lanes, after: int = 0) -> Node:
+    """Bring values of an fp32 row to lanes: result lane l is value lanes[l], zero for None."""
+    wanted = [index for index in lanes if index is not None]
+    total: Node | None = None
+    first = min(wanted) // PER_VECTOR
+    while first * PER_VECTOR <= max(wanted):
+        count = min(4, max(wanted) // PER_VECTOR + 1 - first)
+        low, high = first * PER_VECTOR, (first + count) * PER_VECTOR
+        here = tuple(i - low if i is not None and low <= i < high else None for i in lanes)
+        at, part = b.through_sxm(Ref(operand, first, count), here, 4, count * PER_VECTOR, after)
+        node = b.alu(AluOp.COPY, part, at=at)
+        total = node if total is None else b.alu(AluOp.OR, total, node)
+        first += count
+    assert total is not None
+    return total
+
+
+def _padded(lanes: list[int | None]) -> tuple[int | None, ...]:
+    return tuple(lanes + [None] * (LANES - len(lanes)))
+
+
+class _Row:
+    """Builds one row's block."""
+
+    def __init__(self, op: Rope, spec: ChipSpec, pace: int) -> None:
+        self.op, self.layout, self.half = op, op.layout, op.head_dim // 2
+        self.pace = pace
+        self.again = len(list(self.packed())) > KEPT
+        self.b = Block(spec)
+        self.update = Update([], [], [])
+
+    def packed(self) -> Iterator[Packed]:
+        """Yield the vectors of queries, keys and values."""
+        first, per, kv_heads = 0, self.layout.heads_per_group, self.op.kv_heads
+        for kind, heads in (("q", self.op.heads), ("k", kv_heads), ("v", kv_heads)):
+            for head in range(0, heads, per):
+                start = first + head * self.op.head_dim
+                yield Packed(kind, head // per, start, min(per, heads - head))
+            first += heads * self.op.head_dim
+
+    def lanes(self, heads: int, index: Callable[[int, int], int | None]) -> tuple[int | None, ...]:
+        """Return `index(head, dimension)` in the lanes of packed heads."""
+        pitch, dim = self.layout.pitch, self.op.head_dim
+        return _padded(
+            [index(p, d) if d < dim else None for p in range(heads) for d in range(pitch)]
+        )
+
+    def build(self) -> Block:
+        cos, sin = self._tables()
+        for number, part in enumerate(self.packed()):
+            self._part(part, cos, sin, number * self.pace)
+        return self.b
+
+    def _tables(self) -> tuple[Node, Node]:
+        """Return the row's cosines and sines in every head's lanes, sines of first halves < 0."""
+        b, half, per = self.b, self.half, self.layout.heads_per_group
+        dim = self.op.head_dim
+        table = b.alu(AluOp.COPY, Load(Ref("rope", 0, vectors(dim * 4)), "f32"), lanes=dim)
+        other = b.alu(AluOp.NEG, table)
+        cosine = self.lanes(per, lambda p, d: d % half)
+        high = self.lanes(per, lambda p, d: d if d >= half else None)
+        low = self.lanes(per, lambda p, d: d + half if d < half else None)
+        (at, cos), (_, above) = b.copies(table, [cosine, high])
+        cos_node, above_node = (b.alu(AluOp.COPY, v, at=at) for v in (cos, above))
+        ((at, below),) = b.copies(other, [low])
+        below_node = b.alu(AluOp.COPY, below, at=at)
+        return cos_node, b.alu(AluOp.OR, above_node, below_node)
+
+    def _value(self, part: Packed, cos: Node, sin: Node, after: int) -> Node:
+        """Bring heads to their lanes; turn queries and keys."""
+        b, dim, half = self.b, self.op.head_dim, self.half
+        y = spread(b, "qkv", self.lanes(part.heads, lambda p, d: part.first + p * dim + d), after)
+        if part.kind == "v":
+            return y
+        turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
+        other = spread(b, "qkv", turned, after)
+        return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
+
+    def _part(self, part: Packed, cos: Node, sin: Node, after: int) -> None:
+        b, dim = self.b, self.op.head_dim
+        y = self._value(part, cos, sin, after)
+        if self.op.dtype == "fp16":
+            self._store16(part, y)
+            return
+        peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
+        factor, scale = scale_factor(b, peak)
+        if self.again:  # registers are few: made anew, rather than kept until its factor is known
+            y = self._value(part, cos, sin, factor.done - b.delay["MUL"].d_func - AHEAD)
+        scaled = b.alu(AluOp.MUL, y, factor)
+        if part.kind == "q":
+            b.alu(AluOp.CVT_I8, scaled, out=Ref("q", part.group, 1))
+            inverse = f32(float(inverse_sqrt_scale(dim)))
+            self._query_scales(part, b.alu(AluOp.MUL, scale, inverse))
+            return
+        self._cache(part, scaled, scale)
+
+    def _query_scales(self, part: Packed, scales: Node) -> None:
+        """Write each head's scale as a vector of its own: four heads leave the VXM at once."""
+        b, first = self.b, part.group * self.layout.heads_per_group
+        per, pitch = VECTOR_BYTES // 4, self.layout.pitch
+        fours = [range(at, min(at + 4, part.heads)) for at in range(0, part.heads, 4)]
+        maps = [_padded([place * pitch for place in four for _ in range(per)]) for four in fours]
+        for four, (at, copy) in zip(fours, b.copies(scales, maps), strict=True):
+            own, n = b.alu(AluOp.COPY, copy, at=at), len(four)
+            b.alu(AluOp.COPY, own, lanes=n * per, out=Ref("sq", first + four[0], n))
+
+    def _store16(self, part: Packed, y: Node) -> None:
+        """Round to fp16, once: what saturates is counted."""
+        b, lanes = self.b, part.heads * self.layout.pitch
+        if part.kind == "q":
+            b.alu(AluOp.CVT_F16, y, lanes=lanes, out=Ref("q", part.group, 1))
+            return
+        self._row(part, AluOp.COPY, b.alu(AluOp.CVT_F16, y, lanes=lanes), lanes)
+
+    def _row(self, part: Packed, op: AluOp, value: Node, lanes: int = LANES) -> None:
+        """Let a vector for the cache leave the VXM both ways."""
+        late = self.b.delay[op].d_func
+        cycle = self.b.between_reads(value.done + late)
+        for eastward in (True, False):
+            out = group(Stream(eastward, TO_CACHE), 1)
+            self.b.alu(op, value, lanes=lanes, out=out, at=cycle - late)
+        head = part.group * self.layout.heads_per_group
+        offset = self.layout.head_offset(head, value=part.kind == "v")
+        self.update.rows.append((cycle, offset // VECTOR_BYTES))
+
+    def _cache(self, part: Packed, scaled: Node, scale: Node) -> None:
+        b, layout, value = self.b, self.layout, part.kind == "v"
+        self._row(part, AluOp.CVT_I8, scaled)
+        head = part.group * layout.heads_per_group
+        maps: list[tuple[int | None, ...]] = [
+            (place * layout.pitch,) * LANES for place in range(part.heads)
+        ]
+        for place, (at, copy) in enumerate(b.copies(scale, maps)):
+            own = b.alu(AluOp.COPY, copy, at=at)
+            offset = layout.scale_offset(head + place, value=value) // VECTOR_BYTES
+            self._scale(own, offset)
+
+    def _scale(self, scale: Node, offset: int) -> None:
+        """Change one lane of a vector of scales; the side that does not hold it reads zeros."""
+        b, ref = self.b, Ref("kvs", 0, 1)
+        at = scale.done
+        while not b.free(access := b.access(False, ref, at)):
+            at += 1
+        b.reserve(access)
+        sides: list[NodeSource] = [In((Tap(Stream(e, TO_VXM)),)) for e in (True, False)]
+        old = b.alu(AluOp.OR, *sides, at=at, lanes=PER_VECTOR)
+        mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), after=at)
+        cycle = max(old.done, mask.done)
+        late = b.delay["CHOOSE"].d_func
+        while not b.free(access := b.access(True, ref, cycle + late)):
+            cycle += 1
+        b.reserve(access)
+        out = group(Stream(True, FROM_VXM), 1)
+        new = b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=out)
+        back = group(Stream(False, FROM_VXM), 1)
+        b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=back)
+        self.update.reads.append((at, offset))
+        self.update.writes.append((new.done, offset))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheWrites:
+    """Accesses of the cache, for every row of a ROPE."""
+
+    spec: ChipSpec
+    layout: KvLayout
+    rows: int
+    period: int
+    start: int
+    update: Update
+
+    @property
+    def end(self) -> int:
+        """Cycle at which the farthest slice has the last row."""
+        far = hops(alu(0), mem(1, self.spec.slices // 2 - 1), self.spec)
+        last = self.start + (self.rows - 1) * self.period + max(c for c, _ in self.update.rows)
+        return last + far + delays(self.spec)["WRITE"].d_func + 1
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Yield Reads and Writes in the queues of every slice that may hold their vectors."""
+        read = delays(self.spec)["READ"].d_func
+        sides = [(mem(0, 0), True), (mem(1, 0), False)]  # work slice, direction towards the VXM
+        for row in range(self.rows):
+            now = self.start + row * self.period
+            for cycle, offset in self.update.rows:
+                at = At(base("kv") + offset, 1, 1, row, self.layout.context)
+                for queue in self._slices(at):
+                    stream = Stream(queue.hemisphere == 1, TO_CACHE)
+                    arrive = now + cycle + hops(alu(0), queue, self.spec)
+                    yield Issue(queue, arrive, Write(address=at, stream=stream))
+            limit = self.layout.scale_bytes // VECTOR_BYTES
+            for cycle, offset in self.update.reads:
+                at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
+                for queue, eastward in sides:
+                    issue = now + cycle - read - hops(queue, alu(0), self.spec)
+                    yield Issue(queue, issue, Read(address=at, stream=Stream(eastward, TO_VXM)))
+            for cycle, offset in self.update.writes:
+                at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
+                for queue, eastward in sides:
+                    stream = Stream(not eastward, FROM_VXM)
+                    arrive = now + cycle + hops(alu(0), queue, self.spec)
+                    yield Issue(queue, arrive, Write(address=at, stream=stream))
+
+    def _slices(self, at: At) -> list[Queue]:
+        places = {bulk_place(self.spec, at.base + n)[:2] for n in range(at.limit)}
+        return [mem(side, number) for side, number in sorted(places)]
+
+
+def rope(op: Rope, spec: ChipSpec) -> Template:
+    """Rotate, quantise or round, write the cache."""
+    layout = op.layout
+    if layout.row_bytes != VECTOR_BYTES:
+        got = f"{op.head_dim} {op.dtype}"
+        raise ValueError(f"ROPE: wanted heads of at most {VECTOR_BYTES} bytes, got {got}")
+    made: dict[int, Update] = {}
+
+    def build(pace: int) -> Block:
+        row = _Row(op, spec, pace)
+        block = row.build()
+        made[id(block)] = row.update
+        return block
+
+    block = paced(build)
+    n = (op.heads + 2 * op.kv_heads) * op.head_dim
+    steps = {
+        "qkv": vectors(n * 4), "rope": row_bytes(op.head_dim, 4) // VECTOR_BYTES,
+        "q": layout.query_bytes(op.heads) // VECTOR_BYTES,
+        "sq": layout.query_scale_bytes(op.heads) // VECTOR_BYTES,
+    }  # fmt: skip
+    out = by_rows(lambda _: block, op.rows, steps)
+    (placed,) = out.placed
+    writes = CacheWrites(spec, layout, op.rows, placed.period, placed.start, made[id(block)])
+    return replace(out, cycles=max(out.cycles, writes.end), streams=(writes,))

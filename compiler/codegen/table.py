@@ -1,0 +1,77 @@
+"""Every operation's template, cached by what it depends on: opcode, shape and chip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from chip.ops.attention import Attend, Rope
+from chip.ops.opcodes import described, shape_of
+from chip.ops.product import Matmul
+from chip.ops.program import Computation
+from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+from chip.spec import VECTOR_BYTES, ChipSpec
+from compiler.codegen import rope, topk, vector
+from compiler.codegen.attention import attend, attend16
+from compiler.codegen.core.builder import LANES
+from compiler.codegen.core.template import Template, laid_out
+from compiler.codegen.core.uses import check
+from compiler.codegen.estimate import estimate
+from compiler.codegen.products import matmul, product16
+from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
+
+
+def template(op: Computation, spec: ChipSpec) -> Template:
+    """Return an operation's template. Raises TemplateError."""
+    return _template(shape_of(op), spec)
+
+
+@lru_cache(maxsize=4096)
+def _template(shape: Computation, spec: ChipSpec) -> Template:
+    with laid_out(shape.opcode):
+        return _laid(shape, spec)
+
+
+def _laid(shape: Computation, spec: ChipSpec) -> Template:
+    if not has_instructions(shape, spec):
+        if isinstance(shape, Matmul | Rope | Attend | TopK):
+            return estimate(shape, spec)
+        return replace(_build(shape, spec), lowered=False)
+    found = _build(shape, spec)
+    check(f"{shape.opcode} of {described(shape)}", found.asked())
+    return found
+
+
+def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
+    if isinstance(op, Norm):
+        return vector.norm(op, spec)
+    if isinstance(op, Gather):
+        return vector.gather(op, spec)
+    if isinstance(op, Add):
+        return vector.add(op, spec)
+    if isinstance(op, Silu):
+        return vector.silu(op, spec)
+    if isinstance(op, Rope):
+        return rope.rope(op, spec)
+    if isinstance(op, TopK):
+        return topk.topk(op, spec)
+    if isinstance(op, Attend):
+        return (attend.attend if op.dtype == "int8" else attend16.attend16)(op, spec)
+    return in_passes(matmul.matmul if op.dtype == "int8" else product16.matmul16, op, spec)
+
+
+def has_instructions(op: Computation, spec: ChipSpec) -> bool:
+    """Tell whether an operation can be lowered; the others' cost is an estimate."""
+    if isinstance(op, Norm | Gather):
+        return op.dtype != "int8" or op.rows <= LANES  # scales: one a lane
+    if isinstance(op, Matmul):
+        most = rows_at_once(spec)  # passes of so few rows would cut vectors of scales
+        fits = op.rows <= most or most % SCALES == 0
+        return fits and (op.dtype == "int8" or product16.fits(spec))
+    if isinstance(op, TopK):
+        return 2 * op.k <= LANES
+    if isinstance(op, Rope | Attend) and op.layout.row_bytes != VECTOR_BYTES:
+        return False
+    if isinstance(op, Attend):
+        return attend.fits(op, spec) if op.dtype == "int8" else attend16.fits(op, spec)
+    return True

@@ -1,0 +1,280 @@
+"""Vector operations: NORM, GATHER, ADD, SILU, one block a row. Numerics: chip/kernels/twin.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Immediate, streams_of
+from chip.kernels.quant import MIN_ABSMAX
+from chip.ops.rows import gated_widths, item_bytes, row_bytes
+from chip.ops.vector import Add, Gather, Norm, Silu
+from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
+from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
+from compiler.codegen.core.reductions import lane_max, lane_sum
+from compiler.codegen.core.template import Template, by_rows, row_block
+
+SCALES = 14  # ALU whose register collects the rows' scales, one a lane
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` neighbouring values of an operand's row, from `first`, that go to lanes `lane` on."""
+
+    operand: str
+    first: int
+    count: int
+    lane: int = 0
+
+
+def groups(n: int) -> list[int]:
+    """Lanes of each group of 320 values of a row of n."""
+    return [min(LANES, n - first) for first in range(0, n, LANES)]
+
+
+def f32(value: float) -> Immediate:
+    return Immediate(float(np.float32(value)))
+
+
+def load(operand: str, index: int, lanes: int, dtype: str) -> Load:
+    """Load group `index` of a row that starts on a vector."""
+    item = {"i8": 1, "f16": 2, "f32": 4}[dtype]
+    return Load(Ref(operand, index * streams_of(LANES, item), streams_of(lanes, item)), dtype)
+
+
+def store(operand: str, index: int, lanes: int, item: int) -> Ref:
+    return Ref(operand, index * streams_of(LANES, item), streams_of(lanes, item))
+
+
+def joined(b: Block, runs: Sequence[Run], item: int, after: int = 0) -> NodeSource:
+    """Bring runs of fp16 or fp32 values side by side: an fp32 operand of the VXM."""
+    per = VECTOR_BYTES // item
+    (first, *rest) = runs
+    if not rest and first.lane == 0 and first.first % per == 0:
+        ref = Ref(first.operand, first.first // per, -(-first.count // per))
+        plain = Load(ref, {2: "f16", 4: "f32"}[item])
+        return plain if item == 4 else b.alu(AluOp.CVT_F32, plain, lanes=first.count, after=after)
+    total: Node | None = None
+    for run in runs:
+        for ref, spread, lanes in _pieces(run, item):
+            at, operand = b.through_sxm(ref, spread, item, lanes, after)
+            op = AluOp.CVT_F32 if item == 2 else AluOp.COPY
+            piece = b.alu(op, operand, at=at)
+            total = piece if total is None else b.alu(AluOp.OR, total, piece)
+    assert total is not None
+    return total
+
+
+def _pieces(run: Run, item: int) -> list[tuple[Ref, tuple[int | None, ...], int]]:
+    """Cut a run into whole vectors, at most 320 values each: (vectors, lane map, lanes in)."""
+    per, out = VECTOR_BYTES // item, []
+    first, stop = run.first // per, -(-(run.first + run.count) // per)
+    for at in range(first, stop, item):  # 320 values take `item` vectors
+        count = min(item, stop - at)
+        spread: list[int | None] = [None] * LANES
+        for source in range(
+            max(run.first, at * per), min(run.first + run.count, (at + item) * per)
+        ):
+            spread[run.lane + source - run.first] = source - at * per
+        out.append((Ref(run.operand, at, count), tuple(spread), count * per))
+    return out
+
+
+def runs_of(shares: Sequence[int], first: int, lanes: int) -> list[Run]:
+    """Return where values [first, first + lanes) of the joined segments lie."""
+    out, start = [], 0
+    for segment, share in enumerate(shares):
+        a, b = max(first, start), min(first + lanes, start + share)
+        if a < b:
+            out.append(Run(f"src:{segment}", a - start, b - a, a - first))
+        start += share
+    return out
+
+
+def segment_rows(shares: Sequence[int]) -> dict[str, int]:
+    """Vectors between the rows of each segment of a gather buffer."""
+    return {f"src:{n}": row_bytes(share, 2) // VECTOR_BYTES for n, share in enumerate(shares)}
+
+
+def scale_factor(b: Block, peak: Node) -> tuple[Node, Node]:
+    """Return (127 * recip(peak), peak / 127); a peak below 2^-100 gives a scale of zero."""
+    alive = b.alu(AluOp.GE, peak, f32(float(MIN_ABSMAX)))
+    root = b.alu(AluOp.RSQRT, b.alu(AluOp.CHOOSE, alive, peak, f32(1.0)))
+    factor = b.alu(AluOp.MUL, f32(127.0), b.alu(AluOp.MUL, root, root))
+    scale = b.alu(AluOp.MUL, peak, f32(1.0 / 127.0))
+    return factor, b.alu(AluOp.CHOOSE, alive, scale, f32(0.0))
+
+
+def collect_scale(b: Block, operand: str, scale: Node, count: int) -> None:
+    """Put this row's scale in its lane of the collecting register, and write its vectors."""
+    mask = b.alu(AluOp.EQ, *RowMask.operands())
+    b.alu(
+        AluOp.CHOOSE, mask, scale, b.register(SCALES), on=SCALES,
+        lanes=min(LANES, count * VECTOR_BYTES // 4), out=Ref(operand, 0, count),
+    )  # fmt: skip
+
+
+def scale_block(spec: ChipSpec) -> Block:
+    """Clear the register that collects scales."""
+    b = Block(spec)
+    b.alu(AluOp.COPY, f32(0.0), on=SCALES)
+    return b.finish()
+
+
+@lru_cache(maxsize=64)
+def _norm_row(
+    width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, overlap: bool
+) -> Block:
+    """One row of a NORM; `scales`: vectors of the rows' scales."""
+    lanes = groups(width)
+
+    def scaled(b: Block, g: int, root: Node, after: int) -> Node:
+        x = b.alu(AluOp.MUL, load("x", g, lanes[g], "f32"), root, lanes=lanes[g], after=after)
+        gamma = load("gamma", g, lanes[g], "f32")
+        return b.alu(AluOp.MUL, x, gamma, lanes=lanes[g])
+
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALES}), period=period)
+        total: Node | None = None
+        for g, n in enumerate(lanes):
+            x = load("x", g, n, "f32")
+            square = b.alu(AluOp.MUL, x, x, lanes=n, after=g * pace)
+            total = square if total is None else b.alu(AluOp.ADD, total, square)
+        assert total is not None
+        mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
+        root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(eps)))
+        root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
+        if not int8:
+            for g in range(len(lanes)):
+                y = scaled(b, g, root, root.done + g * pace)
+                b.alu(AluOp.CVT_F16, y, out=store("q", g, LANES, 2))
+            return b
+        peak: Node | None = None
+        for g in range(len(lanes)):
+            size = b.alu(AluOp.ABS, scaled(b, g, root, root.done + g * pace))
+            peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
+        assert peak is not None
+        factor, scale = scale_factor(b, lane_max(b, peak))
+        for g in range(len(lanes)):
+            y = b.alu(AluOp.MUL, scaled(b, g, root, factor.done + g * pace - 8), factor)
+            b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
+        collect_scale(b, "s", scale, scales)
+        return b
+
+    return row_block(build, overlap)
+
+
+def norm(op: Norm, spec: ChipSpec) -> Template:
+    """RMSNorm, then int8 per row or fp16."""
+    width, rows, int8 = op.hidden, op.rows, op.dtype == "int8"
+    row = partial(_norm_row, width, op.eps, int8, vectors(rows * 4), spec)
+    steps = {
+        "x": vectors(width * 4), "gamma": 0, "s": 0,
+        "q": row_bytes(pad_vector(width), item_bytes(op.dtype)) // VECTOR_BYTES,
+    }  # fmt: skip
+    return by_rows(row, rows, steps, scale_block(spec) if int8 else None)
+
+
+@lru_cache(maxsize=64)
+def _gather_row(
+    shares: tuple[int, ...], int8: bool, scales: int, spec: ChipSpec, overlap: bool
+) -> Block:
+    """One row of a GATHER; `scales`: vectors of the rows' scales."""
+    lanes = groups(sum(shares))
+
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALES}), period=period)
+
+        def value(g: int, after: int) -> NodeSource:
+            return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)
+
+        if not int8:
+            for g in range(len(lanes)):
+                b.alu(AluOp.CVT_F16, value(g, g * pace), out=store("q", g, LANES, 2))
+            return b
+        peak: Node | None = None
+        for g in range(len(lanes)):
+            size = b.alu(AluOp.ABS, value(g, g * pace))
+            peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
+        assert peak is not None
+        factor, scale = scale_factor(b, lane_max(b, peak))
+        for g in range(len(lanes)):
+            y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 4), factor)
+            b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
+        collect_scale(b, "s", scale, scales)
+        return b
+
+    return row_block(build, overlap)
+
+
+def gather(op: Gather, spec: ChipSpec) -> Template:
+    """Join the segments, then quantise each row; fp16 is only joined."""
+    shares, rows, int8 = op.shares, op.rows, op.dtype == "int8"
+    width = sum(shares)
+    row = partial(_gather_row, shares, int8, vectors(rows * 4), spec)
+    steps = {
+        **segment_rows(shares), "s": 0,
+        "q": row_bytes(pad_vector(width), item_bytes(op.dtype)) // VECTOR_BYTES,
+    }  # fmt: skip
+    return by_rows(row, rows, steps, scale_block(spec) if int8 else None)
+
+
+@lru_cache(maxsize=64)
+def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
+    """One row of an ADD."""
+
+    def build(pace: int, period: int) -> Block:
+        b = Block(spec, period=period)
+        for g, n in enumerate(groups(sum(shares))):
+            delta = joined(b, runs_of(shares, g * LANES, n), 2, g * pace)
+            x = load("x", g, n, "f32")
+            total = b.alu(AluOp.ADD, x, delta, lanes=n)
+            b.alu(AluOp.COPY, total, lanes=n, out=store("x", g, n, 4))
+        return b
+
+    return row_block(build, overlap)
+
+
+def add(op: Add, spec: ChipSpec) -> Template:
+    """x += the joined segments."""
+    shares, rows = op.shares, op.rows
+    steps = {**segment_rows(shares), "x": vectors(sum(shares) * 4)}
+    return by_rows(partial(_add_row, shares, spec), rows, steps)
+
+
+def sigmoid(b: Block, x: NodeSource) -> Node:
+    """1 / (1 + e^-x): rsqrt twice."""
+    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, x))
+    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e))
+    return b.alu(AluOp.MUL, root, root)
+
+
+@lru_cache(maxsize=64)
+def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
+    """One row of a SILU."""
+
+    def build(pace: int, period: int) -> Block:
+        b, at = Block(spec, period=period), 0
+        for g, count in enumerate(gated_widths(n)):
+            x = joined(b, [Run("x", 2 * at, count)], 4)
+            gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
+            gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
+            up = joined(b, [Run("x", 2 * at + count, count)], 4, gated.done - 6)
+            y = b.alu(AluOp.MUL, gated, up, lanes=count)
+            out = Ref("y", at * 2 // VECTOR_BYTES, vectors(2 * count))
+            b.alu(AluOp.CVT_F16, y, lanes=count, out=out)
+            at += count
+        return b
+
+    return row_block(build, overlap)
+
+
+def silu(op: Silu, spec: ChipSpec) -> Template:
+    """(gate * sigmoid(gate)) * up, rounded to fp16; columns alternate as `gated_widths` says."""
+    n, rows = op.n, op.rows
+    steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
+    return by_rows(partial(_silu_row, n, spec), rows, steps)
