@@ -15,7 +15,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 COMPILER_MAY_IMPORT = (  # what a chip is and does; not how one runs or computes
     *("chip.spec", "chip.floorplan", "chip.sram", "chip.errors", "chip.ops.", "chip.isa."),
-    *("chip.kernels.quant", "chip.kernels.synthetic"),
+    *("chip.kernels.quant", "chip.kernels.synthetic", "chip.kernels.vmath"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
     "interconnect.clock",
 )
