@@ -32,7 +32,7 @@ def test_units() -> None:
     assert fused
     assert {o.op.units for o in fused} == {(*MXM, "VXM")}
     alone = scheduled(opcode=Opcode.MATMUL, name="x", args={}, start=0, end=1)
-    assert alone.units == MXM == ("MXM0", "MXM1", "MXM2", "MXM3")
+    assert alone.op.units == MXM == ("MXM0", "MXM1", "MXM2", "MXM3")
     assert units[Opcode.ROPE] == ("VXM",)
     assert units[Opcode.RECEIVE] == ()
     assert units[Opcode.SEND][0].startswith("C2C:")

@@ -128,7 +128,7 @@ def with_stops(step: StepSchedule, chip: int, stops: tuple[tuple[int, int], ...]
 
 def check_clocked(model: CompiledModel, step: StepSchedule) -> None:
     network = model.network
-    verify([(step, 0)], model.chip, network.links, model.memories, network.clock, network.sync)
+    verify([(step, 0)], model.costs, network.links, model.memories, network.clock, network.sync)
 
 
 def test_the_verifier_sees_stops_that_are_wrong() -> None:

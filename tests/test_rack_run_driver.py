@@ -88,7 +88,7 @@ def test_chunks_follow_each_other_through_the_stages(layout: str) -> None:
     gaps = [model.cycles_until(a, b) for a, b in itertools.pairwise([*names, None])]
     bases = [0, *itertools.accumulate(gaps)]
     steps = [(model.steps[name], base) for name, base in zip(names, bases, strict=False)]
-    verify(steps, model.chip, model.network.links, model.memories)
+    verify(steps, model.costs, model.network.links, model.memories)
     apart = [model.steps[name].cycles for name in names]
     assert gaps[2] == apart[2]
     assert all(gap <= whole for gap, whole in zip(gaps, apart, strict=True))

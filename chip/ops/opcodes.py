@@ -4,6 +4,9 @@ An operation is a frozen dataclass of its own: `Norm`, `Gather`, `Add`, `Silu` a
 (chip/ops/vector.py), `Matmul` (product.py), `Rope` and `Attend` (attention.py), `Send` and
 `Receive` (moves.py). Its fields are the operands' addresses in SRAM, marked `BOUND`, and its shape:
 everything else. An operation's instructions and cycles depend on the shape alone.
+
+Each has `opcode`, `part` (the row of `plan` that its cycles count to), `units` (held from start to
+end), and `reads()` and `writes()`: the operands with their regions, in a fixed order.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 Region = tuple[int, int]
 """(first byte, bytes) in SRAM."""
@@ -38,23 +41,6 @@ class Opcode(StrEnum):
     TOPK = "topk"  # the k largest logits and their columns
     SEND = "send"
     RECEIVE = "receive"
-
-
-class Typed(Protocol):
-    """What every operation has."""
-
-    opcode: ClassVar[Opcode]
-    part: ClassVar[str]  # the row of `plan` that its cycles count to
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """Units held from start to end."""
-
-    def reads(self) -> list[Use]:
-        """Operands that are read."""
-
-    def writes(self) -> list[Use]:
-        """Operands that are written."""
 
 
 D = TypeVar("D")
