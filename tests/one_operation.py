@@ -6,22 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from machine_kit import CHIP, whole_chip
 from numpy.typing import NDArray
 from plain_ops import args, cycles, operands, scheduled
-from schedules import machine
 
 from chip.isa.instructions import Write
 from chip.kernels.twin import NumpyKernels
 from chip.machine.machine import Machine
-from chip.machine.resolve import Memory, Resolver
+from chip.machine.resolve import resolve
 from chip.ops.opcodes import Opcode
 from chip.ops.program import Scheduled
 from chip.run.executor import Binder, StepState
 from chip.spec import VECTOR_BYTES, pad_vector
-from chip.sram import Sram, places, work_start
+from chip.sram import Sram, work_start
 from compiler.codegen.lower import lower_operation
 
-CHIP = machine("groqrack").chip
 BULK = ("w", "kv")
 
 
@@ -87,16 +86,15 @@ def both(
 
 
 def _lowered(operation: Scheduled, sram: Sram, positions: tuple[int, ...]) -> int:
-    slice_of, word_of = places(CHIP)
-    valid = np.zeros(len(slice_of), np.bool_)
+    valid = np.zeros(CHIP.sram_bytes // VECTOR_BYTES, np.bool_)
     read, written = operands(operation.opcode, args(operation))
     for _, (at, size) in [*read, *(pair for pair in written if pair[0] in ("kv", "kvs"))]:
         valid[at // VECTOR_BYTES : -(-(at + size) // VECTOR_BYTES)] = True
-    memory = Memory(slice_of=slice_of, word_of=word_of, valid=valid)
+    memory = whole_chip(CHIP, valid)
     issues = lower_operation(operation, CHIP)
     assert min(issue.cycle for issue in issues) >= 0
     assert max(i.last_cycle for i in issues if isinstance(i.instruction, Write)) < operation.end
-    resolved = Resolver(CHIP, memory).resolve(issues)
+    resolved = resolve(issues, CHIP, memory)
     run = Machine(resolved, memory, sram.bytes.reshape(-1, VECTOR_BYTES))
     run.run(positions)
     return run.units.counter.saturated

@@ -7,10 +7,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from schedules import machine
+from machine_kit import (
+    AT_VXM,
+    CHIP,
+    COPY,
+    DELAYS,
+    E0,
+    LOADED,
+    SLICES,
+    W0,
+    WORDS,
+    bound,
+    issue,
+    memory,
+    product,
+    read,
+    resolve,
+)
 
 from chip.errors import MachineError
-from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
+from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import (
     ABC,
     ACC,
@@ -18,7 +34,6 @@ from chip.isa.instructions import (
     LW,
     Alu,
     AluOp,
-    Instruction,
     Permute,
     Read,
     Receive,
@@ -26,56 +41,10 @@ from chip.isa.instructions import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.isa.issue import Issue, delays
 from chip.isa.operands import At, Chain, Held, Immediate, In, Stream, group
 from chip.machine.crossings import Crossing
 from chip.machine.machine import Machine
-from chip.machine.resolve import Memory, Resolved, Resolver
-
-CHIP = machine("groqrack").chip
-DELAYS = delays(CHIP)
-SLICES, WORDS = CHIP.slices, 8
-E0, W0 = Stream(True, 0), Stream(False, 0)
-
-
-def issue(queue: Queue, cycle: int, instruction: Instruction, n: int = 1, d: int = 1) -> Issue:
-    return Issue(queue, cycle, instruction, n, d, f"op{cycle}")
-
-
-def memory() -> Memory:
-    """Vector = word * slices + slice; the first four words hold data."""
-    vectors = np.arange(WORDS * SLICES)
-    return Memory(slice_of=vectors % SLICES, word_of=vectors // SLICES, valid=vectors < 4 * SLICES)
-
-
-def resolve(*issues: Issue) -> Resolved:
-    return Resolver(CHIP, memory()).resolve(issues)
-
-
-def read(slice_: int = 0, cycle: int = 0, address: int = 0, stream: Stream = E0) -> Issue:
-    return issue(mem(0, slice_), cycle, Read(address=address, stream=stream))
-
-
-AT_VXM = DELAYS["READ"].d_func + hops(mem(0, 0), alu(0), CHIP)
-COPY = Alu(op=AluOp.COPY, a=In(group(E0, 1)), lanes=80)
-LOADED = [
-    issue(mem(0, 0), 0, Read(address=0, stream=W0)),
-    issue(mxm(0, Role.LOAD), 17, LW(stream=W0, count=1, column=0)),
-    issue(mxm(0, Role.FEED), 18, IW(columns=1)),
-]
-
-
-def product(cycle: int, *, fp16: bool, half: int | None) -> list[Issue]:
-    """One activation row from a word to the sum of its product."""
-    summed = ACC(slot=0, first=True, half=half)
-    return [
-        issue(mem(0, 1), cycle - 17, Read(address=0, stream=W0)),
-        issue(mxm(0, Role.FEED), cycle, ABC(stream=W0, fp16=fp16)),
-        issue(mxm(0, Role.DRAIN), cycle + DELAYS["ABC"].d_func, summed),
-    ]
-
-
-AT_MXM = DELAYS["READ"].d_func + hops(mem(0, 0), mxm(0, Role.LOAD), CHIP)
+from chip.machine.resolve import resolve as resolve_on
 
 REFUSED = {
     "queue": (
@@ -266,7 +235,7 @@ def test_one_bank_serves_one_access_a_cycle() -> None:
         issue(mem(0, 9), 1, Read(address=1, stream=E0)),
     ]
     with pytest.raises(MachineError) as caught:
-        Resolver(slow, memory()).resolve(issues)
+        resolve_on(issues, slow, memory())
     assert str(caught.value) == (
         "a read and a write in one bank and cycle: READ of op1 on MEM_W9 at 1 and WRITE of op0 on "
         "MEM_W9 at 0"
@@ -276,12 +245,10 @@ def test_one_bank_serves_one_access_a_cycle() -> None:
 def test_types_are_checked_when_bound() -> None:
     add = Alu(op=AluOp.ADD, a=Immediate(1.0), b=Immediate(1, "i32"))
     with pytest.raises(MachineError, match="operands: wanted two of one 32-bit type, got f32, i32"):
-        Machine(resolve(issue(alu(0), 0, add)), memory(), np.zeros((WORDS * SLICES, 320), np.uint8))
+        bound(issue(alu(0), 0, add))
     back = Alu(op=AluOp.CVT_I8, a=Immediate(1, "i32"))
     with pytest.raises(MachineError, match="operand: wanted f32, got i32"):
-        Machine(
-            resolve(issue(alu(0), 0, back)), memory(), np.zeros((WORDS * SLICES, 320), np.uint8)
-        )
+        bound(issue(alu(0), 0, back))
 
 
 AT_C2C = DELAYS["READ"].d_func + hops(mem(0, 0), sxm(0, 0), CHIP)
@@ -295,7 +262,7 @@ def through(*crossings: Crossing, sends: int = 1, wait: int = 0) -> Machine:
         issue(sxm(0, 0), AT_C2C, send, sends, 24),
     ]
     data = np.arange(WORDS * SLICES * 320).astype(np.uint8).reshape(-1, 320)
-    return Machine(resolve(*issues), memory(), data, crossings)
+    return bound(*issues, sram=data, crossings=crossings)
 
 
 def test_vectors_depart_on_their_cycles() -> None:
@@ -315,7 +282,7 @@ def test_two_vectors_at_one_port() -> None:
     receive = Receive(port=0, stream=Stream(True, 1))
     issues = [issue(sxm(0, 0), 3, receive), issue(sxm(0, 1), 4, replace(receive, wait=1))]
     with pytest.raises(MachineError, match="two vectors at one port in one cycle: RECEIVE of"):
-        Machine(resolve(*issues), memory(), np.zeros((WORDS * SLICES, 320), np.uint8))
+        bound(*issues)
 
 
 def test_run_time_addresses() -> None:
@@ -332,7 +299,7 @@ def test_run_time_addresses() -> None:
             for s in (0, 1)
         ),
     ]  # fmt: skip
-    made = Machine(resolve(*issues), memory(), data)
+    made = bound(*issues, sram=data)
     made.run((1,))
     assert np.array_equal(data[1], before[2 * SLICES + 5])
     assert np.array_equal(data[0], before[0])

@@ -6,14 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
-from test_chip_machine import CHIP, DELAYS, E0, SLICES, WORDS, issue, memory, resolve
+from machine_kit import CHIP, DELAYS, E0, SLICES, WORDS, bound, issue, resolve
 
 from chip.errors import MachineError
 from chip.floorplan import hops, mem
 from chip.isa.instructions import Gather, Read, Scatter, Write
 from chip.isa.issue import Issue
 from chip.isa.operands import At, Stream
-from chip.machine.machine import Machine
 
 E1, E2, E3 = (Stream(True, number) for number in (1, 2, 3))
 READ = DELAYS["READ"].d_func
@@ -39,7 +38,7 @@ def data(*addresses: int) -> np.ndarray:
 
 
 def run(given: np.ndarray, *issues: Issue) -> np.ndarray:
-    Machine(resolve(*issues), memory(), given).run()
+    bound(*issues, sram=given).run()
     return given
 
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_kit import CHIP, DELAYS, SLICES, word_major
 from naive_machine import NaiveMachine
 from naive_streams import Refused
-from schedules import machine
 
 from chip.errors import MachineError
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
@@ -31,29 +31,26 @@ from chip.isa.instructions import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.isa.issue import Issue, delays
+from chip.isa.issue import Issue
 from chip.isa.operands import Held, Immediate, In, Lane, Stream, Tap, group
 from chip.machine.machine import Machine
-from chip.machine.resolve import Memory, Resolver
+from chip.machine.memory import MemoryMap
+from chip.machine.resolve import resolve
 
-CHIP = machine("groqrack").chip
-DELAYS = delays(CHIP)
 WORDS = 16  # of each slice that programs use; the first eight hold data
 MAPS = 12  # words that hold addresses: 12 to 15 of every slice
-SLICES = CHIP.slices
 HALF = SLICES // 2
 
 
-def memory() -> tuple[Memory, np.ndarray]:
+def memory() -> tuple[MemoryMap, np.ndarray]:
     """Small numbers in the first words of every slice, vector = word * slices + slice.
 
     Maps name words 0 to 7, in their last slices also words that a Scatter must write first.
     """
-    vectors = np.arange(WORDS * SLICES)
-    word = vectors // SLICES
-    held = Memory(slice_of=vectors % SLICES, word_of=word, valid=(word < 8) | (word >= MAPS))
-    data = np.random.default_rng(1).integers(0, 100, (len(vectors), 320)).astype(np.uint8)
-    data.view(np.float32)[...] = np.random.default_rng(2).integers(-9, 9, (len(vectors), 80))
+    word = np.arange(WORDS)
+    held = word_major(WORDS, (word < 8) | (word >= MAPS))
+    data = np.empty((WORDS * SLICES, 320), np.uint8)
+    data.view(np.float32)[...] = np.random.default_rng(2).integers(-9, 9, (len(data), 80))
     maps = np.random.default_rng(3).integers(0, 8, ((WORDS - MAPS) * SLICES, 20)).astype("<u2")
     maps[2 * SLICES :] += np.random.default_rng(4).integers(0, 2, (2 * SLICES, 20)).astype("<u2")
     maps[3 * SLICES :: 2, 5] = 0xFFFF
@@ -281,7 +278,7 @@ class Writer:
 def outcome(issues: list[Issue]) -> tuple[str, np.ndarray | None]:
     held, data = memory()
     try:
-        Machine(Resolver(CHIP, held).resolve(issues), held, data).run()
+        Machine(resolve(issues, CHIP, held), held, data).run()
     except MachineError as error:
         return str(error), None
     return "", data

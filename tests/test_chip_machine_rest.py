@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from test_chip_machine import AT_MXM, CHIP, E0, LOADED, SLICES, W0, WORDS, issue, memory, resolve
+from machine_kit import AT_MXM, CHIP, E0, LOADED, W0, bound, issue, resolve
 
 from chip.encoding.binary import decode, encode
 from chip.errors import MachineError
 from chip.floorplan import Role, alu, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, LW, Alu, AluOp, Permute, Read
-from chip.isa.issue import Issue, delays
+from chip.isa.issue import delays
 from chip.isa.operands import Held, Immediate, In, Stream, Tap, group
 from chip.isa.queues import Named, QueueProgram
-from chip.machine.machine import Machine
 
 REFUSED = {
     "no weights": (
@@ -56,10 +54,6 @@ def test_refused(name: str) -> None:
     with pytest.raises(MachineError) as caught:
         resolve(*issues)
     assert str(caught.value).startswith(text), str(caught.value)
-
-
-def bound(*issues: Issue) -> Machine:
-    return Machine(resolve(*issues), memory(), np.zeros((WORDS * SLICES, 320), np.uint8))
 
 
 def test_an_accumulator_row_that_is_not_there() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
+from machine_kit import AT_VXM, COPY, E0, bound, issue, read, resolve, whole_chip
 from schedules import WEIGHTS, compiled, find, machine, moved
-from test_chip_machine import AT_VXM, COPY, E0, SLICES, WORDS, issue, memory, read, resolve
 
 from chip.errors import MachineError
 from chip.floorplan import alu, mem, sxm
@@ -26,10 +25,8 @@ from chip.isa.instructions import (
 )  # fmt: skip
 from chip.isa.issue import Issue
 from chip.isa.operands import Immediate
-from chip.machine.machine import Machine
-from chip.machine.resolve import Memory, Resolver
+from chip.machine.resolve import resolve as resolve_on
 from chip.ops.opcodes import Opcode
-from chip.sram import places
 from compiler.codegen.lower import lower, lower_operation
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
@@ -46,8 +43,7 @@ def stop(queue_cycle: int = 50) -> list[Issue]:
 
 def test_work_before_and_after_a_stop() -> None:
     later = [read(cycle=70), issue(alu(1), 70 + AT_VXM, COPY)]
-    resolved = resolve(read(), issue(alu(1), AT_VXM, COPY), *stop(), *later)
-    Machine(resolved, memory(), np.zeros((WORDS * SLICES, 320), np.uint8)).run()
+    bound(read(), issue(alu(1), AT_VXM, COPY), *stop(), *later).run()
 
 
 REFUSED = {
@@ -155,14 +151,13 @@ def test_a_stop_that_begins_too_early_or_ends_too_late_is_refused() -> None:
     step = model.steps["decode/32"]
     first, second = (find(step, 0, opcode, "") for opcode in (Opcode.ROPE, Opcode.ATTEND))
     later = moved(second, first.end + 20 - second.start)
-    memory_of = Memory(*places(model.chip), np.ones(model.chip.sram_bytes // 320, np.bool_))
     last = max(issue.last_cycle for issue in lower_operation(first, model.chip))
     soon = min(issue.cycle for issue in lower_operation(later, model.chip))
 
     def run(begin: int, end: int) -> None:
         some = replace(step.programs[0], operations=(first, later), realign=((begin, end),))
         issues = lower(some, spec=model.chip, ports={}, slots={})
-        Resolver(model.chip, memory_of).resolve(issues)
+        resolve_on(issues, model.chip, whole_chip(model.chip))
 
     run(first.end, later.start)
     for wrong in ((last, later.start), (first.end, soon + 1)):

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from machine_kit import whole_chip
 
 from chip.errors import TemplateError
 from chip.kernels import vmath
 from chip.kernels.quant import tile_weights
 from chip.machine.machine import Machine
-from chip.machine.resolve import Memory, Resolver
-from chip.sram import Sram, places
+from chip.machine.resolve import resolve
+from chip.sram import Sram
 from compiler.codegen.core.template import laid_out
 from compiler.codegen.lstm import columns_of
 from compiler.codegen.lstm_cell import cell, cell_cycles, lower_cell
@@ -78,9 +79,8 @@ def test_the_cell_on_the_reference_machine(hidden: int, batch: int) -> None:
     c = rng.standard_normal((batch, hidden)).astype(np.float32)
     a = cell(hidden, batch, SPEC)
     sram = filled(a, w, x, h, c)
-    slice_of, word_of = places(SPEC)
-    memory = Memory(slice_of=slice_of, word_of=word_of, valid=np.ones(len(word_of), np.bool_))
-    program = Resolver(SPEC, memory).resolve(lower_cell(a, SPEC))
+    memory = whole_chip(SPEC)
+    program = resolve(lower_cell(a, SPEC), SPEC, memory)
     Machine(program, memory, sram.bytes.reshape(-1, 320)).run(np.zeros(batch, np.int64))
 
     sums = np.einsum("bk,gnk->gbn", np.concatenate([x, h], 1).astype(int), w.astype(int))

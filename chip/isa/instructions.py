@@ -38,7 +38,9 @@ from chip.isa.control import (
 from chip.isa.operands import At, Group, Source, Stream
 from chip.spec import VECTOR_BYTES
 
-TILES = 20
+TILES = 20  # superlanes of a vector
+SUPERLANE = VECTOR_BYTES // TILES  # lanes of one
+BLOCK_STREAMS = 16  # that a TRANSPOSE takes and puts in a cycle
 
 
 class AluOp(StrEnum):

@@ -47,3 +47,9 @@ class Issue:
     @property
     def last_cycle(self) -> int:
         return self.cycle + (self.n - 1) * self.d
+
+
+def culprit(issue: Issue, nth: int = 0) -> str:
+    """Name one issue for an error: `WRITE of layers.0.mlp.add on MEM_W0 at 4187`."""
+    cycle = issue.cycle + nth * issue.d
+    return f"{issue.instruction.name} of {issue.name or 'the program'} on {issue.queue} at {cycle}"

@@ -23,6 +23,16 @@ class Stream(NamedTuple):
     eastward: bool
     number: int
 
+    @property
+    def code(self) -> int:
+        """Return one number for direction and number: 0 to 31 eastward, 32 to 63 westward."""
+        return self.number if self.eastward else STREAMS + self.number
+
+    @classmethod
+    def of_code(cls, code: int) -> Stream:
+        """Return the stream that has a code."""
+        return cls(code < STREAMS, code % STREAMS)
+
     def __str__(self) -> str:
         return f"{'E' if self.eastward else 'W'}{self.number}"
 

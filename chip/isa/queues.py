@@ -30,9 +30,8 @@ from chip.isa.instructions import (
     Sync,
     Write,
 )  # fmt: skip
-from chip.isa.issue import Issue, delays
+from chip.isa.issue import Issue, culprit, delays
 from chip.isa.operands import At, Lane, Position, Source
-from chip.machine.check import culprit
 from chip.spec import ChipSpec
 
 

@@ -27,17 +27,11 @@ from chip.isa.instructions import (
     Write,
     issues,
 )
-from chip.isa.issue import Issue
+from chip.isa.issue import Issue, culprit
 from chip.isa.operands import ITEM_BYTES, STREAMS, Chain, Group, Held, Immediate, In, streams_of
-from chip.spec import ChipSpec
+from chip.spec import VECTOR_BYTES, ChipSpec
 
 PLANE_STREAMS = 16  # that a plane takes weights from; a pair of planes takes twice as many
-
-
-def culprit(issue: Issue, index: int = 0) -> str:
-    """Name one issue: `WRITE of layers.0.mlp.add on MEM_W0 at cycle 4187`."""
-    cycle = issue.cycle + index * issue.d
-    return f"{issue.instruction.name} of {issue.name or 'the program'} on {issue.queue} at {cycle}"
 
 
 class Checker:
@@ -158,8 +152,8 @@ def _joined(mxm: LW | IW | ABC | ACC) -> bool:
 def _taps(taps: Group, lanes: int, dtype: str) -> str | None:
     if dtype not in ITEM_BYTES:
         return f"type: wanted {', '.join(ITEM_BYTES)}, got {dtype}"
-    if not 1 <= lanes <= 320:
-        return f"lanes: wanted 1 to 320, got {lanes}"
+    if not 1 <= lanes <= VECTOR_BYTES:
+        return f"lanes: wanted 1 to {VECTOR_BYTES}, got {lanes}"
     wanted = streams_of(lanes, ITEM_BYTES[dtype])
     if len(taps) != wanted:
         return f"streams: wanted {wanted} for {lanes} lanes of {dtype}, got {len(taps)}"

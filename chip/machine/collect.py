@@ -1,7 +1,7 @@
-"""Turns issues into event runs: what each writes to and takes from streams, SRAM, ALUs and planes.
+"""Turns issues into events: what each writes to and takes from streams, SRAM, ALUs and planes.
 
-Every vector that an issue makes has a value number: `base + index * per + vector`. Every vector
-that it takes has a place in one flat array of operands, filled by `resolve`.
+Every vector that an issue makes has a value number: `base + issue * per + vector`. Every vector
+that an issue takes has an operand number; `chip.machine.resolve` finds the value number of each.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from chip.errors import MachineError
-from chip.floorplan import Unit, plane_of, position
+from chip.floorplan import Queue, Unit, plane_of, position
 from chip.isa.instructions import (
     ABC,
     ACC,
+    BLOCK_STREAMS,
     IW,
     LW,
     TILES,
@@ -29,26 +30,42 @@ from chip.isa.instructions import (
     Transpose,
     Write,
 )  # fmt: skip
-from chip.isa.issue import Delay, Issue, delays
-from chip.isa.operands import ITEM_BYTES, At, Chain, Group, Held, In, Stream, Tap, group
-from chip.machine.check import Checker, culprit
-from chip.machine.tables import Runs
+from chip.isa.issue import Delay, Issue, culprit, delays
+from chip.isa.operands import ITEM_BYTES, At, Chain, Group, Held, In, Tap, group
+from chip.machine.check import Checker
+from chip.machine.events import (
+    HalfEvents,
+    InstallEvents,
+    LoadEvents,
+    Origin,
+    PortEvents,
+    ProductEvents,
+    QueueEvents,
+    RegisterEvents,
+    ResultEvents,
+    SlotEvents,
+    StreamEvents,
+    SumEvents,
+    Table,
+    WordEvents,
+)
 from chip.spec import ChipSpec
 
-EDGE = 63  # flow coordinates run from 0 to this in both directions
+FLOW_BITS = 6
+EDGE = (1 << FLOW_BITS) - 1  # flow coordinates run from 0 to this in both directions
 
 
-class Slot(NamedTuple):
-    """Where an operand's vectors stand in the flat array: [n, width]."""
+class Operand(NamedTuple):
+    """The operand numbers of one operand of a burst: [n, width] of them from `first` on."""
 
-    offset: int
+    first: int
     n: int
     width: int
 
 
 @dataclass(slots=True)
 class Burst:
-    """One issue row with its values and operands."""
+    """The issues of one `Issue`, with the values that they make and take."""
 
     issue: Issue
     number: int
@@ -56,8 +73,8 @@ class Burst:
     per: int = 0  # values an issue
     count: int = 0  # values in all
     dtype: str = "i8"  # of an ALU's or a plane's results
-    operands: list[Slot] = field(default_factory=list)
-    late: int = 0  # cycles by which the last operand's last vector comes after the first
+    operands: list[Operand] = field(default_factory=list)
+    last_beat: int = 0  # cycles from the first beat of the operands to the last
 
 
 def slice_of(issue: Issue, spec: ChipSpec) -> int:
@@ -68,7 +85,9 @@ def slice_of(issue: Issue, spec: ChipSpec) -> int:
 def access_cycle(issue: Issue, table: dict[str, Delay]) -> int:
     """Return when the first issue of a MEM instruction takes its slice's port.
 
-    assumption: a Gather reads as long before its result as a Read does: the addresses come first.
+    A Write stores at its d_func. A Read takes the port when it is issued, and its d_func is the way
+    to the stream. assumption: a Gather takes the port as long before its result as a Read does,
+    READ's d_func; its addresses come first.
     """
     delay = table[issue.instruction.name]
     if isinstance(issue.instruction, (Read, Gather)):
@@ -77,42 +96,42 @@ def access_cycle(issue: Issue, table: dict[str, Delay]) -> int:
 
 
 class Collector:
-    """Runs of events, one table per kind of place."""
+    """The bursts of a program and their events, one table for each kind."""
 
     def __init__(self, spec: ChipSpec) -> None:
         self.spec, self.delays = spec, delays(spec)
         self.bursts: list[Burst] = []
-        self.values = self.places = 0
-        self.stream_writes = Runs(7)  # code, diagonal, step, flow, value, value step, burst
-        self.stream_reads = Runs(7)  # code, diagonal, step, flow, place, place step, burst
-        self.queue_slots = Runs(4)  # queue, cycle, step, burst
-        self.sram_reads = Runs(7)  # slice, word, word step, cycle, step, value, burst
-        self.sram_writes = Runs(7)  # slice, word, word step, cycle, step, place, burst
-        self.port_uses = Runs(
-            5
-        )  # of run-time addresses: slice, whether it writes, cycle, step, burst
-        self.dynamic: list[Burst] = []  # bursts whose address is known at run time
+        self.values = self.operands = 0  # how many there are
+        self.issued = Table(QueueEvents)
+        self.stream_writes = Table(StreamEvents)
+        self.stream_reads = Table(StreamEvents)
+        self.sram_reads = Table(WordEvents)
+        self.sram_writes = Table(WordEvents)
+        self.port_uses = Table(PortEvents)
+        self.dynamic: list[Burst] = []  # bursts whose address comes with the step
         self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
-        self.completions = Runs(6)  # alu, cycle, step, value, value step, burst
-        self.register_reads = Runs(6)  # alu, cycle, step, place, exact, burst
-        self.loads = Runs(8)  # plane, cycle, step, column, column step, place, place step, burst
-        self.installs = Runs(5)  # plane, cycle, step, columns, burst
-        self.fills = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
-        self.uses = Runs(7)  # plane, slot, slot step, cycle, step, place, burst
-        self.products = Runs(6)  # plane, cycle, step, place, whether fp16, burst
-        self.drains = Runs(6)  # plane, cycle, step, place, whether fp16, burst
-        self.halves = Runs(7)  # plane, slot, slot step, cycle, step, half, burst
-        self.sums = Runs(7)  # plane, slot, slot step, cycle, step, whether it starts, burst
+        self.results = Table(ResultEvents)
+        self.register_reads = Table(RegisterEvents)
+        self.loads = Table(LoadEvents)
+        self.installs = Table(InstallEvents)
+        self.slot_fills = Table(SlotEvents)
+        self.slot_reads = Table(SlotEvents)
+        self.products = Table(ProductEvents)
+        self.drains = Table(ProductEvents)
+        self.halves = Table(HalfEvents)
+        self.sums = Table(SumEvents)
         self._checker = Checker(spec)
-        self._queues: dict[object, int] = {}
+        self._queues: dict[Queue, int] = {}
+        self._positions: dict[Queue, int] = {}
 
     def add(self, issue: Issue) -> None:
-        """Take one row of issues. Raises MachineError for an instruction wrong in itself."""
+        """Add one burst. Raises MachineError for an instruction that is wrong in itself."""
         self._checker.check(issue)
         burst = Burst(issue, len(self.bursts))
         self.bursts.append(burst)
         queue = self._queues.setdefault(issue.queue, len(self._queues))
-        self.queue_slots.add(issue.n, queue, issue.cycle, issue.d, burst.number)
+        issued = QueueEvents.run(queue=queue, cycle=issue.cycle, period=issue.d)
+        self.issued.add(burst.number, issue.n, issued)
         instruction = issue.instruction
         if isinstance(instruction, Alu):
             self._alu(burst, instruction)
@@ -125,96 +144,112 @@ class Collector:
         elif isinstance(instruction, (LW, IW, ABC, ACC)):
             self._mxm(burst, instruction)
 
+    def refusal(self, what: str, origin: Origin, *events: int) -> MachineError:
+        """Return the error for events that cannot be, with the issues that they come from."""
+        return MachineError(
+            what, *(self.culprit(int(origin.burst[e]), int(origin.nth[e])) for e in events)
+        )
+
+    def culprit(self, burst: int, nth: int) -> str:
+        """Name an issue of a burst."""
+        return culprit(self.bursts[burst].issue, nth)
+
     # -- streams
 
-    def _flow(self, burst: Burst, stream: Stream) -> int:
-        at = position(burst.issue.queue, self.spec)
-        return at if stream.eastward else EDGE - at
+    def _flow(self, burst: Burst, *, eastward: bool) -> int:
+        """Return a unit's place in hops along a direction."""
+        queue = burst.issue.queue
+        if (at := self._positions.get(queue)) is None:
+            at = self._positions[queue] = position(queue, self.spec)
+        return at if eastward else EDGE - at
 
-    def _code(self, stream: Stream) -> int:
-        return stream.number + (0 if stream.eastward else 32)
-
-    def _take(self, burst: Burst, taps: Group) -> Slot:
-        """Note an operand that is sampled from streams."""
+    def _take(self, burst: Burst, taps: Group) -> Operand:
+        """Add an operand that is sampled from streams, d_skew after the issue."""
         issue, width = burst.issue, len(taps)
-        slot = self._slot(burst, width)
-        skew = self.delays[issue.instruction.name].d_skew
-        for place, (stream, beat) in enumerate(taps):
-            burst.late = max(burst.late, beat)
-            flow = self._flow(burst, stream)
-            diagonal = issue.cycle + skew + beat - flow
-            self.stream_reads.add(
-                issue.n, self._code(stream), diagonal, issue.d, flow, slot.offset + place, width,
-                burst.number,
+        operand = self._operand(burst, width)
+        sampled = issue.cycle + self.delays[issue.instruction.name].d_skew
+        for vector, (stream, beat) in enumerate(taps):
+            burst.last_beat = max(burst.last_beat, beat)
+            flow = self._flow(burst, eastward=stream.eastward)
+            run = StreamEvents.run(
+                stream=stream.code, diagonal=sampled + beat - flow, period=issue.d, flow=flow,
+                data=operand.first + vector, data_step=width,
             )  # fmt: skip
-        return slot
+            self.stream_reads.add(burst.number, issue.n, run)
+        return operand
 
-    def _slot(self, burst: Burst, width: int) -> Slot:
-        slot = Slot(self.places, burst.issue.n, width)
-        self.places += slot.n * width
-        burst.operands.append(slot)
-        return slot
+    def _operand(self, burst: Burst, width: int) -> Operand:
+        operand = Operand(self.operands, burst.issue.n, width)
+        self.operands += operand.n * width
+        burst.operands.append(operand)
+        return operand
 
-    def _values(self, burst: Burst, per: int, n: int | None = None) -> None:
+    def _make(self, burst: Burst, per: int, n: int | None = None) -> None:
+        """Number the values that a burst makes: `per` an issue, or `per` in each of n cycles."""
         burst.base, burst.per = self.values, per
         burst.count = per * (burst.issue.n if n is None else n)
         self.values += burst.count
 
-    def _put(self, burst: Burst, taps: Group, n: int | None = None) -> None:
-        """Note that the first values of each issue leave on streams, d_func later."""
+    def _put(self, burst: Burst, taps: Group, block: int | None = None) -> None:
+        """Let the first values of each issue leave on streams, d_func after the last beat.
+
+        A block's leave in `block` cycles, one after another.
+        """
         issue = burst.issue
-        func = self.delays[issue.instruction.name].d_func + burst.late
+        n, period = (issue.n, issue.d) if block is None else (block, 1)
+        leaves = issue.cycle + burst.last_beat + self.delays[issue.instruction.name].d_func
         for vector, (stream, beat) in enumerate(taps):
-            flow = self._flow(burst, stream)
-            diagonal = issue.cycle + func + beat - flow
-            self.stream_writes.add(
-                issue.n if n is None else n, self._code(stream), diagonal,
-                issue.d if n is None else 1, flow, burst.base + vector, burst.per, burst.number,
+            flow = self._flow(burst, eastward=stream.eastward)
+            run = StreamEvents.run(
+                stream=stream.code, diagonal=leaves + beat - flow, period=period, flow=flow,
+                data=burst.base + vector, data_step=burst.per,
             )  # fmt: skip
+            self.stream_writes.add(burst.number, n, run)
 
     # -- units
 
     def _mem(self, burst: Burst, mem: Read | Write | Gather | Scatter) -> None:
-        issue = burst.issue
-        place = slice_of(issue, self.spec)
+        issue, slice_ = burst.issue, slice_of(burst.issue, self.spec)
         reads = isinstance(mem, (Read, Gather))
         if isinstance(mem, (Gather, Scatter)):
             self._take(burst, (Tap(mem.map),))
             self.mapped.append(burst)
         if reads:
-            self._values(burst, 1)
+            self._make(burst, 1)
             self._put(burst, (Tap(mem.stream),))
         else:
             self._take(burst, (Tap(mem.stream),))
         cycle = access_cycle(issue, self.delays)
         if isinstance(mem, (Gather, Scatter)) or isinstance(mem.address, At):
-            self.port_uses.add(issue.n, place, int(not reads), cycle, issue.d, burst.number)
+            use = PortEvents.run(slice_=slice_, writes=not reads, cycle=cycle, period=issue.d)
+            self.port_uses.add(burst.number, issue.n, use)
             if isinstance(mem, (Read, Write)):
                 self.dynamic.append(burst)
             return
-        data = burst.base if reads else burst.operands[0].offset
-        (self.sram_reads if reads else self.sram_writes).add(
-            issue.n, place, mem.address, mem.step, cycle, issue.d, data, burst.number
-        )
+        access = WordEvents.run(
+            slice_=slice_, word=mem.address, word_step=mem.step, cycle=cycle, period=issue.d,
+            data=burst.base if reads else burst.operands[0].first,
+        )  # fmt: skip
+        (self.sram_reads if reads else self.sram_writes).add(burst.number, issue.n, access)
 
     def _alu(self, burst: Burst, alu: Alu) -> None:
-        issue = burst.issue
-        delay = self.delays[alu.name]
+        issue, delay = burst.issue, self.delays[alu.name]
         for source in alu.sources:
             if isinstance(source, In):
                 self._take(burst, source.taps)
             elif isinstance(source, (Chain, Held)):
-                slot = self._slot(burst, 1)
-                self.register_reads.add(
-                    issue.n, source.alu, issue.cycle + delay.d_skew, issue.d, slot.offset,
-                    int(isinstance(source, Chain)), burst.number,
+                read = RegisterEvents.run(
+                    alu=source.alu, cycle=issue.cycle + delay.d_skew, period=issue.d,
+                    operand=self._operand(burst, 1).first, chained=isinstance(source, Chain),
                 )  # fmt: skip
+                self.register_reads.add(burst.number, issue.n, read)
         burst.dtype = _result_type(alu)
-        self._values(burst, ITEM_BYTES[burst.dtype])
-        done = issue.cycle + burst.late + delay.d_func
-        self.completions.add(
-            issue.n, issue.queue.number, done, issue.d, burst.base, burst.per, burst.number
-        )
+        self._make(burst, ITEM_BYTES[burst.dtype])
+        result = ResultEvents.run(
+            alu=issue.queue.number, cycle=issue.cycle + burst.last_beat + delay.d_func,
+            period=issue.d, value=burst.base, value_step=burst.per,
+        )  # fmt: skip
+        self.results.add(burst.number, issue.n, result)
         self._put(burst, alu.out)
 
     def _sxm(self, burst: Burst, sxm: Lanes | Transpose) -> None:
@@ -223,66 +258,93 @@ class Collector:
             self._take(burst, sxm.src)
             if isinstance(sxm, Select):
                 self._take(burst, sxm.other)
-            self._values(burst, len(sxm.dst))
+            self._make(burst, len(sxm.dst))
             self._put(burst, sxm.dst)
             return
         most = TILES // sxm.item
         if issue.n > most or (issue.n > 1 and issue.d != 1):
             what = f"a block: wanted up to {most} issues, one a cycle, got {issue.n}, {issue.d}"
             raise MachineError(what, culprit(issue))
-        self._take(burst, group(sxm.src, 16))
-        self._values(burst, 16, sxm.groups)
-        self._put(burst, group(sxm.dst, 16), n=sxm.groups)
+        self._take(burst, group(sxm.src, BLOCK_STREAMS))
+        self._make(burst, BLOCK_STREAMS, sxm.groups)
+        self._put(burst, group(sxm.dst, BLOCK_STREAMS), block=sxm.groups)
 
     def _c2c(self, burst: Burst, c2c: Send | Receive) -> None:
         if isinstance(c2c, Send):
             self._take(burst, (Tap(c2c.stream),))
         else:
-            self._values(burst, 1)
+            self._make(burst, 1)
             self._put(burst, (Tap(c2c.stream),))
 
     def _mxm(self, burst: Burst, mxm: LW | IW | ABC | ACC) -> None:
-        issue, number = burst.issue, burst.number
+        issue = burst.issue
         assert issue.queue.unit is Unit.MXM
-        plane, delay = plane_of(issue.queue)[0], self.delays[mxm.name]
-        ready = issue.cycle + delay.d_func
+        plane = plane_of(issue.queue)[0]
         if isinstance(mxm, LW):
-            slot = self._take(burst, group(mxm.stream, mxm.count))
-            for j in range(mxm.count):
-                self.loads.add(
-                    issue.n, plane, ready, issue.d, mxm.column + j, mxm.step, slot.offset + j,
-                    mxm.count, number,
-                )  # fmt: skip
+            self._lw(burst, mxm, plane)
         elif isinstance(mxm, IW):
-            self.installs.add(issue.n, plane, issue.cycle, issue.d, mxm.columns, number)
+            install = InstallEvents.run(
+                plane=plane, cycle=issue.cycle, period=issue.d, columns=mxm.columns
+            )
+            self.installs.add(burst.number, issue.n, install)
         elif isinstance(mxm, ABC):
-            if mxm.stream is not None:
-                slot = self._take(burst, (Tap(mxm.stream),))
-            else:
-                slot = self._slot(burst, 1)
-            row = (plane, mxm.slot or 0, mxm.step, issue.cycle, issue.d, slot.offset, number)
-            if mxm.slot is not None:
-                (self.uses if mxm.stream is None else self.fills).add(issue.n, *row)
-            if mxm.stream is None or mxm.slot is None:
-                self.products.add(
-                    issue.n, plane, ready, issue.d, slot.offset, int(mxm.fp16), number
-                )
+            self._abc(burst, mxm, plane)
         else:
             self._acc(burst, mxm, plane)
 
+    def _lw(self, burst: Burst, lw: LW, plane: int) -> None:
+        issue, operand = burst.issue, self._take(burst, group(lw.stream, lw.count))
+        for vector in range(lw.count):
+            load = LoadEvents.run(
+                plane=plane, cycle=issue.cycle + self.delays["LW"].d_func, period=issue.d,
+                column=lw.column + vector, column_step=lw.step, operand=operand.first + vector,
+                operand_step=lw.count,
+            )  # fmt: skip
+            self.loads.add(burst.number, issue.n, load)
+
+    def _abc(self, burst: Burst, abc: ABC, plane: int) -> None:
+        """Add the use of a slot, and the product unless the row only fills the slot."""
+        issue = burst.issue
+        if abc.stream is not None:
+            operand = self._take(burst, (Tap(abc.stream),)).first
+        else:
+            operand = self._operand(burst, 1).first
+        if abc.slot is not None:
+            use = SlotEvents.run(
+                plane=plane, slot=abc.slot, slot_step=abc.step, cycle=issue.cycle, period=issue.d,
+                operand=operand,
+            )  # fmt: skip
+            table = self.slot_reads if abc.stream is None else self.slot_fills
+            table.add(burst.number, issue.n, use)
+        if abc.stream is None or abc.slot is None:
+            product = ProductEvents.run(
+                plane=plane, cycle=issue.cycle + self.delays["ABC"].d_func, period=issue.d,
+                operand=operand, fp16=abc.fp16,
+            )  # fmt: skip
+            self.products.add(burst.number, issue.n, product)
+
     def _acc(self, burst: Burst, acc: ACC, plane: int) -> None:
-        issue, number, fp16 = burst.issue, burst.number, acc.half is not None
+        issue, fp16 = burst.issue, acc.half is not None
         burst.dtype = "f32" if fp16 else "i32"
-        row = (plane, acc.slot, acc.step, issue.cycle, issue.d)
-        if acc.product:  # its operand is the activation of the product that it takes
-            slot = self._slot(burst, 1)
-            taken = (plane, issue.cycle, issue.d, slot.offset, int(fp16), number)
-            self.drains.add(issue.n, *taken)
+        if acc.product:  # its operand is the activations of the product that it takes
+            drain = ProductEvents.run(
+                plane=plane, cycle=issue.cycle, period=issue.d,
+                operand=self._operand(burst, 1).first, fp16=fp16,
+            )  # fmt: skip
+            self.drains.add(burst.number, issue.n, drain)
         if acc.product and acc.half is not None:
-            self.halves.add(issue.n, *row, acc.half, number)
+            half = HalfEvents.run(
+                plane=plane, row=acc.slot, row_step=acc.step, cycle=issue.cycle, period=issue.d,
+                half=acc.half,
+            )  # fmt: skip
+            self.halves.add(burst.number, issue.n, half)
         if acc.half != 0 or not acc.product:  # the first half leaves the row's sum alone
-            self.sums.add(issue.n, *row, int(acc.first and acc.product), number)
-        self._values(burst, 4 if acc.out else 0)
+            used = SumEvents.run(
+                plane=plane, row=acc.slot, row_step=acc.step, cycle=issue.cycle, period=issue.d,
+                starts=acc.first and acc.product,
+            )  # fmt: skip
+            self.sums.add(burst.number, issue.n, used)
+        self._make(burst, ITEM_BYTES[burst.dtype] if acc.out else 0)
         self._put(burst, acc.out)
 
 

@@ -13,13 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import MachineError
-from chip.isa.instructions import AluOp, Distribute, Lanes, Permute, Rotate, Select, Shift
+from chip.isa.instructions import (
+    SUPERLANE,
+    TILES,
+    AluOp,
+    Distribute,
+    Lanes,
+    Permute,
+    Rotate,
+    Select,
+    Shift,
+)  # fmt: skip
 from chip.kernels import vmath
 from chip.kernels.quant import F16_MAX
 from chip.spec import VECTOR_BYTES
 
 Array = NDArray[Any]
-Run = Callable[[], None]
+Call = Callable[[], None]
 DTYPES = {"i8": np.int8, "f16": np.float16, "i32": np.int32, "f32": np.float32}
 _INT8_MAX = np.float32(127.0)
 
@@ -33,7 +43,7 @@ _MASKS = (AluOp.EQ, AluOp.LE, AluOp.GE)
 _TO = {AluOp.CVT_F32: "f32", AluOp.CVT_I32: "i32", AluOp.CVT_I8: "i8", AluOp.CVT_F16: "f16"}
 
 
-class Counter:
+class SaturationCounter:
     """Counts values that saturated when rounded to fp16."""
 
     __slots__ = ("saturated",)
@@ -58,7 +68,7 @@ def result_type(op: AluOp, types: tuple[str, ...], name: str) -> str:
     return "i32" if op in _MASKS else data[0]
 
 
-def alu(op: AluOp, operands: list[Array], out: Array, counter: Counter) -> Run:
+def alu(op: AluOp, operands: list[Array], out: Array, counter: SaturationCounter) -> Call:
     """Bind one ALU operation: operands broadcast to out [n, lanes]."""
     a = operands[0]
     if op in _UFUNCS:
@@ -88,7 +98,7 @@ def alu(op: AluOp, operands: list[Array], out: Array, counter: Counter) -> Run:
     return _convert(op, a, out, counter)
 
 
-def _convert(op: AluOp, a: Array, out: Array, counter: Counter) -> Run:
+def _convert(op: AluOp, a: Array, out: Array, counter: SaturationCounter) -> Call:
     if op is AluOp.CVT_I8:
         return lambda: np.copyto(
             out, np.minimum(np.maximum(np.rint(a), -_INT8_MAX), _INT8_MAX), casting="unsafe"
@@ -120,12 +130,13 @@ def lane_map(sxm: Lanes) -> NDArray[np.int64]:
     else:
         assert isinstance(sxm, Distribute)
         within = np.array([-1 if m is None else m for m in sxm.map])
-        source = np.where(np.tile(within, 20) < 0, -1, lane // 16 * 16 + np.tile(within, 20))
+        offset = np.tile(within, TILES)  # within a lane's own superlane
+        source = np.where(offset < 0, -1, lane // SUPERLANE * SUPERLANE + offset)
     source[source >= sxm.lanes] = -1
     return source[: sxm.out_lanes]
 
 
-def move_lanes(sxm: Lanes, operands: list[Array], out: Array) -> Run:
+def move_lanes(sxm: Lanes, operands: list[Array], out: Array) -> Call:
     """Bind an SXM instruction on [n, lanes] values; lanes of out that stay zero are not touched."""
     a = operands[0]
     if isinstance(sxm, Select):

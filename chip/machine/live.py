@@ -13,18 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import MachineError
-from chip.isa.instructions import TILES, Gather, Read, Scatter, Write
-from chip.isa.issue import delays
-from chip.machine.check import culprit
+from chip.isa.instructions import SUPERLANE, TILES, Gather, Read, Scatter, Write
+from chip.isa.issue import culprit, delays
 from chip.machine.collect import Burst, access_cycle, slice_of
-from chip.machine.data import Run
-from chip.machine.order import Part
-from chip.machine.resolve import Memory, Resolved
-from chip.machine.tables import I64
+from chip.machine.data import Call
+from chip.machine.events import I64
+from chip.machine.memory import MemoryMap
+from chip.machine.order import IssueTask
+from chip.machine.resolve import Resolved
 from chip.machine.units import Units
 
 NOTHING = 0xFFFF  # the address with which a superlane of a Scatter writes nothing
-_PART = 16  # bytes of a superlane
 _LANE = np.arange(TILES)
 
 
@@ -32,17 +31,17 @@ class LiveSlices:
     """The words of those slices, and the calls of MEM parts there: one issue each."""
 
     def __init__(
-        self, resolved: Resolved, memory: Memory, sram: NDArray[np.uint8], units: Units
+        self, resolved: Resolved, memory: MemoryMap, sram: NDArray[np.uint8], units: Units
     ) -> None:
         self.resolved, self.units = resolved, units
-        self._sram = sram.reshape(len(sram), TILES, _PART)
+        self._sram = sram.reshape(len(sram), TILES, SUPERLANE)
         bursts = [resolved.bursts[number] for number in sorted(resolved.live)]
         words = resolved.spec.banks * resolved.spec.words_per_bank
         self._vectors: dict[int, I64] = {}  # slice -> the vector that each word is, -1 for none
-        for place in {slice_of(burst.issue, resolved.spec) for burst in bursts}:
-            own = np.flatnonzero(memory.slice_of == place)
-            self._vectors[place] = np.full(words, -1, np.int64)
-            self._vectors[place][memory.word_of[own]] = own
+        for slice_ in {slice_of(burst.issue, resolved.spec) for burst in bursts}:
+            own = np.flatnonzero(memory.slice_of == slice_)
+            self._vectors[slice_] = np.full(words, -1, np.int64)
+            self._vectors[slice_][memory.word_of[own]] = own
         self._found = memory.valid
         self._valid = np.zeros((len(memory.valid) if bursts else 0, TILES), np.bool_)
 
@@ -50,21 +49,21 @@ class LiveSlices:
         """Start a step: only what the memory was given holds something."""
         self._valid[...] = self._found[: len(self._valid), None]
 
-    def parts(self, burst: Burst) -> list[Part]:
+    def tasks(self, burst: Burst) -> list[IssueTask]:
         """Return a burst's issues, each at the cycle of its access."""
         issue = burst.issue
         first = access_cycle(issue, delays(self.resolved.spec))
-        return [Part(burst.number, i, i + 1, first + i * issue.d) for i in range(issue.n)]
+        return [IssueTask(burst.number, i, i + 1, first + i * issue.d) for i in range(issue.n)]
 
-    def bind(self, burst: Burst, part: Part) -> Run:
+    def bind(self, burst: Burst, task: IssueTask) -> Call:
         """Bind one access."""
-        instruction, name = burst.issue.instruction, culprit(burst.issue, part.first)
+        instruction, name = burst.issue.instruction, culprit(burst.issue, task.first)
         vectors = self._vectors[slice_of(burst.issue, self.resolved.spec)]
-        sram, valid, pool = self._sram, self._valid, self.units.pool.reshape(-1, TILES, _PART)
-        rows = [self.units.rows(burst, i, part)[0, 0] for i in range(len(burst.operands))]
+        sram, valid, pool = self._sram, self._valid, self.units.pool.reshape(-1, TILES, SUPERLANE)
+        rows = [self.units.rows(burst, i, task)[0, 0] for i in range(len(burst.operands))]
         if isinstance(instruction, (Read, Write)):
             assert isinstance(instruction.address, int)
-            word = np.full(TILES, instruction.address + part.first * instruction.step)
+            word = np.full(TILES, instruction.address + task.first * instruction.step)
             mapped: Callable[[], I64] = lambda: word  # noqa: E731
         else:
             mapped = lambda: _addresses(pool[rows[0]], len(vectors), instruction, name)  # noqa: E731
@@ -78,7 +77,7 @@ class LiveSlices:
                 valid[there, lanes] = True
 
             return put
-        into = int(self.units.row[burst.base + part.first])
+        into = int(self.units.row[burst.base + task.first])
 
         def get() -> None:
             there = vectors[mapped()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,21 +12,31 @@ from numpy.typing import NDArray
 from chip.errors import MachineError
 from chip.floorplan import plane_of
 from chip.isa.instructions import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
+from chip.isa.issue import culprit
 from chip.isa.operands import At
-from chip.machine.check import culprit
-from chip.machine.collect import Burst
+from chip.machine.accumulators import Accumulators
+from chip.machine.collect import Burst, slice_of
 from chip.machine.crossings import Crossing, match
-from chip.machine.data import Run
+from chip.machine.data import Call
+from chip.machine.events import I64
 from chip.machine.live import LiveSlices
-from chip.machine.order import Part, order
-from chip.machine.planes import Planes
-from chip.machine.resolve import Memory, Resolved
-from chip.machine.tables import I64
+from chip.machine.memory import MemoryMap
+from chip.machine.order import (
+    CrossingTask,
+    IssueTask,
+    PlaneState,
+    PortState,
+    SramState,
+    State,
+    Task,
+    order,
+)
+from chip.machine.resolve import Resolved
 from chip.machine.units import Units
 from chip.spec import VECTOR_BYTES
 
 U8 = NDArray[np.uint8]
-_MEMORY_CHAIN, _PORT_CHAIN = 100, 200  # planes come first
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(slots=True)
@@ -34,7 +44,7 @@ class Action:
     """One thing to do in a step: data moves in `run`, or `rows` of the pool cross a port."""
 
     cycle: int
-    run: Run | None = None
+    run: Call | None = None
     crossing: Crossing | None = None
     rows: I64 | None = None
 
@@ -46,7 +56,7 @@ class Machine:
     """
 
     def __init__(
-        self, resolved: Resolved, memory: Memory, sram: U8, crossings: Sequence[Crossing] = ()
+        self, resolved: Resolved, memory: MemoryMap, sram: U8, crossings: Sequence[Crossing] = ()
     ) -> None:
         self.resolved, self.memory, self.sram = resolved, memory, sram
         bursts = resolved.bursts
@@ -63,21 +73,23 @@ class Machine:
         self.pool: U8 = np.zeros((words + int(stored.sum()), VECTOR_BYTES), np.uint8)
         self.row = row
         self.units = Units(self.pool, resolved.source, row, maker, bursts)
-        self.planes = Planes(resolved.spec, self.units, resolved.tiles, resolved.tile_of)
-        self.live = LiveSlices(resolved, memory, sram, self.units)
-        self.crossed = match(crossings, bursts, resolved.source)
+        self._accumulators = Accumulators(
+            resolved.spec, self.units, resolved.tiles, resolved.tile_of
+        )
+        self._live = LiveSlices(resolved, memory, sram, self.units)
+        self._crossed = [row[values] for values in match(crossings, bursts, resolved.source)]
         self.crossings = list(crossings)
-        self.valid_rows = 0
+        self._valid_rows = 0
         self._groups = self._run_time_writes()
-        parts = order(self._parts(), self, len(self.pool))
-        self.actions = [self._action(part) for part in parts]
-        self.commits = resolved.commits[0], row[resolved.commits[1]]
+        tasks = order(list(self._tasks()), self, len(self.pool))
+        self.actions = [self._action(task) for task in tasks]
+        self.commits = resolved.commits.vectors, row[resolved.commits.values]
 
     # -- a step
 
     def begin(self, positions: Sequence[int]) -> None:
         """Start a step whose rows stand at `positions`."""
-        self.valid_rows = len(positions)
+        self._valid_rows = len(positions)
         standing = self.units.positions
         standing[:] = 0
         count = min(len(positions), len(standing))
@@ -85,7 +97,7 @@ class Machine:
         np.take(
             self.sram, self.resolved.initial, axis=0, out=self.pool[: len(self.resolved.initial)]
         )
-        self.live.begin()
+        self._live.begin()
 
     def end(self) -> None:
         """Leave in SRAM what the step wrote."""
@@ -101,119 +113,111 @@ class Machine:
                 action.run()
         self.end()
 
-    # -- parts (chip.machine.order.Flow)
+    # -- tasks (chip.machine.order.Dataflow)
 
-    def _parts(self) -> list[Part]:
-        parts = []
+    def _tasks(self) -> Iterator[Task]:
+        """Yield what is to be done; other instructions only say where values come from."""
         for burst in self.resolved.bursts:
-            issue = burst.issue
-            part = Part(burst.number, 0, issue.n, issue.cycle, issue.d)
-            instruction = issue.instruction
+            issue, instruction = burst.issue, burst.issue.instruction
+            task = IssueTask(burst.number, 0, issue.n, issue.cycle, issue.d)
             if burst.number in self.resolved.live:
-                parts += self.live.parts(burst)
-            elif isinstance(instruction, ACC) and not self.planes.whole(burst, part):
-                parts += [
-                    Part(burst.number, i, i + 1, issue.cycle + i * issue.d, issue.d)
-                    for i in range(issue.n)
-                ]
+                yield from self._live.tasks(burst)
+            elif isinstance(instruction, ACC) and not self._accumulators.whole(burst, task):
+                yield from task.split()
             elif (
                 isinstance(instruction, (Alu, Lanes, Transpose, ACC))
                 or burst.number in self.resolved.late_reads
                 or burst.number in self._groups
             ):
-                parts.append(part)
+                yield task
         for number, crossing in enumerate(self.crossings):
-            parts.append(Part(-1 - number, 0, 1, crossing.cycles[0]))
-        return parts
+            yield CrossingTask(number, crossing.cycles[0])
 
-    def _of(self, part: Part) -> tuple[Burst, Instruction]:
-        burst = self.resolved.bursts[part.burst]
+    def _of(self, task: IssueTask) -> tuple[Burst, Instruction]:
+        burst = self.resolved.bursts[task.burst]
         return burst, burst.issue.instruction
 
-    def needs(self, part: Part) -> I64:
-        if part.burst < 0:
-            crossing = self.crossings[-1 - part.burst]
-            values = self.crossed[-1 - part.burst] if crossing.outward else np.empty(0, np.int64)
-            return self.row[values]
-        burst, instruction = self._of(part)
-        bursts = self._groups.get(part.burst, [burst])
+    def needs(self, task: Task) -> I64:
+        if isinstance(task, CrossingTask):
+            outward = self.crossings[task.number].outward
+            return self._crossed[task.number] if outward else _NO_ROWS
+        burst, instruction = self._of(task)
         used = [
-            self.units.values(one, i, part).reshape(-1)
-            for one in bursts
+            self.units.values(one, i, task).reshape(-1)
+            for one in self._groups.get(task.burst, [burst])
             for i in range(len(one.operands))
         ]
         if isinstance(instruction, ACC) and instruction.product:
-            tile = self.planes.tile_values(self.planes.tile(burst, part))
-            used.append(tile[tile >= 0])
-        return self.row[np.concatenate(used)] if used else np.empty(0, np.int64)
+            weights = self._accumulators.weights(burst, task)
+            used.append(weights[weights >= 0])
+        return self.row[np.concatenate(used)] if used else _NO_ROWS
 
-    def makes(self, part: Part) -> I64:
-        if part.burst < 0:
-            crossing = self.crossings[-1 - part.burst]
-            values = np.empty(0, np.int64) if crossing.outward else self.crossed[-1 - part.burst]
-            return self.row[values]
-        burst, instruction = self._of(part)
+    def makes(self, task: Task) -> I64:
+        if isinstance(task, CrossingTask):
+            outward = self.crossings[task.number].outward
+            return _NO_ROWS if outward else self._crossed[task.number]
+        burst, instruction = self._of(task)
         if not burst.count:
-            return np.empty(0, np.int64)
+            return _NO_ROWS
         first = int(self.row[burst.base])
         if isinstance(instruction, Transpose):
             return np.arange(first, first + burst.count)
-        return np.arange(first + part.first * burst.per, first + part.last * burst.per)
+        return np.arange(first + task.first * burst.per, first + task.last * burst.per)
 
-    def chain(self, part: Part) -> int | None:
-        if part.burst < 0:
-            crossing = self.crossings[-1 - part.burst]
-            return _PORT_CHAIN + 2 * crossing.port + crossing.outward
-        burst, instruction = self._of(part)
+    def state(self, task: Task) -> State | None:
+        if isinstance(task, CrossingTask):
+            crossing = self.crossings[task.number]
+            return PortState(crossing.port, crossing.outward)
+        burst, instruction = self._of(task)
         if isinstance(instruction, ACC):
-            return plane_of(burst.issue.queue)[0]
-        return _MEMORY_CHAIN if isinstance(instruction, MEM) else None
+            return PlaneState(plane_of(burst.issue.queue)[0])
+        return SramState() if isinstance(instruction, MEM) else None
 
     # -- actions
 
-    def _action(self, part: Part) -> Action:
-        if part.burst < 0:
-            number = -1 - part.burst
-            rows = self.row[self.crossed[number]]
-            return Action(part.cycle, crossing=self.crossings[number], rows=rows)
-        burst, instruction = self._of(part)
-        if isinstance(instruction, Alu):
-            return Action(part.cycle, self.units.alu(burst, part))
-        if isinstance(instruction, Lanes):
-            return Action(part.cycle, self.units.lanes(burst, part))
-        if isinstance(instruction, Transpose):
-            return Action(part.cycle, self.units.transpose(burst, part))
-        if isinstance(instruction, ACC):
-            return Action(part.cycle, self.planes.acc(burst, part))
-        if burst.number in self.resolved.live:
-            return Action(part.cycle, self.live.bind(burst, part))
-        if isinstance(instruction, Read):
-            return Action(part.cycle, self._late_read(burst))
-        return Action(part.cycle, self._late_write(self._groups[part.burst]))
+    def _action(self, task: Task) -> Action:
+        if isinstance(task, CrossingTask):
+            number = task.number
+            return Action(task.cycle, crossing=self.crossings[number], rows=self._crossed[number])
+        return Action(task.cycle, self._call(task))
 
-    def _late_read(self, burst: Burst) -> Run:
+    def _call(self, task: IssueTask) -> Call:
+        burst, instruction = self._of(task)
+        if isinstance(instruction, Alu):
+            return self.units.alu(burst, task)
+        if isinstance(instruction, Lanes):
+            return self.units.lanes(burst, task)
+        if isinstance(instruction, Transpose):
+            return self.units.transpose(burst, task)
+        if isinstance(instruction, ACC):
+            return self._accumulators.acc(burst, task)
+        if burst.number in self.resolved.live:
+            return self._live.bind(burst, task)
+        if isinstance(instruction, Read):
+            return self._late_read(burst)
+        return self._late_write(self._groups[task.burst])
+
+    def _late_read(self, burst: Burst) -> Call:
         read, n = burst.issue.instruction, burst.issue.n
         assert isinstance(read, Read)
         if isinstance(read.address, At):
             return self._run_time_read(burst, read.address)
-        queue, spec = burst.issue.queue, self.resolved.spec
-        place = queue.hemisphere * (spec.slices // 2) + queue.number
-        vectors = self.memory.vectors(place, read.address + read.step * np.arange(n))
+        slice_ = slice_of(burst.issue, self.resolved.spec)
+        vectors = self.memory.vectors(slice_, read.address + read.step * np.arange(n))
         first = int(self.row[burst.base])
         into, sram = self.pool[first : first + n], self.sram
         return lambda: np.take(sram, vectors, axis=0, out=into)  # type: ignore[return-value]
 
-    def _run_time_read(self, burst: Burst, at: At) -> Run:
+    def _run_time_read(self, burst: Burst, at: At) -> Call:
         """Bind a read whose address comes with the step; zeros where another slice holds it."""
-        queue, half = burst.issue.queue, self.resolved.spec.slices // 2
-        place, slice_of = queue.hemisphere * half + queue.number, self.memory.slice_of
+        slice_, held_by = slice_of(burst.issue, self.resolved.spec), self.memory.slice_of
         first, n = int(self.row[burst.base]), burst.issue.n
         self._stand(at, n)
 
         def get() -> None:
             for i in range(n):
                 vector = self._vector(at, i, burst)
-                here = vector is not None and int(slice_of[vector]) == place
+                here = vector is not None and int(held_by[vector]) == slice_
                 self.pool[first + i] = self.sram[vector] if here else 0
 
         return get
@@ -227,7 +231,7 @@ class Machine:
     def _vector(self, at: At, i: int, burst: Burst) -> int | None:
         """Return the vector that issue i of a run-time address means, None without such a row."""
         row = at.row + i * at.step
-        if row >= self.valid_rows:
+        if row >= self._valid_rows:
             return None
         offset = int(self.units.positions[row]) * at.num // at.den
         if not 0 <= offset < at.limit:
@@ -253,16 +257,16 @@ class Machine:
             groups[group[0].number] = group
         return groups
 
-    def _late_write(self, group: list[Burst]) -> Run:
+    def _late_write(self, group: list[Burst]) -> Call:
         """Bind a write whose address comes with the step: only the slice that holds it acts."""
         first = group[0].issue
         write, memory, sram, pool = first.instruction, self.memory, self.sram, self.pool
         assert isinstance(write, Write)
         assert isinstance(write.address, At)
-        at, half = write.address, self.resolved.spec.slices // 2
+        at, spec = write.address, self.resolved.spec
         rows_of = {
-            burst.issue.queue.hemisphere * half + burst.issue.queue.number: self.units.rows(
-                burst, 0, Part(burst.number, 0, first.n, first.cycle)
+            slice_of(burst.issue, spec): self.units.rows(
+                burst, 0, IssueTask(burst.number, 0, first.n, first.cycle)
             )[:, 0]
             for burst in group
         }
@@ -272,11 +276,11 @@ class Machine:
                 vector = self._vector(at, i, group[0])
                 if vector is None:
                     continue
-                place = int(memory.slice_of[vector])
-                if place not in rows_of:
+                slice_ = int(memory.slice_of[vector])
+                if slice_ not in rows_of:
                     what = f"no queue of the slice that holds vector {vector} has this write"
                     raise MachineError(what, culprit(first, i))
-                sram[vector] = pool[rows_of[place][i]]
+                sram[vector] = pool[rows_of[slice_][i]]
 
         self._stand(at, first.n)
         return put

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chip.errors import MachineError
-from chip.machine.tables import I64, duplicate, keys
+from chip.machine.events import I64, Origin, duplicate, keys, matches
 
 EITHER = -1
 
@@ -22,19 +22,23 @@ class Accesses(NamedTuple):
     slice_: I64
     cycle: I64
     bank: I64  # EITHER: known at run time only
-    nth: I64  # issue of its burst
-    burst: I64
+    origin: Origin
 
     def joined(self, other: Accesses) -> Accesses:
         """Return these and others."""
-        return Accesses(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+        origin = Origin(
+            np.append(self.origin.burst, other.origin.burst),
+            np.append(self.origin.nth, other.origin.nth),
+        )
+        slice_, cycle, bank = (np.append(self[i], other[i]) for i in range(3))
+        return Accesses(slice_, cycle, bank, origin)
 
 
 def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], str]) -> None:
     """Raise MachineError for two that meet; `name` names issue n of a burst."""
 
     def culprit(accesses: Accesses, event: int) -> str:
-        return name(int(accesses.burst[event]), int(accesses.nth[event]))
+        return name(int(accesses.origin.burst[event]), int(accesses.origin.nth[event]))
 
     ordered: dict[str, tuple[I64, I64]] = {}
     for what, accesses in (("reads of", reads), ("writes to", writes)):
@@ -47,10 +51,7 @@ def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], st
                 culprit(accesses, int(order[twice + 1])),
             )  # fmt: skip
     key, order = ordered["writes to"]
-    wanted = keys(reads.slice_, reads.cycle)
-    at = np.searchsorted(key, wanted)
-    meets = at < len(key)
-    meets[meets] = key[at[meets]] == wanted[meets]
+    at, meets = matches(key, keys(reads.slice_, reads.cycle))
     for event in np.flatnonzero(meets).tolist():
         write = int(order[at[event]])
         banks = {int(reads.bank[event]), int(writes.bank[write])}

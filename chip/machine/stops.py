@@ -14,13 +14,9 @@ import numpy as np
 from chip.errors import MachineError
 from chip.floorplan import Queue
 from chip.isa.instructions import RuntimeDeskew, Send
-from chip.isa.issue import Delay, Issue
-from chip.machine.check import culprit
+from chip.isa.issue import Delay, Issue, culprit
 from chip.machine.collect import Burst
-from chip.machine.tables import I64
-
-Flights = tuple[I64, I64, I64, I64]
-"""Of stream values: when each leaves, the cycle after it is taken; its reader's burst and issue."""
+from chip.machine.streams import Flights
 
 
 def check_stops(bursts: Sequence[Burst], flights: Flights, table: dict[str, Delay]) -> None:
@@ -45,11 +41,10 @@ def check_stops(bursts: Sequence[Burst], flights: Flights, table: dict[str, Dela
     for (begin, end), stop in stops.items():
         for burst in works:
             _check_burst(burst, begin, end, stop, table)
-        left, taken, reader, index = flights
-        across = (left < end) & (taken > begin)
+        across = (flights.leaves < end) & (flights.taken > begin)
         if across.any():
-            event = int(np.argmax(across))
-            name = culprit(bursts[int(reader[event])].issue, int(index[event]))
+            event, reader = int(np.argmax(across)), flights.reader
+            name = culprit(bursts[int(reader.burst[event])].issue, int(reader.nth[event]))
             raise MachineError("a value on its way while the queues stop", name, culprit(stop))
 
 
@@ -59,7 +54,7 @@ def _check_burst(burst: Burst, begin: int, end: int, stop: Issue, table: dict[st
     if before < issue.n and issue.cycle + before * issue.d < end:
         what = "an instruction while the queues stop"
         raise MachineError(what, culprit(issue, before), culprit(stop))
-    over = table[issue.instruction.name].d_func + burst.late
+    over = table[issue.instruction.name].d_func + burst.last_beat
     over += issue.instruction.wait if isinstance(issue.instruction, Send) else 0
     if before and issue.cycle + (before - 1) * issue.d + over > begin:
         what = "an instruction that is not over when the queues stop"

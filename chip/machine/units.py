@@ -1,45 +1,51 @@
-"""Binds parts of a program to their data: operands found in the pool, results put there."""
+"""Binds tasks of a program to their data: operands found in the pool, results put there."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
 from chip.errors import MachineError
-from chip.isa.instructions import Alu, Lanes, Transpose
+from chip.isa.instructions import BLOCK_STREAMS, Alu, Lanes, Transpose
+from chip.isa.issue import culprit
 from chip.isa.operands import Chain, Held, Immediate, In, Lane, Position, Source
-from chip.machine.check import culprit
 from chip.machine.collect import Burst
-from chip.machine.data import DTYPES, Array, Counter, Run, alu, move_lanes, result_type
-from chip.machine.order import Part
-from chip.machine.tables import I64
+from chip.machine.data import (
+    DTYPES,
+    Array,
+    Call,
+    SaturationCounter,
+    alu,
+    move_lanes,
+    result_type,
+)
+from chip.machine.events import I64
+from chip.machine.order import IssueTask
 from chip.spec import VECTOR_BYTES
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 class Units:
-    """Makes the calls of VXM and SXM parts; parts must come in the order in which they will run."""
+    """Makes the calls of VXM and SXM tasks; tasks must come in the order in which they will run."""
 
     def __init__(self, pool: Array, source: I64, row: I64, maker: I64, bursts: list[Burst]) -> None:
         self.pool, self.source, self.row, self.bursts = pool, source, row, bursts
         self.maker = maker  # [values]: the burst that makes each
-        self.counter = Counter()
+        self.counter = SaturationCounter()
         self.positions = np.zeros(1, np.int64)  # of the step's rows; the rest stand at 0
 
     # -- vectors
 
-    def rows(self, burst: Burst, operand: int, part: Part) -> I64:
+    def rows(self, burst: Burst, operand: int, task: IssueTask) -> I64:
         """Return an operand's pool rows: [issues, vectors]."""
-        return self.row[self.values(burst, operand, part)]
+        return self.row[self.values(burst, operand, task)]
 
-    def values(self, burst: Burst, operand: int, part: Part) -> I64:
+    def values(self, burst: Burst, operand: int, task: IssueTask) -> I64:
         """Return an operand's value numbers: [issues, vectors]."""
-        offset, n, width = burst.operands[operand]
-        return self.source[offset : offset + n * width].reshape(n, width)[part.first : part.last]
+        first, n, width = burst.operands[operand]
+        return self.source[first : first + n * width].reshape(n, width)[task.first : task.last]
 
-    def gather(self, rows: I64, before: list[Run]) -> Array:
+    def gather(self, rows: I64, before: list[Call]) -> Array:
         """Return [issues, vectors * 320] bytes: a view, or scratch that a call in `before` fills.
 
         [1, ...] where all issues see the same.
@@ -54,55 +60,60 @@ class Units:
         before.append(lambda: np.take(pool, flat, axis=0, out=scratch, mode="clip"))  # type: ignore[arg-type]
         return scratch.reshape(n, width * VECTOR_BYTES)
 
-    def made(self, burst: Burst, part: Part) -> Array:
-        """Return the bytes of a part's results: [issues, per * 320]."""
-        first = int(self.row[burst.base]) + part.first * burst.per
-        n = part.last - part.first
-        return self.pool[first : first + n * burst.per].reshape(n, burst.per * VECTOR_BYTES)
+    def made(self, burst: Burst, task: IssueTask) -> Array:
+        """Return the bytes of a task's results: [issues, per * 320]."""
+        first = int(self.row[burst.base]) + task.first * burst.per
+        rows = self.pool[first : first + task.n * burst.per]
+        return rows.reshape(task.n, burst.per * VECTOR_BYTES)
 
     # -- VXM
 
-    def alu(self, burst: Burst, part: Part) -> Run:
+    def alu(self, burst: Burst, task: IssueTask) -> Call:
         """Bind an ALU's issues."""
         instruction = burst.issue.instruction
         assert isinstance(instruction, Alu)
-        before: list[Run] = []
+        before: list[Call] = []
         operands, types, place = [], [], 0
         for source in instruction.sources:
             if isinstance(source, (In, Chain, Held)):
-                operand, kind = self._stored(burst, source, place, part, before)
+                operand, kind = self._stored(burst, source, place, task, before)
                 place += 1
             else:
-                operand, kind = self._made_here(source, part, before)
+                operand, kind = self._made_here(source, task, before)
             operands.append(operand[:, : instruction.lanes] if operand.shape[1] > 1 else operand)
             types.append(kind)
-        name = culprit(burst.issue, part.first)
+        name = culprit(burst.issue, task.first)
         kind = result_type(instruction.op, tuple(types), name)
         burst.dtype = kind
-        out = self.made(burst, part).view(DTYPES[kind])[:, : instruction.lanes]
+        out = self.made(burst, task).view(DTYPES[kind])[:, : instruction.lanes]
         return joined(before, alu(instruction.op, operands, out, self.counter))
 
     def _stored(
-        self, burst: Burst, source: In | Chain | Held, place: int, part: Part, before: list[Run]
+        self,
+        burst: Burst,
+        source: In | Chain | Held,
+        place: int,
+        task: IssueTask,
+        before: list[Call],
     ) -> tuple[Array, str]:
         if isinstance(source, In):
             kind = source.dtype
-            rows = self.rows(burst, place, part)
+            rows = self.rows(burst, place, task)
         else:
-            values = self.values(burst, place, part)[:, 0]
+            values = self.values(burst, place, task)[:, 0]
             makers = [self.bursts[i] for i in np.unique(self.maker[values]).tolist()]
             kinds = {maker.dtype for maker in makers}
             if len(kinds) != 1:
                 raise MachineError(
-                    "results of several types in one operand", culprit(burst.issue, part.first)
+                    "results of several types in one operand", culprit(burst.issue, task.first)
                 )
             (kind,) = kinds
             rows = self.row[values][:, None] + np.arange(makers[0].per)
         return self.gather(rows, before).view(DTYPES[kind]), kind
 
-    def _made_here(self, source: Source, part: Part, before: list[Run]) -> tuple[Array, str]:
+    def _made_here(self, source: Source, task: IssueTask, before: list[Call]) -> tuple[Array, str]:
         """Return an immediate, lane numbers, or positions that a call in `before` brings."""
-        issue = np.arange(part.first, part.last, dtype=np.int32)[:, None]
+        issue = np.arange(task.first, task.last, dtype=np.int32)[:, None]
         if isinstance(source, Immediate):
             return np.array([[source.value]], DTYPES[source.dtype]), source.dtype
         if isinstance(source, Lane):
@@ -123,35 +134,35 @@ class Units:
 
     # -- SXM
 
-    def lanes(self, burst: Burst, part: Part) -> Run:
+    def lanes(self, burst: Burst, task: IssueTask) -> Call:
         """Bind an SXM instruction's issues."""
         sxm = burst.issue.instruction
         assert isinstance(sxm, Lanes)
-        before: list[Run] = []
+        before: list[Call] = []
         kind = _UNSIGNED[sxm.item]
         operands = [
-            self.gather(self.rows(burst, i, part), before).view(kind)[:, : sxm.lanes]
+            self.gather(self.rows(burst, i, task), before).view(kind)[:, : sxm.lanes]
             for i in range(len(burst.operands))
         ]
-        out = self.made(burst, part).view(kind)[:, : sxm.out_lanes]
+        out = self.made(burst, task).view(kind)[:, : sxm.out_lanes]
         return joined(before, move_lanes(sxm, operands, out))
 
-    def transpose(self, burst: Burst, part: Part) -> Run:
+    def transpose(self, burst: Burst, task: IssueTask) -> Call:
         """Bind a block's transposition."""
         sxm = burst.issue.instruction
         assert isinstance(sxm, Transpose)
-        before: list[Run] = []
-        tokens = 16 * (part.last - part.first)
-        rows = self.rows(burst, 0, part).reshape(1, tokens)
+        before: list[Call] = []
+        tokens = BLOCK_STREAMS * task.n
+        rows = self.rows(burst, 0, task).reshape(1, tokens)
         kind = _UNSIGNED[sxm.item]
         block = self.gather(rows, before).reshape(tokens, VECTOR_BYTES).view(kind)
-        block = block[:, : 16 * sxm.groups]
+        block = block[:, : BLOCK_STREAMS * sxm.groups]
         first = int(self.row[burst.base])
         out = self.pool[first : first + burst.count].view(kind)[:, :tokens]
         return joined(before, lambda: np.copyto(out, block.T))
 
 
-def joined(before: list[Run], last: Run) -> Run:
+def joined(before: list[Call], last: Call) -> Call:
     """Return one call that does all."""
     if not before:
         return last
@@ -163,7 +174,7 @@ def joined(before: list[Run], last: Run) -> Run:
             last()
 
         return both
-    calls: tuple[Callable[[], None], ...] = (*before, last)
+    calls: tuple[Call, ...] = (*before, last)
 
     def every() -> None:
         for call in calls:

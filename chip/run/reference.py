@@ -15,9 +15,10 @@ import numpy as np
 
 from chip.isa.issue import Issue
 from chip.machine.crossings import Crossing
-from chip.machine.data import Run
+from chip.machine.data import Call
 from chip.machine.machine import Action, Machine
-from chip.machine.resolve import Memory, Resolver
+from chip.machine.memory import MemoryMap
+from chip.machine.resolve import resolve
 from chip.ops.moves import Receive, Send
 from chip.ops.product import Matmul, Plain
 from chip.ops.program import Move, Program, Scheduled
@@ -61,8 +62,8 @@ class ReferenceChip(Chip):
         valid = np.zeros(len(slice_of), np.bool_)
         for address, size in self.sram.reserved():
             valid[address // VECTOR_BYTES : -(-(address + size) // VECTOR_BYTES)] = True
-        memory = Memory(slice_of=slice_of, word_of=word_of, valid=valid)
-        resolved = Resolver(self.spec, memory).resolve(self._lower(program))
+        memory = MemoryMap(slice_of=slice_of, word_of=word_of, valid=valid)
+        resolved = resolve(self._lower(program), self.spec, memory)
         words = self.sram.bytes.reshape(-1, VECTOR_BYTES)
         return Machine(resolved, memory, words, crossings), moves
 
@@ -160,7 +161,7 @@ class ReferenceChip(Chip):
         return update
 
 
-def _at_once(runs: Sequence[Run]) -> Callable[[], bool]:
+def _at_once(runs: Sequence[Call]) -> Callable[[], bool]:
     """Return one action that moves data for all, one after another."""
 
     def move() -> bool:

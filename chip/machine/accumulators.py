@@ -7,86 +7,92 @@ import numpy as np
 from chip.errors import MachineError
 from chip.floorplan import plane_of
 from chip.isa.instructions import ACC
+from chip.isa.issue import culprit
 from chip.kernels.twin_math import PARTIALS, add_partials, spread, sum_partials
-from chip.machine.check import culprit
 from chip.machine.collect import Burst
-from chip.machine.data import Array, Run
-from chip.machine.order import Part
-from chip.machine.tables import I64
+from chip.machine.data import Array, Call
+from chip.machine.events import I64
+from chip.machine.order import IssueTask
 from chip.machine.units import Units, joined
 from chip.spec import VECTOR_BYTES, ChipSpec
 
 
-class Planes:
-    """The accumulators of all planes, and the calls of ACC parts.
+class Accumulators:
+    """The accumulators of all planes, and the calls of ACC tasks.
 
     int8: products of int8 go through fp32 BLAS, exact below 2^24. fp16: a tile's partials are kept
     between its halves, and summed as `Kernels.matmul_f16` defines.
     """
 
     def __init__(self, spec: ChipSpec, units: Units, tiles: I64, tile_of: I64) -> None:
-        self.units, self.tiles, self.tile_of = units, tiles, tile_of
+        self._units, self._tiles, self._tile_of = units, tiles, tile_of
         shape = (spec.mxm_planes, spec.mxm_accumulator_rows, spec.mxm_columns)
         self.sums = np.zeros(shape, np.int32)
         self.floats = self.sums.view(np.float32)  # a plane works in one type at a time
         self._partials: dict[int, Array] = {}
 
-    def tile(self, burst: Burst, part: Part) -> int:
-        """Return the tile of a part's products; a part has one."""
-        offset = burst.operands[0].offset
-        tiles = np.unique(self.tile_of[offset + part.first : offset + part.last])
-        return int(tiles[0]) if len(tiles) == 1 else -1
-
-    def tile_values(self, tile: int) -> I64:
-        """Return the value numbers of a tile's columns, -1 for none."""
-        values: I64 = self.tiles[tile]
+    def weights(self, burst: Burst, task: IssueTask) -> I64:
+        """Return the value numbers of the columns that products are of, -1 for none."""
+        tile = self._tile(burst, task)
+        assert tile is not None, "a task has products of one tile"
+        values: I64 = self._tiles[tile]
         return values
 
-    def whole(self, burst: Burst, part: Part) -> bool:
+    def _tile(self, burst: Burst, task: IssueTask) -> int | None:
+        """Return the tile that products are of, None if they are of several."""
+        first = burst.operands[0].first
+        tiles = np.unique(self._tile_of[first + task.first : first + task.last])
+        return int(tiles[0]) if len(tiles) == 1 else None
+
+    def whole(self, burst: Burst, task: IssueTask) -> bool:
         """Tell whether the issues can be done at once: one tile, every row once."""
         acc = burst.issue.instruction
         assert isinstance(acc, ACC)
-        if part.last - part.first == 1:
+        if task.n == 1:
             return True
-        return acc.step != 0 and (not acc.product or self.tile(burst, part) >= 0)
+        return acc.step != 0 and (not acc.product or self._tile(burst, task) is not None)
 
-    def acc(self, burst: Burst, part: Part) -> Run:
+    def acc(self, burst: Burst, task: IssueTask) -> Call:
         """Bind an ACC's issues."""
         acc = burst.issue.instruction
         assert isinstance(acc, ACC)
         plane = plane_of(burst.issue.queue)[0]
-        slots = acc.slot + acc.step * np.arange(part.first, part.last)
+        slots = acc.slot + acc.step * np.arange(task.first, task.last)
         if int(slots.min()) < 0 or int(slots.max()) >= self.sums.shape[1]:
             what = f"slot: wanted 0 to {self.sums.shape[1] - 1}, got {slots.min()} to {slots.max()}"
-            raise MachineError(what, culprit(burst.issue, part.first))
+            raise MachineError(what, culprit(burst.issue, task.first))
         one_up = acc.step == 1 or len(slots) == 1
         where = slice(int(slots[0]), int(slots[-1]) + 1) if one_up else slots
         sums = (self.sums if acc.half is None else self.floats)[plane]
-        before: list[Run] = []
+        before: list[Call] = []
         if acc.product and acc.half is None:
-            before.append(self._int8(burst, part, acc, sums, where))
+            before.append(self._int8(burst, task, acc, sums, where))
         elif acc.product:
-            before.append(self._fp16(burst, part, acc, plane, slots))
+            before.append(self._fp16(burst, task, acc, plane, slots))
         if not acc.out:
             return joined(before[:-1], before[-1]) if before else lambda: None
-        out = self.units.made(burst, part).view(sums.dtype)[:, : acc.lanes]
+        out = self._units.made(burst, task).view(sums.dtype)[:, : acc.lanes]
         return joined(before, lambda: np.copyto(out, sums[where, : acc.lanes]))
 
-    def _operands(self, burst: Burst, part: Part, before: list[Run]) -> tuple[Array, Array, I64]:
+    def _operands(
+        self, burst: Burst, task: IssueTask, before: list[Call]
+    ) -> tuple[Array, Array, I64]:
         """Return activations [issues, 320], weights [columns, 320] as bytes, and the columns."""
-        values = self.tiles[self.tile(burst, part)]
+        values = self.weights(burst, task)
         columns = np.flatnonzero(values >= 0)
-        rows = self.units.row[values[columns]]
-        weights = self.units.gather(rows.reshape(1, -1), before).reshape(-1, VECTOR_BYTES)
-        rows = self.units.rows(burst, 0, part)
-        return self.units.gather(rows, before), weights, columns
+        rows = self._units.row[values[columns]]
+        weights = self._units.gather(rows.reshape(1, -1), before).reshape(-1, VECTOR_BYTES)
+        rows = self._units.rows(burst, 0, task)
+        return self._units.gather(rows, before), weights, columns
 
-    def _int8(self, burst: Burst, part: Part, acc: ACC, sums: Array, where: slice | I64) -> Run:
-        before: list[Run] = []
+    def _int8(
+        self, burst: Burst, task: IssueTask, acc: ACC, sums: Array, where: slice | I64
+    ) -> Call:
+        before: list[Call] = []
         first = acc.first
-        if self.tiles[self.tile(burst, part)].max() < 0:  # an empty array
+        if self.weights(burst, task).max() < 0:  # an empty array
             return lambda: sums.__setitem__(where, 0) if first else None
-        x, w, columns = self._operands(burst, part, before)
+        x, w, columns = self._operands(burst, task, before)
         x, w = x.view(np.int8), w.view(np.int8)
         into = slice(0, len(columns)) if int(columns[-1]) < len(columns) else columns
         rows = where if isinstance(where, slice) or isinstance(into, slice) else where[:, None]
@@ -101,9 +107,9 @@ class Planes:
 
         return joined(before, multiply)
 
-    def _fp16(self, burst: Burst, part: Part, acc: ACC, plane: int, slots: I64) -> Run:
-        before: list[Run] = []
-        x, w, columns = self._operands(burst, part, before)
+    def _fp16(self, burst: Burst, task: IssueTask, acc: ACC, plane: int, slots: I64) -> Call:
+        before: list[Call] = []
+        x, w, columns = self._operands(burst, task, before)
         x, w = x.view(np.float16), w.view(np.float16)
         sums, partials = self.floats[plane], self._partials_of(plane)
 

@@ -1,0 +1,279 @@
+"""Events of a program as tables with named columns, and look-ups among them by place and cycle.
+
+An event is one use of one thing by one issue: a stream register is written, an SRAM word is read,
+an ALU completes a result. The `n` issues of an Issue make a run of events: each column starts at a
+number and grows by a step from one issue to the next (`period`: cycles). A table keeps runs, and
+expands them all at once into columns with an element for each event.
+
+A place (a queue, an SRAM word, an ALU) and a cycle make one sortable key.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+Run = tuple[int, ...]
+"""Where each column of a run starts, then each column's step."""
+
+
+class Origin(NamedTuple):
+    """Which issue each event comes from."""
+
+    burst: I64
+    nth: I64  # issue of its burst
+
+
+class QueueEvents(NamedTuple):
+    """An instruction is issued."""
+
+    queue: I64
+    cycle: I64
+    origin: Origin
+
+    @staticmethod
+    def run(*, queue: int, cycle: int, period: int) -> Run:
+        return queue, cycle, 0, period
+
+
+class StreamEvents(NamedTuple):
+    """A vector is put on a stream, or taken from it."""
+
+    stream: I64  # Stream.code
+    diagonal: I64  # cycle - flow
+    flow: I64  # place along the stream's direction
+    data: I64  # the value number that is put, or the operand number that takes it
+    origin: Origin
+
+    @staticmethod
+    def run(
+        *, stream: int, diagonal: int, period: int, flow: int, data: int, data_step: int
+    ) -> Run:
+        return stream, diagonal, flow, data, 0, period, 0, data_step
+
+
+class WordEvents(NamedTuple):
+    """An SRAM word is read or written, and the instruction holds its address."""
+
+    slice_: I64
+    word: I64
+    cycle: I64
+    data: I64  # the value number that a read makes, or the operand number of a write
+    origin: Origin
+
+    @staticmethod
+    def run(
+        *, slice_: int, word: int, word_step: int, cycle: int, period: int, data: int
+    ) -> Run:  # fmt: skip
+        return slice_, word, cycle, data, 0, word_step, period, 1
+
+
+class PortEvents(NamedTuple):
+    """A slice's port is used for a word whose address comes with the step or from a stream."""
+
+    slice_: I64
+    writes: I64  # 1: a write, 0: a read
+    cycle: I64
+    origin: Origin
+
+    @staticmethod
+    def run(*, slice_: int, writes: bool, cycle: int, period: int) -> Run:
+        return slice_, int(writes), cycle, 0, 0, period
+
+
+class ResultEvents(NamedTuple):
+    """A result enters an ALU's output register."""
+
+    alu: I64
+    cycle: I64
+    value: I64
+    origin: Origin
+
+    @staticmethod
+    def run(*, alu: int, cycle: int, period: int, value: int, value_step: int) -> Run:
+        return alu, cycle, value, 0, period, value_step
+
+
+class RegisterEvents(NamedTuple):
+    """An ALU's output register is read."""
+
+    alu: I64
+    cycle: I64
+    operand: I64
+    chained: I64  # 1: the result must complete in this cycle, 0: the latest one is taken
+    origin: Origin
+
+    @staticmethod
+    def run(*, alu: int, cycle: int, period: int, operand: int, chained: bool) -> Run:
+        return alu, cycle, operand, int(chained), 0, period, 1, 0
+
+
+class LoadEvents(NamedTuple):
+    """A column of weights enters a plane's weight buffer."""
+
+    plane: I64
+    cycle: I64
+    column: I64
+    operand: I64
+    origin: Origin
+
+    @staticmethod
+    def run(
+        *, plane: int, cycle: int, period: int, column: int, column_step: int, operand: int,
+        operand_step: int,
+    ) -> Run:  # fmt: skip
+        return plane, cycle, column, operand, 0, period, column_step, operand_step
+
+
+class InstallEvents(NamedTuple):
+    """A plane's weight buffer is installed in the array."""
+
+    plane: I64
+    cycle: I64
+    columns: I64
+    origin: Origin
+
+    @staticmethod
+    def run(*, plane: int, cycle: int, period: int, columns: int) -> Run:
+        return plane, cycle, columns, 0, period, 0
+
+
+class SlotEvents(NamedTuple):
+    """A slot of a plane's activation buffer is filled or read."""
+
+    plane: I64
+    slot: I64
+    cycle: I64
+    operand: I64
+    origin: Origin
+
+    @staticmethod
+    def run(
+        *, plane: int, slot: int, slot_step: int, cycle: int, period: int, operand: int
+    ) -> Run:  # fmt: skip
+        return plane, slot, cycle, operand, 0, slot_step, period, 1
+
+
+class ProductEvents(NamedTuple):
+    """A product leaves a plane's array, or an ACC takes it."""
+
+    plane: I64
+    cycle: I64
+    operand: I64  # the activations of the product
+    fp16: I64  # 1: a product of fp16, 0: of int8
+    origin: Origin
+
+    @staticmethod
+    def run(*, plane: int, cycle: int, period: int, operand: int, fp16: bool) -> Run:
+        return plane, cycle, operand, int(fp16), 0, period, 1, 0
+
+
+class SumEvents(NamedTuple):
+    """An accumulator row of a plane is started, added to or put out."""
+
+    plane: I64
+    row: I64
+    cycle: I64
+    starts: I64  # 1: the row starts anew, 0: it must have been started
+    origin: Origin
+
+    @staticmethod
+    def run(
+        *, plane: int, row: int, row_step: int, cycle: int, period: int, starts: bool
+    ) -> Run:  # fmt: skip
+        return plane, row, cycle, int(starts), 0, row_step, period, 0
+
+
+class HalfEvents(NamedTuple):
+    """Half of an fp16 tile is added to an accumulator row's partial sums."""
+
+    plane: I64
+    row: I64
+    cycle: I64
+    half: I64  # 0 or 1
+    origin: Origin
+
+    @staticmethod
+    def run(*, plane: int, row: int, row_step: int, cycle: int, period: int, half: int) -> Run:
+        return plane, row, cycle, half, 0, row_step, period, 0
+
+
+Events = TypeVar("Events", bound=NamedTuple)
+
+
+class Table(Generic[Events]):
+    """Runs of events of one kind; made as `Table(WordEvents)`."""
+
+    def __init__(self, kind: type[Events]) -> None:
+        self._kind, self._columns = kind, len(kind._fields) - 1
+        self._runs: list[Run] = []
+        self._issues: list[tuple[int, int]] = []  # (burst, n) of each run
+
+    def add(self, burst: int, n: int, run: Run) -> None:
+        """Add the run of a burst's `n` issues."""
+        self._issues.append((burst, n))
+        self._runs.append(run)
+
+    def expand(self) -> Events:
+        """Return the columns of all events, in the order in which they were added."""
+        burst, n = _transposed(self._issues, 2)
+        numbers = _transposed(self._runs, 2 * self._columns)
+        run = np.repeat(np.arange(len(n)), n)
+        nth = np.arange(len(run)) - np.repeat(np.cumsum(n) - n, n)
+        columns = [
+            first[run] + step[run] * nth if step.any() else first[run]
+            for first, step in zip(numbers[: self._columns], numbers[self._columns :], strict=True)
+        ]
+        return self._kind._make([*columns, Origin(burst[run], nth)])
+
+
+def _transposed(rows: list[Run] | list[tuple[int, int]], columns: int) -> I64:
+    """Return rows of `columns` numbers as [columns, rows]."""
+    count = len(rows) * columns
+    flat = np.fromiter(chain.from_iterable(rows), np.int64, count)
+    return np.ascontiguousarray(flat.reshape(len(rows), columns).T)
+
+
+_CYCLE_BITS = 36
+_CYCLE_BIAS = 1 << 24  # cycles count from the step's base and may lie before it
+
+
+def keys(place: I64, cycle: I64) -> I64:
+    """Return place and cycle as one integer, ordered by place, then cycle."""
+    shifted = cycle + _CYCLE_BIAS
+    assert not len(shifted) or 0 <= int(shifted.min()) <= int(shifted.max()) < 1 << _CYCLE_BITS
+    return (place << _CYCLE_BITS) | shifted
+
+
+def place_of(key: I64) -> I64:
+    """Return the places of keys."""
+    return key >> _CYCLE_BITS
+
+
+def duplicate(sorted_keys: I64) -> int | None:
+    """Return the index of the first key that equals the one after it."""
+    same = np.flatnonzero(sorted_keys[1:] == sorted_keys[:-1])
+    return int(same[0]) if len(same) else None
+
+
+def matches(sorted_keys: I64, wanted: I64) -> tuple[I64, NDArray[np.bool_]]:
+    """For each wanted key, return an index of the sorted keys, and whether that one equals it."""
+    at = np.searchsorted(sorted_keys, wanted)
+    equal = at < len(sorted_keys)
+    equal[equal] = sorted_keys[at[equal]] == wanted[equal]
+    return at, equal
+
+
+def latest(sorted_keys: I64, wanted: I64, *, now: bool) -> I64:
+    """For each wanted key, return the index of the last event at its place before it, or -1.
+
+    `now` also admits an event in just that cycle.
+    """
+    found = np.searchsorted(sorted_keys, wanted, "right" if now else "left") - 1
+    there = found >= 0
+    there[there] = place_of(sorted_keys[found[there]]) == place_of(wanted[there])
+    return np.where(there, found, -1)
