@@ -10,7 +10,6 @@ A place (a queue, an SRAM word, an ALU) and a cycle make one sortable key.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -210,18 +209,17 @@ class Table(Generic[Events]):
 
     def __init__(self, kind: type[Events]) -> None:
         self._kind, self._columns = kind, len(kind._fields) - 1
-        self._runs: list[Run] = []
-        self._issues: list[tuple[int, int]] = []  # (burst, n) of each run
+        self._numbers: list[int] = []  # (burst, n, *run) of each run, one after another
 
     def add(self, burst: int, n: int, run: Run) -> None:
         """Add the run of a burst's `n` issues."""
-        self._issues.append((burst, n))
-        self._runs.append(run)
+        self._numbers += (burst, n, *run)
 
     def expand(self) -> Events:
         """Return the columns of all events, in the order in which they were added."""
-        burst, n = _transposed(self._issues, 2)
-        numbers = _transposed(self._runs, 2 * self._columns)
+        width = 2 + 2 * self._columns
+        rows = np.array(self._numbers, np.int64).reshape(-1, width)
+        burst, n, *numbers = np.ascontiguousarray(rows.T)
         run = np.repeat(np.arange(len(n)), n)
         nth = np.arange(len(run)) - np.repeat(np.cumsum(n) - n, n)
         columns = [
@@ -229,13 +227,6 @@ class Table(Generic[Events]):
             for first, step in zip(numbers[: self._columns], numbers[self._columns :], strict=True)
         ]
         return self._kind._make([*columns, Origin(burst[run], nth)])
-
-
-def _transposed(rows: list[Run] | list[tuple[int, int]], columns: int) -> I64:
-    """Return rows of `columns` numbers as [columns, rows]."""
-    count = len(rows) * columns
-    flat = np.fromiter(chain.from_iterable(rows), np.int64, count)
-    return np.ascontiguousarray(flat.reshape(len(rows), columns).T)
 
 
 _CYCLE_BITS = 36
