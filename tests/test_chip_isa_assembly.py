@@ -269,7 +269,7 @@ def test_text_that_is_no_program(text: str, what: str) -> None:
         (b"TSP2", "program: wanted more than its 0 bytes"),
         (b"TSP2\x00\x00\x02\xff\x7f", "queue: wanted 0 to 143"),
         (b"TSP2\x00\x00\x02\x00\x7f", "instruction: wanted 2 to "),
-        (b"TSP2\x00\x00\x02\x00\x80", "queue: wanted one of its last 0 ways on, got 0"),
+        (b"TSP2\x00\x00\x02\x00\x80", "queue: wanted one of its last 0 deltas, got 0"),
         (b"TSP2\x00\x00\x02\x00\x02\x02\x01\x04\x04", "queue: wanted 1 to 1 codes back"),
     ],
 )

@@ -1,43 +1,48 @@
 """Programs as bytes: what they take in SRAM. Provenance is not part of it.
 
-Layout: "TSP2", origin, maps (each once), queues; numbers are signed, seven bits a byte. A queue is
-its number and its items up to END. An item is one byte (NOP, Repeat or a mnemonic's number), a bit
-for each field that is not at its default, and those fields; or one byte from `GO_ON` on (bits
-1iiigggg): a NOP of g cycles (none for 0), then the instruction that follows by way i of the eight
-that the queue took last (`chip.encoding.deltas`). Most of a program are Reads of weights, a byte
-each. AGAIN, distance, count fetches codes of the queue again (`chip.encoding.backrefs`).
+Layout: "TSP2", origin, lane maps (each once), queues; numbers are signed, seven bits a byte. A
+queue is its number and its items up to END. An item is one byte (NOP, Repeat or a mnemonic's
+number), a bit for each field that is not at its default, and those fields; or one byte from `DELTA`
+on (bits 1iiigggg): a NOP of g cycles (none for 0), then the instruction that recent delta i makes
+(`chip.encoding.deltas`). Most of a program are Reads of weights, a byte each. AGAIN, distance,
+length fetches codes of the queue again (`chip.encoding.backrefs`).
 assumption: no encoding is published; the queues' decoders undo this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from itertools import pairwise
 from typing import Any
 
-from chip.encoding.backrefs import Back, shortened
-from chip.encoding.deltas import WAYS, Pattern
-from chip.encoding.fields import Map, Reader, Writer, pack_map, unpack_map
+from chip.encoding.backrefs import BackReference, compressed
+from chip.encoding.deltas import RECENT, RecentDeltas
+from chip.encoding.fields import CODERS, ByteReader, ByteWriter, Coder, pack_map, unpack_map
 from chip.floorplan import Queue
 from chip.floorplan import queues as all_queues
-from chip.isa.assembly import KINDS, coded_fields
-from chip.isa.instructions import Alu, AluOp
+from chip.isa.fields import KINDS, fields_of
+from chip.isa.instructions import Alu, AluOp, Instruction
+from chip.isa.operands import LaneMap
 from chip.isa.queues import Item, Named, Nop, QueueProgram, Repeat
 from chip.spec import ChipSpec
 
 MAGIC = b"TSP2"
-GO_ON = 128
-_GAPS = (256 - GO_ON) // WAYS
+DELTA = 128
+_GAPS = (256 - DELTA) // RECENT  # cycles of waiting that a delta's byte can hold, and none
 _CODES = ["END", "AGAIN", "NOP", "REPEAT", *KINDS]
 _NUMBER = {name: number for number, name in enumerate(_CODES)}
-assert len(_CODES) <= GO_ON
+assert len(_CODES) <= DELTA
+_CODED: Mapping[type[Instruction], tuple[tuple[str, Coder, Any], ...]] = {
+    kind: tuple((field.name, CODERS[field.type], field.default) for field in fields_of(kind))
+    for kind in KINDS.values()
+}
 
 
 def encode(program: QueueProgram, spec: ChipSpec) -> bytes:
     """Return a program's bytes."""
     numbers = {queue: number for number, queue in enumerate(all_queues(spec))}
-    body, head = Writer(), Writer()
+    body, head = ByteWriter(), ByteWriter()
     body.number(len(program.queues))
     for queue, items in program.queues.items():
         body.number(numbers[queue])
@@ -52,7 +57,7 @@ def encode(program: QueueProgram, spec: ChipSpec) -> bytes:
 
 def measured(program: QueueProgram) -> dict[str, int]:
     """Return what each queue takes, and all of a program's "maps" together."""
-    body, head = Writer(), Writer()
+    body, head = ByteWriter(), ByteWriter()
     out = {}
     for queue, items in program.queues.items():
         before = len(body.data)
@@ -63,9 +68,9 @@ def measured(program: QueueProgram) -> dict[str, int]:
     return {**out, "maps": len(head.data)}
 
 
-def _put_all(writer: Writer, items: Sequence[Item]) -> None:
-    for code in shortened(list(_codes(items, writer.maps))):
-        if isinstance(code, Back):
+def _put_all(writer: ByteWriter, items: Sequence[Item]) -> None:
+    for code in compressed(list(_codes(items, writer.maps))):
+        if isinstance(code, BackReference):
             writer.data.append(_NUMBER["AGAIN"])
             writer.number(code.distance)
             writer.number(code.length)
@@ -74,17 +79,17 @@ def _put_all(writer: Writer, items: Sequence[Item]) -> None:
     writer.data.append(_NUMBER["END"])
 
 
-def _codes(items: Sequence[Item], maps: dict[Map, int]) -> Iterator[bytes]:
+def _codes(items: Sequence[Item], maps: dict[LaneMap, int]) -> Iterator[bytes]:
     """Yield one code for each item, or for a NOP and the instruction behind it."""
-    pattern, waited = Pattern(), 0
+    deltas, waited = RecentDeltas(), 0
     for item, after in pairwise((*items, None)):
         assert item is not None
         if isinstance(item, Nop) and 0 < item.n < _GAPS and isinstance(after, Named):
             waited = item.n
             continue
-        way = pattern.note(item.instruction) if isinstance(item, Named) else None
-        if way is not None:
-            yield bytes([GO_ON + way * _GAPS + waited])
+        place = deltas.note(item.instruction) if isinstance(item, Named) else None
+        if place is not None:
+            yield bytes([DELTA + place * _GAPS + waited])
         else:
             if waited:
                 yield _code(Nop(waited), maps)
@@ -92,17 +97,17 @@ def _codes(items: Sequence[Item], maps: dict[Map, int]) -> Iterator[bytes]:
         waited = 0
 
 
-def _code(item: Item, maps: dict[Map, int]) -> bytes:
-    writer = Writer(maps)
+def _code(item: Item, maps: dict[LaneMap, int]) -> bytes:
+    writer = ByteWriter(maps)
     _put(writer, item)
     return bytes(writer.data)
 
 
-def _put(writer: Writer, item: Item) -> None:
+def _put(writer: ByteWriter, item: Item) -> None:
     if isinstance(item, Named):
         instruction = item.instruction
         writer.data.append(_NUMBER[instruction.name])
-        coded = coded_fields(type(instruction))
+        coded = _CODED[type(instruction)]
         values = [getattr(instruction, name) for name, _, _ in coded]
         present = [d is MISSING or v != d for v, (_, _, d) in zip(values, coded, strict=True)]
         writer.number(sum(1 << bit for bit, there in enumerate(present) if there))
@@ -120,7 +125,7 @@ def decode(data: bytes, spec: ChipSpec) -> QueueProgram:
     """Undo `encode`. Raises ValueError for bytes that it did not write."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"program: wanted it to start with {MAGIC!r}, got {data[:4]!r}")
-    reader = Reader(data[len(MAGIC) :])
+    reader = ByteReader(data[len(MAGIC) :])
     origin = reader.number()
     reader.maps = [unpack_map(reader) for _ in range(reader.number())]
     known = all_queues(spec)
@@ -133,8 +138,8 @@ def decode(data: bytes, spec: ChipSpec) -> QueueProgram:
     return QueueProgram(origin, queues)
 
 
-def _take_all(reader: Reader) -> Iterator[Item]:
-    pattern, starts = Pattern(), list[int]()  # where each of the queue's codes stands
+def _take_all(reader: ByteReader) -> Iterator[Item]:
+    deltas, starts = RecentDeltas(), list[int]()  # where each of the queue's codes stands
     while True:
         start = reader.at
         number = reader.byte()
@@ -142,34 +147,34 @@ def _take_all(reader: Reader) -> Iterator[Item]:
             return
         if number != _NUMBER["AGAIN"]:
             starts.append(start)
-            yield from _item(reader, number, pattern)
+            yield from _item(reader, number, deltas)
             continue
-        distance, count = reader.number(), reader.number()
+        distance, length = reader.number(), reader.number()
         if not 0 < distance <= len(starts):
             raise ValueError(f"queue: wanted 1 to {len(starts)} codes back, got {distance}")
         behind = reader.at
-        for _ in range(count):
+        for _ in range(length):
             reader.at = starts[-distance]
             starts.append(reader.at)
-            yield from _item(reader, reader.byte(), pattern)
+            yield from _item(reader, reader.byte(), deltas)
         reader.at = behind
 
 
-def _item(reader: Reader, number: int, pattern: Pattern) -> Iterator[Item]:
+def _item(reader: ByteReader, number: int, deltas: RecentDeltas) -> Iterator[Item]:
     """Yield what one code stands for."""
-    if number >= GO_ON:
-        way, gap = divmod(number - GO_ON, _GAPS)
+    if number >= DELTA:
+        place, gap = divmod(number - DELTA, _GAPS)
         if gap:
             yield Nop(gap)
-        item: Item = Named(pattern.taken(way))
+        item: Item = Named(deltas.applied(place))
     else:
         item = _take(reader, number)
     if isinstance(item, Named):
-        pattern.note(item.instruction)
+        deltas.note(item.instruction)
     yield item
 
 
-def _take(reader: Reader, number: int) -> Item:
+def _take(reader: ByteReader, number: int) -> Item:
     if number >= len(_CODES):
         raise ValueError(f"instruction: wanted 2 to {len(_CODES) - 1}, got {number}")
     name = _CODES[number]
@@ -180,7 +185,7 @@ def _take(reader: Reader, number: int) -> Item:
     kind = KINDS[name]
     values: dict[str, Any] = {"op": AluOp(name)} if kind is Alu else {}
     present = reader.number()
-    for bit, (field, coder, _) in enumerate(coded_fields(kind)):
+    for bit, (field, coder, _) in enumerate(_CODED[kind]):
         if present >> bit & 1:
             values[field] = coder.unpack(reader)
     return Named(kind(**values))

@@ -13,59 +13,24 @@ A field at its default is left out; what follows the semicolon is the provenance
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any
 
-from chip.encoding.fields import CODERS, Coder
 from chip.floorplan import Queue, parse_queue
-from chip.isa.instructions import (
-    ABC,
-    ACC,
-    C2C,
-    ICU,
-    IW,
-    LW,
-    SXM,
-    Alu,
-    AluOp,
-    Gather,
-    Instruction,
-    Read,
-    Scatter,
-    Write,
-    mnemonic,
-)  # fmt: skip
+from chip.isa.fields import KINDS, fields_of
+from chip.isa.instructions import Alu, AluOp, Instruction
+from chip.isa.operand_text import TEXTS
 from chip.isa.queues import Item, Named, Nop, QueueProgram, Repeat
 from chip.spec import ChipSpec
-
-KINDS: dict[str, type[Instruction]] = {
-    mnemonic(kind): kind
-    for kind in (Read, Write, Gather, Scatter, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)
-} | dict.fromkeys((op.value for op in AluOp), Alu)
-
-
-_FIELDS: dict[type[Instruction], tuple[tuple[str, Coder, Any], ...]] = {
-    kind: tuple(
-        (field.name, CODERS[str(field.type)], field.default)
-        for field in fields(kind)
-        if field.name != "op"
-    )
-    for kind in KINDS.values()
-}
-
-
-def coded_fields(kind: type[Instruction]) -> tuple[tuple[str, Coder, Any], ...]:
-    """Return (name, coder, default) of an instruction's fields; an ALU's op is its mnemonic."""
-    return _FIELDS[kind]
 
 
 def text_of(instruction: Instruction) -> str:
     """Write one instruction."""
     words = [instruction.name]
-    for name, coder, default in coded_fields(type(instruction)):
-        value = getattr(instruction, name)
-        if default is MISSING or value != default:
-            words.append(f"{name}={coder.text(value)}")
+    for field in fields_of(type(instruction)):
+        value = getattr(instruction, field.name)
+        if field.default is MISSING or value != field.default:
+            words.append(f"{field.name}={TEXTS[field.type].text(value)}")
     return " ".join(words)
 
 
@@ -75,14 +40,15 @@ def parse(text: str) -> Instruction:
     if mnemonic not in KINDS:
         raise ValueError(f"instruction: wanted one of {', '.join(KINDS)}; got {mnemonic!r}")
     kind = KINDS[mnemonic]
-    known = {name: coder for name, coder, _ in coded_fields(kind)}
+    known = {field.name: TEXTS[field.type] for field in fields_of(kind)}
     values: dict[str, Any] = {"op": AluOp(mnemonic)} if kind is Alu else {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known or name in values:
             raise ValueError(f"{mnemonic}: wanted each of {', '.join(known)} once, got {word!r}")
         values[name] = known[name].parse(value)
-    missing = [n for n, _, default in coded_fields(kind) if default is MISSING and n not in values]
+    needed = [field.name for field in fields_of(kind) if field.default is MISSING]
+    missing = [name for name in needed if name not in values]
     if missing:
         raise ValueError(f"{mnemonic}: wanted {', '.join(missing)}")
     return kind(**values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import copysign
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from chip.spec import vectors
 
@@ -139,3 +139,17 @@ class At:
     row: int
     limit: int
     step: int = 0
+
+
+LaneMap = tuple[int | None, ...]
+"""The source lane of each result lane, None for zero."""
+
+INTEGER_OPERANDS: tuple[tuple[type[Any], str, tuple[str, ...]], ...] = (
+    (Chain, "alu", ("alu",)),
+    (Held, "held", ("alu",)),
+    (Lane, "lane", ("offset", "step")),
+    (Position, "pos", ("row", "step", "offset", "modulus")),
+    (At, "at", ("base", "num", "den", "row", "limit", "step")),
+)
+"""Operands made of integers: class, word in the text form, fields in order. The binary form numbers
+them by their place here."""
