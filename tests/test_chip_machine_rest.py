@@ -7,13 +7,11 @@ from dataclasses import replace
 import pytest
 from machine_kit import AT_MXM, CHIP, E0, LOADED, W0, bound, issue, resolve
 
-from chip.encoding.binary import decode, encode
 from chip.errors import MachineError
-from chip.floorplan import Role, alu, mem, mxm, sxm
-from chip.isa.instructions import ABC, ACC, LW, Alu, AluOp, Permute, Read
+from chip.floorplan import Role, alu, mem, mxm
+from chip.isa.instructions import ABC, ACC, LW, Alu, AluOp, Read
 from chip.isa.issue import delays
 from chip.isa.operands import Held, Immediate, In, Stream, Tap, group
-from chip.isa.queues import Named, QueueProgram
 
 REFUSED = {
     "no weights": (
@@ -90,17 +88,3 @@ def test_delays_of_other_instructions() -> None:
         own = tuple((name, *values) for name, values in wrong.items())
         with pytest.raises(ValueError, match=text):
             delays(replace(CHIP, delays=own))
-
-
-def test_bytes_with_operands_that_are_none() -> None:
-    """A program of one instruction, with one byte of its operand another."""
-    held = Named(Alu(op=AluOp.NEG, a=Held(3)))
-    turned = Named(Permute(src=(), dst=(), map=(None,)))
-    for queue, item, before, after, text in (
-        (alu(0), held, bytes([17, 6]), bytes([99, 6]), "operand: no kind 99"),
-        (sxm(0, 0), turned, bytes([0, 0]), bytes([8, 0]), "map: wanted 0 to 0, got 4"),
-    ):
-        data = encode(QueueProgram(0, {queue: (item,)}), CHIP)
-        at = data.rindex(before)
-        with pytest.raises(ValueError, match=text):
-            decode(data[:at] + after + data[at + 2 :], CHIP)

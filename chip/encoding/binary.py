@@ -30,8 +30,8 @@ from chip.spec import ChipSpec
 MAGIC = b"TSP2"
 DELTA = 128
 _GAPS = (256 - DELTA) // RECENT  # cycles of waiting that a delta's byte can hold, and none
-_CODES = ["END", "AGAIN", "NOP", "REPEAT", *KINDS]
-_NUMBER = {name: number for number, name in enumerate(_CODES)}
+_CODES = ("END", "AGAIN", "NOP", "REPEAT", *KINDS)
+_NUMBER: Mapping[str, int] = {name: number for number, name in enumerate(_CODES)}
 assert len(_CODES) <= DELTA
 _CODED: Mapping[type[Instruction], tuple[tuple[str, Coder, Any], ...]] = {
     kind: tuple((field.name, CODERS[field.type], field.default) for field in fields_of(kind))

@@ -19,6 +19,7 @@ docs/hardware.md, The chip; ISCA 2020.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -70,8 +71,10 @@ class AluOp(StrEnum):
 
 LARGE_ALUS = frozenset({0, 2, 5, 7, 8, 10, 13, 15})
 LARGE_OPS = frozenset(list(AluOp)[list(AluOp).index(AluOp.MAX) :])
-_BINARY = ["ADD", "SUB", "MUL", "OR", "EQ", "LE", "GE", "MAX", "MIN"]
-ARITY = dict.fromkeys(AluOp, 1) | {AluOp(name): 2 for name in _BINARY} | {AluOp.CHOOSE: 3}
+_BINARY = ("ADD", "SUB", "MUL", "OR", "EQ", "LE", "GE", "MAX", "MIN")
+ARITY: Mapping[AluOp, int] = (
+    dict.fromkeys(AluOp, 1) | {AluOp(name): 2 for name in _BINARY} | {AluOp.CHOOSE: 3}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +260,7 @@ MEM = (Read, Write, Gather, Scatter)
 C2C = (Send, Receive)
 ICU = (Deskew, RuntimeDeskew, Sync, Notify, Ifetch, Config)
 SXM = (Shift, Rotate, Permute, Distribute, Select, Transpose)
-ISSUED_BY: dict[Unit | Role, tuple[type[Instruction], ...]] = {
+ISSUED_BY: Mapping[Unit | Role, tuple[type[Instruction], ...]] = {
     Unit.MEM: MEM,
     Unit.VXM: (Alu,),
     Unit.SXM: (*SXM, *C2C),
@@ -280,7 +283,7 @@ def issues(queue: Queue, instruction: Instruction) -> bool:
     return isinstance(instruction, (*ISSUED_BY[unit], *ICU))
 
 
-__all__ = [  # with what other modules take from here and is defined in chip.isa.control
+__all__ = (  # what is defined in chip.isa.control and belongs to the instruction set
     "Config", "Deskew", "Ifetch", "Instruction", "Notify", "Receive", "RuntimeDeskew", "Send",
     "Sync", "mnemonic",
-]  # fmt: skip
+)  # fmt: skip

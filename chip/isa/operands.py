@@ -7,6 +7,7 @@ counts from the last operand's last beat.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import copysign
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from chip.spec import vectors
 
 STREAMS = 32  # in each direction
-ITEM_BYTES = {"i8": 1, "f16": 2, "i32": 4, "f32": 4}
+ITEM_BYTES: Mapping[str, int] = {"i8": 1, "f16": 2, "i32": 4, "f32": 4}
 
 
 class Stream(NamedTuple):

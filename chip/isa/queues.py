@@ -60,7 +60,7 @@ class Named:
 
 Item = Nop | Repeat | Named
 SHORTEST = 3  # issues that are worth a Repeat
-_COUNTERS: dict[type[Instruction], str] = {  # the field that `step` moves
+_COUNTERS: Mapping[type[Instruction], str] = {  # the field that `step` moves
     Read: "address", Write: "address", LW: "column", ABC: "slot", ACC: "slot",
 }  # fmt: skip
 

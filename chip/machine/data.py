@@ -6,7 +6,7 @@ of it, or gathered from it first. Arithmetic is fp32 as in chip/kernels/vmath.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,26 @@ from chip.spec import VECTOR_BYTES
 
 Array = NDArray[Any]
 Call = Callable[[], None]
-DTYPES = {"i8": np.int8, "f16": np.float16, "i32": np.int32, "f32": np.float32}
+DTYPES: Mapping[str, type[np.generic]] = {
+    "i8": np.int8,
+    "f16": np.float16,
+    "i32": np.int32,
+    "f32": np.float32,
+}
 _INT8_MAX = np.float32(127.0)
 
-_UFUNCS: dict[AluOp, Any] = {
+_UFUNCS: Mapping[AluOp, Any] = {
     AluOp.NEG: np.negative, AluOp.ABS: np.absolute, AluOp.ADD: np.add, AluOp.SUB: np.subtract,
     AluOp.MUL: np.multiply, AluOp.EQ: np.equal, AluOp.LE: np.less_equal,
     AluOp.GE: np.greater_equal, AluOp.MAX: np.maximum, AluOp.MIN: np.minimum,
 }  # fmt: skip
-_FUNCTIONS = {AluOp.EXP: vmath.exp, AluOp.RSQRT: vmath.rsqrt, AluOp.TANH: vmath.tanh}
+_FUNCTIONS: Mapping[AluOp, Callable[[Array], Array]] = {
+    AluOp.EXP: vmath.exp, AluOp.RSQRT: vmath.rsqrt, AluOp.TANH: vmath.tanh,
+}  # fmt: skip
 _MASKS = (AluOp.EQ, AluOp.LE, AluOp.GE)
-_TO = {AluOp.CVT_F32: "f32", AluOp.CVT_I32: "i32", AluOp.CVT_I8: "i8", AluOp.CVT_F16: "f16"}
+_TO: Mapping[AluOp, str] = {
+    AluOp.CVT_F32: "f32", AluOp.CVT_I32: "i32", AluOp.CVT_I8: "i8", AluOp.CVT_F16: "f16",
+}  # fmt: skip
 
 
 class SaturationCounter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from chip.errors import MachineError
@@ -22,7 +24,7 @@ from chip.machine.events import I64
 from chip.machine.order import IssueTask
 from chip.spec import VECTOR_BYTES
 
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_UNSIGNED: Mapping[int, type[np.generic]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 class Units:
