@@ -4,7 +4,7 @@
     ├── SramError           an address or a tensor does not fit the memory
     ├── ProgramError        a program the chip cannot execute
     ├── TemplateError       an operation's instructions would not be lawful on this chip
-    ├── MachineError        instructions that the hardware could not run together
+    ├── IssueError          instructions that the hardware cannot run
     └── ScheduleViolation   the run and the schedule disagree; names chip, link, cycle, operation
 
 Each keeps its fields and survives pickle, because errors cross processes.
@@ -76,8 +76,8 @@ def _rebuild_violation(what: str, fields: dict[str, Any]) -> ScheduleViolation:
     return ScheduleViolation(what, **fields)
 
 
-class MachineError(ChipError):
-    """What the hardware could not do: where and when, and the instructions that want it."""
+class IssueError(ChipError):
+    """The hardware cannot run these instructions: what is wrong, and which, where and when."""
 
     def __init__(self, what: str, *culprits: str) -> None:
         super().__init__(what, *culprits)

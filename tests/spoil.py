@@ -115,7 +115,7 @@ class Bench:
         return b"".join(bytes(tensor) for tensor in self._tensors(rack))
 
     def outcomes(self, issues: list[Issue]) -> list[Outcome]:
-        """Run the step on both inputs. Raises MachineError."""
+        """Run the step on both inputs. Raises IssueError."""
         self.chip._lower = lambda _: issues
         made, moves = self.chip.machine(self.program)
         transfers = {id(c): args(o)["transfer"] for c, o in zip(made.crossings, moves, strict=True)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from program_kit import CHIP, patterned, single
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import alu, mem, parse_queue, plane_of, queues
 from chip.isa.assembly import KINDS, text_of
 from chip.isa.instructions import (
@@ -95,7 +95,7 @@ def test_repeats_that_interleave_are_cut() -> None:
         if isinstance(issue.instruction, Read)
     ]  # fmt: skip
     assert addresses == [3, 7, 9]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         to_queues([Issue(mem(0, 0), 0, READ), Issue(mem(0, 0), 0, WRITE, name="b")])
     assert str(caught.value) == (
         "two instructions in MEM_W0 at 0: READ of the program on MEM_W0 at 0 and WRITE of b on "
@@ -110,7 +110,7 @@ def test_a_queue_stops() -> None:
     assert program.queues[mem(0, 0)][3:] == (Named(stop), Named(READ))
     assert to_issues(program, CHIP) == issues
     assert text_of(stop) == "RUNTIME_DESKEW cycles=14"
-    with pytest.raises(MachineError, match="two instructions in MEM_W0 at 15: RUNTIME_DESKEW of"):
+    with pytest.raises(IssueError, match="two instructions in MEM_W0 at 15: RUNTIME_DESKEW of"):
         to_queues([issues[0], Issue(mem(0, 0), 15, READ)])
 
 
@@ -137,5 +137,5 @@ def test_a_queue_stops() -> None:
     ],
 )
 def test_queues_that_do_not_run(items_: tuple[Any, ...], text: str) -> None:
-    with pytest.raises(MachineError, match=text):
+    with pytest.raises(IssueError, match=text):
         to_issues(QueueProgram(0, {mem(0, 0): items_}), CHIP)

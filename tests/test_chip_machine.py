@@ -25,7 +25,7 @@ from machine_kit import (
     resolve,
 )
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import (
     ABC,
@@ -217,7 +217,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     issues, text = REFUSED[name]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(*issues)
     assert str(caught.value).startswith(text), str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -234,7 +234,7 @@ def test_one_bank_serves_one_access_a_cycle() -> None:
         issue(mem(0, 9), 0, Write(address=0, stream=W0)),
         issue(mem(0, 9), 1, Read(address=1, stream=E0)),
     ]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve_on(issues, slow, memory())
     assert str(caught.value) == (
         "a read and a write in one bank and cycle: READ of op1 on MEM_W9 at 1 and WRITE of op0 on "
@@ -244,10 +244,10 @@ def test_one_bank_serves_one_access_a_cycle() -> None:
 
 def test_types_are_checked_when_bound() -> None:
     add = Alu(op=AluOp.ADD, a=Immediate(1.0), b=Immediate(1, "i32"))
-    with pytest.raises(MachineError, match="operands: wanted two of one 32-bit type, got f32, i32"):
+    with pytest.raises(IssueError, match="operands: wanted two of one 32-bit type, got f32, i32"):
         bound(issue(alu(0), 0, add))
     back = Alu(op=AluOp.CVT_I8, a=Immediate(1, "i32"))
-    with pytest.raises(MachineError, match="operand: wanted f32, got i32"):
+    with pytest.raises(IssueError, match="operand: wanted f32, got i32"):
         bound(issue(alu(0), 0, back))
 
 
@@ -270,18 +270,18 @@ def test_vectors_depart_on_their_cycles() -> None:
     made = through(crossing, sends=2, wait=5)
     (action,) = [action for action in made.actions if action.crossing is not None]
     assert action.crossing == crossing
-    with pytest.raises(MachineError, match=f"no vector departs at port 0 in cycle {AT_C2C + 4}"):
+    with pytest.raises(IssueError, match=f"no vector departs at port 0 in cycle {AT_C2C + 4}"):
         through(replace(crossing, cycles=(AT_C2C + 4,)), wait=5)
-    with pytest.raises(MachineError, match="a vector that belongs to no transfer: SEND of"):
+    with pytest.raises(IssueError, match="a vector that belongs to no transfer: SEND of"):
         through(sends=1)
-    with pytest.raises(MachineError, match="more than 4 vectors wait at a port: SEND of"):
+    with pytest.raises(IssueError, match="more than 4 vectors wait at a port: SEND of"):
         through(crossing, sends=6, wait=24 * 5)
 
 
 def test_two_vectors_at_one_port() -> None:
     receive = Receive(port=0, stream=Stream(True, 1))
     issues = [issue(sxm(0, 0), 3, receive), issue(sxm(0, 1), 4, replace(receive, wait=1))]
-    with pytest.raises(MachineError, match="two vectors at one port in one cycle: RECEIVE of"):
+    with pytest.raises(IssueError, match="two vectors at one port in one cycle: RECEIVE of"):
         bound(*issues)
 
 
@@ -303,7 +303,7 @@ def test_run_time_addresses() -> None:
     made.run((1,))
     assert np.array_equal(data[1], before[2 * SLICES + 5])
     assert np.array_equal(data[0], before[0])
-    with pytest.raises(MachineError, match="row 0's address: wanted a vector below 2, got 7"):
+    with pytest.raises(IssueError, match="row 0's address: wanted a vector below 2, got 7"):
         made.run((7,))
     made.run(())
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from machine_kit import CHIP, DELAYS, E0, SLICES, WORDS, bound, issue, resolve
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import hops, mem
 from chip.isa.instructions import Gather, Read, Scatter, Write
 from chip.isa.issue import Issue
@@ -134,7 +134,7 @@ SPOILED = {
 @pytest.mark.parametrize("name", SPOILED)
 def test_refused(name: str) -> None:
     addresses, issues, text = SPOILED[name]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         run(data(*addresses), *issues)
     assert str(caught.value).startswith(text), str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -146,14 +146,14 @@ def test_reads_around_writes_whose_addresses_come_with_the_step() -> None:
     made = [issue(mem(0, 5), 0, Read(address=0, stream=E0), 2), at_slice(0, write, 2)]
     other = mem(1, 6)
     read = Read(address=1, stream=E3)
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(*made, issue(other, AT_SLICE + 1, read))
     assert str(caught.value) == (
         "a read among writes whose addresses are known at run time only: READ of "
         f"op{AT_SLICE + 1} on MEM_E6 at {AT_SLICE + 1} and WRITE of op{AT_SLICE} on MEM_E5 at "
         f"{AT_SLICE}"
     )
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(*made, issue(other, AT_SLICE, read, 2, 4))
     assert str(caught.value).startswith(
         "reads before and after a write whose address is known at run time only: READ of "
@@ -165,5 +165,5 @@ def test_a_run_time_write_that_its_slice_does_not_have() -> None:
     """It must stand in the queue of every slice that may hold the vector."""
     given = data(0)
     write = Write(address=RUN_TIME, stream=E0)
-    with pytest.raises(MachineError, match="no queue of the slice that holds vector 88 has this"):
+    with pytest.raises(IssueError, match="no queue of the slice that holds vector 88 has this"):
         run(given, word(0, E0), at_slice(0, write))

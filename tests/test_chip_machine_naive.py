@@ -11,10 +11,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine_kit import CHIP, DELAYS, SLICES, word_major
-from naive_machine import NaiveMachine
-from naive_streams import Refused
+from naive_machine import NaiveMachine, Refused
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import (
     ABC,
@@ -279,7 +278,7 @@ def outcome(issues: list[Issue]) -> tuple[str, np.ndarray | None]:
     held, data = memory()
     try:
         Machine(resolve(issues, CHIP, held), held, data).run()
-    except MachineError as error:
+    except IssueError as error:
         return str(error), None
     return "", data
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from machine_kit import AT_MXM, CHIP, E0, LOADED, W0, bound, issue, resolve
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import Role, alu, mem, mxm
 from chip.isa.instructions import ABC, ACC, LW, Alu, AluOp, Read
 from chip.isa.issue import delays
@@ -49,7 +49,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     issues, text = REFUSED[name]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(*issues)
     assert str(caught.value).startswith(text), str(caught.value)
 
@@ -64,7 +64,7 @@ def test_an_accumulator_row_that_is_not_there() -> None:
         issue(mxm(0, Role.DRAIN), 20 + AT_MXM + func, ACC(slot=319, first=True, step=1), 2),
     ]
     text = f"slot: wanted 0 to 319, got 319 to 320: ACC of op{20 + AT_MXM + func} on MXM_W2 at "
-    with pytest.raises(MachineError, match=text):
+    with pytest.raises(IssueError, match=text):
         bound(*issues)
 
 
@@ -74,7 +74,7 @@ def test_one_register_with_results_of_two_types() -> None:
         issue(alu(3), 10, Alu(op=AluOp.COPY, a=Immediate(1, "i32"))),
         issue(alu(4), 5, Alu(op=AluOp.NEG, a=Held(3)), 2, 10),
     ]
-    with pytest.raises(MachineError, match="results of several types in one operand: NEG of op5"):
+    with pytest.raises(IssueError, match="results of several types in one operand: NEG of op5"):
         bound(*issues)
 
 

@@ -8,7 +8,7 @@ import pytest
 from machine_kit import AT_VXM, COPY, E0, bound, issue, read, resolve, whole_chip
 from schedules import WEIGHTS, compiled, find, machine, moved
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import alu, mem, sxm
 from chip.isa.instructions import (
     Alu,
@@ -94,7 +94,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
     issues, text = REFUSED[name]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(*issues)
     assert str(caught.value).startswith(text), str(caught.value)
 
@@ -102,11 +102,11 @@ def test_refused(name: str) -> None:
 def test_a_value_that_crosses_a_stop() -> None:
     """Its instruction is over, the value still has some way to go."""
     far = [issue(mem(0, 40), 44, Read(address=0, stream=E0)), issue(mem(0, 40), 50, STOP)]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(*far, *stop()[1:], issue(alu(1), 44 + AT_VXM + 10, COPY))
     assert "the queues stop" in str(caught.value)
     short = [replace(one, instruction=RuntimeDeskew(cycles=2)) for one in (far[1], stop()[1])]
-    with pytest.raises(MachineError) as caught:
+    with pytest.raises(IssueError) as caught:
         resolve(far[0], *short, issue(alu(1), 44 + AT_VXM + 10, COPY))
     assert str(caught.value) == (
         f"a value on its way while the queues stop: COPY of op{54 + AT_VXM} on VXM1 at "
@@ -118,7 +118,7 @@ def test_a_value_that_crosses_a_stop() -> None:
     "instruction", [Deskew(), Sync(), Notify(), Ifetch(), Config(register=1, value=0)], ids=str
 )
 def test_what_only_a_queues_start_has(instruction: Instruction) -> None:
-    with pytest.raises(MachineError, match="may have only before its queues are released: "):
+    with pytest.raises(IssueError, match="may have only before its queues are released: "):
         resolve(issue(mem(0, 0), 5, instruction))
 
 
@@ -161,5 +161,5 @@ def test_a_stop_that_begins_too_early_or_ends_too_late_is_refused() -> None:
 
     run(first.end, later.start)
     for wrong in ((last, later.start), (first.end, soon + 1)):
-        with pytest.raises(MachineError, match="and RUNTIME_DESKEW of realign on "):
+        with pytest.raises(IssueError, match="and RUNTIME_DESKEW of realign on "):
             run(*wrong)

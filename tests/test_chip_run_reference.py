@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from schedules import WEIGHTS, compiled
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.run.reference import ReferenceChip
 from compiler.codegen.lower import lower
 from interconnect.frame import Frame
@@ -106,5 +106,5 @@ def test_a_step_is_lowered_when_it_first_runs() -> None:
     program = job.programs[0]
     issues = list(lower(program, spec=job.spec, ports=ports_of(job.links, 0), slots=slots))
     chip._lower = lambda _: [*issues, issues[0]]
-    with pytest.raises(MachineError, match="two instructions in one queue and cycle: "):
+    with pytest.raises(IssueError, match="two instructions in one queue and cycle: "):
         chip.machine(program)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spoil import Bench, spoiled
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.isa.instructions import ABC, ACC, C2C, IW, LW, MEM, SXM, Alu
 from chip.isa.issue import Issue
 
@@ -63,7 +63,7 @@ def _verdicts(bench: Bench, kinds: tuple[type, ...]) -> list[str]:
 def _verdict(bench: Bench, issues: list[Issue]) -> str:
     try:
         found = bench.outcomes(issues)
-    except MachineError as error:
+    except IssueError as error:
         if not error.culprits or not all(map(NAMED.search, error.culprits)):
             pytest.fail(f"names nobody: {error}")
         return "refused"

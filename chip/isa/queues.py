@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import Queue
 from chip.isa.instructions import (
     ABC,
@@ -180,7 +180,7 @@ def _step(old: Instruction, new: Instruction) -> int | None:
 def to_queues(issues: Iterable[Issue]) -> QueueProgram:
     """Put issues into their queues with NOPs between; every queue starts together.
 
-    Raises MachineError where two want one queue and cycle.
+    Raises IssueError where two want one queue and cycle.
     """
     by_queue: defaultdict[Queue, list[Issue]] = defaultdict(list)
     for issue in issues:
@@ -201,7 +201,7 @@ def _items(issues: list[Issue], origin: int) -> Iterator[Item]:
         if issue.cycle < now:
             assert before is not None
             what = f"two instructions in {issue.queue} at {issue.cycle}"
-            raise MachineError(what, culprit(before, before.n - 1), culprit(issue))
+            raise IssueError(what, culprit(before, before.n - 1), culprit(issue))
         if issue.cycle > now:
             yield Nop(issue.cycle - now)
         yield Named(issue.instruction, issue.name)
@@ -218,7 +218,7 @@ def _length(instruction: Instruction) -> int:
 def to_issues(program: QueueProgram, spec: ChipSpec) -> list[Issue]:
     """Return the issues of a program, on the cycles at which its queues come to them.
 
-    Raises MachineError for a queue that is not released, for one that does before what belongs
+    Raises IssueError for a queue that is not released, for one that does before what belongs
     behind its release or the other way round, and for a Repeat that follows nothing.
     """
     _check_release(program.queues, delays(spec)["NOTIFY"].d_func)
@@ -231,7 +231,7 @@ def to_issues(program: QueueProgram, spec: ChipSpec) -> list[Issue]:
                 now, last = now + item.n, -1
             elif isinstance(item, Repeat):
                 if last < 0:
-                    raise MachineError("a Repeat that follows no instruction", f"{queue} at {now}")
+                    raise IssueError("a Repeat that follows no instruction", f"{queue} at {now}")
                 out[last] = replace(out[last], n=item.n + 1, d=item.d)
                 now, last = out[last].last_cycle + 1, -1
             else:
@@ -257,18 +257,18 @@ def _check_release(queues: Mapping[Queue, Sequence[Item]], delay: int) -> None:
             if not isinstance(instruction, (Deskew, Notify, Ifetch, Config)):
                 what = "an instruction before its queue is released"
                 name = instruction.name if instruction else "REPEAT"
-                raise MachineError(what, f"{name} on {queue} at {now}")
+                raise IssueError(what, f"{name} on {queue} at {now}")
             if isinstance(instruction, Notify):
                 notified.append((queue, now))
             now += 1
         else:
-            raise MachineError("a queue without a Sync", str(queue))
+            raise IssueError("a queue without a Sync", str(queue))
     if queues and len(notified) != 1:
         who = [f"NOTIFY on {queue} at {now}" for queue, now in notified]
-        raise MachineError(f"Notify: wanted one before the first Sync, got {len(who)}", *who)
+        raise IssueError(f"Notify: wanted one before the first Sync, got {len(who)}", *who)
     for queue, at in parked.items():
         if at >= notified[0][1] + delay:
             what = "a Sync that no Notify releases"
-            raise MachineError(
+            raise IssueError(
                 what, f"SYNC on {queue} at {at}", "NOTIFY on {} at {}".format(*notified[0])
             )

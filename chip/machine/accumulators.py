@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import plane_of
 from chip.isa.instructions import ACC
 from chip.isa.issue import culprit
@@ -60,7 +60,7 @@ class Accumulators:
         slots = acc.slot + acc.step * np.arange(task.first, task.last)
         if int(slots.min()) < 0 or int(slots.max()) >= self.sums.shape[1]:
             what = f"slot: wanted 0 to {self.sums.shape[1] - 1}, got {slots.min()} to {slots.max()}"
-            raise MachineError(what, culprit(burst.issue, task.first))
+            raise IssueError(what, culprit(burst.issue, task.first))
         one_up = acc.step == 1 or len(slots) == 1
         where = slice(int(slots[0]), int(slots[-1]) + 1) if one_up else slots
         sums = (self.sums if acc.half is None else self.floats)[plane]

@@ -1,8 +1,8 @@
-"""What one instruction alone must keep: its queue, its operands' shapes, ranges and types."""
+"""Checks an instruction by itself: its queue, its operands' shapes, ranges and types."""
 
 from __future__ import annotations
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import Queue, plane_of
 from chip.isa.instructions import (
     ABC,
@@ -35,28 +35,26 @@ PLANE_STREAMS = 16  # that a plane takes weights from; a pair of planes takes tw
 
 
 class Checker:
-    """Refuses instructions that no queue could issue; remembers those it has seen."""
+    """Refuses instructions that no queue could issue; each is checked once a queue."""
 
     def __init__(self, spec: ChipSpec) -> None:
         self.spec = spec
         self._seen: set[tuple[Queue, Instruction]] = set()
 
     def check(self, issue: Issue) -> None:
-        """Raise MachineError where the instruction alone is wrong."""
+        """Raise IssueError for an instruction that is wrong in itself."""
         key = (issue.queue, issue.instruction)
         if issue.n < 1 or issue.d < 1:
-            raise MachineError(
-                f"repeat: wanted n, d >= 1, got {issue.n}, {issue.d}", culprit(issue)
-            )
+            raise IssueError(f"repeat: wanted n, d >= 1, got {issue.n}, {issue.d}", culprit(issue))
         if isinstance(issue.instruction, (Read, Write)):
             self._words(issue)
         if isinstance(issue.instruction, RuntimeDeskew) and issue.n > 1:
-            raise MachineError(f"repeat: wanted one stop, got {issue.n}", culprit(issue))
+            raise IssueError(f"repeat: wanted one stop, got {issue.n}", culprit(issue))
         if key in self._seen:
             return
         self._seen.add(key)
         if what := self._wrong(issue.queue, issue.instruction):
-            raise MachineError(what, culprit(issue))
+            raise IssueError(what, culprit(issue))
 
     def _words(self, issue: Issue) -> None:
         instruction = issue.instruction
@@ -68,7 +66,7 @@ class Checker:
                 what = (
                     f"address: wanted words 0 to {words - 1}, got {instruction.address} to {last}"
                 )
-                raise MachineError(what, culprit(issue))
+                raise IssueError(what, culprit(issue))
 
     def _wrong(self, queue: Queue, instruction: Instruction) -> str | None:
         if not issues(queue, instruction):

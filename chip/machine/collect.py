@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import Queue, Unit, plane_of, position
 from chip.isa.instructions import (
     ABC,
@@ -125,7 +125,7 @@ class Collector:
         self._positions: dict[Queue, int] = {}
 
     def add(self, issue: Issue) -> None:
-        """Add one burst. Raises MachineError for an instruction that is wrong in itself."""
+        """Add one burst. Raises IssueError for an instruction that is wrong in itself."""
         self._checker.check(issue)
         burst = Burst(issue, len(self.bursts))
         self.bursts.append(burst)
@@ -144,9 +144,9 @@ class Collector:
         elif isinstance(instruction, (LW, IW, ABC, ACC)):
             self._mxm(burst, instruction)
 
-    def refusal(self, what: str, origin: Origin, *events: int) -> MachineError:
+    def refusal(self, what: str, origin: Origin, *events: int) -> IssueError:
         """Return the error for events that cannot be, with the issues that they come from."""
-        return MachineError(
+        return IssueError(
             what, *(self.culprit(int(origin.burst[e]), int(origin.nth[e])) for e in events)
         )
 
@@ -264,7 +264,7 @@ class Collector:
         most = TILES // sxm.item
         if issue.n > most or (issue.n > 1 and issue.d != 1):
             what = f"a block: wanted up to {most} issues, one a cycle, got {issue.n}, {issue.d}"
-            raise MachineError(what, culprit(issue))
+            raise IssueError(what, culprit(issue))
         self._take(burst, group(sxm.src, BLOCK_STREAMS))
         self._make(burst, BLOCK_STREAMS, sxm.groups)
         self._put(burst, group(sxm.dst, BLOCK_STREAMS), block=sxm.groups)

@@ -1,4 +1,4 @@
-"""Vectors that cross a port: which Send or Receive moves each, and what the ports can hold."""
+"""Vectors that cross a port: which Send or Receive moves each, and how many a port holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.isa.instructions import Receive, Send
 from chip.isa.issue import culprit
 from chip.machine.collect import Burst
@@ -51,7 +51,7 @@ class _Passage(NamedTuple):
 def match(crossings: Sequence[Crossing], bursts: Sequence[Burst], source: I64) -> list[I64]:
     """Return each crossing's value numbers, in order.
 
-    Raises MachineError for a vector that no instruction moves at its cycle, for an instruction
+    Raises IssueError for a vector that no instruction moves at its cycle, for an instruction
     that moves none, and for a port that would hold too many.
     """
     passages: dict[_PortCycle, _Passage] = {}
@@ -59,7 +59,7 @@ def match(crossings: Sequence[Crossing], bursts: Sequence[Burst], source: I64) -
         for when, passage in _passages(burst, source):
             if (other := passages.get(when)) is not None:
                 what = "two vectors at one port in one cycle"
-                raise MachineError(what, culprit(other.burst.issue), passage.culprit)
+                raise IssueError(what, culprit(other.burst.issue), passage.culprit)
             passages[when] = passage
     _check_waiting(passages)
     out = []
@@ -69,14 +69,14 @@ def match(crossings: Sequence[Crossing], bursts: Sequence[Burst], source: I64) -
             taken = passages.pop(_PortCycle(crossing.port, crossing.outward, cycle), None)
             if taken is None:
                 what = "departs" if crossing.outward else "is received"
-                raise MachineError(
+                raise IssueError(
                     f"no vector {what} at port {crossing.port} in cycle {cycle}", crossing.name
                 )
             values.append(taken.value)
         out.append(np.array(values, np.int64))
     if passages:
         passage = next(iter(passages.values()))
-        raise MachineError("a vector that belongs to no transfer", passage.culprit)
+        raise IssueError("a vector that belongs to no transfer", passage.culprit)
     return out
 
 
@@ -106,4 +106,4 @@ def _check_waiting(passages: Mapping[_PortCycle, _Passage]) -> None:
         for (_, leaves, before), (enters, _, passage) in zip(held, held[WAITING:], strict=False):
             if enters < leaves:
                 what = f"more than {WAITING} vectors wait at a port"
-                raise MachineError(what, before.culprit, passage.culprit)
+                raise IssueError(what, before.culprit, passage.culprit)

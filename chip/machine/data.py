@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.isa.instructions import (
     SUPERLANE,
     TILES,
@@ -62,18 +62,18 @@ class SaturationCounter:
 
 
 def result_type(op: AluOp, types: tuple[str, ...], name: str) -> str:
-    """Return an ALU result's type. Raises MachineError for operands that the op cannot take."""
+    """Return an ALU result's type. Raises IssueError for operands that the op cannot take."""
     if op in _TO:
         wanted = ("i8", "f16", "i32") if op is AluOp.CVT_F32 else ("f32",)
         if types[0] not in wanted:
-            raise MachineError(f"operand: wanted {' or '.join(wanted)}, got {types[0]}", name)
+            raise IssueError(f"operand: wanted {' or '.join(wanted)}, got {types[0]}", name)
         return _TO[op]
     if op is AluOp.COPY:
         return types[0]
     data = types[1:] if op is AluOp.CHOOSE else types
     wide = {"f32", "i32"} if op not in _FUNCTIONS else {"f32"}
     if len(set(data)) != 1 or data[0] not in wide or (op is AluOp.CHOOSE and types[0] != "i32"):
-        raise MachineError(f"operands: wanted two of one 32-bit type, got {', '.join(types)}", name)
+        raise IssueError(f"operands: wanted two of one 32-bit type, got {', '.join(types)}", name)
     return "i32" if op in _MASKS else data[0]
 
 

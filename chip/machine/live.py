@@ -1,8 +1,8 @@
-"""Slices whose words are gathered or scattered: read and written as the step goes, word by word.
+"""Slices whose words are gathered or scattered: accessed word by word while the step runs.
 
-Which words a Gather takes or a Scatter leaves is known when its addresses come, so in these slices
-no access can be settled beforehand, and poison is looked for in the step itself. A superlane's
-address is the first two bytes of its 16 of the map vector, lowest first.
+The words of a Gather or a Scatter are known only when its addresses come. No access to such a slice
+can be resolved beforehand, and poison is looked for in the step itself. A superlane's address is
+the first two of its 16 bytes of the map vector, little-endian.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.isa.instructions import SUPERLANE, TILES, Gather, Read, Scatter, Write
 from chip.isa.issue import culprit, delays
 from chip.machine.collect import Burst, access_cycle, slice_of
@@ -85,14 +85,14 @@ class LiveSlices:
             if not good.all():
                 lane = int(np.argmin(good))
                 what = f"superlane {lane} of vector {int(there[lane])} was never written"
-                raise MachineError(what, name)
+                raise IssueError(what, name)
             pool[into] = sram[there, _LANE]
 
         return get
 
 
 def _addresses(vector: NDArray[np.uint8], words: int, mem: object, name: str) -> I64:
-    """Return each superlane's word. Raises MachineError for one that the slice does not have."""
+    """Return each superlane's word. Raises IssueError for one that the slice does not have."""
     found = vector[:, 0].astype(np.int64) | vector[:, 1].astype(np.int64) << 8
     wrong = found >= words
     if isinstance(mem, Scatter):
@@ -102,5 +102,5 @@ def _addresses(vector: NDArray[np.uint8], words: int, mem: object, name: str) ->
     if wrong.any():
         lane = int(np.argmax(wrong))
         what = f"superlane {lane}'s address: wanted words 0 to {words - 1}, got {int(found[lane])}"
-        raise MachineError(what, name)
+        raise IssueError(what, name)
     return found

@@ -1,4 +1,4 @@
-"""A resolved program, bound to one chip's memory and ready to run step after step."""
+"""A resolved program, bound to one chip's memory, that runs step after step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.floorplan import plane_of
 from chip.isa.instructions import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
 from chip.isa.issue import culprit
@@ -236,7 +236,7 @@ class Machine:
         offset = int(self.units.positions[row]) * at.num // at.den
         if not 0 <= offset < at.limit:
             what = f"row {row}'s address: wanted a vector below {at.limit}, got {offset}"
-            raise MachineError(what, culprit(burst.issue, i))
+            raise IssueError(what, culprit(burst.issue, i))
         return at.base + offset
 
     def _run_time_writes(self) -> dict[int, list[Burst]]:
@@ -279,7 +279,7 @@ class Machine:
                 slice_ = int(memory.slice_of[vector])
                 if slice_ not in rows_of:
                     what = f"no queue of the slice that holds vector {vector} has this write"
-                    raise MachineError(what, culprit(first, i))
+                    raise IssueError(what, culprit(first, i))
                 sram[vector] = pool[rows_of[slice_][i]]
 
         self._stand(at, first.n)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.machine.collect import Collector
 from chip.machine.events import (
     I64,
@@ -33,7 +33,7 @@ class Tiles(NamedTuple):
 def resolve_planes(table: Collector, source: I64) -> Tiles:
     """Return the tiles; enter in `source` the activations of each ACC and of each slot's reader.
 
-    Raises MachineError for weights, products and rows that nobody made or nobody takes.
+    Raises IssueError for weights, products and rows that nobody made or nobody takes.
     """
     products, drains = table.products.expand(), table.drains.expand()
     loads, installs = table.loads.expand(), table.installs.expand()
@@ -70,7 +70,7 @@ def _drained(table: Collector, products: ProductEvents, drains: ProductEvents) -
     if (other := products.fp16[product] != drains.fp16).any():
         event = int(np.argmax(other))
         made, took = products.origin, drains.origin
-        raise MachineError(
+        raise IssueError(
             "a product of one type, a sum of another",
             table.culprit(int(made.burst[product[event]]), int(made.nth[product[event]])),
             table.culprit(int(took.burst[event]), int(took.nth[event])),
@@ -91,7 +91,7 @@ def _check_joined(
             event = int(np.argmax(hit))
             plane = int(events.plane[event])
             even = fp16[np.flatnonzero(joined == plane)[-1]]
-            raise MachineError(
+            raise IssueError(
                 f"plane {plane} is joined to plane {plane - 1} for fp16",
                 table.culprit(int(events.origin.burst[event]), 0),
                 table.culprit(int(products.origin.burst[even]), 0),
@@ -125,7 +125,7 @@ def _tiles(table: Collector, loads: LoadEvents, installs: InstallEvents) -> tupl
         event = int(np.argmax(wrong))
         what = f"weight buffer: wanted {wanted[event]} columns, got {filled[event]}"
         burst = int(installs.origin.burst[order[event]])
-        raise MachineError(what, table.culprit(burst, 0))
+        raise IssueError(what, table.culprit(burst, 0))
     return ordered + table.delays["IW"].d_func, tiles
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.isa.instructions import Read, Write
 from chip.isa.issue import culprit
 from chip.isa.operands import At
@@ -83,7 +83,7 @@ class _Known(NamedTuple):
 def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFlow:
     """Trace reads to writes. `source` must hold the values that writes take.
 
-    Raises MachineError for ports and banks used twice, for poison, and for accesses among words
+    Raises IssueError for ports and banks used twice, for poison, and for accesses among words
     whose addresses are known at run time only.
     """
     vector_of = memory.vector_table(table.spec)
@@ -179,15 +179,15 @@ def _check_range(
     named = culprit(burst.issue)
     first, stop = at.base, at.base + at.limit
     if not memory.valid[first:stop].all():
-        raise MachineError("a run-time address among vectors that were never written", named)
+        raise IssueError("a run-time address among vectors that were never written", named)
     if np.isin(memory.slice_of[first:stop], live_slices).any():
         what = "a run-time address in a slice whose words are gathered or scattered"
-        raise MachineError(what, named, culprit(table.mapped[0].issue))
+        raise IssueError(what, named, culprit(table.mapped[0].issue))
     if (hit := (writes.vector >= first) & (writes.vector < stop)).any():
         event, origin = int(np.argmax(hit)), writes.origin
         what = "a write among words whose addresses are known at run time only"
         other = table.culprit(int(origin.burst[event]), int(origin.nth[event]))
-        raise MachineError(what, other, named)
+        raise IssueError(what, other, named)
 
 
 def _reads_after(table: Collector, reads: _Known, burst: Burst, at: At) -> set[int]:
@@ -203,9 +203,9 @@ def _reads_after(table: Collector, reads: _Known, burst: Burst, at: At) -> set[i
         origin = reads.origin
         named = table.culprit(int(origin.burst[among[0]]), int(origin.nth[among[0]]))
         what = "a read among writes whose addresses are known at run time only"
-        raise MachineError(what, named, culprit(issue))
+        raise IssueError(what, named, culprit(issue))
     before = reads.origin.burst[hit & (reads.cycle <= first)]
     if len(both := np.intersect1d(before, reads.origin.burst[after])):
         what = "reads before and after a write whose address is known at run time only"
-        raise MachineError(what, table.culprit(int(both[0]), 0), culprit(issue))
+        raise IssueError(what, table.culprit(int(both[0]), 0), culprit(issue))
     return set(reads.origin.burst[after].tolist())

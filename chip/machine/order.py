@@ -1,7 +1,8 @@
-"""Puts what moves data in a program into an order that respects every dependence.
+"""Orders the tasks of a program so that every value is made before it is used.
 
-A task is all issues of a burst together, or a transfer that crosses a port. Where tasks need each
-other's results in turn (an ALU that accumulates, loops of ALUs) they are split into single issues.
+A task moves data: it is all issues of a burst together, or the vectors of a transfer that cross a
+port. Where tasks need each other's results in turn (an ALU that accumulates, loops of ALUs) they
+are split into single issues.
 """
 
 from __future__ import annotations

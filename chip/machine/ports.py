@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.machine.events import I64, Origin, duplicate, keys, matches
 
 EITHER = -1
@@ -35,7 +35,7 @@ class Accesses(NamedTuple):
 
 
 def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], str]) -> None:
-    """Raise MachineError for two that meet; `name` names issue n of a burst."""
+    """Raise IssueError for two that meet; `name` names issue n of a burst."""
 
     def culprit(accesses: Accesses, event: int) -> str:
         return name(int(accesses.origin.burst[event]), int(accesses.origin.nth[event]))
@@ -46,7 +46,7 @@ def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], st
         order = np.argsort(key, kind="stable")
         ordered[what] = key[order], order
         if (twice := duplicate(key[order])) is not None:
-            raise MachineError(
+            raise IssueError(
                 f"two {what} one slice in one cycle", culprit(accesses, int(order[twice])),
                 culprit(accesses, int(order[twice + 1])),
             )  # fmt: skip
@@ -56,7 +56,7 @@ def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], st
         write = int(order[at[event]])
         banks = {int(reads.bank[event]), int(writes.bank[write])}
         if len(banks) == 1 or EITHER in banks:
-            raise MachineError(
+            raise IssueError(
                 "a read and a write in one bank and cycle", culprit(reads, event),
                 culprit(writes, write),
             )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Traces every operand to what produced it, and refuses what the hardware could not do.
+"""Traces every operand to what produced it, and refuses what the hardware cannot do.
 
-The result holds no data: value numbers of every operand, the words read from memory as the step
-finds it, the words written when it ends. Read, then commit: a value is seen from the cycle after it
+The result holds no data: the value number of every operand, the words that a step finds in memory,
+the words that it leaves there. Read, then commit: a value is seen from the cycle after it
 was written, whether in SRAM, in a stream register or in the MXM's buffers.
 """
 
@@ -38,12 +38,12 @@ class Resolved:
     dynamic: list[int]  # bursts whose addresses come with the step
     late_reads: set[int]  # bursts that read what those may have hit
     live: set[int]  # bursts of MEM in slices with addresses from streams
-    cycles: int  # the last event of the program + 1
-    busy_cycles: int  # in which something was issued, or a value was on its way to its reader
+    cycles: int  # to the end of the last issue in the last tile
+    busy_cycles: int  # in which an instruction is issued, or a value is on its way to its reader
 
 
 def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resolved:
-    """Return a program's dataflow. Raises MachineError for the first thing refused."""
+    """Return a program's dataflow. Raises IssueError for the first thing that is refused."""
     table = Collector(spec)
     for issue in issues:
         table.add(issue)
@@ -55,7 +55,7 @@ def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resol
     _resolve_registers(table, source)
     tiles = resolve_planes(table, source)
     source = np.where(source >= 0, flow.alias[source], -1)
-    last = max((burst.issue.last_cycle for burst in table.bursts), default=0)
+    last = max((burst.issue.last_cycle for burst in table.bursts), default=0)  # skew: + TILES
     return Resolved(
         spec=spec, bursts=table.bursts, values=table.values, source=source, initial=flow.initial,
         commits=flow.commits, tiles=np.where(tiles.operands >= 0, source[tiles.operands], -1),

@@ -33,7 +33,7 @@ class Flights(NamedTuple):
 def resolve_streams(table: Collector, source: I64) -> Flights:
     """Enter in `source` the value of each operand taken from a stream.
 
-    Raises MachineError for two writers of one stream register, and for an operand without a writer.
+    Raises IssueError for two writers of one stream register, and for an operand without a writer.
     """
     writes, reads = table.stream_writes.expand(), table.stream_reads.expand()
     key = _keys(writes)

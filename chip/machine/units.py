@@ -1,4 +1,4 @@
-"""Binds tasks of a program to their data: operands found in the pool, results put there."""
+"""Binds VXM and SXM tasks to rows of the pool: where operands are found and results are put."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from chip.errors import MachineError
+from chip.errors import IssueError
 from chip.isa.instructions import BLOCK_STREAMS, Alu, Lanes, Transpose
 from chip.isa.issue import culprit
 from chip.isa.operands import Chain, Held, Immediate, In, Lane, Position, Source
@@ -28,7 +28,7 @@ _UNSIGNED: Mapping[int, type[np.generic]] = {1: np.uint8, 2: np.uint16, 4: np.ui
 
 
 class Units:
-    """Makes the calls of VXM and SXM tasks; tasks must come in the order in which they will run."""
+    """Makes the calls of VXM and SXM tasks, which must be bound in the order in which they run."""
 
     def __init__(self, pool: Array, source: I64, row: I64, maker: I64, bursts: list[Burst]) -> None:
         self.pool, self.source, self.row, self.bursts = pool, source, row, bursts
@@ -75,11 +75,11 @@ class Units:
         instruction = burst.issue.instruction
         assert isinstance(instruction, Alu)
         before: list[Call] = []
-        operands, types, place = [], [], 0
+        operands, types, number = [], [], 0
         for source in instruction.sources:
             if isinstance(source, (In, Chain, Held)):
-                operand, kind = self._stored(burst, source, place, task, before)
-                place += 1
+                operand, kind = self._stored(burst, source, number, task, before)
+                number += 1
             else:
                 operand, kind = self._made_here(source, task, before)
             operands.append(operand[:, : instruction.lanes] if operand.shape[1] > 1 else operand)
@@ -94,19 +94,19 @@ class Units:
         self,
         burst: Burst,
         source: In | Chain | Held,
-        place: int,
+        number: int,
         task: IssueTask,
         before: list[Call],
     ) -> tuple[Array, str]:
         if isinstance(source, In):
             kind = source.dtype
-            rows = self.rows(burst, place, task)
+            rows = self.rows(burst, number, task)
         else:
-            values = self.values(burst, place, task)[:, 0]
+            values = self.values(burst, number, task)[:, 0]
             makers = [self.bursts[i] for i in np.unique(self.maker[values]).tolist()]
             kinds = {maker.dtype for maker in makers}
             if len(kinds) != 1:
-                raise MachineError(
+                raise IssueError(
                     "results of several types in one operand", culprit(burst.issue, task.first)
                 )
             (kind,) = kinds

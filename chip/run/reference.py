@@ -33,7 +33,7 @@ Lower = Callable[[Program], Sequence[Issue]]
 class ReferenceChip(Chip):
     """One chip whose programs are lowered by `lower`; `ports` are its links' ports.
 
-    A program is lowered and resolved when it first runs. Raises MachineError then for what the
+    A program is lowered and resolved when it first runs. Raises IssueError then for what the
     hardware could not do.
     """
 
