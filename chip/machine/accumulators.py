@@ -10,7 +10,7 @@ from chip.isa.instructions import ACC
 from chip.isa.issue import culprit
 from chip.kernels.twin_math import PARTIALS, add_partials, spread, sum_partials
 from chip.machine.collect import Burst
-from chip.machine.data import Array, Call
+from chip.machine.data import Array, BoundCall
 from chip.machine.events import I64
 from chip.machine.order import IssueTask
 from chip.machine.units import Units, joined
@@ -52,7 +52,7 @@ class Accumulators:
             return True
         return acc.step != 0 and (not acc.product or self._tile(burst, task) is not None)
 
-    def acc(self, burst: Burst, task: IssueTask) -> Call:
+    def acc(self, burst: Burst, task: IssueTask) -> BoundCall:
         """Bind an ACC's issues."""
         acc = burst.issue.instruction
         assert isinstance(acc, ACC)
@@ -64,7 +64,7 @@ class Accumulators:
         one_up = acc.step == 1 or len(slots) == 1
         where = slice(int(slots[0]), int(slots[-1]) + 1) if one_up else slots
         sums = (self.sums if acc.half is None else self.floats)[plane]
-        before: list[Call] = []
+        before: list[BoundCall] = []
         if acc.product and acc.half is None:
             before.append(self._int8(burst, task, acc, sums, where))
         elif acc.product:
@@ -75,7 +75,7 @@ class Accumulators:
         return joined(before, lambda: np.copyto(out, sums[where, : acc.lanes]))
 
     def _operands(
-        self, burst: Burst, task: IssueTask, before: list[Call]
+        self, burst: Burst, task: IssueTask, before: list[BoundCall]
     ) -> tuple[Array, Array, I64]:
         """Return activations [issues, 320], weights [columns, 320] as bytes, and the columns."""
         values = self.weights(burst, task)
@@ -87,8 +87,8 @@ class Accumulators:
 
     def _int8(
         self, burst: Burst, task: IssueTask, acc: ACC, sums: Array, where: slice | I64
-    ) -> Call:
-        before: list[Call] = []
+    ) -> BoundCall:
+        before: list[BoundCall] = []
         first = acc.first
         if self.weights(burst, task).max() < 0:  # an empty array
             return lambda: sums.__setitem__(where, 0) if first else None
@@ -107,8 +107,8 @@ class Accumulators:
 
         return joined(before, multiply)
 
-    def _fp16(self, burst: Burst, task: IssueTask, acc: ACC, plane: int, slots: I64) -> Call:
-        before: list[Call] = []
+    def _fp16(self, burst: Burst, task: IssueTask, acc: ACC, plane: int, slots: I64) -> BoundCall:
+        before: list[BoundCall] = []
         x, w, columns = self._operands(burst, task, before)
         x, w = x.view(np.float16), w.view(np.float16)
         sums, partials = self.floats[plane], self._partials_of(plane)

@@ -34,10 +34,11 @@ from chip.isa.issue import Delay, Issue, culprit, delays
 from chip.isa.operands import ITEM_BYTES, At, Chain, Group, Held, In, Tap, group
 from chip.machine.check import Checker
 from chip.machine.events import (
+    EventTable,
     HalfEvents,
     InstallEvents,
+    IssueIndex,
     LoadEvents,
-    Origin,
     PortEvents,
     ProductEvents,
     QueueEvents,
@@ -46,7 +47,6 @@ from chip.machine.events import (
     SlotEvents,
     StreamEvents,
     SumEvents,
-    Table,
     WordEvents,
 )
 from chip.spec import ChipSpec
@@ -102,24 +102,24 @@ class Collector:
         self.spec, self.delays = spec, delays(spec)
         self.bursts: list[Burst] = []
         self.values = self.operands = 0  # how many there are
-        self.issued = Table(QueueEvents)
-        self.stream_writes = Table(StreamEvents)
-        self.stream_reads = Table(StreamEvents)
-        self.sram_reads = Table(WordEvents)
-        self.sram_writes = Table(WordEvents)
-        self.port_uses = Table(PortEvents)
+        self.issued = EventTable(QueueEvents)
+        self.stream_writes = EventTable(StreamEvents)
+        self.stream_reads = EventTable(StreamEvents)
+        self.sram_reads = EventTable(WordEvents)
+        self.sram_writes = EventTable(WordEvents)
+        self.port_uses = EventTable(PortEvents)
         self.dynamic: list[Burst] = []  # bursts whose address comes with the step
         self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
-        self.results = Table(ResultEvents)
-        self.register_reads = Table(RegisterEvents)
-        self.loads = Table(LoadEvents)
-        self.installs = Table(InstallEvents)
-        self.slot_fills = Table(SlotEvents)
-        self.slot_reads = Table(SlotEvents)
-        self.products = Table(ProductEvents)
-        self.drains = Table(ProductEvents)
-        self.halves = Table(HalfEvents)
-        self.sums = Table(SumEvents)
+        self.results = EventTable(ResultEvents)
+        self.register_reads = EventTable(RegisterEvents)
+        self.loads = EventTable(LoadEvents)
+        self.installs = EventTable(InstallEvents)
+        self.slot_fills = EventTable(SlotEvents)
+        self.slot_reads = EventTable(SlotEvents)
+        self.products = EventTable(ProductEvents)
+        self.drains = EventTable(ProductEvents)
+        self.halves = EventTable(HalfEvents)
+        self.sums = EventTable(SumEvents)
         self._checker = Checker(spec)
         self._queues: dict[Queue, int] = {}
         self._positions: dict[Queue, int] = {}
@@ -144,15 +144,13 @@ class Collector:
         elif isinstance(instruction, (LW, IW, ABC, ACC)):
             self._mxm(burst, instruction)
 
-    def refusal(self, what: str, origin: Origin, *events: int) -> IssueError:
-        """Return the error for events that cannot be, with the issues that they come from."""
-        return IssueError(
-            what, *(self.culprit(int(origin.burst[e]), int(origin.nth[e])) for e in events)
-        )
+    def refusal(self, what: str, issue: IssueIndex, *events: int) -> IssueError:
+        """Return the error for events that cannot be; it names the issues that they come from."""
+        return IssueError(what, *(self.culprit(issue, event) for event in events))
 
-    def culprit(self, burst: int, nth: int) -> str:
-        """Name an issue of a burst."""
-        return culprit(self.bursts[burst].issue, nth)
+    def culprit(self, issue: IssueIndex, event: int) -> str:
+        """Name the issue that an event comes from."""
+        return culprit(self.bursts[issue.burst[event]].issue, int(issue.nth[event]))
 
     # -- streams
 

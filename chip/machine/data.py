@@ -29,7 +29,7 @@ from chip.kernels.quant import F16_MAX
 from chip.spec import VECTOR_BYTES
 
 Array = NDArray[Any]
-Call = Callable[[], None]
+BoundCall = Callable[[], None]
 DTYPES: Mapping[str, type[np.generic]] = {
     "i8": np.int8,
     "f16": np.float16,
@@ -77,7 +77,7 @@ def result_type(op: AluOp, types: tuple[str, ...], name: str) -> str:
     return "i32" if op in _MASKS else data[0]
 
 
-def alu(op: AluOp, operands: list[Array], out: Array, counter: SaturationCounter) -> Call:
+def alu(op: AluOp, operands: list[Array], out: Array, counter: SaturationCounter) -> BoundCall:
     """Bind one ALU operation: operands broadcast to out [n, lanes]."""
     a = operands[0]
     if op in _UFUNCS:
@@ -107,7 +107,7 @@ def alu(op: AluOp, operands: list[Array], out: Array, counter: SaturationCounter
     return _convert(op, a, out, counter)
 
 
-def _convert(op: AluOp, a: Array, out: Array, counter: SaturationCounter) -> Call:
+def _convert(op: AluOp, a: Array, out: Array, counter: SaturationCounter) -> BoundCall:
     if op is AluOp.CVT_I8:
         return lambda: np.copyto(
             out, np.minimum(np.maximum(np.rint(a), -_INT8_MAX), _INT8_MAX), casting="unsafe"
@@ -145,7 +145,7 @@ def lane_map(sxm: Lanes) -> NDArray[np.int64]:
     return source[: sxm.out_lanes]
 
 
-def move_lanes(sxm: Lanes, operands: list[Array], out: Array) -> Call:
+def move_lanes(sxm: Lanes, operands: list[Array], out: Array) -> BoundCall:
     """Bind an SXM instruction on [n, lanes] values; lanes of out that stay zero are not touched."""
     a = operands[0]
     if isinstance(sxm, Select):

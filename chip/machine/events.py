@@ -16,15 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
-Run = tuple[int, ...]
+EventRun = tuple[int, ...]
 """Where each column of a run starts, then each column's step."""
 
 
-class Origin(NamedTuple):
+class IssueIndex(NamedTuple):
     """Which issue each event comes from."""
 
     burst: I64
     nth: I64  # issue of its burst
+
+    def where(self, kept: NDArray[np.bool_]) -> IssueIndex:
+        """Return those of some events."""
+        return IssueIndex(self.burst[kept], self.nth[kept])
+
+    def joined(self, other: IssueIndex) -> IssueIndex:
+        """Return those of these events and others."""
+        return IssueIndex(np.append(self.burst, other.burst), np.append(self.nth, other.nth))
 
 
 class QueueEvents(NamedTuple):
@@ -32,10 +40,10 @@ class QueueEvents(NamedTuple):
 
     queue: I64
     cycle: I64
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, queue: int, cycle: int, period: int) -> Run:
+    def run(*, queue: int, cycle: int, period: int) -> EventRun:
         return queue, cycle, 0, period
 
 
@@ -46,12 +54,12 @@ class StreamEvents(NamedTuple):
     diagonal: I64  # cycle - flow
     flow: I64  # place along the stream's direction
     data: I64  # the value number that is put, or the operand number that takes it
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
     def run(
         *, stream: int, diagonal: int, period: int, flow: int, data: int, data_step: int
-    ) -> Run:
+    ) -> EventRun:
         return stream, diagonal, flow, data, 0, period, 0, data_step
 
 
@@ -62,12 +70,12 @@ class WordEvents(NamedTuple):
     word: I64
     cycle: I64
     data: I64  # the value number that a read makes, or the operand number of a write
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
     def run(
         *, slice_: int, word: int, word_step: int, cycle: int, period: int, data: int
-    ) -> Run:  # fmt: skip
+    ) -> EventRun:  # fmt: skip
         return slice_, word, cycle, data, 0, word_step, period, 1
 
 
@@ -77,10 +85,10 @@ class PortEvents(NamedTuple):
     slice_: I64
     writes: I64  # 1: a write, 0: a read
     cycle: I64
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, slice_: int, writes: bool, cycle: int, period: int) -> Run:
+    def run(*, slice_: int, writes: bool, cycle: int, period: int) -> EventRun:
         return slice_, int(writes), cycle, 0, 0, period
 
 
@@ -90,10 +98,10 @@ class ResultEvents(NamedTuple):
     alu: I64
     cycle: I64
     value: I64
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, alu: int, cycle: int, period: int, value: int, value_step: int) -> Run:
+    def run(*, alu: int, cycle: int, period: int, value: int, value_step: int) -> EventRun:
         return alu, cycle, value, 0, period, value_step
 
 
@@ -104,10 +112,10 @@ class RegisterEvents(NamedTuple):
     cycle: I64
     operand: I64
     chained: I64  # 1: the result must complete in this cycle, 0: the latest one is taken
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, alu: int, cycle: int, period: int, operand: int, chained: bool) -> Run:
+    def run(*, alu: int, cycle: int, period: int, operand: int, chained: bool) -> EventRun:
         return alu, cycle, operand, int(chained), 0, period, 1, 0
 
 
@@ -118,13 +126,13 @@ class LoadEvents(NamedTuple):
     cycle: I64
     column: I64
     operand: I64
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
     def run(
         *, plane: int, cycle: int, period: int, column: int, column_step: int, operand: int,
         operand_step: int,
-    ) -> Run:  # fmt: skip
+    ) -> EventRun:  # fmt: skip
         return plane, cycle, column, operand, 0, period, column_step, operand_step
 
 
@@ -134,10 +142,10 @@ class InstallEvents(NamedTuple):
     plane: I64
     cycle: I64
     columns: I64
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, plane: int, cycle: int, period: int, columns: int) -> Run:
+    def run(*, plane: int, cycle: int, period: int, columns: int) -> EventRun:
         return plane, cycle, columns, 0, period, 0
 
 
@@ -148,12 +156,12 @@ class SlotEvents(NamedTuple):
     slot: I64
     cycle: I64
     operand: I64
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
     def run(
         *, plane: int, slot: int, slot_step: int, cycle: int, period: int, operand: int
-    ) -> Run:  # fmt: skip
+    ) -> EventRun:  # fmt: skip
         return plane, slot, cycle, operand, 0, slot_step, period, 1
 
 
@@ -164,10 +172,10 @@ class ProductEvents(NamedTuple):
     cycle: I64
     operand: I64  # the activations of the product
     fp16: I64  # 1: a product of fp16, 0: of int8
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, plane: int, cycle: int, period: int, operand: int, fp16: bool) -> Run:
+    def run(*, plane: int, cycle: int, period: int, operand: int, fp16: bool) -> EventRun:
         return plane, cycle, operand, int(fp16), 0, period, 1, 0
 
 
@@ -178,12 +186,12 @@ class SumEvents(NamedTuple):
     row: I64
     cycle: I64
     starts: I64  # 1: the row starts anew, 0: it must have been started
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
     def run(
         *, plane: int, row: int, row_step: int, cycle: int, period: int, starts: bool
-    ) -> Run:  # fmt: skip
+    ) -> EventRun:  # fmt: skip
         return plane, row, cycle, int(starts), 0, row_step, period, 0
 
 
@@ -194,24 +202,24 @@ class HalfEvents(NamedTuple):
     row: I64
     cycle: I64
     half: I64  # 0 or 1
-    origin: Origin
+    issue: IssueIndex
 
     @staticmethod
-    def run(*, plane: int, row: int, row_step: int, cycle: int, period: int, half: int) -> Run:
+    def run(*, plane: int, row: int, row_step: int, cycle: int, period: int, half: int) -> EventRun:
         return plane, row, cycle, half, 0, row_step, period, 0
 
 
 Events = TypeVar("Events", bound=NamedTuple)
 
 
-class Table(Generic[Events]):
-    """Runs of events of one kind; made as `Table(WordEvents)`."""
+class EventTable(Generic[Events]):
+    """Runs of events of one kind; made as `EventTable(WordEvents)`."""
 
     def __init__(self, kind: type[Events]) -> None:
         self._kind, self._columns = kind, len(kind._fields) - 1
         self._numbers: list[int] = []  # (burst, n, *run) of each run, one after another
 
-    def add(self, burst: int, n: int, run: Run) -> None:
+    def add(self, burst: int, n: int, run: EventRun) -> None:
         """Add the run of a burst's `n` issues."""
         self._numbers += (burst, n, *run)
 
@@ -226,7 +234,7 @@ class Table(Generic[Events]):
             first[run] + step[run] * nth if step.any() else first[run]
             for first, step in zip(numbers[: self._columns], numbers[self._columns :], strict=True)
         ]
-        return self._kind._make([*columns, Origin(burst[run], nth)])
+        return self._kind._make([*columns, IssueIndex(burst[run], nth)])
 
 
 _CYCLE_BITS = 36

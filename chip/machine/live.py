@@ -16,7 +16,7 @@ from chip.errors import IssueError
 from chip.isa.instructions import SUPERLANE, TILES, Gather, Read, Scatter, Write
 from chip.isa.issue import culprit, delays
 from chip.machine.collect import Burst, access_cycle, slice_of
-from chip.machine.data import Call
+from chip.machine.data import BoundCall
 from chip.machine.events import I64
 from chip.machine.memory import MemoryMap
 from chip.machine.order import IssueTask
@@ -55,7 +55,7 @@ class LiveSlices:
         first = access_cycle(issue, delays(self.resolved.spec))
         return [IssueTask(burst.number, i, i + 1, first + i * issue.d) for i in range(issue.n)]
 
-    def bind(self, burst: Burst, task: IssueTask) -> Call:
+    def bind(self, burst: Burst, task: IssueTask) -> BoundCall:
         """Bind one access."""
         instruction, name = burst.issue.instruction, culprit(burst.issue, task.first)
         vectors = self._vectors[slice_of(burst.issue, self.resolved.spec)]

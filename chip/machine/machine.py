@@ -17,7 +17,7 @@ from chip.isa.operands import At
 from chip.machine.accumulators import Accumulators
 from chip.machine.collect import Burst, slice_of
 from chip.machine.crossings import Crossing, match
-from chip.machine.data import Call
+from chip.machine.data import BoundCall
 from chip.machine.events import I64
 from chip.machine.live import LiveSlices
 from chip.machine.memory import MemoryMap
@@ -44,7 +44,7 @@ class Action:
     """One thing to do in a step: data moves in `run`, or `rows` of the pool cross a port."""
 
     cycle: int
-    run: Call | None = None
+    run: BoundCall | None = None
     crossing: Crossing | None = None
     rows: I64 | None = None
 
@@ -181,7 +181,7 @@ class Machine:
             return Action(task.cycle, crossing=self.crossings[number], rows=self._crossed[number])
         return Action(task.cycle, self._call(task))
 
-    def _call(self, task: IssueTask) -> Call:
+    def _call(self, task: IssueTask) -> BoundCall:
         burst, instruction = self._of(task)
         if isinstance(instruction, Alu):
             return self.units.alu(burst, task)
@@ -197,7 +197,7 @@ class Machine:
             return self._late_read(burst)
         return self._late_write(self._groups[task.burst])
 
-    def _late_read(self, burst: Burst) -> Call:
+    def _late_read(self, burst: Burst) -> BoundCall:
         read, n = burst.issue.instruction, burst.issue.n
         assert isinstance(read, Read)
         if isinstance(read.address, At):
@@ -208,7 +208,7 @@ class Machine:
         into, sram = self.pool[first : first + n], self.sram
         return lambda: np.take(sram, vectors, axis=0, out=into)  # type: ignore[return-value]
 
-    def _run_time_read(self, burst: Burst, at: At) -> Call:
+    def _run_time_read(self, burst: Burst, at: At) -> BoundCall:
         """Bind a read whose address comes with the step; zeros where another slice holds it."""
         slice_, held_by = slice_of(burst.issue, self.resolved.spec), self.memory.slice_of
         first, n = int(self.row[burst.base]), burst.issue.n
@@ -257,7 +257,7 @@ class Machine:
             groups[group[0].number] = group
         return groups
 
-    def _late_write(self, group: list[Burst]) -> Call:
+    def _late_write(self, group: list[Burst]) -> BoundCall:
         """Bind a write whose address comes with the step: only the slice that holds it acts."""
         first = group[0].issue
         write, memory, sram, pool = first.instruction, self.memory, self.sram, self.pool

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chip.errors import IssueError
+from chip.isa.issue import culprit
 from chip.machine.collect import Collector
 from chip.machine.events import (
     I64,
@@ -45,7 +46,7 @@ def resolve_planes(table: Collector, source: I64) -> Tiles:
     fed = products.cycle - table.delays["ABC"].d_func
     tile = latest(installed, keys(products.plane, fed), now=True)
     if (tile < 0).any():
-        raise table.refusal("no weights in the plane", products.origin, int(np.argmax(tile < 0)))
+        raise table.refusal("no weights in the plane", products.issue, int(np.argmax(tile < 0)))
     product = _drained(table, products, drains)
     source[drains.operand] = source[products.operand[product]]
     of = np.full(table.operands, -1, np.int64)
@@ -60,21 +61,19 @@ def _drained(table: Collector, products: ProductEvents, drains: ProductEvents) -
     at, there = matches(key[order], keys(drains.plane, drains.cycle))
     if not there.all():
         event = int(np.argmin(there))
-        raise table.refusal("no product leaves the array", drains.origin, event)
+        raise table.refusal("no product leaves the array", drains.issue, event)
     product = order[at]
     taken = np.zeros(len(order), np.bool_)
     taken[product] = True
     if not taken.all():
         event = int(np.argmin(taken))
-        raise table.refusal("a product that no ACC takes", products.origin, event)
+        raise table.refusal("a product that no ACC takes", products.issue, event)
     if (other := products.fp16[product] != drains.fp16).any():
         event = int(np.argmax(other))
-        made, took = products.origin, drains.origin
         raise IssueError(
             "a product of one type, a sum of another",
-            table.culprit(int(made.burst[product[event]]), int(made.nth[product[event]])),
-            table.culprit(int(took.burst[event]), int(took.nth[event])),
-        )
+            table.culprit(products.issue, product[event]), table.culprit(drains.issue, event),
+        )  # fmt: skip
     return product
 
 
@@ -93,8 +92,8 @@ def _check_joined(
             even = fp16[np.flatnonzero(joined == plane)[-1]]
             raise IssueError(
                 f"plane {plane} is joined to plane {plane - 1} for fp16",
-                table.culprit(int(events.origin.burst[event]), 0),
-                table.culprit(int(products.origin.burst[even]), 0),
+                culprit(table.bursts[events.issue.burst[event]].issue),
+                culprit(table.bursts[products.issue.burst[even]].issue),
             )
 
 
@@ -112,20 +111,19 @@ def _tiles(table: Collector, loads: LoadEvents, installs: InstallEvents) -> tupl
     there[there] = place_of(ordered[tile[there]]) == loads.plane[there]
     if not there.all():
         event = int(np.argmin(there))
-        raise table.refusal("weights that are never installed", loads.origin, event)
+        raise table.refusal("weights that are never installed", loads.issue, event)
     cell = tile * table.spec.mxm_columns + loads.column
     by_cell = np.argsort(cell, kind="stable")
     if (twice := duplicate(cell[by_cell])) is not None:
         what = "two weights in one column of the buffer"
-        raise table.refusal(what, loads.origin, by_cell[twice], by_cell[twice + 1])
+        raise table.refusal(what, loads.issue, by_cell[twice], by_cell[twice + 1])
     tiles = np.full((len(ordered), table.spec.mxm_columns), -1, np.int64)
     tiles.reshape(-1)[cell] = loads.operand
     filled = (tiles >= 0).sum(1)
     if (wrong := filled != wanted).any():
         event = int(np.argmax(wrong))
         what = f"weight buffer: wanted {wanted[event]} columns, got {filled[event]}"
-        burst = int(installs.origin.burst[order[event]])
-        raise IssueError(what, table.culprit(burst, 0))
+        raise IssueError(what, culprit(table.bursts[installs.issue.burst[order[event]]].issue))
     return ordered + table.delays["IW"].d_func, tiles
 
 
@@ -145,7 +143,7 @@ def _check_halves(table: Collector) -> None:
     wrong = (half != number % 2) | (last & (half == 0))
     if wrong.any():
         event = int(order[np.argmax(wrong)])
-        raise table.refusal("half a tile without the other half", halves.origin, event)
+        raise table.refusal("half a tile without the other half", halves.issue, event)
 
 
 def _check_sums(table: Collector) -> None:
@@ -155,7 +153,7 @@ def _check_sums(table: Collector) -> None:
     found = latest(np.sort(key[sums.starts == 1]), key, now=True)
     if (found < 0).any():
         event = int(np.argmax(found < 0))
-        raise table.refusal("an accumulator row that was never started", sums.origin, event)
+        raise table.refusal("an accumulator row that was never started", sums.issue, event)
 
 
 def _resolve_slots(table: Collector, source: I64) -> None:
@@ -166,5 +164,5 @@ def _resolve_slots(table: Collector, source: I64) -> None:
     found = latest(key[order], keys(_rows(reads.plane, reads.slot), reads.cycle), now=False)
     if (found < 0).any():
         event = int(np.argmax(found < 0))
-        raise table.refusal("nothing in the activation buffer's slot", reads.origin, event)
+        raise table.refusal("nothing in the activation buffer's slot", reads.issue, event)
     source[reads.operand] = source[fills.operand[order[found]]]

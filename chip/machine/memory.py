@@ -19,7 +19,7 @@ from chip.isa.instructions import Read, Write
 from chip.isa.issue import culprit
 from chip.isa.operands import At
 from chip.machine.collect import Burst, Collector, slice_of
-from chip.machine.events import I64, Origin, WordEvents, keys, latest, place_of
+from chip.machine.events import I64, IssueIndex, WordEvents, keys, latest, place_of
 from chip.machine.ports import EITHER, Accesses, check_ports
 from chip.spec import ChipSpec
 
@@ -70,14 +70,12 @@ class _Known(NamedTuple):
     vector: I64
     cycle: I64
     data: I64  # the value number of a read, the operand number of a write
-    origin: Origin
+    issue: IssueIndex
 
     def where(self, kept: NDArray[np.bool_]) -> _Known:
         """Return some of them."""
-        origin = Origin(self.origin.burst[kept], self.origin.nth[kept])
-        return _Known(
-            self.slice_[kept], self.vector[kept], self.cycle[kept], self.data[kept], origin
-        )
+        slice_, vector, cycle, data = (column[kept] for column in self[:4])
+        return _Known(slice_, vector, cycle, data, self.issue.where(kept))
 
 
 def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFlow:
@@ -93,7 +91,7 @@ def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFl
     live, live_slices = {burst.number for burst in table.mapped}, _live_slices(table)
     if len(live_slices):
         read, written = (np.isin(some.slice_, live_slices) for some in (reads, writes))
-        live.update(reads.origin.burst[read].tolist(), writes.origin.burst[written].tolist())
+        live.update(reads.issue.burst[read].tolist(), writes.issue.burst[written].tolist())
         reads, writes = reads.where(~read), writes.where(~written)
     key = keys(writes.vector, writes.cycle)
     order = np.argsort(key, kind="stable")
@@ -103,13 +101,13 @@ def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFl
     if (poison := fresh & ~memory.valid[reads.vector]).any():
         event = int(np.argmax(poison))
         what = f"vector {int(reads.vector[event])} was never written"
-        raise table.refusal(what, reads.origin, event)
+        raise table.refusal(what, reads.issue, event)
     late = _late_reads(table, memory, reads, writes, live_slices)
     initial, word = np.unique(reads.vector[fresh], return_inverse=True)
     seen = np.empty(len(reads.data), np.int64)  # the value that each read sees
     seen[fresh] = table.values + word
     seen[~fresh] = source[writes.data[order[found[~fresh]]]]
-    now = ~np.isin(reads.origin.burst, np.fromiter(late, np.int64, len(late)))
+    now = ~np.isin(reads.issue.burst, np.fromiter(late, np.int64, len(late)))
     alias = np.arange(table.values + len(initial))
     alias[reads.data[now]] = seen[now]
     last = order[_last_of_each(place_of(ordered))]
@@ -120,7 +118,7 @@ def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFl
 
 def _known(events: WordEvents, vector_of: I64) -> _Known:
     vector = vector_of[events.slice_, events.word]
-    return _Known(events.slice_, vector, events.cycle, events.data, events.origin)
+    return _Known(events.slice_, vector, events.cycle, events.data, events.issue)
 
 
 def _live_slices(table: Collector) -> I64:
@@ -147,10 +145,10 @@ def _check_all_ports(table: Collector, memory: MemoryMap, reads: _Known, writes:
     both = []
     for known, kind in ((reads, 0), (writes, 1)):
         bank = memory.word_of[known.vector] // table.spec.words_per_bank
-        own = Accesses(known.slice_, known.cycle, bank, known.origin)
-        of = np.flatnonzero(uses.writes == kind)
-        origin = Origin(uses.origin.burst[of], uses.origin.nth[of])
-        other = Accesses(uses.slice_[of], uses.cycle[of], np.full(len(of), EITHER), origin)
+        own = Accesses(known.slice_, known.cycle, bank, known.issue)
+        kept = uses.writes == kind
+        either = np.full(np.count_nonzero(kept), EITHER)
+        other = Accesses(uses.slice_[kept], uses.cycle[kept], either, uses.issue.where(kept))
         both.append(own.joined(other))
     check_ports(both[0], both[1], table.culprit)
 
@@ -184,10 +182,8 @@ def _check_range(
         what = "a run-time address in a slice whose words are gathered or scattered"
         raise IssueError(what, named, culprit(table.mapped[0].issue))
     if (hit := (writes.vector >= first) & (writes.vector < stop)).any():
-        event, origin = int(np.argmax(hit)), writes.origin
         what = "a write among words whose addresses are known at run time only"
-        other = table.culprit(int(origin.burst[event]), int(origin.nth[event]))
-        raise IssueError(what, other, named)
+        raise IssueError(what, table.culprit(writes.issue, int(np.argmax(hit))), named)
 
 
 def _reads_after(table: Collector, reads: _Known, burst: Burst, at: At) -> set[int]:
@@ -200,12 +196,10 @@ def _reads_after(table: Collector, reads: _Known, burst: Burst, at: At) -> set[i
     hit = (reads.vector >= at.base) & (reads.vector < at.base + at.limit)
     after = np.flatnonzero(hit & (reads.cycle > first))
     if len(among := after[reads.cycle[after] <= last]):
-        origin = reads.origin
-        named = table.culprit(int(origin.burst[among[0]]), int(origin.nth[among[0]]))
         what = "a read among writes whose addresses are known at run time only"
-        raise IssueError(what, named, culprit(issue))
-    before = reads.origin.burst[hit & (reads.cycle <= first)]
-    if len(both := np.intersect1d(before, reads.origin.burst[after])):
+        raise IssueError(what, table.culprit(reads.issue, int(among[0])), culprit(issue))
+    before = reads.issue.burst[hit & (reads.cycle <= first)]
+    if len(both := np.intersect1d(before, reads.issue.burst[after])):
         what = "reads before and after a write whose address is known at run time only"
-        raise IssueError(what, table.culprit(int(both[0]), 0), culprit(issue))
-    return set(reads.origin.burst[after].tolist())
+        raise IssueError(what, culprit(table.bursts[both[0]].issue), culprit(issue))
+    return set(reads.issue.burst[after].tolist())

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chip.errors import IssueError
-from chip.machine.events import I64, Origin, duplicate, keys, matches
+from chip.machine.events import I64, IssueIndex, duplicate, keys, matches
 
 EITHER = -1
 
@@ -22,24 +22,18 @@ class Accesses(NamedTuple):
     slice_: I64
     cycle: I64
     bank: I64  # EITHER: known at run time only
-    origin: Origin
+    issue: IssueIndex
 
     def joined(self, other: Accesses) -> Accesses:
         """Return these and others."""
-        origin = Origin(
-            np.append(self.origin.burst, other.origin.burst),
-            np.append(self.origin.nth, other.origin.nth),
-        )
-        slice_, cycle, bank = (np.append(self[i], other[i]) for i in range(3))
-        return Accesses(slice_, cycle, bank, origin)
+        slice_, cycle, bank = map(np.append, self[:3], other[:3])
+        return Accesses(slice_, cycle, bank, self.issue.joined(other.issue))
 
 
-def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], str]) -> None:
-    """Raise IssueError for two that meet; `name` names issue n of a burst."""
-
-    def culprit(accesses: Accesses, event: int) -> str:
-        return name(int(accesses.origin.burst[event]), int(accesses.origin.nth[event]))
-
+def check_ports(
+    reads: Accesses, writes: Accesses, culprit: Callable[[IssueIndex, int], str]
+) -> None:  # fmt: skip
+    """Raise IssueError for two that meet; `culprit` names the issue of an access."""
     ordered: dict[str, tuple[I64, I64]] = {}
     for what, accesses in (("reads of", reads), ("writes to", writes)):
         key = keys(accesses.slice_, accesses.cycle)
@@ -47,8 +41,8 @@ def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], st
         ordered[what] = key[order], order
         if (twice := duplicate(key[order])) is not None:
             raise IssueError(
-                f"two {what} one slice in one cycle", culprit(accesses, int(order[twice])),
-                culprit(accesses, int(order[twice + 1])),
+                f"two {what} one slice in one cycle", culprit(accesses.issue, order[twice]),
+                culprit(accesses.issue, order[twice + 1]),
             )  # fmt: skip
     key, order = ordered["writes to"]
     at, meets = matches(key, keys(reads.slice_, reads.cycle))
@@ -57,6 +51,6 @@ def check_ports(reads: Accesses, writes: Accesses, name: Callable[[int, int], st
         banks = {int(reads.bank[event]), int(writes.bank[write])}
         if len(banks) == 1 or EITHER in banks:
             raise IssueError(
-                "a read and a write in one bank and cycle", culprit(reads, event),
-                culprit(writes, write),
+                "a read and a write in one bank and cycle", culprit(reads.issue, event),
+                culprit(writes.issue, write),
             )  # fmt: skip

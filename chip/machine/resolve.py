@@ -72,7 +72,7 @@ def _issue_cycles(table: Collector) -> I64:
     order = np.argsort(key, kind="stable")
     if (twice := duplicate(key[order])) is not None:
         what = "two instructions in one queue and cycle"
-        raise table.refusal(what, issued.origin, order[twice], order[twice + 1])
+        raise table.refusal(what, issued.issue, order[twice], order[twice + 1])
     return issued.cycle
 
 
@@ -84,7 +84,7 @@ def _resolve_registers(table: Collector, source: I64) -> None:
     ordered = key[order]
     if (twice := duplicate(ordered)) is not None:
         what = "two results in one ALU's register in one cycle"
-        raise table.refusal(what, results.origin, order[twice], order[twice + 1])
+        raise table.refusal(what, results.issue, order[twice], order[twice + 1])
     wanted = keys(reads.alu, reads.cycle)
     found = latest(ordered, wanted, now=True)
     there = found >= 0
@@ -92,7 +92,7 @@ def _resolve_registers(table: Collector, source: I64) -> None:
     if not there.all():
         event = int(np.argmin(there))
         what = f"no result in ALU {int(reads.alu[event])}'s register"
-        raise table.refusal(what, reads.origin, event)
+        raise table.refusal(what, reads.issue, event)
     source[reads.operand] = results.value[order[found]]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from chip.isa.operands import Stream
 from chip.machine.collect import FLOW_BITS, Collector
-from chip.machine.events import I64, Origin, StreamEvents, duplicate
+from chip.machine.events import I64, IssueIndex, StreamEvents, duplicate
 
 _DIAGONAL_BITS = 36
 _DIAGONAL_BIAS = (
@@ -27,7 +27,7 @@ class Flights(NamedTuple):
 
     leaves: I64  # cycle in which it is put
     taken: I64  # the cycle after it is taken
-    reader: Origin
+    reader: IssueIndex
 
 
 def resolve_streams(table: Collector, source: I64) -> Flights:
@@ -42,7 +42,7 @@ def resolve_streams(table: Collector, source: I64) -> Flights:
     if (twice := duplicate(ordered)) is not None:
         stream = Stream.of_code(int(writes.stream[order[twice]]))
         what = f"two values on stream {stream} in one register"
-        raise table.refusal(what, writes.origin, order[twice], order[twice + 1])
+        raise table.refusal(what, writes.issue, order[twice], order[twice + 1])
     wanted = _keys(reads)
     found = np.searchsorted(ordered, wanted) - 1
     there = found >= 0
@@ -50,11 +50,11 @@ def resolve_streams(table: Collector, source: I64) -> Flights:
     if not there.all():
         event = int(np.argmin(there))
         what = f"nothing on stream {Stream.of_code(int(reads.stream[event]))}"
-        raise table.refusal(what, reads.origin, event)
+        raise table.refusal(what, reads.issue, event)
     writer = order[found]
     source[reads.data] = writes.data[writer]
     leaves = reads.diagonal + writes.flow[writer]  # both are on one diagonal
-    return Flights(leaves, reads.diagonal + reads.flow + 1, reads.origin)
+    return Flights(leaves, reads.diagonal + reads.flow + 1, reads.issue)
 
 
 def _keys(events: StreamEvents) -> I64:

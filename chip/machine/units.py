@@ -14,7 +14,7 @@ from chip.machine.collect import Burst
 from chip.machine.data import (
     DTYPES,
     Array,
-    Call,
+    BoundCall,
     SaturationCounter,
     alu,
     move_lanes,
@@ -47,7 +47,7 @@ class Units:
         first, n, width = burst.operands[operand]
         return self.source[first : first + n * width].reshape(n, width)[task.first : task.last]
 
-    def gather(self, rows: I64, before: list[Call]) -> Array:
+    def gather(self, rows: I64, before: list[BoundCall]) -> Array:
         """Return [issues, vectors * 320] bytes: a view, or scratch that a call in `before` fills.
 
         [1, ...] where all issues see the same.
@@ -70,11 +70,11 @@ class Units:
 
     # -- VXM
 
-    def alu(self, burst: Burst, task: IssueTask) -> Call:
+    def alu(self, burst: Burst, task: IssueTask) -> BoundCall:
         """Bind an ALU's issues."""
         instruction = burst.issue.instruction
         assert isinstance(instruction, Alu)
-        before: list[Call] = []
+        before: list[BoundCall] = []
         operands, types, number = [], [], 0
         for source in instruction.sources:
             if isinstance(source, (In, Chain, Held)):
@@ -96,7 +96,7 @@ class Units:
         source: In | Chain | Held,
         number: int,
         task: IssueTask,
-        before: list[Call],
+        before: list[BoundCall],
     ) -> tuple[Array, str]:
         if isinstance(source, In):
             kind = source.dtype
@@ -113,7 +113,9 @@ class Units:
             rows = self.row[values][:, None] + np.arange(makers[0].per)
         return self.gather(rows, before).view(DTYPES[kind]), kind
 
-    def _made_here(self, source: Source, task: IssueTask, before: list[Call]) -> tuple[Array, str]:
+    def _made_here(
+        self, source: Source, task: IssueTask, before: list[BoundCall]
+    ) -> tuple[Array, str]:
         """Return an immediate, lane numbers, or positions that a call in `before` brings."""
         issue = np.arange(task.first, task.last, dtype=np.int32)[:, None]
         if isinstance(source, Immediate):
@@ -136,11 +138,11 @@ class Units:
 
     # -- SXM
 
-    def lanes(self, burst: Burst, task: IssueTask) -> Call:
+    def lanes(self, burst: Burst, task: IssueTask) -> BoundCall:
         """Bind an SXM instruction's issues."""
         sxm = burst.issue.instruction
         assert isinstance(sxm, Lanes)
-        before: list[Call] = []
+        before: list[BoundCall] = []
         kind = _UNSIGNED[sxm.item]
         operands = [
             self.gather(self.rows(burst, i, task), before).view(kind)[:, : sxm.lanes]
@@ -149,11 +151,11 @@ class Units:
         out = self.made(burst, task).view(kind)[:, : sxm.out_lanes]
         return joined(before, move_lanes(sxm, operands, out))
 
-    def transpose(self, burst: Burst, task: IssueTask) -> Call:
+    def transpose(self, burst: Burst, task: IssueTask) -> BoundCall:
         """Bind a block's transposition."""
         sxm = burst.issue.instruction
         assert isinstance(sxm, Transpose)
-        before: list[Call] = []
+        before: list[BoundCall] = []
         tokens = BLOCK_STREAMS * task.n
         rows = self.rows(burst, 0, task).reshape(1, tokens)
         kind = _UNSIGNED[sxm.item]
@@ -164,7 +166,7 @@ class Units:
         return joined(before, lambda: np.copyto(out, block.T))
 
 
-def joined(before: list[Call], last: Call) -> Call:
+def joined(before: list[BoundCall], last: BoundCall) -> BoundCall:
     """Return one call that does all."""
     if not before:
         return last
@@ -176,7 +178,7 @@ def joined(before: list[Call], last: Call) -> Call:
             last()
 
         return both
-    calls: tuple[Call, ...] = (*before, last)
+    calls: tuple[BoundCall, ...] = (*before, last)
 
     def every() -> None:
         for call in calls:

@@ -15,7 +15,7 @@ import numpy as np
 
 from chip.isa.issue import Issue
 from chip.machine.crossings import Crossing
-from chip.machine.data import Call
+from chip.machine.data import BoundCall
 from chip.machine.machine import Action, Machine
 from chip.machine.memory import MemoryMap
 from chip.machine.resolve import resolve
@@ -161,7 +161,7 @@ class ReferenceChip(Chip):
         return update
 
 
-def _at_once(runs: Sequence[Call]) -> Callable[[], bool]:
+def _at_once(runs: Sequence[BoundCall]) -> Callable[[], bool]:
     """Return one action that moves data for all, one after another."""
 
     def move() -> bool:
