@@ -17,7 +17,7 @@ from schedules import machine
 from chip.isa.instructions import Send
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In, Stream, Tap
-from chip.machine.machine import Machine
+from chip.machine.machine import DataAction, Machine
 from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES
 from chip.sram import work_start
@@ -118,11 +118,11 @@ class Bench:
         """Run the step on both inputs. Raises IssueError."""
         self.chip._lower = lambda _: issues
         made, moves = self.chip.machine(self.program)
-        transfers = {id(c): args(o)["transfer"] for c, o in zip(made.crossings, moves, strict=True)}
+        transfers = [args(operation)["transfer"] for operation in moves]
         return [self._run(made, transfers, given, issues) for given in self._given]
 
     def _run(
-        self, made: Machine, transfers: dict[int, int], given: dict[int, bytes], issues: list[Issue]
+        self, made: Machine, transfers: list[int], given: dict[int, bytes], issues: list[Issue]
     ) -> Outcome:
         work, cache = self._before
         self._work[:] = work
@@ -132,12 +132,11 @@ class Bench:
         made.begin([1])
         sent = {}
         for action in made.actions:
-            if action.run is not None:
+            if isinstance(action, DataAction):
                 with np.errstate(all="ignore"):
                     action.run()
                 continue
-            assert action.crossing is not None
-            transfer = transfers[id(action.crossing)]
+            transfer = transfers[action.number]
             if action.crossing.outward:
                 sent[transfer] = action.crossing.cycles[0], made.pool[action.rows].tobytes()
             else:

@@ -43,7 +43,7 @@ from chip.isa.instructions import (
 )  # fmt: skip
 from chip.isa.operands import At, Chain, Held, Immediate, In, Stream, group
 from chip.machine.crossings import Crossing
-from chip.machine.machine import Machine
+from chip.machine.machine import CrossingAction, Machine
 from chip.machine.resolve import resolve as resolve_on
 
 REFUSED = {
@@ -268,7 +268,7 @@ def through(*crossings: Crossing, sends: int = 1, wait: int = 0) -> Machine:
 def test_vectors_depart_on_their_cycles() -> None:
     crossing = Crossing(0, True, (AT_C2C + 5, AT_C2C + 29), "transfer")
     made = through(crossing, sends=2, wait=5)
-    (action,) = [action for action in made.actions if action.crossing is not None]
+    (action,) = [action for action in made.actions if isinstance(action, CrossingAction)]
     assert action.crossing == crossing
     with pytest.raises(IssueError, match=f"no vector departs at port 0 in cycle {AT_C2C + 4}"):
         through(replace(crossing, cycles=(AT_C2C + 4,)), wait=5)

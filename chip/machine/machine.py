@@ -39,14 +39,26 @@ U8 = NDArray[np.uint8]
 _NO_ROWS = np.empty(0, np.int64)
 
 
-@dataclass(slots=True)
-class Action:
-    """One thing to do in a step: data moves in `run`, or `rows` of the pool cross a port."""
+@dataclass(frozen=True, slots=True)
+class DataAction:
+    """Data moves within the chip."""
 
     cycle: int
-    run: BoundCall | None = None
-    crossing: Crossing | None = None
-    rows: I64 | None = None
+    run: BoundCall
+
+
+@dataclass(frozen=True, slots=True)
+class CrossingAction:
+    """Rows of the pool cross a port: whoever drives the machine takes or fills them."""
+
+    cycle: int
+    number: int  # of the crossing
+    crossing: Crossing
+    rows: I64
+
+
+Action = DataAction | CrossingAction
+"""One thing to do in a step."""
 
 
 class Machine:
@@ -109,7 +121,7 @@ class Machine:
         self.begin(positions)
         with np.errstate(all="ignore"):
             for action in self.actions:
-                assert action.run is not None
+                assert isinstance(action, DataAction), "no program with crossings"
                 action.run()
         self.end()
 
@@ -178,8 +190,9 @@ class Machine:
     def _action(self, task: Task) -> Action:
         if isinstance(task, CrossingTask):
             number = task.number
-            return Action(task.cycle, crossing=self.crossings[number], rows=self._crossed[number])
-        return Action(task.cycle, self._call(task))
+            rows = self._crossed[number]
+            return CrossingAction(task.cycle, number, self.crossings[number], rows)
+        return DataAction(task.cycle, self._call(task))
 
     def _call(self, task: IssueTask) -> BoundCall:
         burst, instruction = self._of(task)

@@ -16,7 +16,7 @@ import numpy as np
 from chip.isa.issue import Issue
 from chip.machine.crossings import Crossing
 from chip.machine.data import BoundCall
-from chip.machine.machine import Action, Machine
+from chip.machine.machine import CrossingAction, DataAction, Machine
 from chip.machine.memory import MemoryMap
 from chip.machine.resolve import resolve
 from chip.ops.moves import Receive, Send
@@ -75,7 +75,6 @@ class ReferenceChip(Chip):
     def _lower_program(self, loaded: Loaded) -> None:
         machine, moves = self.machine(loaded.program)
         self.machines[loaded.program.step] = machine
-        by_crossing = dict(zip(map(id, machine.crossings), moves, strict=True))
         hashed = self._hashed(loaded.program, machine)
 
         def begin() -> bool:
@@ -89,23 +88,23 @@ class ReferenceChip(Chip):
             return True
 
         actions, operations = [begin], list[Scheduled | None]([None])
-        for crosses, group in groupby(machine.actions, lambda action: action.crossing is not None):
-            if not crosses:
-                actions.append(_at_once([action.run for action in group if action.run is not None]))
+        for kind, group in groupby(machine.actions, type):
+            if kind is DataAction:
+                runs = [action.run for action in group if isinstance(action, DataAction)]
+                actions.append(_at_once(runs))
                 operations.append(None)
                 continue
             for action in group:
-                operation = by_crossing[id(action.crossing)]
+                assert isinstance(action, CrossingAction)
+                operation = moves[action.number]
                 actions.append(self._cross(machine, action, operation, hashed))
                 operations.append(operation)
         loaded.actions, loaded.operations = [*actions, end], [*operations, None]
 
     def _cross(
-        self, machine: Machine, action: Action, operation: Scheduled,
+        self, machine: Machine, action: CrossingAction, operation: Scheduled,
         hashed: Callable[[Scheduled], None],
     ) -> Callable[[], bool]:  # fmt: skip
-        assert action.rows is not None
-        assert action.crossing is not None
         rows, pool, op = action.rows, machine.pool, operation.op
         if isinstance(op, Receive):
 
