@@ -114,3 +114,25 @@ def test_no_star_imports() -> None:
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ImportFrom):
                 assert all(alias.name != "*" for alias in node.names), module_of(path)
+
+
+@pytest.mark.parametrize(
+    ("room", "may"),
+    [
+        ("chip.isa", {"chip.errors", "chip.floorplan", "chip.spec"}),
+        ("chip.encoding", {"chip.floorplan", "chip.isa", "chip.spec"}),
+        (
+            "chip.machine",
+            {"chip.errors", "chip.floorplan", "chip.isa", "chip.kernels", "chip.spec"},
+        ),
+    ],
+)
+def test_instructions_know_nothing_of_their_bytes_or_of_the_machine(
+    room: str, may: set[str]
+) -> None:  # fmt: skip
+    files = [path for path in FILES if module_of(path).startswith(f"{room}.")]
+    assert len(files) > 2
+    for path in files:
+        rooms = {".".join(name.split(".")[:2]) for name in ours(path)}
+        wrong = rooms - may - {room, "chip.errors", "chip.floorplan", "chip.spec"}
+        assert not wrong, f"{module_of(path)} imports {sorted(wrong)}"

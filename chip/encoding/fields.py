@@ -92,9 +92,10 @@ def _unpack_group(reader: ByteReader) -> Group:
     return tuple(Tap(_unpack_stream(reader), reader.number()) for _ in range(reader.byte()))
 
 
+# a source's first byte: the type of a stream operand, an immediate, or one of INTEGER_OPERANDS
 _DTYPES = tuple(ITEM_BYTES)
-_IMMEDIATE_F32, _IMMEDIATE_I32 = 8, 9  # tags of a source; below them its stream operand's type
-_INTEGERS = 16  # from here on: one of INTEGER_OPERANDS
+_IMMEDIATE_F32, _IMMEDIATE_I32 = 8, 9
+_INTEGERS = 16
 
 
 def _pack_source(writer: ByteWriter, source: Source | At) -> None:
