@@ -44,9 +44,11 @@ LOADED = [  # one column of weights in plane 0
 ]
 
 
-def product(cycle: int, *, fp16: bool, half: int | None) -> list[Issue]:
+def product(
+    cycle: int, *, fp16: bool = False, half: int | None = None, slot: int = 0
+) -> list[Issue]:  # fmt: skip
     """One activation row from a word to the sum of its product."""
-    summed = ACC(slot=0, first=True, half=half)
+    summed = ACC(slot=slot, first=True, half=half)
     return [
         issue(mem(0, 1), cycle - AT_MXM, Read(address=0, stream=W0)),
         issue(mxm(0, Role.FEED), cycle, ABC(stream=W0, fp16=fp16)),

@@ -136,6 +136,22 @@ REFUSED = {
         [issue(mxm(0, Role.DRAIN), 40, ACC(slot=0, first=False, product=False))],
         "an accumulator row that was never started: ACC of op40 on MXM_W2 at 40",
     ),
+    "another plane's sum": (
+        [
+            *LOADED,
+            *product(37, slot=1),
+            issue(mxm(1, Role.DRAIN), 80, ACC(slot=0, first=False, product=False)),
+        ],
+        "an accumulator row that was never started: ACC of op80 on MXM_W5 at 80",
+    ),
+    "another plane's slot": (
+        [
+            read(1, 20, stream=W0),
+            issue(mxm(0, Role.FEED), 37, ABC(stream=W0, slot=1)),
+            issue(mxm(1, Role.FEED), 50, ABC(slot=0)),
+        ],
+        "nothing in the activation buffer's slot: ABC of op50 on MXM_W4 at 50",
+    ),
     "a lonely half": (
         [*LOADED, *product(37, fp16=True, half=1)],
         "half a tile without the other half: ACC of op61 on MXM_W2 at 61",
@@ -251,6 +267,16 @@ def test_types_are_checked_when_bound() -> None:
         bound(issue(alu(0), 0, back))
 
 
+def test_weights_hold_from_the_installs_d_func_on() -> None:
+    slow = replace(
+        CHIP, delays=tuple((n, 5, 0) if n == "IW" else (n, f, k) for n, f, k in CHIP.delays)
+    )
+    installed = LOADED[-1].cycle
+    resolve_on([*LOADED, *product(installed + 5)], slow, memory())
+    with pytest.raises(IssueError, match=f"no weights in the plane: ABC of op{installed + 4} on"):
+        resolve_on([*LOADED, *product(installed + 4)], slow, memory())
+
+
 AT_C2C = DELAYS["READ"].d_func + hops(mem(0, 0), sxm(0, 0), CHIP)
 
 
@@ -276,6 +302,21 @@ def test_vectors_depart_on_their_cycles() -> None:
         through(sends=1)
     with pytest.raises(IssueError, match="more than 4 vectors wait at a port: SEND of"):
         through(crossing, sends=6, wait=24 * 5)
+
+
+def test_a_port_holds_few_vectors_that_arrived() -> None:
+    """Each waits 100 cycles for its Receive; the fifth arrives while four wait."""
+    receive = Receive(port=0, stream=Stream(True, 1), wait=100)
+    for period, n in ((25, 9), (24, 4)):
+        issues = issue(sxm(0, 0), 200, receive, n, period)
+        cycles = tuple(100 + i * period for i in range(n))
+        bound(issues, crossings=(Crossing(0, False, cycles, "transfer"),))
+    with pytest.raises(IssueError) as caught:
+        bound(issue(sxm(0, 0), 200, receive, 5, 24))
+    assert str(caught.value) == (
+        "more than 4 vectors wait at a port: RECEIVE of op200 on SXM_W0 at 200 and RECEIVE of "
+        "op200 on SXM_W0 at 296"
+    )
 
 
 def test_two_vectors_at_one_port() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from machine_kit import AT_VXM, COPY, E0, bound, issue, read, resolve, whole_chip
+from machine_kit import AT_VXM, COPY, DELAYS, E0, bound, issue, read, resolve, whole_chip
 from schedules import WEIGHTS, compiled, find, machine, moved
 
 from chip.errors import IssueError
@@ -24,7 +24,7 @@ from chip.isa.instructions import (
     Sync,
 )  # fmt: skip
 from chip.isa.issue import Issue
-from chip.isa.operands import Immediate
+from chip.isa.operands import Immediate, In, Tap
 from chip.machine.resolve import resolve as resolve_on
 from chip.ops.opcodes import Opcode
 from compiler.codegen.lower import lower, lower_operation
@@ -111,6 +111,21 @@ def test_a_value_that_crosses_a_stop() -> None:
     assert str(caught.value) == (
         f"a value on its way while the queues stop: COPY of op{54 + AT_VXM} on VXM1 at "
         f"{54 + AT_VXM} and RUNTIME_DESKEW of op50 on MEM_W40 at 50"
+    )
+
+
+def test_an_operand_of_several_beats_is_not_over_before_the_last() -> None:
+    """The result leaves d_func after the last beat."""
+    at = 20
+    copy = Alu(op=AluOp.COPY, a=In((Tap(E0), Tap(E0, 3))), lanes=160)
+    work = [read(cycle=at - AT_VXM), read(cycle=at - AT_VXM + 3), issue(alu(1), at, copy)]
+    over = at + 3 + DELAYS["COPY"].d_func
+    resolve(*work, *stop(over))
+    with pytest.raises(IssueError) as caught:
+        resolve(*work, *stop(over - 1))
+    assert str(caught.value) == (
+        f"an instruction that is not over when the queues stop: COPY of op{at} on VXM1 at {at} and "
+        f"RUNTIME_DESKEW of op{over - 1} on MEM_W0 at {over - 1}"
     )
 
 
