@@ -8,6 +8,7 @@ from program_kit import CHIP, patterned, programs, single
 
 from chip.encoding.binary import decode, encode
 from chip.floorplan import Role, alu, mem, mxm, sxm
+from chip.isa.fields import KINDS
 from chip.isa.instructions import ACC, Alu, AluOp, Permute, Read
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, Immediate, In, Stream, Tap, group
@@ -33,6 +34,15 @@ def test_what_is_shortened_is_issued_as_before(issues: list[Issue]) -> None:
     program = to_queues(issues)
     data = encode(program, CHIP)
     assert single(to_issues(decode(data, CHIP), CHIP)) == single(issues)
+
+
+def test_the_numbers_of_mnemonics() -> None:
+    """After END, AGAIN, NOP and REPEAT."""
+    assert " ".join(KINDS) == (
+        "READ WRITE GATHER SCATTER LW IW ABC ACC SHIFT ROTATE PERMUTE DISTRIBUTE SELECT TRANSPOSE "
+        "SEND RECEIVE DESKEW RUNTIME_DESKEW SYNC NOTIFY IFETCH CONFIG COPY NEG ABS ADD SUB MUL OR "
+        "EQ LE GE CHOOSE MAX MIN EXP RSQRT TANH CVT_F32 CVT_I32 CVT_I8 CVT_F16"
+    )
 
 
 def test_the_bytes_of_small_programs() -> None:

@@ -32,6 +32,7 @@ from chip.isa.instructions import (
     ACC,
     IW,
     LW,
+    TILES,
     Alu,
     AluOp,
     Permute,
@@ -63,6 +64,14 @@ REFUSED = {
         f"vector {4 * SLICES} was never written: READ of op0 on MEM_W0 at 0",
     ),
     "address": ([read(address=8192)], "address: wanted words 0 to 8191, got 8192 to 8192: READ of"),
+    "last address": (
+        [issue(mem(0, 0), 0, Read(address=8000, stream=E0, step=96), 3)],
+        "address: wanted words 0 to 8191, got 8000 to 8192: READ of op0 on MEM_W0 at 0",
+    ),
+    "first address": (
+        [issue(mem(0, 0), 0, Read(address=1, stream=E0, step=-1), 3)],
+        "address: wanted words 0 to 8191, got 1 to -1: READ of op0 on MEM_W0 at 0",
+    ),
     "no result": (
         [issue(alu(0), 0, Alu(op=AluOp.NEG, a=Held(3)))],
         "no result in ALU 3's register: NEG of op0 on VXM0 at 0",
@@ -356,4 +365,7 @@ def test_busy_cycles_leave_out_waiting() -> None:
         issue(alu(2), 5000, Alu(op=AluOp.COPY, a=Held(1))),
     ]
     resolved = resolve(*apart)
-    assert resolved.busy_cycles < 20 < 5000 < resolved.cycles
+    issued = {0, AT_VXM, 5000}
+    flying = set(range(DELAYS["READ"].d_func, AT_VXM + 1))  # from the stream register to the ALU
+    assert resolved.busy_cycles == len(issued | flying)
+    assert resolved.cycles == 5001 + TILES
