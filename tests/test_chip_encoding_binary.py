@@ -53,6 +53,8 @@ def test_the_bytes_of_small_programs() -> None:
         Named(Read(address=9, stream=w26)), Repeat(3, 2),
     )  # fmt: skip
     waits = (Nop(20), Named(Read(address=1, stream=E0))) * 20
+    again = Named(Read(address=1, stream=E0))
+    gaps = (again, again, Nop(15), again, Nop(16), again)  # 15 is the longest that a delta holds
     wraps = tuple(Named(Read(address=1, stream=Stream(True, (20 + 11 * n) % 32))) for n in range(4))
     taps = (Tap(Stream(False, 1), 2),)
     permute = Permute(src=group(E0, 1), dst=taps, map=(None, 0, 1))
@@ -63,6 +65,7 @@ def test_the_bytes_of_small_programs() -> None:
         (sxm(0, 0), (Named(permute),), "0002 04020100040002 02b001 0e 4601 000001 21 0400 00"),
         (alu(0), (Named(choose),), "0000 028002 24 1e 1106 01 0800000040 01 00010000 a001 00"),
         (mxm(0, Role.DRAIN), (Named(half),), "0000 02ec01 0b 460201010000"),
+        (mem(0, 0), gaps, "0000 0200 0406010200 0406010200 8f 0220 80 00"),
         (mem(0, 0), wraps, "0000 0200 0406010214 040601021f 80 80 00"),
         (mem(0, 0), waits, "0000 0200 0228 0406010200 0228 0406010200 0228 80 01044400"),
     ):
