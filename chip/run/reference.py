@@ -133,7 +133,7 @@ class ReferenceChip(Chip):
         return depart
 
     def _hashed(self, program: Program, machine: Machine) -> Callable[[Scheduled], None]:
-        """Return what brings the state's hash share up to date before an operation departs.
+        """Return the update of the state's hash share, to be called before an operation departs.
 
         The share is the emulator's, not the chip's: it is taken from the logits that the program
         leaves in memory.
