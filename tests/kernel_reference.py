@@ -13,6 +13,11 @@ def up(n: int) -> int:
     return -(-n // 320) * 320
 
 
+def even_kv_map(n_heads: int, n_kv_heads: int) -> list[int]:
+    """The usual `kv_of`: query head j reads KV head j * n_kv_heads // n_heads."""
+    return [j * n_kv_heads // n_heads for j in range(n_heads)]
+
+
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal to the bit, signs of zero included."""
     return a.dtype == b.dtype and np.ascontiguousarray(a).tobytes() == b.tobytes()
@@ -27,6 +32,13 @@ def floats(rng: np.random.Generator, *shape: int, spread: float = 3.0) -> np.nda
     """Normal values of widely different sizes per row."""
     x = rng.standard_normal(shape) * 10 ** rng.uniform(-spread, spread, (*shape[:-1], 1))
     return x.astype(f32)
+
+
+def slow_mix(z: int) -> int:
+    """splitmix64's finaliser of one number."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
 
 
 def slow_quantise(x: np.ndarray) -> tuple[list[int], np.float32]:

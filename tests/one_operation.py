@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from plain_ops import args, cycles, operands, scheduled
 
 from chip.isa.instructions import Write
-from chip.kernels.twin import NumpyKernels
+from chip.kernels import Kernels
 from chip.machine.machine import Machine
 from chip.machine.resolve import resolve
 from chip.ops.opcodes import Opcode
@@ -75,7 +75,7 @@ def both(
             counts.append(_lowered(operation, sram, positions))
         else:
             state = StepState(rows=len(positions), positions=np.array(positions, np.int64))
-            Binder(sram, NumpyKernels()).bind(operation.op)(state)
+            Binder(sram, Kernels()).bind(operation.op)(state)
             counts.append(state.saturated)
         wanted = [region for name, region in touched[1] if name not in ("scratch", "stats")]
         results.append([bytes(sram.bytes[at : at + size]) for at, size in wanted])

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_reference import floats, same, slow_dot, slow_quantise, slow_softmax, strided
+from kernel_reference import (
+    even_kv_map,
+    floats,
+    same,
+    slow_dot,
+    slow_quantise,
+    slow_softmax,
+    strided,
+)
 
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
-from chip.kernels.interface import even_kv_map
 from chip.kernels.quant import round_f16
 
 f32, f16, i8 = np.float32, np.float16, np.int8
@@ -197,11 +204,11 @@ def test_rows_of_a_chunk_do_not_see_each_other(kernels):
         assert same(together[r], b.run_i8(kernels, 400, q[r : r + 1], sq[r : r + 1])[0][0])
 
 
-def step(**changes) -> dict:
+def step(**changes) -> list:
     """A small valid attention call; `changes` spoil it."""
     call = {"q": np.ones((1, 2, 8), f16), "k": [np.ones((4, 8), f16)], "v": [np.ones((4, 8), f16)]}
     call |= {"kv_of": [0, 0], "positions": np.array([3]), "scale": 1.0}
-    return call | {"out": np.empty((1, 16), f16)} | changes
+    return list((call | {"out": np.empty((1, 16), f16)} | changes).values())
 
 
 @pytest.mark.parametrize(
@@ -218,9 +225,9 @@ def step(**changes) -> dict:
     ],
 )
 def test_attention_refuses(kernels, changes, text):
-    assert kernels.attention_f16(**step()) == 0
+    assert kernels.attention_f16(*step()) == 0
     with pytest.raises(ValueError, match=re.escape(text)):
-        kernels.attention_f16(**step(**changes))
+        kernels.attention_f16(*step(**changes))
 
 
 def test_attention_i8_refuses(kernels):

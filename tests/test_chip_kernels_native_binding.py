@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 import shutil
 import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_reference import up
+from kernel_reference import same, up
 from native_kit import f16, f32, i8, seeds, thorough, widths, wild, wild_half
 
 from chip import kernels as kernels_package
@@ -55,19 +58,6 @@ def test_reading_words(isa):
     assert _native.read_words(isa, data[:511]) == 0
 
 
-@pytest.mark.parametrize("dtype", [i8, f16])
-def test_tiling(dtype):
-    from chip.kernels import _native
-
-    w = np.random.default_rng(0).integers(-128, 128, (7, 650)).astype(dtype)
-    block = np.full((3, 9, 320), 5, dtype)
-    _native.tile_rows(w, block, 2)
-    assert (block[:, 2:].reshape(-1) == tile_weights(w)).all()
-    assert (block[:, :2] == 5).all()
-    with pytest.raises(ValueError, match="no room for columns 3 to 10 of 650 lanes"):
-        _native.tile_rows(w, block, 3)
-
-
 @pytest.mark.parametrize("best", [BEST, None])
 @pytest.mark.parametrize(("shape", "at"), [((2, 4, 320), 2), ((1, 9, 320), 0), ((2, 9), 0)])
 def test_fill_tiled_refuses_a_block_without_room(monkeypatch, best, shape, at):
@@ -98,6 +88,91 @@ def test_quantize_weight_names_the_column(monkeypatch, best, bad):
     w[7, 2] = bad
     with pytest.raises(ValueError, match="weights: output column 7 is not finite"):
         quant.quantize_weight(w)
+
+
+def test_the_extension_takes_the_arguments_of_the_definition():
+    """One order of arguments for Python and C; only `top_k` has no native code."""
+    from chip.kernels import _native
+
+    for name, method in vars(Kernels).items():
+        if name[0] != "_" and name not in ("name", "top_k"):
+            mine = list(inspect.signature(method).parameters)[1:]
+            assert list(inspect.signature(getattr(_native, name)).parameters) == ["isa", *mine]
+
+
+def test_everything_but_top_k_is_native(native):
+    methods = {name for name in vars(Kernels) if name[0] != "_"}
+    assert set(vars(native)) == methods - {"top_k"}
+
+
+def many_heads(heads: int, rows: int = 2) -> tuple[str, list]:
+    """An attention step that holds four arrays a KV head, and a query head each."""
+    rng = np.random.default_rng(heads)
+    caches = [[rng.integers(-127, 128, (5, 8)).astype(i8) for _ in range(heads)] for _ in "kv"]
+    scales = [[rng.uniform(0, 0.1, 5).astype(f32) for _ in range(heads)] for _ in "kv"]
+    q, sq = rng.integers(-127, 128, (rows, heads, 8)).astype(i8), np.full((rows, heads), 0.1, f32)
+    at = np.arange(rows)
+    call = [q, sq, caches[0], scales[0], caches[1], scales[1], list(range(heads)), at]
+    return "attention_i8", [*call, np.empty((rows, 8 * heads), f16)]
+
+
+LISTS = (2, 3, 4, 5)  # arguments of `attention_i8` that are lists of arrays; 6 is a list of numbers
+
+
+@pytest.mark.parametrize("heads", [2, 3, 30])
+def test_a_call_may_hold_any_number_of_arrays(native, heads):
+    name, call = many_heads(heads)
+    twin = [*call[:-1], call[-1].copy()]
+    assert getattr(native, name)(*call) == getattr(load("numpy"), name)(*twin)
+    assert same(call[-1], twin[-1])
+    segments = [np.full((2, 1), i, f16) for i in range(20 * heads)]
+    y = np.empty((2, 640), f16)
+    native.gather_f16(segments, y)
+    assert y[:, : 20 * heads].tolist() == [list(range(20 * heads))] * 2
+    assert not y[:, 20 * heads :].any()
+
+
+@pytest.mark.parametrize("spoil", [None, 0, 2, 3, 5, 6, 7, 8])
+def test_a_call_keeps_nothing(native, spoil):
+    """After an answer as after a refusal: every array is free again, and no memory is kept."""
+    name, call = many_heads(9)
+    if spoil is not None:
+        call[spoil] = call[spoil][:1] if spoil != 7 else np.array([0, 99])
+    arrays = [a for i, part in enumerate(call) if i != 6 for a in (part if i in LISTS else [part])]
+
+    def attempt() -> None:
+        try:
+            getattr(native, name)(*call)
+            assert spoil is None
+        except ValueError:
+            assert spoil is not None
+
+    attempt()
+    before = [sys.getrefcount(a) for a in arrays]
+    tracemalloc.start()
+    try:
+        attempt()
+        used = tracemalloc.get_traced_memory()[0]
+        for _ in range(50):
+            attempt()
+        grown = tracemalloc.get_traced_memory()[0] - used
+    finally:
+        tracemalloc.stop()
+    assert grown < 1000  # a call holds more than 3000 bytes
+    assert [sys.getrefcount(a) for a in arrays] == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "at"),
+    [(-1, 8, 0), (1, 8, -1), (1, 8, 3), (1, 321, 0), (1, -5, 0), (2**63 - 1, 8, 2),
+     (1, 2**63 - 1, 0)],
+)  # fmt: skip
+def test_a_block_without_room_is_refused_by_the_extension(rows, k, at):
+    from chip.kernels import _native
+
+    block, text = np.empty((1, 3, 320), i8), "tiled block of shape (1, 3, 320): no room for columns"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        _native.synthetic_tiled(INSTRUCTION_SETS[BEST], 0, 0, rows, k, block, at)
 
 
 def silu(gu: object, out: object = None) -> tuple:

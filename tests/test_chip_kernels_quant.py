@@ -119,6 +119,17 @@ def test_rows_written_into_a_block_are_the_tiled_layout(k: int) -> None:
     assert np.array_equal(block.ravel(), tile_weights(w))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.float16])
+def test_rows_written_into_a_block_leave_the_others(dtype: type) -> None:
+    w = np.random.default_rng(0).integers(-128, 128, (7, 650)).astype(dtype)
+    block = np.full((3, 9, 320), 5, dtype)
+    write_tiles(w, block, 2)
+    assert (block[:, 2:].reshape(-1) == tile_weights(w)).all()
+    assert (block[:, :2] == 5).all()
+    with pytest.raises(ValueError, match="room for columns 3 to 10, got shape"):
+        write_tiles(w, block, 3)
+
+
 def test_a_block_without_room_is_refused() -> None:
     block = np.zeros((1, 4, 320), np.int8)
     with pytest.raises(ValueError, match=r"with room for columns 3 to 5, got shape \(1, 4, 320\)"):

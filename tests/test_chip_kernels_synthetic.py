@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_reference import slow_mix
 
 from chip.kernels import synthetic
 
 NAME = "model.layers.3.mlp.down_proj.weight"
-M64 = (1 << 64) - 1
 
 
 def slow_element(seed: int, name: str, row: int, column: int) -> int:
     key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little")
-    z = (key + ((row << 32) | (column // 8)) * 0x9E3779B97F4A7C15) & M64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & M64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & M64
-    byte = ((z ^ (z >> 31)) >> 8 * (column % 8)) & 255
+    z = (key + ((row << 32) | (column // 8)) * 0x9E3779B97F4A7C15) % 2**64
+    byte = (slow_mix(z) >> 8 * (column % 8)) & 255
     return 0 if byte == 128 else byte - 256 * (byte > 128)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_reference import check_quantised, floats, same, slow_dot, strided, up
+from kernel_reference import check_quantised, floats, same, slow_dot, slow_mix, strided, up
 
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
@@ -178,10 +178,7 @@ def test_logit_hash(kernels, n, first, seed):
     x = floats(np.random.default_rng(seed), n)
     mask, want = (1 << 64) - 1, 0
     for i, bits in enumerate(x.view(np.uint32).tolist()):
-        z = ((first + i) << 32) | bits
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        want += z ^ (z >> 31)
+        want += slow_mix(((first + i) << 32) | bits)
     got = kernels.logit_hash(x, first)
     assert got == want & mask
     cut = n // 2

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from int_model import F32Llama, IntLlama, Shape, greedy, head_weight, mean_nll
+from kernel_reference import even_kv_map
 from safetensors.numpy import load_file
 
 from chip.kernels import NAMES, load, vmath
-from chip.kernels.interface import even_kv_map
 from chip.kernels.quant import quantize_weight, tile_weights
 
 f32, f16, i8 = np.float32, np.float16, np.int8

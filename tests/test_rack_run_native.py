@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from chip import kernels
+from chip.kernels import extension
 from rack.errors import ConfigError
 from rack.run.native import native_notices
 
@@ -84,8 +85,8 @@ def test_why_an_extension_is_not_loaded(name: str, content: bytes, why: str, unb
 
 def test_an_extension_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     other = types.ModuleType("_native")  # loads, and has nothing of what is wanted
-    monkeypatch.setattr(kernels, "import_module", lambda name: other)
-    found, why = kernels._instruction_sets()
+    monkeypatch.setattr(extension, "import_module", lambda name: other)
+    found, why = extension._instruction_sets()
     assert (found, why) == ({}, "module '_native' has no attribute 'instruction_sets'")
 
 

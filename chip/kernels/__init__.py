@@ -1,32 +1,24 @@
 """Kernels: the arithmetic of a chip. `load()` returns an implementation of `Kernels`.
 
-The NumPy twin is the definition and always there; native code, where it was built, gives the same
-bits faster.
+NumPy is the definition and always there; native code, where it was built, gives the same bits
+faster. Modules, each of which imports only those before it:
+
+    arrays, splitmix, vmath    array types, the random hash, functions of one variable
+    extension                  what native code can run here
+    quant, synthetic           weights: int8 and tiles, seeded values
+    twin_math, twin            NumPy: `Kernels`, the contract and definition of every kernel
+    native                     the same in native code
 """
 
 from __future__ import annotations
 
 import os
-from importlib import import_module
 
-from chip.kernels.interface import Kernels
+from chip.kernels.extension import BEST, INSTRUCTION_SETS, WHY_NOT_NATIVE
+from chip.kernels.twin import Kernels
 
 ENVIRONMENT = "LPU_KERNELS"
 """Environment variable that names the implementation: for tests and measurements."""
-
-
-def _instruction_sets() -> tuple[dict[str, int], str]:
-    """Return what the extension can run here, with its numbers, and why it is not there."""
-    try:
-        extension = import_module("chip.kernels._native")
-        return dict(extension.instruction_sets()), ""
-    except (ImportError, AttributeError) as error:  # AttributeError: one that is not ours
-        return {}, str(error)
-
-
-INSTRUCTION_SETS, WHY_NOT_NATIVE = _instruction_sets()
-BEST = next((s for s in ("avx512-vnni", "avx2", "portable") if s in INSTRUCTION_SETS), None)
-"""The native instruction set that `load()` takes; None where the extension was not built."""
 
 NAMES: tuple[str, ...] = ("numpy", *(f"native {name}" for name in INSTRUCTION_SETS))
 """Every implementation that runs here; "native" stands for the best native one."""
@@ -46,9 +38,7 @@ def load(prefer: str | None = None) -> Kernels:
     if name not in (*NAMES, "native"):
         raise ValueError(f"kernels: unknown implementation {name!r}; wanted {', '.join(NAMES)}")
     if name == "numpy":
-        from chip.kernels.twin import NumpyKernels
-
-        return NumpyKernels()
-    from chip.kernels.native import NativeKernels
+        return Kernels()
+    from chip.kernels.native import NativeKernels  # needs the extension
 
     return NativeKernels(name.removeprefix("native").strip() or BEST)

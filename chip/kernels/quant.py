@@ -1,10 +1,10 @@
-"""Weights as the MXM wants them: int8 per output column, tiled into 320-byte rows; fp16 rounding.
+"""Weights as the MXM takes them: int8 per output column, tiled into rows of 320; fp16 rounding.
 
 IEEE operations only (no libm), so every machine quantises a checkpoint to the same bits. A matrix
 is [N, K], output column first, as Hugging Face stores it. Activations are quantised by the
-kernels, with the rule of `chip.kernels.interface`. Numerics: DESIGN section 6.
+kernels, with another rule (twin.py). Numerics: docs/design.md, section 6.
 
-Native code does the same where it was built; the NumPy lines here are the definition.
+The NumPy code here is the definition. Native code, where it was built, gives the same bits.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.kernels import BEST, INSTRUCTION_SETS
-from chip.spec import VECTOR_BYTES, pad_vector
+from chip.kernels.arrays import F16, F32, I8, LANES
+from chip.kernels.extension import BEST, INSTRUCTION_SETS
+from chip.spec import pad_vector
 
-F32 = NDArray[np.float32]
-
-LANES = VECTOR_BYTES
 F16_MAX = np.float32(65504.0)
 MIN_ABSMAX = np.float32(2.0**-100)
 """A row whose max|x| is below this is quantised to zeros with scale 0: 127/max stays finite and
@@ -53,14 +51,14 @@ def write_tiles(w: NDArray[T], block: NDArray[T], at: int) -> None:
 
     block is [ceil(K / 320), columns, 320]. Raises ValueError where it has no room.
     """
-    tiles, columns = -(-w.shape[1] // VECTOR_BYTES), at + len(w)
-    if block.ndim != 3 or block.shape[::2] != (tiles, VECTOR_BYTES) or columns > block.shape[1]:
+    tiles, columns = -(-w.shape[1] // LANES), at + len(w)
+    if block.ndim != 3 or block.shape[::2] != (tiles, LANES) or columns > block.shape[1]:
         raise ValueError(
-            f"tiled block: wanted {tiles} tiles of {VECTOR_BYTES} with room for columns {at} to "
+            f"tiled block: wanted {tiles} tiles of {LANES} with room for columns {at} to "
             f"{columns}, got shape {block.shape}"
         )
     for tile in range(tiles):
-        part = w[:, tile * VECTOR_BYTES : (tile + 1) * VECTOR_BYTES]
+        part = w[:, tile * LANES : (tile + 1) * LANES]
         block[tile, at:columns, : part.shape[1]] = part
         block[tile, at:columns, part.shape[1] :] = 0
 
@@ -78,7 +76,7 @@ def untile_weights(flat: NDArray[T], n: int, k: int) -> NDArray[T]:
     return w[:, :k]
 
 
-def quantize_weight(w: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(w: NDArray[Any]) -> tuple[I8, F32]:
     """Quantise [N, K] fp32 to int8 in [-127, 127] and one fp32 scale per output column (row of w).
 
     scale = max|w| / 127, q = rint(w / scale), all in fp32; a column with max|w| < `MIN_ABSMAX`
@@ -100,13 +98,13 @@ def quantize_weight(w: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float
     return q, scales
 
 
-def _quantize_native(part: F32, q: NDArray[np.int8], scales: F32) -> int:
-    from chip.kernels import _native
+def _quantize_native(part: F32, q: I8, scales: F32) -> int:
+    from chip.kernels._native import quantize_rows
 
-    return _native.quantize_rows(INSTRUCTION_SETS[BEST or ""], part, q, scales)
+    return quantize_rows(INSTRUCTION_SETS[BEST or ""], part, q, scales)
 
 
-def _quantize_numpy(part: F32, q: NDArray[np.int8], scales: F32) -> int:
+def _quantize_numpy(part: F32, q: I8, scales: F32) -> int:
     """Fill q and scales from part [rows, K]; return the first row that is not finite, or -1."""
     absmax = np.abs(part).max(axis=1)
     if not np.isfinite(absmax).all():
@@ -118,7 +116,7 @@ def _quantize_numpy(part: F32, q: NDArray[np.int8], scales: F32) -> int:
     return -1
 
 
-def round_f16(x: NDArray[np.float32]) -> tuple[NDArray[np.float16], int]:
+def round_f16(x: F32) -> tuple[F16, int]:
     """Round fp32 to fp16, nearest even, saturating: (same shape fp16, how many |x| > 65504)."""
     saturated = int(np.count_nonzero(np.abs(x) > F16_MAX))
     if saturated:

@@ -1,11 +1,12 @@
-"""Synthetic weights: any element from (seed, tensor name, row, column) alone.
+"""Synthetic weights: each element depends on (seed, tensor name, row, column) alone.
 
-So a chip fills its own SRAM with its own share, and the values do not depend on the layout. Eight
-consecutive columns share one splitmix64 hash, byte j (little end first) being column j; rows are
-output columns of the matrix. Integers and exact or IEEE fp32 steps only: same bits everywhere.
-Not a model of trained weights: only their size (std about 1/sqrt(k)) is right.
+So every chip fills its own SRAM with its own share, and the values do not depend on the layout.
+Eight consecutive columns share one output of splitmix64: byte j, the lowest first, is column j.
+Rows are output columns of the matrix. Only integers and exact or IEEE fp32 steps are used, so the
+bits are the same everywhere. Not a model of trained weights: only their size (standard deviation
+about 1/sqrt(k)) is right.
 
-Native code fills faster where it was built; the NumPy lines here are the definition.
+The NumPy code here is the definition. Native code, where it was built, gives the same bits.
 """
 
 from __future__ import annotations
@@ -14,18 +15,12 @@ import hashlib
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from chip.kernels import BEST, INSTRUCTION_SETS
+from chip.kernels.arrays import F32, F64, I8, LANES, U64
+from chip.kernels.extension import BEST, INSTRUCTION_SETS
 from chip.kernels.quant import write_tiles
-from chip.spec import VECTOR_BYTES
+from chip.kernels.splitmix import draw
 
-I8 = NDArray[np.int8]
-F32 = NDArray[np.float32]
-U64 = NDArray[np.uint64]
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _WORDS_AT_ONCE = 1 << 14  # hashes in flight: 128 KB, so that the passes stay in L2
 _Q_STD = math.sqrt(2 * sum(q * q for q in range(1, 128)) / 256)  # of a byte, with -128 made 0
 _MAX_INDEX = 1 << 32
@@ -37,24 +32,10 @@ def tensor_key(seed: int, name: str) -> np.uint64:
     return np.uint64(int.from_bytes(digest[:8], "little"))
 
 
-def _mix(z: U64) -> None:
-    """Apply splitmix64's finaliser in place."""
-    t = z >> np.uint64(30)
-    z ^= t
-    z *= _MIX_1
-    np.right_shift(z, np.uint64(27), out=t)
-    z ^= t
-    z *= _MIX_2
-    np.right_shift(z, np.uint64(31), out=t)
-    z ^= t
-
-
 def _hashes(key: np.uint64, rows: U64, words: U64) -> U64:
     """Return splitmix64 output number (row << 32 | word) of stream `key`: [rows, words]."""
     index = (rows[:, None] << np.uint64(32)) | words
-    index *= _GOLDEN
-    index += key
-    _mix(index)
+    draw(key, index)
     return index
 
 
@@ -86,18 +67,18 @@ def fill_tiled(
     Raises ValueError unless rows and columns are below 2^32 and the block has room.
     """
     _check(first_row, n_rows, k)
-    tiles = -(-k // VECTOR_BYTES)
+    tiles = -(-k // LANES)
     columns = block.shape[1] if block.ndim == 3 else at + n_rows
-    if block.shape != (tiles, columns, VECTOR_BYTES) or not 0 <= at <= columns - n_rows:
+    if block.shape != (tiles, columns, LANES) or not 0 <= at <= columns - n_rows:
         raise ValueError(
-            f"tiled block: wanted shape {(tiles, columns, VECTOR_BYTES)} with room for columns "
+            f"tiled block: wanted shape {(tiles, columns, LANES)} with room for columns "
             f"{at} to {at + n_rows}, got {block.shape}"
         )
     if BEST is not None:
-        from chip.kernels import _native
+        from chip.kernels._native import synthetic_tiled
 
         key, isa = int(tensor_key(seed, name)), INSTRUCTION_SETS[BEST]
-        _native.synthetic_tiled(isa, key, first_row, n_rows, k, block, at)
+        synthetic_tiled(isa, key, first_row, n_rows, k, block, at)
         return
     write_tiles(int8_rows(seed, name, first_row, n_rows, k), block, at)
 
@@ -106,9 +87,9 @@ def _fill(key: np.uint64, first_row: int, out: I8) -> None:
     if BEST is None:
         _fill_numpy(key, first_row, out)
         return
-    from chip.kernels import _native
+    from chip.kernels._native import synthetic_rows
 
-    _native.synthetic_rows(INSTRUCTION_SETS[BEST], int(key), first_row, out)
+    synthetic_rows(INSTRUCTION_SETS[BEST], int(key), first_row, out)
 
 
 def _fill_numpy(key: np.uint64, first_row: int, out: I8) -> None:
@@ -126,7 +107,7 @@ def _fill_numpy(key: np.uint64, first_row: int, out: I8) -> None:
             np.multiply(values, values != np.int8(-128), out=part)
 
 
-def _unit(seed: int, name: str, first: int, n: int) -> NDArray[np.float64]:
+def _unit(seed: int, name: str, first: int, n: int) -> F64:
     """Return n multiples of 2^-24 in [-0.5, 0.5), element i from (seed, name, i) alone."""
     rows = np.arange(first, first + n, dtype=np.uint64)
     bits = _hashes(tensor_key(seed, name), rows, np.zeros(1, np.uint64))[:, 0]

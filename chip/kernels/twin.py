@@ -1,7 +1,19 @@
-"""The NumPy twin: every kernel in plain NumPy, the definition that native code must equal.
+"""`Kernels`: what the VXM and MXM compute, on views of SRAM given by the caller.
 
-Fast enough to run a whole model (int8 products go through float32 BLAS in cache-sized blocks),
-bounded in scratch memory, silent about bytes that a token may not see.
+The contract of every kernel and its definition in NumPy: the twin of the native code
+(native.py), which gives the same bits. Fast enough to run a whole model: int8 products go through
+float32 BLAS in cache-sized blocks. Rules that hold for every method:
+
+- R = rows (tokens of the step). 2-D and 3-D views may be strided between rows and heads; lanes
+  are contiguous. Kp = K rounded up to 320; the lanes of an output beyond K are written as 0.
+- A result of type int counts the values that were saturated: rounded to fp16 from |x| > 65504.
+- Quantisation, per row: a = max|x|; s = a * fp32(1/127); q = clamp(rint(x * (127 * recip(a))),
+  -127, 127), fp32 throughout; a < 2^-100 gives zeros and s = 0. rint is to nearest even.
+- Values must be finite, except in cache rows a token may not see, which may hold any bytes.
+- A row's result never depends on other rows, nor attention's on the length of the cache views.
+- Nothing allocates more than a few MB of scratch. Wrong shapes raise ValueError.
+
+Numerics: docs/design.md, section 6; functions: vmath.py.
 """
 
 from __future__ import annotations
@@ -10,11 +22,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from chip.kernels import vmath
-from chip.kernels.interface import F16, F32, I8, I64, Float
+from chip.kernels import splitmix, vmath
+from chip.kernels.arrays import F16, F32, I8, I64, LANES, Float
 from chip.kernels.quant import round_f16
 from chip.kernels.twin_math import (
-    LANES,
     MAX_TERMS,
     block_accumulate,
     join,
@@ -32,8 +43,240 @@ from chip.kernels.twin_math import (
 
 SCORES_AT_ONCE = 1 << 19  # fp32 scores held by attention_i8 at a time
 
-_MASK64 = (1 << 64) - 1
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+class Kernels:
+    """The arithmetic of one chip, in NumPy; `chip.kernels.load` may return a faster one."""
+
+    name: str = "numpy"
+
+    def norm_i8(self, x: F32, gamma: F32, eps: float, q: I8, s: F32, /) -> None:
+        """RMSNorm of x[R,H], then quantise: q[R,Kp], s[R].
+
+        mean = lane_sum(x*x) * fp32(1/H); y = (x * rsqrt(mean + fp32(eps))) * gamma[H].
+        """
+        values, s[...] = quantise(_norm(x, gamma, eps))
+        store_padded(values, q)
+
+    def norm_f16(self, x: F32, gamma: F32, eps: float, y: F16, /) -> int:
+        """RMSNorm of x[R,H] as in `norm_i8`, rounded to y[R,Kp]."""
+        values, saturated = round_f16(_norm(x, gamma, eps))
+        store_padded(values, y)
+        return saturated
+
+    def gather_i8(self, segments: Sequence[F16], q: I8, s: F32, /) -> None:
+        """Concatenate segments [R,n_t] (n_t may be 0) and quantise each row: q[R,Kp], s[R]."""
+        values, s[...] = quantise(join(tuple(segments), len(q)))
+        store_padded(values, q)
+
+    def gather_f16(self, segments: Sequence[F16], y: F16, /) -> None:
+        """Concatenate segments [R,n_t] into y[R,Kp]."""
+        store_padded(join(tuple(segments), len(y)), y)
+
+    def matmul_i8(self, x: I8, sx: F32, w: I8, sw: F32, y: Float, /) -> int:
+        """Multiply in int8: y[R,N] = (fp32(x . w) * sx[R]) * sw[N], y fp32 or fp16.
+
+        x[R,Kp]; w[N*Kp] as `chip.kernels.quant.tile_weights` lays it out. x . w is exact in int32,
+        for Kp <= 131072.
+        """
+        rows, kp = x.shape
+        columns = len(sw)
+        _tiled_shape(x.shape, w.size, columns)
+        tiles = kp // LANES
+        x_tiles = x.reshape(rows, tiles, LANES).transpose(1, 0, 2)
+        saturated = 0
+        for first in range(0, columns, LANES):
+            last = min(first + LANES, columns)
+            block = w[first * kp : last * kp].reshape(tiles, last - first, LANES)
+            acc = block_accumulate(x_tiles, block).astype(np.float32)
+            with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
+                values = (acc * sx[:, None]) * sw[first:last]
+            saturated += store(values, y[:, first:last])
+        return saturated
+
+    def matmul_f16(self, x: F16, w: F16, y: Float, /) -> int:
+        """Multiply in fp16: y[R,N] = x[R,Kp] . w[N*Kp], w tiled as for `matmul_i8`, y fp32 or fp16.
+
+        A 320-long K tile is a dot in fp64: lane i into partial i mod 16 in order of i, from +0,
+        then a tree by halves (p[i]+p[i+8], +4, +2, +1), rounded once to fp32; tiles are added in
+        fp32 in order, from +0. Products are exact in fp64, so a fused multiply-add is the same.
+        """
+        rows, kp = x.shape
+        columns = y.shape[1]
+        _tiled_shape(x.shape, w.size, columns)
+        tiles = kp // LANES
+        wide = [[spread(x[r : r + 1, t * LANES : (t + 1) * LANES]) for r in range(rows)]
+                for t in range(tiles)]  # fmt: skip
+        saturated = 0
+        for first in range(0, columns, LANES):
+            last = min(first + LANES, columns)
+            block = w[first * kp : last * kp].reshape(tiles, last - first, LANES)
+            total = np.zeros((rows, last - first), np.float32)
+            for t in range(tiles):
+                lanes = spread(block[t])
+                for r in range(rows):
+                    total[r] += tile_dot(wide[t][r], lanes)
+            saturated += store(total, y[:, first:last])
+        return saturated
+
+    def rope_cache_i8(
+        self,
+        qkv: F32,
+        rope: F32,
+        positions: I64,
+        q: I8,
+        sq: F32,
+        k: Sequence[I8],
+        ks: Sequence[F32],
+        v: Sequence[I8],
+        vs: Sequence[F32],
+        /,
+    ) -> None:
+        """Rotate, quantise per token and head, and write the cache.
+
+        qkv[R,(nq+2*nk)*hd] is query heads, key heads, value heads; rope[R,2,hd/2] cosines, sines.
+        (a, b) halves of a head become a*cos - b*sin, b*cos + a*sin, each product rounded to fp32.
+        Out: q[R,nq,hd]; sq[R,nq] = scale * fp32(1/sqrt(hd)); per KV head its cache k[M,hd],
+        ks[M], v[M,hd], vs[M], rows `positions`[R].
+        """
+        _check_positions(positions, len(qkv), _shortest(k, ks, v, vs))
+        queries, keys, values = _split_heads(qkv, rope, q.shape[1], len(k))
+        q[...], scale = quantise(queries)
+        sq[...] = scale * vmath.inverse_sqrt_scale(q.shape[2])
+        for new, cache, scales in ((keys, k, ks), (values, v, vs)):
+            lanes, scale = quantise(new)
+            for head in range(len(cache)):
+                cache[head][positions] = lanes[:, head]
+                scales[head][positions] = scale[:, head]
+
+    def rope_cache_f16(
+        self,
+        qkv: F32,
+        rope: F32,
+        positions: I64,
+        q: F16,
+        k: Sequence[F16],
+        v: Sequence[F16],
+        /,
+    ) -> int:
+        """Rotate as in `rope_cache_i8`, round to fp16 and write q[R,nq,hd] and the cache."""
+        _check_positions(positions, len(qkv), _shortest(k, v))
+        queries, keys, values = _split_heads(qkv, rope, q.shape[1], len(k))
+        saturated = store(queries, q)
+        for new, cache in ((keys, k), (values, v)):
+            lanes, more = round_f16(new)
+            saturated += more
+            for head in range(len(cache)):
+                cache[head][positions] = lanes[:, head]
+        return saturated
+
+    def attention_i8(
+        self,
+        q: I8,
+        sq: F32,
+        k: Sequence[I8],
+        ks: Sequence[F32],
+        v: Sequence[I8],
+        vs: Sequence[F32],
+        kv_of: Sequence[int],
+        positions: I64,
+        out: F16,
+        /,
+    ) -> int:
+        """Attend: q[R,nq,hd], sq[R,nq], per KV head k[B,hd], ks[B], v[B,hd], vs[B]; out[R,nq*hd].
+
+        Query head j reads KV head kv_of[j]. Row r sees token t iff t <= positions[r] < B.
+        score = fp32(q.k) * (sq * ks_t); e = exp(score - max visible), +0 where masked;
+        p = e * recip(lane_sum(e)), token t in lane t mod 320 of vector t div 320; p_t * vs_t is
+        quantised over the bucket (scale s_pv); out = fp32(pq.v) * s_pv rounded to fp16.
+        """
+        rows, n_q, hd = q.shape
+        _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, ks, v, vs))
+        heads_out = np.empty((rows, n_q, hd), np.float32)
+        seen = int(positions.max(initial=0)) + 1  # later tokens are masked for every row
+        step = max(1, SCORES_AT_ONCE // seen)
+        for g in sorted(set(kv_of)):
+            heads = [j for j in range(n_q) if kv_of[j] == g]
+            cache = (k[g][:seen], ks[g][:seen], v[g][:seen], vs[g][:seen])
+            queries = q[:, heads].reshape(-1, hd).astype(np.float32)
+            scales = sq[:, heads].reshape(-1)
+            last = np.repeat(positions, len(heads))
+            done = [
+                _attend_i8(queries[i : i + step], scales[i : i + step], *cache, last[i : i + step])
+                for i in range(0, len(queries), step)
+            ]
+            if done:
+                heads_out[:, heads] = np.concatenate(done).reshape(rows, len(heads), hd)
+        return store(heads_out.reshape(rows, n_q * hd), out)
+
+    def attention_f16(
+        self,
+        q: F16,
+        k: Sequence[F16],
+        v: Sequence[F16],
+        kv_of: Sequence[int],
+        positions: I64,
+        scale: float,
+        out: F16,
+        /,
+    ) -> int:
+        """Attend in fp16: shapes as `attention_i8`; hd <= 320.
+
+        score = fp32(q.k) * fp32(scale), the dot as one tile of `matmul_f16`; softmax as in
+        `attention_i8`; p rounded to fp16; p.v per 320 tokens as a tile of `matmul_f16`, tiles
+        added in fp32 in order; rounded to fp16.
+        """
+        rows, n_q, hd = q.shape
+        _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, v))
+        require(hd <= LANES, f"attention: wanted heads of at most {LANES}, got {hd}")
+        heads_out = np.zeros((rows, n_q, hd), np.float32)
+        for r in range(rows):
+            seen = int(positions[r]) + 1
+            for j in range(n_q):
+                keys, values = k[kv_of[j]][:seen], v[kv_of[j]][:seen]
+                scores = tile_dot(spread(q[r, j : j + 1]), spread(keys)) * np.float32(scale)
+                p = softmax(scores[None], np.ones((1, seen), np.bool_)).astype(np.float16)
+                for t in range(0, seen, LANES):
+                    part = tile_dot(spread(p[:, t : t + LANES]), spread(values[t : t + LANES].T))
+                    heads_out[r, j] += part
+        return store(heads_out.reshape(rows, n_q * hd), out)
+
+    def add(self, x: F32, segments: Sequence[F16], /) -> None:
+        """Add the segments [R,n_t], side by side, to x[R,H] in fp32; their widths add up to H."""
+        delta = join(tuple(segments), len(x))
+        require(delta.shape == x.shape, f"add: wanted {x.shape[1]} columns, got {delta.shape[1]}")
+        x += delta
+
+    def silu(self, gu: F32, out: F16, /) -> int:
+        """Gate: out[R,n] = (g * sigmoid(g)) * u; gu[R,2n] is the columns of g, then those of u."""
+        n = out.shape[1]
+        require(gu.shape[1] == 2 * n, f"silu: wanted {2 * n} columns, got {gu.shape[1]}")
+        gate, up = gu[:, :n], gu[:, n:]
+        with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
+            return store((gate * vmath.sigmoid(gate)) * up, out)
+
+    def logit_hash(self, logits: F32, first_column: int, /) -> int:
+        """Sum mix(column << 32 | fp32 bits) modulo 2^64 over logits[N], columns from first_column.
+
+        mix is splitmix64's finaliser (splitmix.py). Nothing is canonicalised: -0 differs from +0.
+        Shares of a vocabulary add up to the whole.
+        """
+        bits = np.ascontiguousarray(logits, np.float32).view(np.uint32).astype(np.uint64)
+        columns = np.arange(first_column, first_column + len(bits), dtype=np.uint64)
+        z = (columns << np.uint64(32)) | bits
+        splitmix.mix(z)
+        return int(np.add.reduce(z))
+
+    def top_k(self, logits: F32, k: int, /) -> tuple[I64, F32]:
+        """Return the k largest of logits[N], best first, ties to the lowest id: ids[k], values[k].
+
+        Raises ValueError unless 1 <= k <= N.
+        """
+        n = len(logits)
+        require(1 <= k <= n, f"top_k: wanted 1 <= k <= {n}, got {k}")
+        least = np.partition(logits, n - k)[n - k]
+        ids = np.flatnonzero(logits >= least)
+        best = ids[np.argsort(-logits[ids], kind="stable")[:k]]
+        return best.astype(np.int64), logits[best]
 
 
 def _norm(x: F32, gamma: F32, eps: float) -> F32:
@@ -88,203 +331,6 @@ def _check_attention(
         f"attention: kv_of must map {n_q} query heads to {n_kv} KV heads, got {list(kv_of)}",
     )
     _check_positions(positions, rows, bucket)
-
-
-class NumpyKernels:
-    """`chip.kernels.interface.Kernels` in NumPy; see there for every contract."""
-
-    name = "numpy"
-
-    def norm_i8(self, x: F32, gamma: F32, eps: float, q: I8, s: F32) -> None:
-        """RMSNorm, then int8 per row."""
-        values, s[...] = quantise(_norm(x, gamma, eps))
-        store_padded(values, q)
-
-    def norm_f16(self, x: F32, gamma: F32, eps: float, y: F16) -> int:
-        """RMSNorm, rounded to fp16."""
-        values, saturated = round_f16(_norm(x, gamma, eps))
-        store_padded(values, y)
-        return saturated
-
-    def gather_i8(self, segments: Sequence[F16], q: I8, s: F32) -> None:
-        """Concatenate, then int8 per row."""
-        values, s[...] = quantise(join(tuple(segments), len(q)))
-        store_padded(values, q)
-
-    def gather_f16(self, segments: Sequence[F16], y: F16) -> None:
-        """Concatenate."""
-        store_padded(join(tuple(segments), len(y)), y)
-
-    def matmul_i8(self, x: I8, sx: F32, w: I8, sw: F32, y: Float) -> int:
-        """Exact int8 product, dequantised."""
-        rows, kp = x.shape
-        columns = len(sw)
-        _tiled_shape(x.shape, w.size, columns)
-        tiles = kp // LANES
-        x_tiles = x.reshape(rows, tiles, LANES).transpose(1, 0, 2)
-        saturated = 0
-        for first in range(0, columns, LANES):
-            last = min(first + LANES, columns)
-            block = w[first * kp : last * kp].reshape(tiles, last - first, LANES)
-            acc = block_accumulate(x_tiles, block).astype(np.float32)
-            with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
-                values = (acc * sx[:, None]) * sw[first:last]
-            saturated += store(values, y[:, first:last])
-        return saturated
-
-    def matmul_f16(self, x: F16, w: F16, y: Float) -> int:
-        """Wide fp16 product: fp64 inside a K tile, fp32 between tiles."""
-        rows, kp = x.shape
-        columns = y.shape[1]
-        _tiled_shape(x.shape, w.size, columns)
-        tiles = kp // LANES
-        wide = [[spread(x[r : r + 1, t * LANES : (t + 1) * LANES]) for r in range(rows)]
-                for t in range(tiles)]  # fmt: skip
-        saturated = 0
-        for first in range(0, columns, LANES):
-            last = min(first + LANES, columns)
-            block = w[first * kp : last * kp].reshape(tiles, last - first, LANES)
-            total = np.zeros((rows, last - first), np.float32)
-            for t in range(tiles):
-                lanes = spread(block[t])
-                for r in range(rows):
-                    total[r] += tile_dot(wide[t][r], lanes)
-            saturated += store(total, y[:, first:last])
-        return saturated
-
-    def rope_cache_i8(
-        self,
-        qkv: F32,
-        rope: F32,
-        positions: I64,
-        q: I8,
-        sq: F32,
-        k: Sequence[I8],
-        ks: Sequence[F32],
-        v: Sequence[I8],
-        vs: Sequence[F32],
-    ) -> None:
-        """Rotate, quantise per head, write the cache."""
-        _check_positions(positions, len(qkv), _shortest(k, ks, v, vs))
-        queries, keys, values = _split_heads(qkv, rope, q.shape[1], len(k))
-        q[...], scale = quantise(queries)
-        sq[...] = scale * vmath.inverse_sqrt_scale(q.shape[2])
-        for new, cache, scales in ((keys, k, ks), (values, v, vs)):
-            lanes, scale = quantise(new)
-            for head in range(len(cache)):
-                cache[head][positions] = lanes[:, head]
-                scales[head][positions] = scale[:, head]
-
-    def rope_cache_f16(
-        self,
-        qkv: F32,
-        rope: F32,
-        positions: I64,
-        q: F16,
-        k: Sequence[F16],
-        v: Sequence[F16],
-    ) -> int:
-        """Rotate, round to fp16, write the cache."""
-        _check_positions(positions, len(qkv), _shortest(k, v))
-        queries, keys, values = _split_heads(qkv, rope, q.shape[1], len(k))
-        saturated = store(queries, q)
-        for new, cache in ((keys, k), (values, v)):
-            lanes, more = round_f16(new)
-            saturated += more
-            for head in range(len(cache)):
-                cache[head][positions] = lanes[:, head]
-        return saturated
-
-    def attention_i8(
-        self,
-        q: I8,
-        sq: F32,
-        k: Sequence[I8],
-        ks: Sequence[F32],
-        v: Sequence[I8],
-        vs: Sequence[F32],
-        kv_of: Sequence[int],
-        positions: I64,
-        out: F16,
-    ) -> int:
-        """Integer attention; each KV head serves all its query heads and rows at once."""
-        rows, n_q, hd = q.shape
-        _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, ks, v, vs))
-        heads_out = np.empty((rows, n_q, hd), np.float32)
-        seen = int(positions.max(initial=0)) + 1  # later tokens are masked for every row
-        step = max(1, SCORES_AT_ONCE // seen)
-        for g in sorted(set(kv_of)):
-            heads = [j for j in range(n_q) if kv_of[j] == g]
-            cache = (k[g][:seen], ks[g][:seen], v[g][:seen], vs[g][:seen])
-            queries = q[:, heads].reshape(-1, hd).astype(np.float32)
-            scales = sq[:, heads].reshape(-1)
-            last = np.repeat(positions, len(heads))
-            done = [
-                _attend_i8(queries[i : i + step], scales[i : i + step], *cache, last[i : i + step])
-                for i in range(0, len(queries), step)
-            ]
-            if done:
-                heads_out[:, heads] = np.concatenate(done).reshape(rows, len(heads), hd)
-        return store(heads_out.reshape(rows, n_q * hd), out)
-
-    def attention_f16(
-        self,
-        q: F16,
-        k: Sequence[F16],
-        v: Sequence[F16],
-        kv_of: Sequence[int],
-        positions: I64,
-        scale: float,
-        out: F16,
-    ) -> int:
-        """fp16 attention, one row and head at a time."""
-        rows, n_q, hd = q.shape
-        _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, v))
-        require(hd <= LANES, f"attention: wanted heads of at most {LANES}, got {hd}")
-        heads_out = np.zeros((rows, n_q, hd), np.float32)
-        for r in range(rows):
-            seen = int(positions[r]) + 1
-            for j in range(n_q):
-                keys, values = k[kv_of[j]][:seen], v[kv_of[j]][:seen]
-                scores = tile_dot(spread(q[r, j : j + 1]), spread(keys)) * np.float32(scale)
-                p = softmax(scores[None], np.ones((1, seen), np.bool_)).astype(np.float16)
-                for t in range(0, seen, LANES):
-                    part = tile_dot(spread(p[:, t : t + LANES]), spread(values[t : t + LANES].T))
-                    heads_out[r, j] += part
-        return store(heads_out.reshape(rows, n_q * hd), out)
-
-    def add(self, x: F32, segments: Sequence[F16]) -> None:
-        """Add the segments to x."""
-        delta = join(tuple(segments), len(x))
-        require(delta.shape == x.shape, f"add: wanted {x.shape[1]} columns, got {delta.shape[1]}")
-        x += delta
-
-    def silu(self, gu: F32, out: F16) -> int:
-        """Gate the up projection."""
-        n = out.shape[1]
-        require(gu.shape[1] == 2 * n, f"silu: wanted {2 * n} columns, got {gu.shape[1]}")
-        gate, up = gu[:, :n], gu[:, n:]
-        with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
-            return store((gate * vmath.sigmoid(gate)) * up, out)
-
-    def logit_hash(self, logits: F32, first_column: int) -> int:
-        """Hash a share of the logits."""
-        bits = np.ascontiguousarray(logits, np.float32).view(np.uint32).astype(np.uint64)
-        columns = np.arange(first_column, first_column + len(bits), dtype=np.uint64)
-        z = (columns << np.uint64(32)) | bits
-        z = (z ^ (z >> np.uint64(30))) * _MIX_1
-        z = (z ^ (z >> np.uint64(27))) * _MIX_2
-        z ^= z >> np.uint64(31)
-        return int(np.add.reduce(z)) & _MASK64
-
-    def top_k(self, logits: F32, k: int) -> tuple[I64, F32]:
-        """Select the best k."""
-        n = len(logits)
-        require(1 <= k <= n, f"top_k: wanted 1 <= k <= {n}, got {k}")
-        least = np.partition(logits, n - k)[n - k]
-        ids = np.flatnonzero(logits >= least)
-        best = ids[np.argsort(-logits[ids], kind="stable")[:k]]
-        return best.astype(np.int64), logits[best]
 
 
 def _attend_i8(q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64) -> F32:

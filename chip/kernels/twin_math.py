@@ -10,14 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.kernels import vmath
-from chip.kernels.interface import F16, F32, I8, Float
+from chip.kernels.arrays import F16, F32, F64, I8, I32, LANES, Float
 from chip.kernels.quant import MIN_ABSMAX, round_f16
-from chip.spec import VECTOR_BYTES
 
-I32 = NDArray[np.int32]
-F64 = NDArray[np.float64]
-
-LANES = VECTOR_BYTES
 PARTIALS = 16
 EXACT_TERMS = 1024  # 1024 * 128 * 128 = 2^24
 EXACT_TILES = EXACT_TERMS // LANES
@@ -36,7 +31,7 @@ def require(ok: bool, message: str) -> None:
 def quantise(x: F32) -> tuple[F32, F32]:
     """Quantise each row of [..., n] fp32: integral fp32 in [-127, 127] and scales [...].
 
-    See `chip.kernels.interface` for the rule.
+    The rule is in the head of chip/kernels/twin.py.
     """
     a: F32 = np.abs(x).max(axis=-1, initial=np.float32(0.0))
     alive = a >= MIN_ABSMAX

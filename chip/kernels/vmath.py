@@ -16,14 +16,10 @@ from collections.abc import Sequence
 from decimal import Context, Decimal, localcontext
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from chip.spec import VECTOR_BYTES
+from chip.kernels.arrays import F32, F64, LANES
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-
-LANES = VECTOR_BYTES
 RSQRT_ITERATIONS = 3
 MAX_ANGLE = float(1 << 20)
 """Largest |angle| in radians that the reduction of `rope_tables` is exact for."""

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from chip.errors import ProgramError, ScheduleViolation
-from chip.kernels.interface import Kernels
+from chip.kernels import Kernels
 from chip.ops.cost import CostModel
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.kernels.interface import Kernels
+from chip.kernels import Kernels
 from chip.ops.attention import Attend, Rope
 from chip.ops.product import Activations, AddTo, Gated, Matmul, NormFirst
 from chip.ops.program import Computation

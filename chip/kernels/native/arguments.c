@@ -1,18 +1,33 @@
 #include "arguments.h"
 
-int reserve(Call *call, Py_ssize_t buffers) {
-    call->room = buffers;
-    if (buffers <= FEW) return 1;
-    call->views = PyMem_Calloc((size_t)buffers, sizeof *call->views);
-    if (call->views == NULL) PyErr_NoMemory();
-    return call->views != NULL;
+void *hold(Call *call, Py_ssize_t n, size_t size) {
+    Held *held = NULL;
+    if ((size_t)n <= (PY_SSIZE_T_MAX - sizeof *held) / size)
+        held = PyMem_Calloc(1, sizeof *held + (size_t)n * size);
+    if (held == NULL) return PyErr_NoMemory();
+    held->before = call->held;
+    call->held = held;
+    return held->bytes;
 }
 
 void release(Call *call) {
-    Py_buffer *views = call->views ? call->views : call->few;
-    while (call->used > 0) PyBuffer_Release(views + --call->used);
-    PyMem_Free(call->views);
-    call->views = NULL;
+    for (Views *at = call->last ? call->last : &call->first; at; at = at->before)
+        while (at->used > 0) PyBuffer_Release(at->views + --at->used);
+    while (call->held) {
+        Held *held = call->held;
+        call->held = held->before;
+        PyMem_Free(held);
+    }
+}
+
+/* The views with room for one more buffer; NULL with an exception set. */
+static Views *room(Call *call) {
+    Views *last = call->last ? call->last : &call->first;
+    if (last->used < VIEWS) return last;
+    Views *more = hold(call, 1, sizeof *more);
+    if (more == NULL) return NULL;
+    more->before = last;
+    return call->last = more;
 }
 
 static const char *type_name(const char *format) {
@@ -46,18 +61,16 @@ static int laid_out_well(const Py_buffer *view, int mode) {
 
 const Py_buffer *take(Call *call, PyObject *o, const char *what, const char *kinds, int rank,
                       int mode) {
-    Py_buffer *view = (call->views ? call->views : call->few) + call->used;
     const int flags = mode & WRITE ? PyBUF_RECORDS : PyBUF_RECORDS_RO;
-    if (call->used >= (call->views ? call->room : FEW)) {
-        PyErr_SetString(PyExc_SystemError, "more buffers than were reserved");
-        return NULL;
-    }
+    Views *views = room(call);
+    if (views == NULL) return NULL;
+    Py_buffer *view = views->views + views->used;
     if (PyObject_GetBuffer(o, view, flags) < 0) {
         if (!PyErr_ExceptionMatches(PyExc_ValueError))
             PyErr_Format(PyExc_ValueError, "%s: wanted an array, got %R", what, Py_TYPE(o));
         return NULL;
     }
-    call->used++;
+    views->used++;
     if (!kind_matches(view, kinds)) {
         const char first[2] = {kinds[0], 0}, second[2] = {kinds[1], 0};
         PyErr_Format(PyExc_ValueError, "%s: wanted %s%s%s, got %s", what, type_name(first),
@@ -132,18 +145,16 @@ Heads heads_of(const Py_buffer *view) {
     return (Heads){view->buf, view->strides[0], view->strides[1]};
 }
 
-Segment *take_segments(Call *call, PyObject *list, Py_ssize_t rows, Py_ssize_t *parts,
-                       Py_ssize_t *width) {
+int take_segments(Call *call, PyObject *list, Py_ssize_t rows, Segments *out) {
     PyObject *items = PySequence_Fast(list, "segments: wanted a sequence");
-    if (items == NULL) return NULL;
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
-    Segment *segments = PyMem_Calloc((size_t)n + 1, sizeof *segments);
+    if (items == NULL) return 0;
+    const Py_ssize_t parts = PySequence_Fast_GET_SIZE(items);
+    Segment *segments = hold(call, parts, sizeof *segments);
     int ok = segments != NULL;
-    *parts = n;
-    *width = 0;
-    for (Py_ssize_t i = 0; ok && i < n; i++) {
-        PyObject *o = PySequence_Fast_GET_ITEM(items, i);
-        const Py_buffer *view = take(call, o, "segment", "e", 2, READ);
+    *out = (Segments){segments, parts, 0};
+    for (Py_ssize_t i = 0; ok && i < parts; i++) {
+        const Py_buffer *view =
+            take(call, PySequence_Fast_GET_ITEM(items, i), "segment", "e", 2, READ);
         ok = view != NULL;
         if (ok && view->shape[0] != rows) {
             PyErr_Format(PyExc_ValueError, "segment: wanted %zd rows, got shape (%zd, %zd)", rows,
@@ -152,13 +163,10 @@ Segment *take_segments(Call *call, PyObject *list, Py_ssize_t rows, Py_ssize_t *
         }
         if (!ok) break;
         segments[i] = (Segment){rows_of(view), view->shape[1]};
-        *width += view->shape[1];
+        out->width += view->shape[1];
     }
     Py_DECREF(items);
-    if (ok) return segments;
-    if (!PyErr_Occurred()) PyErr_NoMemory();
-    PyMem_Free(segments);
-    return NULL;
+    return ok;
 }
 
 static int take_cache(Call *call, PyObject *values, PyObject *scales, const char *kind,
@@ -184,8 +192,8 @@ Cache *take_caches(Call *call, PyObject *list, PyObject *scales, const char *kin
                    Py_ssize_t hd, int mode, Py_ssize_t *tokens) {
     PyObject *items = PySequence_Fast(list, "cache: wanted a sequence");
     PyObject *more = items && scales ? PySequence_Fast(scales, "scales: wanted a sequence") : NULL;
-    Cache *caches = PyMem_Calloc((size_t)heads + 1, sizeof *caches);
-    int ok = items && caches && (more || !scales);
+    Cache *caches = items && (more || !scales) ? hold(call, heads, sizeof *caches) : NULL;
+    int ok = caches != NULL;
     if (ok && (PySequence_Fast_GET_SIZE(items) != heads ||
                (more && PySequence_Fast_GET_SIZE(more) != heads))) {
         PyErr_Format(PyExc_ValueError, "cache: wanted the same number of heads, %zd, everywhere",
@@ -198,12 +206,11 @@ Cache *take_caches(Call *call, PyObject *list, PyObject *scales, const char *kin
                         caches + i);
     Py_XDECREF(items);
     Py_XDECREF(more);
-    if (ok) return caches;
-    if (!PyErr_Occurred()) PyErr_NoMemory();
-    PyMem_Free(caches);
-    return NULL;
+    return ok ? caches : NULL;
 }
 
 PyObject *counted(long saturated) {
     return saturated < 0 ? PyErr_NoMemory() : PyLong_FromLong(saturated);
 }
+
+PyObject *done(long failed) { return failed < 0 ? PyErr_NoMemory() : Py_NewRef(Py_None); }

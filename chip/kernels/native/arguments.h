@@ -8,14 +8,27 @@
 
 #include "kernels.h"
 
-#define FEW 12
+#define VIEWS 12
 
-typedef struct { /* the buffers of one call; zero it, then `release` it on every way out */
-    Py_buffer few[FEW], *views;
-    Py_ssize_t used, room;
+typedef struct Views { /* some of the buffers of a call, in their place until its end */
+    struct Views *before;
+    int used;
+    Py_buffer views[VIEWS];
+} Views;
+
+typedef struct Held { /* memory of a call */
+    struct Held *before;
+    max_align_t bytes[];
+} Held;
+
+/* What one call holds until its end: buffers and memory. A call starts zeroed; `release` gives back
+   everything, on every way out. So a binding returns where it refuses, and frees nothing itself. */
+typedef struct {
+    Views first, *last;
+    Held *held;
 } Call;
 
-int reserve(Call *call, Py_ssize_t buffers); /* more than FEW; 0 with an exception set */
+void *hold(Call *call, Py_ssize_t n, size_t size); /* n zeroed items; NULL: MemoryError is set */
 void release(Call *call);
 
 enum { READ = 0, WRITE = 1, LOOSE = 2 /* 1-D may be strided */ };
@@ -25,9 +38,8 @@ enum { READ = 0, WRITE = 1, LOOSE = 2 /* 1-D may be strided */ };
 const Py_buffer *take(Call *call, PyObject *o, const char *what, const char *kinds, int rank,
                       int mode);
 
-/* Take a sequence of 2-D segments [rows, n] fp16; their total width in *width. */
-Segment *take_segments(Call *call, PyObject *list, Py_ssize_t rows, Py_ssize_t *parts,
-                       Py_ssize_t *width);
+/* Take a sequence of 2-D segments [rows, n] fp16; `width` of the result is their total. */
+int take_segments(Call *call, PyObject *list, Py_ssize_t rows, Segments *out);
 
 /* Take the caches of KV heads [tokens, hd], with scales [tokens] unless `scales` is NULL; *tokens
    becomes the least of all. */
@@ -43,7 +55,16 @@ int is_half(const Py_buffer *view);
 Rows rows_of(const Py_buffer *view);
 Heads heads_of(const Py_buffer *view);
 
-/* Turn a kernel's count into a Python int; -1 is MemoryError. */
+/* Run a statement without the interpreter's lock. */
+#define UNLOCKED(...)              \
+    do {                           \
+        Py_BEGIN_ALLOW_THREADS     \
+        __VA_ARGS__;               \
+        Py_END_ALLOW_THREADS       \
+    } while (0)
+
+/* Turn a kernel's count into a Python int, or into None; a count of -1 is MemoryError. */
 PyObject *counted(long saturated);
+PyObject *done(long failed);
 
 #endif

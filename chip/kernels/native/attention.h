@@ -8,13 +8,14 @@ INLINE void FN(softmax)(float *scores, ptrdiff_t n) {
     for (ptrdiff_t t = 0; t < n; t++) scores[t] = scores[t] * scale;
 }
 
-static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, float *scores, int32_t *acc,
-                          int8_t *p) {
+static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, Scratch scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
     const ptrdiff_t seen = a->positions[r] + 1;
     const int8_t *q = (const int8_t *)(a->q.at + r * a->q.row + j * a->q.head);
     const float sq = ((const float *)(a->sq.at + r * a->sq.stride))[j];
-    float values[MAX_HEAD];
+    float values[MAX_HEAD], *scores = scratch.scores;
+    int32_t *acc = scratch.sums;
+    int8_t *p = scratch.weights;
     FN(scores_i8)(q, k->values, seen, a->hd, acc);
     for (ptrdiff_t t = 0; t < seen; t++) scores[t] = (float)acc[t] * (sq * k->scales[t]);
     FN(softmax)(scores, seen);
@@ -23,29 +24,6 @@ static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, float *s
     FN(weigh_i8)(p, v->values, seen, a->hd, acc);
     for (ptrdiff_t d = 0; d < a->hd; d++) values[d] = (float)acc[d] * scale;
     return FN(put)(values, a->hd, a->out, r, j * a->hd, a->half);
-}
-
-static ptrdiff_t FN(longest)(const Attention *a) {
-    int64_t last = 0;
-    for (ptrdiff_t r = 0; r < a->rows; r++) last = a->positions[r] > last ? a->positions[r] : last;
-    return (ptrdiff_t)last + 1;
-}
-
-static long FN(attention_i8)(const Attention *a) {
-    const size_t tokens = (size_t)FN(longest)(a), width = tokens > MAX_HEAD ? tokens : MAX_HEAD;
-    float *scores = malloc(tokens * 4);
-    int32_t *acc = malloc(width * 4);
-    int8_t *p = malloc(tokens);
-    long saturated = 0;
-    for (ptrdiff_t g = 0; scores && acc && p && g < a->n_kv; g++) /* a head's cache stays near */
-        for (ptrdiff_t r = 0; r < a->rows; r++)
-            for (ptrdiff_t j = 0; j < a->n_q; j++)
-                if (a->kv_of[j] == g) saturated += FN(attend_i8)(a, r, j, scores, acc, p);
-    if (scores == NULL || acc == NULL || p == NULL) saturated = -1;
-    free(scores);
-    free(acc);
-    free(p);
-    return saturated;
 }
 
 /* total[d] += the tile p [n] . v [n, hd], token t in partial t mod 16. */
@@ -65,12 +43,12 @@ static void FN(weigh_f16)(const uint16_t *p, Rows v, ptrdiff_t n, ptrdiff_t hd, 
     for (ptrdiff_t d = 0; d < hd; d++) total[d] += (float)sums[0][d];
 }
 
-static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, float *scores,
-                           uint16_t *p) {
+static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, Scratch scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
     const ptrdiff_t seen = a->positions[r] + 1;
     double wide[LANES];
-    float values[LANES] = {0};
+    float values[LANES] = {0}, *scores = scratch.scores;
+    uint16_t *p = scratch.weights;
     FN(spread)((const uint16_t *)(a->q.at + r * a->q.row + j * a->q.head), wide, a->hd);
     for (ptrdiff_t t = 0; t < seen; t++) {
         const uint16_t *key = (const uint16_t *)(k->values.at + t * k->values.stride);
@@ -85,17 +63,29 @@ static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, float *
     return FN(put)(values, a->hd, a->out, r, j * a->hd, a->half);
 }
 
-static long FN(attention_f16)(const Attention *a) {
-    const size_t tokens = (size_t)FN(longest)(a);
-    float *scores = malloc(tokens * 4);
-    uint16_t *p = malloc(tokens * 2);
-    long saturated = 0;
-    for (ptrdiff_t g = 0; scores && p && g < a->n_kv; g++)
+static ptrdiff_t FN(longest)(const Attention *a) {
+    int64_t last = 0;
+    for (ptrdiff_t r = 0; r < a->rows; r++) last = a->positions[r] > last ? a->positions[r] : last;
+    return (ptrdiff_t)last + 1;
+}
+
+/* Attend with every row and head; `attend` is a constant where this is expanded. */
+INLINE long FN(attend_all)(const Attention *a,
+                           long (*attend)(const Attention *, ptrdiff_t, ptrdiff_t, Scratch)) {
+    const size_t tokens = (size_t)FN(longest)(a), width = tokens > MAX_HEAD ? tokens : MAX_HEAD;
+    const Scratch scratch = {malloc(tokens * 4), malloc(width * 4), malloc(tokens * 2)};
+    const int there = scratch.scores && scratch.sums && scratch.weights;
+    long saturated = there ? 0 : -1;
+    for (ptrdiff_t g = 0; there && g < a->n_kv; g++) /* a head's cache stays near */
         for (ptrdiff_t r = 0; r < a->rows; r++)
             for (ptrdiff_t j = 0; j < a->n_q; j++)
-                if (a->kv_of[j] == g) saturated += FN(attend_f16)(a, r, j, scores, p);
-    if (scores == NULL || p == NULL) saturated = -1;
-    free(scores);
-    free(p);
+                if (a->kv_of[j] == g) saturated += attend(a, r, j, scratch);
+    free(scratch.scores);
+    free(scratch.sums);
+    free(scratch.weights);
     return saturated;
 }
+
+static long FN(attention_i8)(const Attention *a) { return FN(attend_all)(a, FN(attend_i8)); }
+
+static long FN(attention_f16)(const Attention *a) { return FN(attend_all)(a, FN(attend_f16)); }

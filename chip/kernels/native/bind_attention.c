@@ -26,65 +26,73 @@ static int check_rope(const Py_buffer *qkv, const Py_buffer *rope, const Py_buff
     return 0;
 }
 
-/* args: isa, qkv, rope, positions, q, k, v, then with int8 sq, ks, vs */
-static PyObject *rope_cache(Args args, int int8) {
-    Call call = {0};
-    const Table *table = table_of(args[0]);
-    PyObject *result = NULL;
-    Cache *k = NULL, *v = NULL;
+typedef struct { /* caches of all KV heads; scales with int8, NULL: fp16 */
+    PyObject *k, *ks, *v, *vs;
+} Caches;
+
+/* Take both caches; *tokens becomes the least that any of their views holds. */
+static int take_both(Call *call, Caches from, const char *kind, Py_ssize_t heads, Py_ssize_t hd,
+                     int mode, const Cache **k, const Cache **v, Py_ssize_t *tokens) {
+    *tokens = PY_SSIZE_T_MAX;
+    return (*k = take_caches(call, from.k, from.ks, kind, heads, hd, mode, tokens)) &&
+           (*v = take_caches(call, from.v, from.vs, kind, heads, hd, mode, tokens));
+}
+
+typedef struct { /* sq with int8, NULL: fp16 */
+    PyObject *qkv, *rope, *positions, *q, *sq;
+    Caches caches;
+} RopeArguments;
+
+static PyObject *rope_cache(Call *call, const Table *table, RopeArguments a) {
+    const Cache *k, *v;
     const Py_buffer *qkv, *rope, *positions, *q, *sq = NULL;
-    const char *kind = int8 ? "b" : "e";
-    const Py_ssize_t heads = PySequence_Size(args[5]);
-    Py_ssize_t tokens = PY_SSIZE_T_MAX;
-    if (table == NULL || heads < 0 || !reserve(&call, 4 * heads + 5)) return NULL;
-    if (!(qkv = take(&call, args[1], "qkv", "f", 2, READ)) ||
-        !(rope = take(&call, args[2], "rope", "f", 3, READ)) ||
-        !(positions = take(&call, args[3], "positions", "l", 1, READ)) ||
-        !(q = take(&call, args[4], "queries", kind, 3, WRITE)) ||
-        (int8 && !(sq = take(&call, args[7], "query scales", "f", 2, WRITE))) ||
+    const char *kind = a.sq ? "b" : "e";
+    const Py_ssize_t heads = PySequence_Size(a.caches.k);
+    Py_ssize_t tokens;
+    if (heads < 0 || !(qkv = take(call, a.qkv, "qkv", "f", 2, READ)) ||
+        !(rope = take(call, a.rope, "rope", "f", 3, READ)) ||
+        !(positions = take(call, a.positions, "positions", "l", 1, READ)) ||
+        !(q = take(call, a.q, "queries", kind, 3, WRITE)) ||
+        (a.sq && !(sq = take(call, a.sq, "query scales", "f", 2, WRITE))) ||
         !check_rope(qkv, rope, q, heads))
-        goto done;
+        return NULL;
     const Py_ssize_t rows = qkv->shape[0], hd = q->shape[2];
-    if (!(k = take_caches(&call, args[5], int8 ? args[8] : NULL, kind, heads, hd, WRITE,
-                          &tokens)) ||
-        !(v = take_caches(&call, args[6], int8 ? args[9] : NULL, kind, heads, hd, WRITE,
-                          &tokens)) ||
+    if (!take_both(call, a.caches, kind, heads, hd, WRITE, &k, &v, &tokens) ||
         !check_positions(positions, rows, tokens) ||
         (sq && !check_shape(sq, "query scales", rows, q->shape[1])))
-        goto done;
+        return NULL;
     const Rope p = {.rows = rows, .n_q = q->shape[1], .n_kv = heads, .hd = hd,
                     .qkv = rows_of(qkv), .sq = sq ? rows_of(sq) : (Rows){NULL, 0},
                     .rope = heads_of(rope), .q = heads_of(q), .positions = positions->buf,
                     .k = k, .v = v};
     long saturated;
-    Py_BEGIN_ALLOW_THREADS
-    saturated = int8 ? table->rope_i8(&p) : table->rope_f16(&p);
-    Py_END_ALLOW_THREADS
-    result = counted(saturated);
-done:
-    PyMem_Free(k);
-    PyMem_Free(v);
-    release(&call);
-    return result;
+    UNLOCKED(saturated = table->rope(&p));
+    return sq ? done(saturated) : counted(saturated);
 }
 
-PyObject *py_rope_i8(PyObject *Py_UNUSED(self), Args args, Py_ssize_t n) {
-    return wanted("rope_i8", n, 10) ? rope_cache(args, 1) : NULL;
+PyObject *bind_rope_cache_i8(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[5], .ks = a[6], .v = a[7], .vs = a[8]};
+    const RopeArguments all = {.qkv = a[0], .rope = a[1], .positions = a[2], .q = a[3],
+                               .sq = a[4], .caches = caches};
+    return rope_cache(call, table, all);
 }
 
-PyObject *py_rope_f16(PyObject *Py_UNUSED(self), Args args, Py_ssize_t n) {
-    return wanted("rope_f16", n, 7) ? rope_cache(args, 0) : NULL;
+PyObject *bind_rope_cache_f16(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[4], .v = a[5]};
+    const RopeArguments all = {.qkv = a[0], .rope = a[1], .positions = a[2], .q = a[3],
+                               .caches = caches};
+    return rope_cache(call, table, all);
 }
 
-static ptrdiff_t *take_map(PyObject *kv_of, Py_ssize_t n_q, Py_ssize_t heads) {
+static ptrdiff_t *take_map(Call *call, PyObject *kv_of, Py_ssize_t n_q, Py_ssize_t heads) {
     PyObject *items = PySequence_Fast(kv_of, "kv_of: wanted a sequence");
-    ptrdiff_t *map = items ? PyMem_Calloc((size_t)n_q + 1, sizeof *map) : NULL;
+    ptrdiff_t *map = items ? hold(call, n_q, sizeof *map) : NULL;
     int ok = map != NULL && PySequence_Fast_GET_SIZE(items) == n_q;
     for (Py_ssize_t j = 0; ok && j < n_q; j++) {
         map[j] = PyLong_AsSsize_t(PySequence_Fast_GET_ITEM(items, j));
         ok = map[j] >= 0 && map[j] < heads;
     }
-    if (!ok && map && !PyErr_Occurred()) {
+    if (!ok && !PyErr_Occurred()) {
         PyObject *list = PySequence_List(items);
         if (list)
             PyErr_Format(PyExc_ValueError,
@@ -93,10 +101,7 @@ static ptrdiff_t *take_map(PyObject *kv_of, Py_ssize_t n_q, Py_ssize_t heads) {
         Py_XDECREF(list);
     }
     Py_XDECREF(items);
-    if (ok) return map;
-    if (!PyErr_Occurred()) PyErr_NoMemory();
-    PyMem_Free(map);
-    return NULL;
+    return ok ? map : NULL;
 }
 
 static int check_head(Py_ssize_t hd, int int8) {
@@ -106,53 +111,50 @@ static int check_head(Py_ssize_t hd, int int8) {
     return 0;
 }
 
-/* args: isa, q, k, v, kv_of, positions, out, then sq, ks, vs with int8, the scale with fp16 */
-static PyObject *attention(Args args, int int8) {
-    Call call = {0};
-    const Table *table = table_of(args[0]);
-    PyObject *result = NULL;
-    Cache *k = NULL, *v = NULL;
-    ptrdiff_t *map = NULL;
+typedef struct { /* sq with int8, `scale` with fp16; the other is NULL */
+    PyObject *q, *sq, *kv_of, *positions, *scale, *out;
+    Caches caches;
+} AttentionArguments;
+
+static PyObject *attention(Call *call, const Table *table, AttentionArguments a) {
+    const Cache *k, *v;
+    const ptrdiff_t *map;
     const Py_buffer *q, *positions, *out, *sq = NULL;
-    const char *kind = int8 ? "b" : "e";
-    const double scale = int8 ? 0.0 : PyFloat_AsDouble(args[7]);
-    const Py_ssize_t heads = PySequence_Size(args[2]);
-    Py_ssize_t tokens = PY_SSIZE_T_MAX;
-    if (table == NULL || PyErr_Occurred() || !reserve(&call, 4 * heads + 4)) return NULL;
-    if (!(q = take(&call, args[1], "queries", kind, 3, READ)) ||
-        !(positions = take(&call, args[5], "positions", "l", 1, READ)) ||
-        !(out = take(&call, args[6], "output", "fe", 2, WRITE)) ||
-        (int8 && !(sq = take(&call, args[7], "query scales", "f", 2, READ))))
-        goto done;
+    const char *kind = a.sq ? "b" : "e";
+    const double scale = a.scale ? PyFloat_AsDouble(a.scale) : 0.0;
+    const Py_ssize_t heads = PyErr_Occurred() ? -1 : PySequence_Size(a.caches.k);
+    Py_ssize_t tokens;
+    if (heads < 0 || !(q = take(call, a.q, "queries", kind, 3, READ)) ||
+        !(positions = take(call, a.positions, "positions", "l", 1, READ)) ||
+        !(out = take(call, a.out, "output", "fe", 2, WRITE)) ||
+        (a.sq && !(sq = take(call, a.sq, "query scales", "f", 2, READ))))
+        return NULL;
     const Py_ssize_t rows = q->shape[0], n_q = q->shape[1], hd = q->shape[2];
-    if (!(map = take_map(args[4], n_q, heads)) || !check_head(hd, int8) ||
-        !(k = take_caches(&call, args[2], int8 ? args[8] : NULL, kind, heads, hd, READ, &tokens)) ||
-        !(v = take_caches(&call, args[3], int8 ? args[9] : NULL, kind, heads, hd, READ, &tokens)) ||
+    if (!(map = take_map(call, a.kv_of, n_q, heads)) || !check_head(hd, sq != NULL) ||
+        !take_both(call, a.caches, kind, heads, hd, READ, &k, &v, &tokens) ||
         !check_positions(positions, rows, tokens) ||
         !check_shape(out, "output", rows, n_q * hd) ||
         (sq && !check_shape(sq, "query scales", rows, n_q)))
-        goto done;
-    const Attention a = {.rows = rows, .n_q = n_q, .n_kv = heads, .hd = hd, .q = heads_of(q),
+        return NULL;
+    const Attention p = {.rows = rows, .n_q = n_q, .n_kv = heads, .hd = hd, .q = heads_of(q),
                          .sq = sq ? rows_of(sq) : (Rows){NULL, 0}, .out = rows_of(out),
                          .positions = positions->buf, .kv_of = map, .k = k, .v = v,
                          .scale = (float)scale, .half = is_half(out)};
-    long saturated = 0;
-    Py_BEGIN_ALLOW_THREADS
-    saturated = int8 ? table->attention_i8(&a) : table->attention_f16(&a);
-    Py_END_ALLOW_THREADS
-    result = counted(saturated);
-done:
-    PyMem_Free(map);
-    PyMem_Free(k);
-    PyMem_Free(v);
-    release(&call);
-    return result;
+    long saturated;
+    UNLOCKED(saturated = sq ? table->attention_i8(&p) : table->attention_f16(&p));
+    return counted(saturated);
 }
 
-PyObject *py_attention_i8(PyObject *Py_UNUSED(self), Args args, Py_ssize_t n) {
-    return wanted("attention_i8", n, 10) ? attention(args, 1) : NULL;
+PyObject *bind_attention_i8(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[2], .ks = a[3], .v = a[4], .vs = a[5]};
+    const AttentionArguments all = {.q = a[0], .sq = a[1], .caches = caches, .kv_of = a[6],
+                                    .positions = a[7], .out = a[8]};
+    return attention(call, table, all);
 }
 
-PyObject *py_attention_f16(PyObject *Py_UNUSED(self), Args args, Py_ssize_t n) {
-    return wanted("attention_f16", n, 8) ? attention(args, 0) : NULL;
+PyObject *bind_attention_f16(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[1], .v = a[2]};
+    const AttentionArguments all = {.q = a[0], .caches = caches, .kv_of = a[3], .positions = a[4],
+                                    .scale = a[5], .out = a[6]};
+    return attention(call, table, all);
 }

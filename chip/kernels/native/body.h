@@ -8,13 +8,11 @@
 
 const Table FN(table) = {
     .name = ISA_NAME,
-    .norm_i8 = FN(norm_i8),
-    .norm_f16 = FN(norm_f16),
+    .norm = FN(norm),
     .gather_i8 = FN(gather_i8),
     .matmul_i8 = FN(matmul_i8),
     .matmul_f16 = FN(matmul_f16),
-    .rope_i8 = FN(rope_i8),
-    .rope_f16 = FN(rope_f16),
+    .rope = FN(rope),
     .attention_i8 = FN(attention_i8),
     .attention_f16 = FN(attention_f16),
     .add = FN(add),

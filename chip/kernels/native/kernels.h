@@ -1,8 +1,8 @@
 /* What every instruction set provides: one table of kernels over plain pointers.
 
-   Contracts, shapes and the order of every operation: chip/kernels/interface.py; the definition is
-   the NumPy twin. The binding (module.c) has checked everything before it calls one of these; they
-   hold no state, touch no Python object and run without the interpreter's lock.
+   Contracts, shapes and the order of every operation: chip/kernels/twin.py, the definition. The
+   bindings (bind_*.c) have checked everything before they call one of these. A kernel holds no state,
+   touches no Python object and runs without the interpreter's lock.
 
    To keep the bits: compile with -ffp-contract=off and without -ffast-math, and never reorder an
    fp32 or fp64 operation. Lanes are independent, so any vector width gives the same result. */
@@ -43,23 +43,32 @@ typedef struct { /* a segment of a vector that was exchanged: [rows, n] fp16 */
     ptrdiff_t n;
 } Segment;
 
+typedef struct { /* segments side by side: `width` is the sum of their n */
+    const Segment *at;
+    ptrdiff_t parts, width;
+} Segments;
+
 typedef struct { /* one KV head: values [tokens, head_dim], and with int8 scales [tokens] */
     Rows values;
     float *scales;
 } Cache;
 
+typedef struct { /* an output [rows, kp]: zeros from lane n on */
+    ptrdiff_t rows, n, kp;
+    Rows q;
+    float *s; /* int8 with these scales; NULL: fp16 */
+} Padded;
+
 typedef struct {
-    ptrdiff_t rows, h, kp;
-    Rows x, q; /* fp32 in; int8 or fp16 out */
+    Padded out;
+    Rows x; /* fp32 [rows, out.n] */
     const float *gamma;
-    float eps, *s;
+    float eps;
 } Norm;
 
 typedef struct {
-    ptrdiff_t rows, parts, kp;
-    const Segment *segments;
-    Rows q;
-    float *s;
+    Padded out;
+    Segments segments;
 } Gather;
 
 typedef struct {
@@ -72,7 +81,7 @@ typedef struct {
 
 typedef struct {
     ptrdiff_t rows, n_q, n_kv, hd;
-    Rows qkv, sq;
+    Rows qkv, sq; /* sq with int8; NULL: fp16 */
     Heads rope, q;
     const int64_t *positions;
     const Cache *k, *v;
@@ -89,19 +98,23 @@ typedef struct {
     int half;    /* out is fp16 */
 } Attention;
 
+typedef struct { /* for attention, each of as many tokens as a row may see */
+    float *scores;
+    int32_t *sums; /* also of a head's lanes */
+    void *weights; /* of the softmax: int8 or fp16 */
+} Scratch;
+
 /* Functions that return long give the number of saturated fp16 roundings, or -1: out of memory. */
 typedef struct {
     const char *name;
-    long (*norm_i8)(const Norm *);
-    long (*norm_f16)(const Norm *);
+    long (*norm)(const Norm *);
     long (*gather_i8)(const Gather *);
     long (*matmul_i8)(const Matmul *);
     long (*matmul_f16)(const Matmul *);
-    long (*rope_i8)(const Rope *);
-    long (*rope_f16)(const Rope *);
+    long (*rope)(const Rope *);
     long (*attention_i8)(const Attention *);
     long (*attention_f16)(const Attention *);
-    void (*add)(ptrdiff_t rows, Rows x, ptrdiff_t parts, const Segment *segments);
+    void (*add)(ptrdiff_t rows, Rows x, const Segments *segments);
     long (*silu)(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half);
     void (*synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out, ptrdiff_t tile_stride);
     float (*quantize_row)(ptrdiff_t k, const float *w, int8_t *q);

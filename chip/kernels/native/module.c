@@ -26,18 +26,12 @@ static int runs_here(const Table *table) {
     return table != NULL;
 }
 
-const Table *table_of(PyObject *isa) {
+static const Table *table_of(PyObject *isa) { /* NULL with an exception set */
     const Py_ssize_t i = PyLong_AsSsize_t(isa);
     if (i == -1 && PyErr_Occurred()) return NULL;
     if (i >= 0 && i < TABLES && runs_here(tables[i])) return tables[i];
     PyErr_Format(PyExc_ValueError, "instruction set %zd: not one that runs here", i);
     return NULL;
-}
-
-int wanted(const char *name, Py_ssize_t given, Py_ssize_t needed) {
-    if (given == needed) return 1;
-    PyErr_Format(PyExc_TypeError, "%s: wanted %zd arguments, got %zd", name, needed, given);
-    return 0;
 }
 
 static PyObject *py_instruction_sets(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused)) {
@@ -51,30 +45,37 @@ static PyObject *py_instruction_sets(PyObject *Py_UNUSED(self), PyObject *Py_UNU
     return names;
 }
 
-#define FAST(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
+/* Call a binding; what it has taken is given back whatever comes of it. */
+static PyObject *run(const char *name, Binding *binding, Py_ssize_t needed, Args args,
+                     Py_ssize_t given) {
+    Call call = {0};
+    if (given != needed) {
+        PyErr_Format(PyExc_TypeError, "%s: wanted %zd arguments, got %zd", name, needed, given);
+        return NULL;
+    }
+    const Table *table = table_of(args[0]);
+    PyObject *result = table ? binding(&call, table, args + 1) : NULL;
+    release(&call);
+    return result;
+}
+
+#define NTH(a, b, c, d, e, f, g, h, i, n, ...) n
+#define COUNT(...) NTH(__VA_ARGS__, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
+
+#define FUNCTION(name, ...)                                                             \
+    static PyObject *py_##name(PyObject *Py_UNUSED(self), Args args, Py_ssize_t given) { \
+        return run(#name, bind_##name, 1 + COUNT(__VA_ARGS__), args, given);            \
+    }
+FUNCTIONS(FUNCTION)
+
+#define METHOD(name, ...)                                               \
+    {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, \
+     #name "(isa, " #__VA_ARGS__ ", /)\n--\n\n"},
 
 static PyMethodDef methods[] = {
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "Return [(name, number)] of what runs here."},
-    FAST(norm_i8),
-    FAST(norm_f16),
-    FAST(gather_i8),
-    FAST(gather_f16),
-    FAST(add),
-    FAST(silu),
-    FAST(matmul_i8),
-    FAST(matmul_f16),
-    FAST(rope_i8),
-    FAST(rope_f16),
-    FAST(attention_i8),
-    FAST(attention_f16),
-    FAST(logit_hash),
-    FAST(synthetic_rows),
-    FAST(synthetic_tiled),
-    FAST(quantize_rows),
-    FAST(tile_rows),
-    FAST(read_words),
-    {NULL, NULL, 0, NULL},
+    FUNCTIONS(METHOD){NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {

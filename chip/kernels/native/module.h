@@ -1,32 +1,40 @@
-/* The functions that Python sees; each takes the number of an instruction set first. */
+/* Every function of the module, with the names of its arguments behind the instruction set.
+
+   This is the one list of them. From it follow the functions that Python calls, the number of
+   arguments that each accepts, the signature that `help` shows, and the prototypes below. The kernels
+   have the names and the order of arguments of chip.kernels.twin.Kernels, which a test compares. */
 
 #ifndef LPU_MODULE_H
 #define LPU_MODULE_H
 
 #include "arguments.h"
 
+#define FUNCTIONS(F)                                                                \
+    F(norm_i8, x, gamma, eps, q, s)                                                 \
+    F(norm_f16, x, gamma, eps, y)                                                   \
+    F(gather_i8, segments, q, s)                                                    \
+    F(gather_f16, segments, y)                                                      \
+    F(matmul_i8, x, sx, w, sw, y)                                                   \
+    F(matmul_f16, x, w, y)                                                          \
+    F(rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs)                     \
+    F(rope_cache_f16, qkv, rope, positions, q, k, v)                                \
+    F(attention_i8, q, sq, k, ks, v, vs, kv_of, positions, out)                     \
+    F(attention_f16, q, k, v, kv_of, positions, scale, out)                         \
+    F(add, x, segments)                                                             \
+    F(silu, gu, out)                                                                \
+    F(logit_hash, logits, first_column)                                             \
+    F(synthetic_rows, key, first_row, out)                                          \
+    F(synthetic_tiled, key, first_row, rows, k, block, at)                          \
+    F(quantize_rows, w, q, scales)                                                  \
+    F(read_words, data)
+
 typedef PyObject *const *Args;
 
-const Table *table_of(PyObject *isa); /* NULL with an exception set */
-int wanted(const char *name, Py_ssize_t given, Py_ssize_t needed);
+/* Do the work of one call: `a` holds the arguments in the order above. NULL with an exception set. */
+typedef PyObject *Binding(Call *call, const Table *table, Args a);
 
-PyObject *py_norm_i8(PyObject *, Args, Py_ssize_t);
-PyObject *py_norm_f16(PyObject *, Args, Py_ssize_t);
-PyObject *py_gather_i8(PyObject *, Args, Py_ssize_t);
-PyObject *py_gather_f16(PyObject *, Args, Py_ssize_t);
-PyObject *py_add(PyObject *, Args, Py_ssize_t);
-PyObject *py_silu(PyObject *, Args, Py_ssize_t);
-PyObject *py_matmul_i8(PyObject *, Args, Py_ssize_t);
-PyObject *py_matmul_f16(PyObject *, Args, Py_ssize_t);
-PyObject *py_rope_i8(PyObject *, Args, Py_ssize_t);
-PyObject *py_rope_f16(PyObject *, Args, Py_ssize_t);
-PyObject *py_attention_i8(PyObject *, Args, Py_ssize_t);
-PyObject *py_attention_f16(PyObject *, Args, Py_ssize_t);
-PyObject *py_logit_hash(PyObject *, Args, Py_ssize_t);
-PyObject *py_synthetic_rows(PyObject *, Args, Py_ssize_t);
-PyObject *py_synthetic_tiled(PyObject *, Args, Py_ssize_t);
-PyObject *py_quantize_rows(PyObject *, Args, Py_ssize_t);
-PyObject *py_read_words(PyObject *, Args, Py_ssize_t);
-PyObject *py_tile_rows(PyObject *, Args, Py_ssize_t);
+#define PROTOTYPE(name, ...) Binding bind_##name;
+FUNCTIONS(PROTOTYPE)
+#undef PROTOTYPE
 
 #endif

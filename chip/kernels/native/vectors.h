@@ -1,63 +1,57 @@
 /* Row by row: norm, gather, add, gate, rotate. */
 
-/* y = (x * rsqrt(mean(x^2) + eps)) * gamma */
-INLINE void FN(norm_row)(const Norm *n, ptrdiff_t r, float *y) {
-    const float *x = (const float *)(n->x.at + r * n->x.stride);
-    const float mean = lane_sum_of_squares(x, n->h) * (float)(1.0 / (double)n->h);
-    const float scale = rsqrt_f32(mean + n->eps);
-    for (ptrdiff_t i = 0; i < n->h; i++) y[i] = (x[i] * scale) * n->gamma[i];
-}
+/* Make one row of values, all of the output's n lanes, from what `from` points to. */
+typedef void FN(MakeRow)(const void *from, ptrdiff_t r, float *y);
 
-static long FN(norm_i8)(const Norm *n) {
-    float *y = malloc((size_t)n->h * 4 + 4);
-    if (y == NULL) return -1;
-    for (ptrdiff_t r = 0; r < n->rows; r++) {
-        int8_t *q = (int8_t *)(n->q.at + r * n->q.stride);
-        FN(norm_row)(n, r, y);
-        n->s[r] = quantise(y, n->h, q);
-        memset(q + n->h, 0, (size_t)(n->kp - n->h));
-    }
-    free(y);
-    return 0;
-}
-
-static long FN(norm_f16)(const Norm *n) {
-    float *y = malloc((size_t)n->h * 4 + 4);
+/* Write every row that `make` makes: quantised or rounded to fp16, and zeros behind. */
+INLINE long FN(padded)(const Padded *out, FN(MakeRow) make, const void *from) {
+    const ptrdiff_t n = out->n, behind = out->kp - n;
+    float *y = malloc((size_t)n * 4 + 4);
     long saturated = 0;
     if (y == NULL) return -1;
-    for (ptrdiff_t r = 0; r < n->rows; r++) {
-        uint16_t *out = (uint16_t *)(n->q.at + r * n->q.stride);
-        FN(norm_row)(n, r, y);
-        saturated += FN(narrow)(y, out, n->h);
-        memset(out + n->h, 0, (size_t)(n->kp - n->h) * 2);
+    for (ptrdiff_t r = 0; r < out->rows; r++) {
+        char *row = out->q.at + r * out->q.stride;
+        make(from, r, y);
+        if (out->s) {
+            out->s[r] = quantise(y, n, (int8_t *)row);
+            memset(row + n, 0, (size_t)behind);
+        } else {
+            saturated += FN(narrow)(y, (uint16_t *)row, n);
+            memset(row + n * 2, 0, (size_t)behind * 2);
+        }
     }
     free(y);
     return saturated;
 }
 
-static long FN(gather_i8)(const Gather *g) {
-    float *y = malloc((size_t)g->kp * 4 + 4);
-    if (y == NULL) return -1;
-    for (ptrdiff_t r = 0; r < g->rows; r++) {
-        int8_t *q = (int8_t *)(g->q.at + r * g->q.stride);
-        ptrdiff_t at = 0;
-        for (ptrdiff_t p = 0; p < g->parts; at += g->segments[p++].n) {
-            const Segment *s = g->segments + p;
-            FN(widen)((const uint16_t *)(s->rows.at + r * s->rows.stride), y + at, s->n);
-        }
-        g->s[r] = quantise(y, at, q);
-        memset(q + at, 0, (size_t)(g->kp - at));
-    }
-    free(y);
-    return 0;
+/* y = (x * rsqrt(mean(x^2) + eps)) * gamma */
+INLINE void FN(norm_row)(const void *from, ptrdiff_t r, float *y) {
+    const Norm *norm = from;
+    const ptrdiff_t n = norm->out.n;
+    const float *x = (const float *)(norm->x.at + r * norm->x.stride);
+    const float mean = lane_sum_of_squares(x, n) * (float)(1.0 / (double)n);
+    const float scale = rsqrt_f32(mean + norm->eps);
+    for (ptrdiff_t i = 0; i < n; i++) y[i] = (x[i] * scale) * norm->gamma[i];
 }
 
-static void FN(add)(ptrdiff_t rows, Rows x, ptrdiff_t parts, const Segment *segments) {
+static long FN(norm)(const Norm *norm) { return FN(padded)(&norm->out, FN(norm_row), norm); }
+
+INLINE void FN(gather_row)(const void *from, ptrdiff_t r, float *y) {
+    const Segments *segments = &((const Gather *)from)->segments;
+    for (ptrdiff_t p = 0; p < segments->parts; y += segments->at[p++].n) {
+        const Segment *s = segments->at + p;
+        FN(widen)((const uint16_t *)(s->rows.at + r * s->rows.stride), y, s->n);
+    }
+}
+
+static long FN(gather_i8)(const Gather *g) { return FN(padded)(&g->out, FN(gather_row), g); }
+
+static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
     float wide[LANES];
     for (ptrdiff_t r = 0; r < rows; r++) {
         float *row = (float *)(x.at + r * x.stride);
-        for (ptrdiff_t p = 0; p < parts; row += segments[p++].n) {
-            const Segment *s = segments + p;
+        for (ptrdiff_t p = 0; p < segments->parts; row += segments->at[p++].n) {
+            const Segment *s = segments->at + p;
             const uint16_t *delta = (const uint16_t *)(s->rows.at + r * s->rows.stride);
             for (ptrdiff_t at = 0; at < s->n; at += LANES) {
                 const ptrdiff_t n = s->n - at < LANES ? s->n - at : LANES;
@@ -94,49 +88,34 @@ INLINE void FN(rotate)(const Rope *p, ptrdiff_t r, const float *x, float *y) {
     }
 }
 
-static long FN(rope_i8)(const Rope *p) {
-    const float per_root = (float)(1.0 / sqrt((double)p->hd));
-    float *turned = malloc((size_t)p->hd * 4 + 4);
-    if (turned == NULL) return -1;
-    for (ptrdiff_t r = 0; r < p->rows; r++) {
-        const float *x = (const float *)(p->qkv.at + r * p->qkv.stride);
-        const ptrdiff_t t = p->positions[r];
-        for (ptrdiff_t j = 0; j < p->n_q; j++, x += p->hd) {
-            FN(rotate)(p, r, x, turned);
-            int8_t *q = (int8_t *)(p->q.at + r * p->q.row + j * p->q.head);
-            float *sq = (float *)(p->sq.at + r * p->sq.stride) + j;
-            *sq = quantise(turned, p->hd, q) * per_root;
-        }
-        for (ptrdiff_t j = 0; j < 2 * p->n_kv; j++, x += p->hd) {
-            const int key = j < p->n_kv;
-            const Cache *cache = key ? p->k + j : p->v + (j - p->n_kv);
-            if (key) FN(rotate)(p, r, x, turned);
-            int8_t *to = (int8_t *)(cache->values.at + t * cache->values.stride);
-            cache->scales[t] = quantise(key ? turned : x, p->hd, to);
-        }
-    }
-    free(turned);
+/* Write a head: int8, with its scale times `factor` in *scale; fp16 where `scale` is NULL. */
+INLINE long FN(put_head)(const float *x, ptrdiff_t hd, char *to, float *scale, float factor) {
+    if (scale == NULL) return FN(narrow)(x, (uint16_t *)to, hd);
+    *scale = quantise(x, hd, (int8_t *)to) * factor;
     return 0;
 }
 
-static long FN(rope_f16)(const Rope *p) {
+static long FN(rope)(const Rope *p) {
+    const float per_root = (float)(1.0 / sqrt((double)p->hd));
     float *turned = malloc((size_t)p->hd * 4 + 4);
     long saturated = 0;
     if (turned == NULL) return -1;
     for (ptrdiff_t r = 0; r < p->rows; r++) {
         const float *x = (const float *)(p->qkv.at + r * p->qkv.stride);
+        float *sq = p->sq.at ? (float *)(p->sq.at + r * p->sq.stride) : NULL;
         const ptrdiff_t t = p->positions[r];
         for (ptrdiff_t j = 0; j < p->n_q; j++, x += p->hd) {
-            FN(rotate)(p, r, x, turned);
             char *q = p->q.at + r * p->q.row + j * p->q.head;
-            saturated += FN(narrow)(turned, (uint16_t *)q, p->hd);
+            FN(rotate)(p, r, x, turned);
+            saturated += FN(put_head)(turned, p->hd, q, sq ? sq + j : NULL, per_root);
         }
         for (ptrdiff_t j = 0; j < 2 * p->n_kv; j++, x += p->hd) {
             const int key = j < p->n_kv;
             const Cache *cache = key ? p->k + j : p->v + (j - p->n_kv);
-            if (key) FN(rotate)(p, r, x, turned);
             char *to = cache->values.at + t * cache->values.stride;
-            saturated += FN(narrow)(key ? turned : x, (uint16_t *)to, p->hd);
+            float *scale = cache->scales ? cache->scales + t : NULL;
+            if (key) FN(rotate)(p, r, x, turned);
+            saturated += FN(put_head)(key ? turned : x, p->hd, to, scale, 1.0f);
         }
     }
     free(turned);

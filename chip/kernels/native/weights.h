@@ -1,11 +1,7 @@
-/* Start-up: synthetic weights (chip/kernels/synthetic.py), quantising checkpoints (chip/kernels/quant.py); and a
-   reader that tells how fast memory is. */
+/* Start-up: synthetic weights (synthetic.py), quantising checkpoints (quant.py), and a reader that
+   measures how fast memory is. */
 
-INLINE uint64_t FN(splitmix)(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
+#include "splitmix.h"
 
 /* -128 becomes 0: a byte is 0x80 iff its low seven bits are zero and its high bit is set. */
 INLINE uint64_t FN(without_most_negative)(uint64_t z) {
@@ -20,8 +16,8 @@ static void FN(synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out,
     for (ptrdiff_t at = 0; at < k; at += LANES, out += tile_stride) {
         const uint64_t first = (row << 32) + (uint64_t)at / 8;
         for (int i = 0; i < LANES / 8; i++) {
-            const uint64_t z = (first + (uint64_t)i) * 0x9E3779B97F4A7C15u + key;
-            words[i] = FN(without_most_negative)(FN(splitmix)(z));
+            const uint64_t z = (first + (uint64_t)i) * GOLDEN + key;
+            words[i] = FN(without_most_negative)(splitmix64(z));
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
             words[i] = __builtin_bswap64(words[i]);
 #endif
