@@ -25,7 +25,7 @@ put = st.tuples(st.just("put"), st.sampled_from([0, 1]), st.lists(st.integers(0,
 step = st.one_of(put, st.tuples(st.just("mark"), st.sampled_from([0, 1])), st.just(("take",)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(step, max_size=200))
 def test_equal_to_queues(steps: list[tuple]) -> None:
     """Two senders, one page a ring: every message comes whole, in its sender's order."""
