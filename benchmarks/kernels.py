@@ -1,9 +1,9 @@
 """Measure the kernels beside this machine's memory: ratios carry over, absolute figures do not.
 
-`python benchmarks/kernels.py [--kernels NAME] [--json]`. Everything in one run: what memory gives
-to one thread and to two, then matrix products against it, integer multiply rates, attention, what a
-call costs, and start-up work. Medians over rounds that take turns, so that a busy neighbour
-disturbs all alike; `best` is the fastest round.
+`python benchmarks/kernels.py [--kernels NAME] [--json]`. One run measures the read bandwidth of one
+thread and of two, matrix products against it, integer multiply rates, attention, the cost of a
+call, and start-up work. The cases take turns in every round, so that a busy machine disturbs all
+alike. Figures are the median of the rounds and the best one.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured: `amount` of `unit` by each of `threads` threads; 0 for microseconds."""
+    """One measurement: `amount` of `unit` by each of `threads` threads; 0 for microseconds."""
 
     name: str
     unit: str
     amount: float
     work: Work
     threads: int = 1
-    calls: int = 1  # of what is measured, in one piece of work
+    calls: int = 1  # how often `work` does it
 
 
 def _seconds(case: Case, pool: ThreadPoolExecutor) -> float:
@@ -87,14 +87,14 @@ def _weights() -> list[NDArray[np.int8]]:
 def _reader(weights: list[NDArray[np.int8]]) -> Work:
     if BEST is None:
         return lambda i: [np.add.reduce(w.view(np.uint64)) for w in weights[i::THREADS]]
-    from chip.kernels import _native
+    from chip.kernels._native import read_words
 
     isa = INSTRUCTION_SETS[BEST]
-    return lambda i: [_native.read_words(isa, w) for w in weights[i::THREADS]]
+    return lambda i: [read_words(isa, w) for w in weights[i::THREADS]]
 
 
 def memory_and_products(kernels: Kernels) -> list[Case]:
-    """Read bandwidth, then products that should reach it (1 row) or the multipliers (more)."""
+    """Measure read bandwidth, and products bound by it (1 row) or by the multipliers (more)."""
     rng = np.random.default_rng(0)
     weights = _weights()
     half = len(weights) // THREADS * weights[0].nbytes / 1e9
@@ -129,7 +129,7 @@ def memory_and_products(kernels: Kernels) -> list[Case]:
 
 
 def attention(kernels: Kernels) -> list[Case]:
-    """One KV head of llama-8b with its four query heads, a full bucket."""
+    """Measure one KV head of llama-8b with its four query heads over a full bucket."""
     rng = np.random.default_rng(0)
     cases = []
     for tokens, rows in ((512, 1), (4096, 1), (512, 16)):
@@ -148,7 +148,7 @@ def attention(kernels: Kernels) -> list[Case]:
 
 
 def vectors(kernels: Kernels) -> list[Case]:
-    """Row-by-row kernels at llama-8b's sizes, and the smallest calls there are."""
+    """Measure row-by-row kernels at llama-8b's sizes, and the smallest calls."""
     rng = np.random.default_rng(0)
     x, gate = (rng.standard_normal((1, n)).astype(np.float32) for n in (4096, 28672))
     q, s = np.empty((1, 4160), np.int8), np.empty(1, np.float32)
@@ -174,7 +174,7 @@ def vectors(kernels: Kernels) -> list[Case]:
 
 
 def start_up() -> list[Case]:
-    """Filling and quantising weights; always with what `load()` would choose."""
+    """Measure filling and quantising weights, always with the best instruction set."""
     block = np.empty((13, 320, 320), np.int8)
     w = np.random.default_rng(0).standard_normal((320, 4096)).astype(np.float32)
     size = 320 * 4096 / 1e9
@@ -186,7 +186,7 @@ def start_up() -> list[Case]:
 
 
 def ratios(figures: list[Figure]) -> dict[str, float]:
-    """Products of one row over read bandwidth, of the medians and of the fastest rounds."""
+    """Return products of one row over read bandwidth, of the medians and of the best rounds."""
     by_name = {figure.name: figure for figure in figures}
     found = {}
     for threads in ("1 thread", f"{THREADS} threads"):

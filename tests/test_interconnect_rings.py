@@ -110,11 +110,18 @@ def test_memory_that_was_not_laid_out() -> None:
         rings._rings.put(memory, 0, 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="bytes-like"):
         rings._rings.put(memory, 0, ["text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="bytes-like"):
+        rings._rings.take(5, 0)  # type: ignore[arg-type]
+    for call in (rings._rings.take, rings._rings.put, rings._rings.listen, rings._rings.sleep):
+        with pytest.raises(TypeError, match="function takes exactly"):
+            call(memory)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="integer"):
+        rings._rings.take(memory, "first")  # type: ignore[arg-type]
     memory[PAGE + 64] = 8  # a writer that says it has written, but has not
     memory[2 * PAGE : 2 * PAGE + 4] = (PAGE + 1).to_bytes(4, "little")
     with pytest.raises(ValueError, match="a record longer than its ring"):
         rings._rings.take(memory, 0)
-    memory.close()
+    memory.close()  # BufferError if a refusal had kept the memory
 
 
 def pair(capacity: int, monkeypatch: pytest.MonkeyPatch) -> list[ZmqTransport]:

@@ -29,6 +29,7 @@ from chip.kernels.twin_math import (
     MAX_TERMS,
     block_accumulate,
     join,
+    p_times_v,
     quantise,
     query_key,
     require,
@@ -38,7 +39,6 @@ from chip.kernels.twin_math import (
     store,
     store_padded,
     tile_dot,
-    weigh_values,
 )
 
 SCORES_AT_ONCE = 1 << 19  # fp32 scores held by attention_i8 at a time
@@ -341,5 +341,5 @@ def _attend_i8(q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64) -> F3
     scores = query_key(q, k) * (sq[:, None] * np.where(visible, ks, zero))
     weights, scale = quantise(softmax(scores, visible) * np.where(visible, vs, zero))
     with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
-        result: F32 = weigh_values(weights, v).astype(np.float32) * scale[:, None]
+        result: F32 = p_times_v(weights, v).astype(np.float32) * scale[:, None]
     return result

@@ -101,7 +101,7 @@ def query_key(q: F32, k: I8) -> F32:
     return scores
 
 
-def weigh_values(p: F32, v: I8) -> I32:
+def p_times_v(p: F32, v: I8) -> I32:
     """Return p [n, T] integral fp32 times v [T, hd] int8: [n, hd] int32, exact."""
     total = np.zeros((len(p), v.shape[1]), np.int32)
     for first in range(0, len(v), EXACT_TERMS):

@@ -6,7 +6,7 @@ code written after this file line by line, gives the same bits. Inputs must not 
 
 Errors are stated in ulp of the fp32 result against float64, as measured by
 tests/test_chip_kernels_vmath.py, which also holds known answers. RoPE tables are made on the host
-in float64 (adds and multiplies only) and rounded once. Numerics: DESIGN section 6.
+in float64 (adds and multiplies only) and rounded once. Numerics: docs/design.md, section 6.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 
 #define VIEWS 12
 
-typedef struct Views { /* some of the buffers of a call, in their place until its end */
+typedef struct Views { /* some buffers of a call; they never move before its end */
     struct Views *before;
     int used;
     Py_buffer views[VIEWS];
@@ -21,8 +21,8 @@ typedef struct Held { /* memory of a call */
     max_align_t bytes[];
 } Held;
 
-/* What one call holds until its end: buffers and memory. A call starts zeroed; `release` gives back
-   everything, on every way out. So a binding returns where it refuses, and frees nothing itself. */
+/* The buffers and the memory of one call. It starts zeroed, and `release` gives everything back at
+   its end. A binding itself frees nothing: it just returns, also where it refuses. */
 typedef struct {
     Views first, *last;
     Held *held;
@@ -33,12 +33,13 @@ void release(Call *call);
 
 enum { READ = 0, WRITE = 1, LOOSE = 2 /* 1-D may be strided */ };
 
-/* Take an array: `kinds` lists the format letters allowed (b int8, e fp16, f fp32, l int64). NULL
-   with ValueError set (`what` names it) for another type, rank, or lanes that are not contiguous. */
+/* Take an array. `kinds` lists the format letters allowed: b int8, e fp16, f fp32, l int64. NULL
+   with ValueError set, which `what` names, for another type or rank or lanes that are not
+   contiguous. */
 const Py_buffer *take(Call *call, PyObject *o, const char *what, const char *kinds, int rank,
                       int mode);
 
-/* Take a sequence of 2-D segments [rows, n] fp16; `width` of the result is their total. */
+/* Take a sequence of 2-D segments [rows, n] fp16. 0 with an exception set. */
 int take_segments(Call *call, PyObject *list, Py_ssize_t rows, Segments *out);
 
 /* Take the caches of KV heads [tokens, hd], with scales [tokens] unless `scales` is NULL; *tokens

@@ -1,4 +1,4 @@
-/* Integer attention with AVX2, and the product that the matrix kernels share.
+/* q.k and P.V in int8 with AVX2, and `products`, which the matrix kernels use as well.
 
    maddubs(|w|, x * sign(w)) adds two products in int16: at most 2 * 128 * 127 < 2^15, so nothing
    saturates for x in [-127, 127] and any w. madd with ones widens to int32. */
@@ -57,8 +57,9 @@ static void FN(scores_i8)(const int8_t *q, Rows k, ptrdiff_t tokens, ptrdiff_t h
     }
 }
 
-/* out[d] += p[t] * v[t][d] for 32 lanes d and four tokens: interleaved, then pairs of pairs. */
-INLINE void FN(weigh4)(int32_t p4, const int8_t *const v[4], __m256i sum[4]) {
+/* sum += p[t] * v[t][d] for 32 lanes d and four tokens t. The four bytes of a lane are interleaved
+   into one int32, where `products` adds their products. */
+INLINE void FN(pv4)(int32_t p4, const int8_t *const v[4], __m256i sum[4]) {
     const __m256i p = _mm256_set1_epi32(p4);
     const __m256i a = FN(load)(v[0]), b = FN(load)(v[1]), c = FN(load)(v[2]), d = FN(load)(v[3]);
     const __m256i ab[2] = {_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)};
@@ -74,7 +75,7 @@ INLINE void FN(weigh4)(int32_t p4, const int8_t *const v[4], __m256i sum[4]) {
 }
 
 /* out[d] = sum over t of p[t] * v[t][d]; p in [-127, 127], v any bytes. */
-static void FN(weigh_i8)(const int8_t *p, Rows v, ptrdiff_t tokens, ptrdiff_t hd, int32_t *out) {
+static void FN(pv_i8)(const int8_t *p, Rows v, ptrdiff_t tokens, ptrdiff_t hd, int32_t *out) {
     const ptrdiff_t whole = tokens & ~(ptrdiff_t)3, wide = hd & ~(ptrdiff_t)31;
     memset(out, 0, (size_t)hd * 4);
     for (ptrdiff_t d = 0; d < wide; d += 32) {
@@ -85,11 +86,12 @@ static void FN(weigh_i8)(const int8_t *p, Rows v, ptrdiff_t tokens, ptrdiff_t hd
             int32_t p4;
             memcpy(&p4, p + t, 4);
             for (int i = 0; i < 4; i++) rows[i] = (const int8_t *)v.at + (t + i) * v.stride + d;
-            FN(weigh4)(p4, rows, sum);
+            FN(pv4)(p4, rows, sum);
         }
         for (int i = 0; i < 4; i++) { /* unpacking works in halves of 128 bits */
             _mm_storeu_si128((__m128i *)(out + d + 4 * i), _mm256_castsi256_si128(sum[i]));
-            _mm_storeu_si128((__m128i *)(out + d + 16 + 4 * i), _mm256_extracti128_si256(sum[i], 1));
+            _mm_storeu_si128((__m128i *)(out + d + 16 + 4 * i),
+                             _mm256_extracti128_si256(sum[i], 1));
         }
     }
     for (ptrdiff_t t = 0; t < tokens; t++) {

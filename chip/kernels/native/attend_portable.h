@@ -1,4 +1,4 @@
-/* Integer attention in plain C. */
+/* q.k and P.V in int8 in plain C. */
 
 INLINE int32_t FN(dot)(const int8_t *x, const int8_t *w, ptrdiff_t n) {
     int32_t sum = 0;
@@ -13,7 +13,7 @@ static void FN(scores_i8)(const int8_t *q, Rows k, ptrdiff_t tokens, ptrdiff_t h
 }
 
 /* out[d] = sum over t of p[t] * v[t][d]. */
-static void FN(weigh_i8)(const int8_t *p, Rows v, ptrdiff_t tokens, ptrdiff_t hd, int32_t *out) {
+static void FN(pv_i8)(const int8_t *p, Rows v, ptrdiff_t tokens, ptrdiff_t hd, int32_t *out) {
     memset(out, 0, (size_t)hd * 4);
     for (ptrdiff_t t = 0; t < tokens; t++) {
         const int8_t *row = (const int8_t *)v.at + t * v.stride;

@@ -107,7 +107,8 @@ static ptrdiff_t *take_map(Call *call, PyObject *kv_of, Py_ssize_t n_q, Py_ssize
 static int check_head(Py_ssize_t hd, int int8) {
     if (hd <= (int8 ? MAX_HEAD : LANES)) return 1;
     if (int8) PyErr_Format(PyExc_ValueError, "head: wanted at most %d, got %zd", MAX_HEAD, hd);
-    else PyErr_Format(PyExc_ValueError, "attention: wanted heads of at most %d, got %zd", LANES, hd);
+    else
+        PyErr_Format(PyExc_ValueError, "attention: wanted heads of at most %d, got %zd", LANES, hd);
     return 0;
 }
 

@@ -47,10 +47,11 @@ static int check_block(const Py_buffer *block, Py_ssize_t at, Py_ssize_t rows, P
     if (block->shape[2] == LANES && k >= 0 && k / LANES + (k % LANES > 0) == tiles && at >= 0 &&
         rows >= 0 && at <= block->shape[1] && rows <= block->shape[1] - at)
         return 1;
+    const Py_ssize_t to = (Py_ssize_t)((size_t)at + (size_t)rows);
     PyErr_Format(PyExc_ValueError,
-                 "tiled block of shape (%zd, %zd, %zd): no room for columns %zd to %zd of %zd lanes",
-                 tiles, block->shape[1], block->shape[2], at, (Py_ssize_t)((size_t)at + (size_t)rows),
-                 k);
+                 "tiled block of shape (%zd, %zd, %zd): no room for columns %zd to %zd of %zd "
+                 "lanes",
+                 tiles, block->shape[1], block->shape[2], at, to, k);
     return 0;
 }
 

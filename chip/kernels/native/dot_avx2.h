@@ -1,15 +1,17 @@
-/* Exact int8 matrix products with AVX2; `products` is in attend_avx2.h. */
+/* Exact int8 matrix products with AVX2; `products` is in attend_avx2.h. A panel of rows of x goes
+   over micropanels of two columns; the microkernel keeps the sums of up to 4 x 2 in registers. */
 
 #define PANEL_TILES 4
 #define STEPS (LANES / 32)
 
-/* sum += part, in place: left to itself GCC 12 copies and spills the sums of `corner`. */
+/* sum += part, in place. In plain C, GCC 12 copies and spills the sums of `microkernel`. */
 INLINE void FN(accumulate)(__m256i *sum, __m256i part) {
     __asm__("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(part));
 }
 
-/* One row, four columns `apart`: memory gives more to four streams than to one (benchmarks/
-   kernels.py), and then asking ahead gains nothing. */
+/* One row times four columns that lie `apart` columns from each other. Memory gives four streams
+   more bandwidth than one (benchmarks/kernels.py). Weights are prefetched 640 bytes ahead and past
+   the outer caches, which stay with what other code reads. */
 INLINE void FN(row4)(const int8_t *x, const int8_t *w, ptrdiff_t apart, int32_t *acc) {
     __m256i sum[4];
     int32_t totals[4];
@@ -27,8 +29,8 @@ INLINE void FN(row4)(const int8_t *x, const int8_t *w, ptrdiff_t apart, int32_t 
 }
 
 /* `rows` <= 4 and `columns` <= 2 are constants where this is expanded. */
-INLINE void FN(corner)(const int rows, const int columns, Rows x, const int8_t *w,
-                       ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
+INLINE void FN(microkernel)(const int rows, const int columns, Rows x, const int8_t *w,
+                            ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
     __m256i sum[4][2];
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sum[r][c] = _mm256_setzero_si256();
@@ -50,17 +52,17 @@ INLINE void FN(corner)(const int rows, const int columns, Rows x, const int8_t *
         for (int c = 0; c < columns; c++) acc[r][c] += FN(total)(sum[r][c]);
 }
 
-INLINE void FN(strip)(const int columns, ptrdiff_t rows, Rows x, const int8_t *w,
-                      ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
+INLINE void FN(micropanel)(const int columns, ptrdiff_t rows, Rows x, const int8_t *w,
+                           ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
     for (; rows >= 4; rows -= 4, acc += 4, x.at += 4 * x.stride)
-        FN(corner)(4, columns, x, w, tile_stride, tiles, acc);
-    if (rows == 3) FN(corner)(3, columns, x, w, tile_stride, tiles, acc);
-    if (rows == 2) FN(corner)(2, columns, x, w, tile_stride, tiles, acc);
-    if (rows == 1) FN(corner)(1, columns, x, w, tile_stride, tiles, acc);
+        FN(microkernel)(4, columns, x, w, tile_stride, tiles, acc);
+    if (rows == 3) FN(microkernel)(3, columns, x, w, tile_stride, tiles, acc);
+    if (rows == 2) FN(microkernel)(2, columns, x, w, tile_stride, tiles, acc);
+    if (rows == 1) FN(microkernel)(1, columns, x, w, tile_stride, tiles, acc);
 }
 
-/* acc[r][c] += x[r] . w[c] over `tiles` tiles of a block of `columns` columns; one row comes with
-   one tile at a time. */
+/* acc[r][c] += x[r] . w[c] over `tiles` tiles of a block of `columns` columns. A single row comes
+   with one tile at a time. */
 static void FN(panel)(ptrdiff_t rows, Rows x, ptrdiff_t columns, const int8_t *w, ptrdiff_t tiles,
                       int32_t (*acc)[LANES]) {
     const ptrdiff_t stride = columns * LANES;
@@ -71,7 +73,7 @@ static void FN(panel)(ptrdiff_t rows, Rows x, ptrdiff_t columns, const int8_t *w
         c = 4 * apart;
     }
     for (; c + 2 <= columns; c += 2)
-        FN(strip)(2, rows, x, w + c * LANES, stride, tiles, (int32_t(*)[LANES])(acc[0] + c));
+        FN(micropanel)(2, rows, x, w + c * LANES, stride, tiles, (int32_t(*)[LANES])(acc[0] + c));
     if (c < columns)
-        FN(strip)(1, rows, x, w + c * LANES, stride, tiles, (int32_t(*)[LANES])(acc[0] + c));
+        FN(micropanel)(1, rows, x, w + c * LANES, stride, tiles, (int32_t(*)[LANES])(acc[0] + c));
 }

@@ -1,8 +1,9 @@
-/* Exact int8 matrix products with AVX-512 VNNI.
+/* Exact int8 matrix products with AVX-512 VNNI, cut as in dot_avx2.h, with four columns.
 
-   vpdpbusd multiplies unsigned by signed bytes and adds four products to an int32, modulo 2^32. With
-   x + 128 as the unsigned one (the sign bit flipped), sum(x * w) = sum((x + 128) * w) - 128 * sum(w);
-   the result fits an int32, so wrapping on the way does not matter. Any x and w are exact. */
+   vpdpbusd multiplies unsigned by signed bytes and adds four products to an int32, modulo 2^32. The
+   unsigned operand is x + 128 (the sign bit flipped):
+       sum(x * w) = sum((x + 128) * w) - 128 * sum(w).
+   The result fits an int32, so sums may wrap on the way. The product is exact for any x and w. */
 
 #define PANEL_TILES 4
 #define PANEL_MOST 16 /* rows of a panel: PANEL_ROWS in matmul.h */
@@ -19,7 +20,7 @@ static void FN(flip)(ptrdiff_t rows, Rows x, ptrdiff_t tiles, FN(Flipped) * out)
     }
 }
 
-/* sums[c] += the 16 parts of v[c] for 4 columns: transposed while they are added. */
+/* sums[c] += the 16 parts of v[c] for 4 columns; adding and transposing go together. */
 INLINE void FN(quad_total)(const __m512i v[4], int32_t *sums) {
     int32_t parts[16];
     const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
@@ -38,7 +39,7 @@ INLINE void FN(totals)(const int columns, const __m512i v[4], int32_t *sums) {
     else sums[0] += _mm512_reduce_add_epi32(v[0]);
 }
 
-/* One row, four columns `apart`: memory gives more to four streams than to one. */
+/* One row times four columns that lie `apart` columns from each other; see dot_avx2.h. */
 INLINE void FN(row4)(const uint8_t *x, const int8_t *w, ptrdiff_t apart, int32_t *acc) {
     const __m512i offset = _mm512_set1_epi8((char)0x80); /* 128 as an unsigned byte */
     __m512i sum[4], extra[4];
@@ -59,9 +60,9 @@ INLINE void FN(row4)(const uint8_t *x, const int8_t *w, ptrdiff_t apart, int32_t
 
 /* acc[r][c] += (x[r] + 128) . w[c]; `rows` <= 4 and `columns` (4 or 1) are constants
    where this is expanded. */
-INLINE void FN(corner)(const int rows, const int columns, const uint8_t (*x)[PANEL_TILES * LANES],
-                       const int8_t *w, ptrdiff_t tile_stride, ptrdiff_t tiles,
-                       int32_t (*acc)[LANES]) {
+INLINE void FN(microkernel)(const int rows, const int columns,
+                            const uint8_t (*x)[PANEL_TILES * LANES], const int8_t *w,
+                            ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
     __m512i sum[4][4];
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sum[r][c] = _mm512_setzero_si512();
@@ -80,8 +81,8 @@ INLINE void FN(corner)(const int rows, const int columns, const uint8_t (*x)[PAN
 }
 
 /* acc[r][c] -= 128 * sum(w[c]) for every row. */
-INLINE void FN(take_offset)(const int columns, ptrdiff_t rows, const int8_t *w,
-                            ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
+INLINE void FN(subtract_offset)(const int columns, ptrdiff_t rows, const int8_t *w,
+                                ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
     const __m512i offset = _mm512_set1_epi8((char)0x80); /* 128 as an unsigned byte */
     __m512i sum[4];
     int32_t totals[4] = {0};
@@ -97,15 +98,16 @@ INLINE void FN(take_offset)(const int columns, ptrdiff_t rows, const int8_t *w,
         for (int c = 0; c < columns; c++) acc[r][c] -= totals[c];
 }
 
-INLINE void FN(strip)(const int columns, ptrdiff_t rows, const FN(Flipped) * x, const int8_t *w,
-                      ptrdiff_t tile_stride, ptrdiff_t tiles, int32_t (*acc)[LANES]) {
+INLINE void FN(micropanel)(const int columns, ptrdiff_t rows, const FN(Flipped) * x,
+                           const int8_t *w, ptrdiff_t tile_stride, ptrdiff_t tiles,
+                           int32_t (*acc)[LANES]) {
     const uint8_t(*row)[PANEL_TILES * LANES] = x->rows;
-    FN(take_offset)(columns, rows, w, tile_stride, tiles, acc);
+    FN(subtract_offset)(columns, rows, w, tile_stride, tiles, acc);
     for (; rows >= 4; rows -= 4, acc += 4, row += 4)
-        FN(corner)(4, columns, row, w, tile_stride, tiles, acc);
-    if (rows == 3) FN(corner)(3, columns, row, w, tile_stride, tiles, acc);
-    if (rows == 2) FN(corner)(2, columns, row, w, tile_stride, tiles, acc);
-    if (rows == 1) FN(corner)(1, columns, row, w, tile_stride, tiles, acc);
+        FN(microkernel)(4, columns, row, w, tile_stride, tiles, acc);
+    if (rows == 3) FN(microkernel)(3, columns, row, w, tile_stride, tiles, acc);
+    if (rows == 2) FN(microkernel)(2, columns, row, w, tile_stride, tiles, acc);
+    if (rows == 1) FN(microkernel)(1, columns, row, w, tile_stride, tiles, acc);
 }
 
 /* acc[r][c] += x[r] . w[c] over `tiles` <= PANEL_TILES tiles of a block of `columns` columns. */
@@ -121,7 +123,9 @@ static void FN(panel)(ptrdiff_t rows, Rows x, ptrdiff_t columns, const int8_t *w
         c = 4 * apart;
     }
     for (; c + 4 <= columns; c += 4)
-        FN(strip)(4, rows, &flipped, w + c * LANES, stride, tiles, (int32_t(*)[LANES])(acc[0] + c));
+        FN(micropanel)(4, rows, &flipped, w + c * LANES, stride, tiles,
+                       (int32_t(*)[LANES])(acc[0] + c));
     for (; c < columns; c++)
-        FN(strip)(1, rows, &flipped, w + c * LANES, stride, tiles, (int32_t(*)[LANES])(acc[0] + c));
+        FN(micropanel)(1, rows, &flipped, w + c * LANES, stride, tiles,
+                       (int32_t(*)[LANES])(acc[0] + c));
 }

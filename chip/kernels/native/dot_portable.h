@@ -1,4 +1,4 @@
-/* Exact int8 products in plain C, shaped so that a compiler can use what the machine has. */
+/* Exact int8 products in plain C, in loops that a compiler can vectorise. */
 
 #define PANEL_TILES 4
 

@@ -41,7 +41,7 @@ static long FN(narrow)(const float *x, uint16_t *h, ptrdiff_t n) {
     return saturated;
 }
 
-static void FN(spread)(const uint16_t *h, double *x, ptrdiff_t n) {
+static void FN(widen_f64)(const uint16_t *h, double *x, ptrdiff_t n) {
     float wide[LANES];
     for (ptrdiff_t at = 0; at < n; at += LANES) {
         const ptrdiff_t count = n - at < LANES ? n - at : LANES;
@@ -50,7 +50,7 @@ static void FN(spread)(const uint16_t *h, double *x, ptrdiff_t n) {
     }
 }
 
-/* p[j] += x[i] * w[i], i mod 16 = j, in order of i. The products are exact, so fusing is the same. */
+/* p[i mod 16] += x[i] * w[i] in order of i. Products are exact, so fusing them changes no bit. */
 INLINE void FN(dot_steps)(double *p, const double *x, const uint16_t *w, ptrdiff_t n) {
     __m256d sum[4];
     for (int j = 0; j < 4; j++) sum[j] = _mm256_loadu_pd(p + 4 * j);

@@ -1,5 +1,5 @@
 /* fp16 in plain C: exact widening, rounding to nearest even that saturates at 65504.
-   Needs FN from the including file. */
+   The including file defines FN. */
 
 INLINE float FN(from_half)(uint16_t h) {
     const int32_t sign = (int32_t)((uint32_t)(h & 0x8000) << 16), body = h & 0x7FFF;
@@ -34,7 +34,7 @@ static long FN(narrow)(const float *x, uint16_t *h, ptrdiff_t n) {
     return saturated;
 }
 
-static void FN(spread)(const uint16_t *h, double *x, ptrdiff_t n) {
+static void FN(widen_f64)(const uint16_t *h, double *x, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i++) x[i] = FN(from_half)(h[i]);
 }
 

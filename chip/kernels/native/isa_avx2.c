@@ -1,4 +1,5 @@
-/* AVX2 with F16C and FMA (the last only where products are exact). Never called without them. */
+/* AVX2 with F16C and FMA. FMA is used only where products are exact. module.c chooses this table
+   only where the machine has all three. */
 
 #include "vmath.h"
 

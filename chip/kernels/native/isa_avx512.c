@@ -1,5 +1,5 @@
-/* AVX-512 VNNI for the matrix products; the rest as with AVX2, in wider vectors where the compiler
-   sees fit. Never called without them. */
+/* AVX-512 VNNI for the matrix products; the rest as with AVX2, which the compiler may widen.
+   module.c chooses this table only where the machine has all of ISA_TARGET. */
 
 #include "vmath.h"
 

@@ -1,5 +1,5 @@
-/* The code of dot_avx512.h with its intrinsics written out in plain C after Intel's definitions, so
-   that its arithmetic is tested on every machine. Chosen only by name. */
+/* The code of dot_avx512.h on intrinsics written in plain C after Intel's definitions, so that its
+   arithmetic is tested on every machine. Chosen only by name, never as the best. */
 
 #include "vmath.h"
 

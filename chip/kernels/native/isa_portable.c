@@ -1,4 +1,4 @@
-/* Plain C: whatever the compiler makes of it for the baseline of this machine. */
+/* Plain C, compiled for the machine's baseline. */
 
 #include "vmath.h"
 

@@ -1,8 +1,8 @@
 /* What every instruction set provides: one table of kernels over plain pointers.
 
    Contracts, shapes and the order of every operation: chip/kernels/twin.py, the definition. The
-   bindings (bind_*.c) have checked everything before they call one of these. A kernel holds no state,
-   touches no Python object and runs without the interpreter's lock.
+   bindings (bind_*.c) have checked everything before they call one of these. A kernel holds no
+   state, touches no Python object and runs without the interpreter's lock.
 
    To keep the bits: compile with -ffp-contract=off and without -ffast-math, and never reorder an
    fp32 or fp64 operation. Lanes are independent, so any vector width gives the same result. */
@@ -98,10 +98,10 @@ typedef struct {
     int half;    /* out is fp16 */
 } Attention;
 
-typedef struct { /* for attention, each of as many tokens as a row may see */
+typedef struct { /* of attention: one item for each token that a row may see */
     float *scores;
-    int32_t *sums; /* also of a head's lanes */
-    void *weights; /* of the softmax: int8 or fp16 */
+    int32_t *sums; /* at least MAX_HEAD: q.k of each token, then P.V of each lane */
+    void *p; /* the softmax: int8 or fp16 */
 } Scratch;
 
 /* Functions that return long give the number of saturated fp16 roundings, or -1: out of memory. */

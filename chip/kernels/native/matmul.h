@@ -1,7 +1,7 @@
-/* Products of activations with tiled weights. */
+/* Products of activations with tiled weights. A block is 320 columns, a tile 320 lanes of K. */
 
 #define ROWS_AT_ONCE 128 /* rows whose int32 sums are held: 160 KB */
-#define PANEL_ROWS 16    /* rows that stay in L1 while the columns of a block pass */
+#define PANEL_ROWS 16    /* rows that stay in L1 while a block's columns stream past */
 
 /* Write n finished values to row r of y, fp32 or fp16; returns how many saturated. */
 INLINE long FN(put)(const float *values, ptrdiff_t n, Rows y, ptrdiff_t r, ptrdiff_t at, int half) {
@@ -35,7 +35,8 @@ static long FN(matmul_i8)(const Matmul *m) {
                 for (ptrdiff_t r = 0; r < rows; r += PANEL_ROWS) {
                     const Rows x = {m->x.at + (top + r) * m->x.stride + t * LANES, m->x.stride};
                     FN(panel)(rows - r < PANEL_ROWS ? rows - r : PANEL_ROWS, x, columns,
-                              w + t * columns * LANES, tiles - t < step ? tiles - t : step, acc + r);
+                              w + t * columns * LANES, tiles - t < step ? tiles - t : step,
+                              acc + r);
                 }
             for (ptrdiff_t r = 0; r < rows; r++)
                 saturated += FN(dequantise)(m, top + r, first, columns, acc[r]);
@@ -51,7 +52,7 @@ INLINE float FN(half_tree)(double *p) {
     return (float)p[0];
 }
 
-/* x [n] spread to fp64 . w [n] fp16, n <= 320, in the order of interface.py. */
+/* x [n] in fp64 . w [n] fp16, n <= 320, in the order of `matmul_f16` in twin.py. */
 INLINE float FN(tile_dot)(const double *x, const uint16_t *w, ptrdiff_t n) {
     double p[PARTIALS] = {0};
     const ptrdiff_t whole = n & ~(ptrdiff_t)(PARTIALS - 1);
@@ -80,7 +81,7 @@ static long FN(matmul_f16)(const Matmul *m) {
             for (ptrdiff_t t = 0; t < tiles; t++) {
                 for (ptrdiff_t r = 0; r < rows; r++) {
                     const char *row = m->x.at + (top + r) * m->x.stride;
-                    FN(spread)((const uint16_t *)row + t * LANES, wide + r * LANES, LANES);
+                    FN(widen_f64)((const uint16_t *)row + t * LANES, wide + r * LANES, LANES);
                 }
                 for (ptrdiff_t c = 0; c < columns; c++) {
                     const uint16_t *w = block + (t * columns + c) * LANES;

@@ -45,7 +45,7 @@ static PyObject *py_instruction_sets(PyObject *Py_UNUSED(self), PyObject *Py_UNU
     return names;
 }
 
-/* Call a binding; what it has taken is given back whatever comes of it. */
+/* Call a binding, and give back what it has taken, whether it answers or refuses. */
 static PyObject *run(const char *name, Binding *binding, Py_ssize_t needed, Args args,
                      Py_ssize_t given) {
     Call call = {0};

@@ -1,8 +1,9 @@
-/* Every function of the module, with the names of its arguments behind the instruction set.
+/* Every function of the module, with its arguments: first an instruction set, then those named
+   here.
 
    This is the one list of them. From it follow the functions that Python calls, the number of
-   arguments that each accepts, the signature that `help` shows, and the prototypes below. The kernels
-   have the names and the order of arguments of chip.kernels.twin.Kernels, which a test compares. */
+   arguments that each accepts, the signature that `help` shows, and the prototypes below. The
+   kernels have the names and arguments of chip.kernels.twin.Kernels; a test compares them. */
 
 #ifndef LPU_MODULE_H
 #define LPU_MODULE_H
@@ -30,7 +31,8 @@
 
 typedef PyObject *const *Args;
 
-/* Do the work of one call: `a` holds the arguments in the order above. NULL with an exception set. */
+/* Do the work of one call; `a` holds the arguments in the order above. NULL: an exception is set.
+   */
 typedef PyObject *Binding(Call *call, const Table *table, Args a);
 
 #define PROTOTYPE(name, ...) Binding bind_##name;

@@ -1,9 +1,10 @@
 /* Row by row: norm, gather, add, gate, rotate. */
 
-/* Make one row of values, all of the output's n lanes, from what `from` points to. */
+/* Make one row of values, all n lanes of the output; `from` is a Norm or a Gather. */
 typedef void FN(MakeRow)(const void *from, ptrdiff_t r, float *y);
 
-/* Write every row that `make` makes: quantised or rounded to fp16, and zeros behind. */
+/* Write each row that `make` makes, quantised or rounded to fp16, then zeros. `make` is a constant
+   where this is expanded. */
 INLINE long FN(padded)(const Padded *out, FN(MakeRow) make, const void *from) {
     const ptrdiff_t n = out->n, behind = out->kp - n;
     float *y = malloc((size_t)n * 4 + 4);
@@ -97,27 +98,27 @@ INLINE long FN(put_head)(const float *x, ptrdiff_t hd, char *to, float *scale, f
 
 static long FN(rope)(const Rope *p) {
     const float per_root = (float)(1.0 / sqrt((double)p->hd));
-    float *turned = malloc((size_t)p->hd * 4 + 4);
+    float *rotated = malloc((size_t)p->hd * 4 + 4);
     long saturated = 0;
-    if (turned == NULL) return -1;
+    if (rotated == NULL) return -1;
     for (ptrdiff_t r = 0; r < p->rows; r++) {
         const float *x = (const float *)(p->qkv.at + r * p->qkv.stride);
         float *sq = p->sq.at ? (float *)(p->sq.at + r * p->sq.stride) : NULL;
         const ptrdiff_t t = p->positions[r];
         for (ptrdiff_t j = 0; j < p->n_q; j++, x += p->hd) {
             char *q = p->q.at + r * p->q.row + j * p->q.head;
-            FN(rotate)(p, r, x, turned);
-            saturated += FN(put_head)(turned, p->hd, q, sq ? sq + j : NULL, per_root);
+            FN(rotate)(p, r, x, rotated);
+            saturated += FN(put_head)(rotated, p->hd, q, sq ? sq + j : NULL, per_root);
         }
         for (ptrdiff_t j = 0; j < 2 * p->n_kv; j++, x += p->hd) {
             const int key = j < p->n_kv;
             const Cache *cache = key ? p->k + j : p->v + (j - p->n_kv);
             char *to = cache->values.at + t * cache->values.stride;
             float *scale = cache->scales ? cache->scales + t : NULL;
-            if (key) FN(rotate)(p, r, x, turned);
-            saturated += FN(put_head)(key ? turned : x, p->hd, to, scale, 1.0f);
+            if (key) FN(rotate)(p, r, x, rotated);
+            saturated += FN(put_head)(key ? rotated : x, p->hd, to, scale, 1.0f);
         }
     }
-    free(turned);
+    free(rotated);
     return saturated;
 }

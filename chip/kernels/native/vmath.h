@@ -1,8 +1,8 @@
-/* The project's fp32 functions, line by line after chip/kernels/vmath.py: same operations, same
-   order, no branches, so that loops over them become vector code with the same bits.
+/* The project's fp32 functions, line by line after chip/kernels/vmath.py: the same operations in
+   the same order, without branches, so that loops over them become vector code with the same bits.
 
-   rint is done by adding and taking away 1.5 * 2^23: exact to nearest even below 2^22. It gives +0
-   where rint gives -0, which no use here can tell apart. */
+   rint adds and subtracts 1.5 * 2^23, which rounds to nearest even and is exact below 2^22. It
+   gives +0 where NumPy's rint gives -0; no use here can tell them apart. */
 
 #ifndef LPU_VMATH_H
 #define LPU_VMATH_H
@@ -27,7 +27,7 @@ INLINE float round_even(float x) {
 }
 
 INLINE float clamp(float x, float low, float high) {
-    x = x > low ? x : low; /* NaN, which no caller may see, becomes `low` */
+    x = x > low ? x : low; /* NaN becomes `low`; no caller may pass it */
     return x < high ? x : high;
 }
 
@@ -63,7 +63,7 @@ INLINE float recip_f32(float x) {
 
 INLINE float sigmoid_f32(float x) { return recip_f32(1.0f + exp_f32(-x)); }
 
-/* The tree over 320 lanes; destroys them. */
+/* Sum 320 lanes by a tree; overwrites them. */
 INLINE float lane_tree(float *lanes) {
     for (int width = 160; width >= 5; width /= 2)
         for (int i = 0; i < width; i++) lanes[i] = lanes[i] + lanes[i + width];
@@ -98,7 +98,7 @@ INLINE float max_abs(const float *x, ptrdiff_t n) {
     return from_bits(most);
 }
 
-/* The largest of n >= 1 values; which of -0 and +0 is open. */
+/* The largest of n >= 1 values. Which of -0 and +0 it is, is undefined. */
 INLINE float largest(const float *x, ptrdiff_t n) {
     float most[16];
     ptrdiff_t i = 0;
@@ -110,7 +110,7 @@ INLINE float largest(const float *x, ptrdiff_t n) {
     return most[0];
 }
 
-/* Quantise n values; q holds them, the scale is returned (interface.py has the rule). */
+/* Quantise n values into q and return their scale; the rule is in the head of twin.py. */
 INLINE float quantise(const float *x, ptrdiff_t n, int8_t *q) {
     const float a = max_abs(x, n);
     if (a < 0x1p-100f) {

@@ -3,13 +3,15 @@
 
 #include "splitmix.h"
 
-/* -128 becomes 0: a byte is 0x80 iff its low seven bits are zero and its high bit is set. */
+/* Each byte of -128 becomes 0. A byte is 0x80 if its low seven bits are zero and its high bit is
+   set. */
 INLINE uint64_t FN(without_most_negative)(uint64_t z) {
     const uint64_t high = 0x8080808080808080u;
     return z & ~(high & ~((z & ~high) + ~high));
 }
 
-/* Row `row` of the stream `key`, k values; every 320 of them `tile_stride` bytes further. */
+/* Write row `row` of the stream `key`: k values, each 320 of them `tile_stride` bytes further on.
+   */
 static void FN(synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out,
                           ptrdiff_t tile_stride) {
     uint64_t words[LANES / 8];
@@ -26,7 +28,8 @@ static void FN(synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out,
     }
 }
 
-/* q = rint(w / scale) with scale = max|w| / 127, which is returned; infinite or NaN w: q is left. */
+/* q = rint(w / scale) with scale = max|w| / 127, which is returned. Where w has an infinity or NaN,
+   that is returned and q is left as it is. */
 static float FN(quantize_row)(ptrdiff_t k, const float *w, int8_t *q) {
     const float a = max_abs(w, k);
     if (!(a <= 3.4028234663852886e38f)) return a;
@@ -40,8 +43,8 @@ static float FN(quantize_row)(ptrdiff_t k, const float *w, int8_t *q) {
     return scale;
 }
 
-/* Sum 64-bit words: reads `bytes` (a multiple of 512) as fast as memory gives them, to measure it.
-   Eight streams: one alone is held up at every page. */
+/* Sum 64-bit words of `bytes` (a multiple of 512), to measure memory. Eight streams are read at
+   once, because one alone stalls at every page. */
 static uint64_t FN(read_words)(const char *at, ptrdiff_t bytes) {
     typedef uint64_t Words __attribute__((vector_size(32)));
     const ptrdiff_t part = bytes / 8;
