@@ -132,5 +132,7 @@ def test_rows_written_into_a_block_leave_the_others(dtype: type) -> None:
 
 def test_a_block_without_room_is_refused() -> None:
     block = np.zeros((1, 4, 320), np.int8)
+    with pytest.raises(ValueError, match=r"with room for columns -1 to 1, got shape \(1, 4, 320\)"):
+        write_tiles(np.zeros((2, 320), np.int8), block, -1)
     with pytest.raises(ValueError, match=r"with room for columns 3 to 5, got shape \(1, 4, 320\)"):
         write_tiles(np.zeros((2, 320), np.int8), block, 3)

@@ -36,23 +36,22 @@ def tile_weights(w: NDArray[T]) -> NDArray[T]:
         raise ValueError(f"weights: wanted a matrix [N, K], got shape {w.shape}")
     n, k = w.shape
     kp = pad_vector(k)
-    flat = np.zeros(n * kp, w.dtype)
+    flat = np.empty(n * kp, w.dtype)
     for first in range(0, n, LANES):
         rows = w[first : first + LANES]
         block = flat[first * kp : (first + len(rows)) * kp].reshape(kp // LANES, len(rows), LANES)
-        for tile in range(kp // LANES):
-            part = rows[:, tile * LANES : (tile + 1) * LANES]
-            block[tile, :, : part.shape[1]] = part
+        write_tiles(rows, block, 0)
     return flat
 
 
 def write_tiles(w: NDArray[T], block: NDArray[T], at: int) -> None:
-    """Write [n, K] into columns `at` on of one block of `tile_weights`' layout, zero-padded.
+    """Write [n, K] into a block laid out as by `tile_weights`, from column `at` on, zero-padded.
 
     block is [ceil(K / 320), columns, 320]. Raises ValueError where it has no room.
     """
     tiles, columns = -(-w.shape[1] // LANES), at + len(w)
-    if block.ndim != 3 or block.shape[::2] != (tiles, LANES) or columns > block.shape[1]:
+    room = block.ndim == 3 and block.shape[::2] == (tiles, LANES)
+    if not room or not 0 <= at <= columns <= block.shape[1]:
         raise ValueError(
             f"tiled block: wanted {tiles} tiles of {LANES} with room for columns {at} to "
             f"{columns}, got shape {block.shape}"
