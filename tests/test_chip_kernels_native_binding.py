@@ -241,6 +241,13 @@ def test_load_prefers_native_and_says_which(monkeypatch):
     assert load("native portable").name == "native portable"
 
 
+def test_the_best_instruction_set_is_the_widest():
+    """Plain C only where there is nothing else; the emulation, which is slow, never."""
+    widest = [name for name in INSTRUCTION_SETS if name not in ("portable", "avx512-emulated")]
+    assert BEST in (widest or ["portable"])
+    assert BEST == "avx512-vnni" or "avx512-vnni" not in widest
+
+
 def test_load_without_the_extension(monkeypatch):
     monkeypatch.delenv(kernels_package.ENVIRONMENT, raising=False)
     monkeypatch.setattr(kernels_package, "BEST", None)

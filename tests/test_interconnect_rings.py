@@ -56,6 +56,21 @@ def test_equal_to_queues(steps: list[tuple]) -> None:
     inbox.close()
 
 
+def test_a_ring_without_room_has_room_for_one_mark() -> None:
+    """What does not fit goes another way, and the mark that says so always has a place."""
+    inbox = Inbox([0], PAGE)
+    outbox = Outbox(0, inbox.address)
+    put = 0
+    while outbox.put([b"four"]):
+        put += 1
+    assert put == PAGE // 8 - 1
+    assert outbox.put(None)
+    assert not outbox.put(None)
+    assert [got for _, got in iter(inbox.take, None)] == [b"four"] * put + [None]
+    outbox.close()
+    inbox.close()
+
+
 def test_senders_take_turns() -> None:
     inbox = Inbox([0, 1])
     for sender in (0, 1):
