@@ -230,6 +230,33 @@ def test_attention_refuses(kernels, changes, text):
         kernels.attention_f16(*step(**changes))
 
 
+def test_the_shortest_cache_bounds_the_positions(kernels):
+    text = re.escape("positions: wanted 1 in [0, 3), got [3]")
+    with pytest.raises(ValueError, match=text):
+        kernels.attention_f16(*step(v=[np.ones((3, 8), f16)]))
+    q, sq, out = np.ones((1, 1, 8), i8), np.ones((1, 1), f32), np.empty((1, 8), f16)
+    qkv, rope, at = np.ones((1, 24), f32), np.ones((1, 2, 4), f32), np.array([3])
+    for short in range(4):
+        sizes = [3 if i == short else 5 for i in range(4)]
+        caches = [[np.ones((n, 8), i8)] if i % 2 == 0 else [np.ones(n, f32)]
+                  for i, n in enumerate(sizes)]  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            kernels.attention_i8(q, sq, *caches, [0], at, out)
+        with pytest.raises(ValueError, match=text):
+            kernels.rope_cache_i8(qkv, rope, at, q, sq, *caches)
+
+
+def test_the_twin_attends_in_parts_as_at_once(monkeypatch):
+    a = Attention(3, 4, 2, 16, 400, 5)
+    q = a.rng.integers(-127, 128, (3, 4, 16)).astype(i8)
+    sq = a.rng.uniform(0, 0.01, (3, 4)).astype(f32)
+    whole = a.run_i8(load("numpy"), 400, q, sq)
+    monkeypatch.setattr("chip.kernels.twin.SCORES_AT_ONCE", 800)  # two of a KV head's six
+    parts = a.run_i8(load("numpy"), 400, q, sq)
+    assert same(whole[0], parts[0])
+    assert whole[1] == parts[1]
+
+
 def test_attention_i8_refuses(kernels):
     q, sq, out = np.ones((1, 1, 1025), i8), np.ones((1, 1), f32), np.empty((1, 1025), f16)
     k, s = [np.ones((2, 1025), i8)], [np.ones(2, f32)]

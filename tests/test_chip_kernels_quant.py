@@ -100,6 +100,13 @@ def test_quantise_refuses():
             quantize_weight(w)
 
 
+def test_quantise_names_the_column_of_a_large_matrix():
+    w = np.ones((3, 1 << 20), f32)  # quantised a row at a time
+    w[2, 5] = np.nan
+    with pytest.raises(ValueError, match="weights: output column 2 is not finite"):
+        quantize_weight(w)
+
+
 def test_round_f16_saturates_and_counts():
     x = np.array([[65504, 65505, -65519], [1e30, -np.inf, 2049]], f32)
     got, saturated = round_f16(x)
