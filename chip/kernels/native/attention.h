@@ -9,14 +9,14 @@ INLINE void FN(softmax)(float *scores, ptrdiff_t n) {
     for (ptrdiff_t t = 0; t < n; t++) scores[t] = scores[t] * scale;
 }
 
-static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, Scratch scratch) {
+static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Scratch *scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
     const ptrdiff_t seen = a->positions[r] + 1;
     const int8_t *q = (const int8_t *)(a->q.at + r * a->q.row + j * a->q.head);
     const float sq = ((const float *)(a->sq.at + r * a->sq.stride))[j];
-    float values[MAX_HEAD], *scores = scratch.scores;
-    int32_t *acc = scratch.sums;
-    int8_t *p = scratch.p;
+    float values[MAX_HEAD], *scores = scratch->scores;
+    int32_t *acc = scratch->sums;
+    int8_t *p = scratch->p;
     FN(scores_i8)(q, k->values, seen, a->hd, acc);
     for (ptrdiff_t t = 0; t < seen; t++) scores[t] = (float)acc[t] * (sq * k->scales[t]);
     FN(softmax)(scores, seen);
@@ -43,12 +43,12 @@ static void FN(pv_f16)(const uint16_t *p, Rows v, ptrdiff_t n, ptrdiff_t hd, flo
     for (ptrdiff_t d = 0; d < hd; d++) total[d] += (float)sums[0][d];
 }
 
-static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, Scratch scratch) {
+static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Scratch *scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
     const ptrdiff_t seen = a->positions[r] + 1;
     double wide[LANES];
-    float values[LANES] = {0}, *scores = scratch.scores;
-    uint16_t *p = scratch.p;
+    float values[LANES] = {0}, *scores = scratch->scores;
+    uint16_t *p = scratch->p;
     FN(widen_f64)((const uint16_t *)(a->q.at + r * a->q.row + j * a->q.head), wide, a->hd);
     for (ptrdiff_t t = 0; t < seen; t++) {
         const uint16_t *key = (const uint16_t *)(k->values.at + t * k->values.stride);
@@ -72,7 +72,8 @@ static ptrdiff_t FN(longest)(const Attention *a) {
 /* Attend for every row and head, one KV head after another so that its cache stays near. `attend`
    is a constant where this is expanded. */
 INLINE long FN(attend_all)(const Attention *a,
-                           long (*attend)(const Attention *, ptrdiff_t, ptrdiff_t, Scratch)) {
+                           long (*attend)(const Attention *, ptrdiff_t, ptrdiff_t,
+                                          const Scratch *)) {
     const size_t tokens = (size_t)FN(longest)(a), width = tokens > MAX_HEAD ? tokens : MAX_HEAD;
     const Scratch scratch = {malloc(tokens * 4), malloc(width * 4), malloc(tokens * 2)};
     const int there = scratch.scores && scratch.sums && scratch.p;
@@ -80,7 +81,7 @@ INLINE long FN(attend_all)(const Attention *a,
     for (ptrdiff_t g = 0; there && g < a->n_kv; g++)
         for (ptrdiff_t r = 0; r < a->rows; r++)
             for (ptrdiff_t j = 0; j < a->n_q; j++)
-                if (a->kv_of[j] == g) saturated += attend(a, r, j, scratch);
+                if (a->kv_of[j] == g) saturated += attend(a, r, j, &scratch);
     free(scratch.scores);
     free(scratch.sums);
     free(scratch.p);
