@@ -21,7 +21,7 @@ STARTED = time.perf_counter()
 def start(model: str, flags: list[str]) -> dict[str, float]:
     """Start a rack in this process and stop it; return seconds by stage, in order."""
     from rack.commands.bench import build_parser
-    from rack.run.config import parse
+    from rack.commands.flags import parse
     from rack.run.session import Session, prepare
 
     _, config = parse(build_parser(), [model, *flags])

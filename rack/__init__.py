@@ -1,12 +1,13 @@
 """The rack and everything around it; see docs/architecture.md.
 
-`python -m rack.VERB` imports this package first, with a first argument of "-m": from here on a
-signal ends the verb quietly, also while it imports what it needs.
+`python -m rack.VERB` imports this package first, with a first argument of "-m", and so does the
+script `lpu-rack`: from here on a signal ends the verb quietly, also while it imports what it needs.
 """
 
 import sys
+from os.path import basename
 
-if sys.argv[:1] == ["-m"]:
+if [basename(word) for word in sys.argv[:1]] in (["-m"], ["lpu-rack"]):
     from rack.system.ending import end_quietly
 
     end_quietly()

@@ -9,23 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from rack.commands.flags import arguments, count, model_flags, parse
 from rack.errors import ConfigError
 from rack.run.config import (
     EXECUTORS,
     TRANSPORTS,
     RunConfig,
-    add_flags,
-    arguments,
-    count,
-    parse,
     resolve,
 )
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="verb")
-    add_flags(made)
-    return made
+    return argparse.ArgumentParser(prog="verb", parents=[model_flags()])
 
 
 def resolved(*argv: str, **environ: str) -> RunConfig:

@@ -12,9 +12,9 @@ import pytest
 from server_process import DEADLINE_SECONDS, TINY, server
 from verb_process import Verb
 
-import rack.commands.serve as serve_main
 from rack.commands.serve import main
 from rack.errors import ChipFailedError
+from rack.serve import serving
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def test_a_rack_that_does_not_start(
     def fail(*_: Any) -> None:
         raise ChipFailedError(chip=3, step="start", what="no answer", waiting_for="hello")
 
-    monkeypatch.setattr(serve_main, "Session", fail)
+    monkeypatch.setattr(serving, "Session", fail)
     assert main([*TINY, "--port", "0"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "error: chip 3, start: no answer; waiting for hello"

@@ -96,13 +96,14 @@ def test_a_signal_while_chips_start(verb: Callable[..., Verb], how: signal.Signa
         ("rack.generate", "tiny", "--prompt", "hi"),
         ("rack.bench", "tiny"),
         ("rack.plan", "tiny"),
+        ("rack", "plan", "tiny"),
         ("rack.compile", "tiny", "-o", "out"),
         ("rack.trace", "tiny", "-o", "out"),
         ("rack.validate",),
         ("rack.disasm", "out", "layers.0.attn.q_proj"),
         ("rack.serve", "tiny", "--port", "0"),
     ],
-    ids=lambda words: str(words[0]),
+    ids=lambda words: " ".join(words[:2]),
 )
 def test_a_signal_while_a_verb_imports(verb: Callable[..., Verb], words: tuple[str, ...]) -> None:
     for how in SIGNALS:

@@ -170,6 +170,7 @@ def test_every_verb_has_this_main() -> None:
     }
     assert entries == {
         *VERBS,
+        "__main__",
         "text.judge",
         "run.worker",
         "serve.read_process",

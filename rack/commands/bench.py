@@ -12,7 +12,6 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +22,16 @@ from chip.kernels import BEST, INSTRUCTION_SETS
 from chip.kernels import load as load_kernels
 from compiler.model.graph import Kind
 from compiler.pipeline import CompiledModel
+from rack.commands.command import at_least, model_command, show_placement
+from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
-from rack.reports.placement import add_dry_run, placement
-from rack.run.config import RunConfig, add_flags, parse
+from rack.run.config import RunConfig
 from rack.run.engine import Completion
 from rack.run.host_memory import fit_to_memory
 from rack.run.session import Prepared, Session, prepare
 from rack.system.progress import say, start_progress
 from rack.system.provenance import code_version
-from rack.system.shell import put, verb
+from rack.system.shell import put
 from rack.text.sampler import SamplingParams
 
 PROMPT_TOKENS = 128
@@ -41,43 +41,32 @@ READ_PASSES = 5
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.bench`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.bench",
-        description="Measure decode, prefill, start-up and memory in one run.",
-    )
-    add_flags(parser)
-    parser.add_argument(
+    parser = verb_parser("bench", model_flags(), output_flags())
+    group = parser.add_argument_group("measurement")
+    group.add_argument(
         "--prompt-tokens", type=int, metavar="N",
         help=f"tokens to prefill (default {PROMPT_TOKENS}, or as many as the context has room for)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--decode-tokens", type=int, default=16, metavar="N",
         help="tokens per completion (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--repeats", type=int, default=3, metavar="N",
         help="completions; medians are reported (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_dry_run(parser)
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
-    parser = build_parser()
-    args, config = parse(parser, argv)
-    for name in ("prompt_tokens", "decode_tokens", "repeats"):
-        count = getattr(args, name)
-        if count is not None and count < 1:
-            parser.error(f"--{name.replace('_', '-')}: wanted at least 1, got {count}")
+@model_command(build_parser)
+def main(args: argparse.Namespace, config: RunConfig) -> None:
+    """Print what was measured, or the placement of what would be."""
+    at_least(args, 1, "prompt_tokens", "decode_tokens", "repeats")
     if args.dry_run:
-        put(placement(prepare(config, runs=False), as_json=args.json))
-        return 0
+        show_placement(prepare(config, runs=False), as_json=args.json)
+        return
     report = measure(config, args.prompt_tokens, args.decode_tokens, args.repeats)
     put(json.dumps(report) if args.json else text_of(report))
-    return 0
 
 
 def read_bandwidth() -> list[float]:

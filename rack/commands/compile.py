@@ -8,48 +8,43 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from chip.sram import Sram
 from compiler.artifact import write_artifact
 from compiler.files import is_file
-from rack.reports.placement import add_dry_run, placement
-from rack.run.config import RunConfig, add_flags, parse
+from rack.commands.command import model_command, show_placement
+from rack.commands.flags import model_flags, output_flags, verb_parser
+from rack.run.config import RunConfig
 from rack.run.job import chip_job, load_weights, reserve_tensors
 from rack.run.session import Prepared, prepare
 from rack.run.stored import machine_entry, weights_entry
 from rack.system.output import check_folder, writing_folder
 from rack.system.progress import StartProgress, say, start_progress
 from rack.system.provenance import code_version
-from rack.system.shell import put, verb
+from rack.system.shell import put
 from rack.text.tokenizer import tokenizer_files
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.compile`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.compile",
-        description="Compile a model and write it with one SRAM image per chip.",
-    )
-    add_flags(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="new or empty folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    add_dry_run(parser)
+    parser = verb_parser("compile", model_flags(), output_flags())
+    group = parser.add_argument_group("files")
+    group.add_argument("-o", "--output", required=True, metavar="DIR", help="new or empty folder")
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 refused, 2 bad usage."""
-    args, config = parse(build_parser(), argv)
+@model_command(build_parser)
+def main(args: argparse.Namespace, config: RunConfig) -> None:
+    """Write the artifact, or show its placement."""
     check_folder(args.output)
     if args.dry_run:
-        put(placement(prepare(config, runs=False), as_json=args.json))
-        return 0
-    return _run(config, args.output, as_json=args.json)
+        show_placement(prepare(config, runs=False), as_json=args.json)
+    else:
+        _write(config, args.output, as_json=args.json)
 
 
-def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
+def _write(config: RunConfig, output: str, *, as_json: bool) -> None:
     prepared = prepare(config)
     for notice in prepared.notices:
         say(notice)
@@ -84,7 +79,6 @@ def _run(config: RunConfig, output: str, *, as_json: bool) -> int:
             "code": code_version(),
         }
         put(json.dumps(report))
-    return 0
 
 
 def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, list[memoryview]]]:

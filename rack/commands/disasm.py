@@ -8,7 +8,6 @@ operations are listed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from chip.floorplan import parse_queue
 from chip.isa.assembly import disassemble
@@ -17,36 +16,35 @@ from chip.ops.program import MOVES, Program
 from compiler.codegen.lower import lower_operation
 from compiler.pipeline import CompiledModel
 from compiler.place.layout import MOST_CHIPS
+from rack.commands.command import command
+from rack.commands.flags import count, verb_parser
 from rack.errors import ConfigError
 from rack.reports.instructions import step_issues
-from rack.run.config import RunConfig, arguments, count
+from rack.run.config import RunConfig
 from rack.run.stored import load_stored
-from rack.system.shell import put, verb
+from rack.system.shell import put
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.disasm`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.disasm",
-        description="Show an operation of a compiled model as TSP instructions.",
-    )
+    parser = verb_parser("disasm")
     parser.add_argument("folder", metavar="DIR", help="an artifact of rack.compile")
-    parser.add_argument(
+    group = parser.add_argument_group("what is shown")
+    group.add_argument(
         "--chip", type=count(MOST_CHIPS), default=0, metavar="N", help="logical chip (default 0)"
     )
-    shown = parser.add_mutually_exclusive_group()
+    shown = group.add_mutually_exclusive_group()
     shown.add_argument("--op", metavar="NAME", help="an operation, layers.0.mlp.down_proj")
     shown.add_argument(
         "--queue", metavar="QUEUE", help="all that a queue issues: SXM_E8, VXM3, ..."
     )
-    parser.add_argument("--step", metavar="NAME", help="default: the smallest decode step")
+    group.add_argument("--step", metavar="NAME", help="default: the smallest decode step")
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 refused, 2 bad usage."""
-    args = arguments(build_parser(), argv)
+@command(build_parser)
+def main(args: argparse.Namespace) -> None:
+    """Print an operation, a queue or the list of operations."""
     _, _, compiled, _ = load_stored(RunConfig(model=args.folder), runs=False)
     name = args.step or next(iter(compiled.steps))
     if name not in compiled.steps:
@@ -62,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         text = str(program)
     put(text)
-    return 0
 
 
 def listing(compiled: CompiledModel, program: Program, name: str) -> str:

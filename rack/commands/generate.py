@@ -5,60 +5,60 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from typing import Any
 
+from rack.commands.command import model_command, show_placement
+from rack.commands.flags import count, model_flags, output_flags, verb_parser
 from rack.errors import RequestError
-from rack.reports.placement import add_dry_run, placement
-from rack.run.config import MOST_TOKENS, RunConfig, add_flags, count, parse
+from rack.run.config import MOST_TOKENS, RunConfig
 from rack.run.context import check_room
 from rack.run.engine import Completion
 from rack.run.host_memory import executor_asked_for, fit_to_memory
 from rack.run.session import Prepared, Session, prepare
 from rack.system.progress import say, start_progress
 from rack.system.provenance import code_version
-from rack.system.shell import put, verb
+from rack.system.shell import put
 from rack.text.sampler import SamplingParams
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.generate`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.generate",
-        description="Run one completion on an emulated rack; tokens as they come, then the timing.",
+    parser = verb_parser("generate", model_flags(), output_flags())
+    group = parser.add_argument_group("completion")
+    group.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
+    group.add_argument("--chat", action="store_true", help="apply the chat template")
+    group.add_argument(
+        "--max-tokens", type=count(MOST_TOKENS), metavar="N", help="completion tokens at most"
     )
-    add_flags(parser)
-    parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument(
-        "--max-tokens", type=count(MOST_TOKENS), default=None, help="completion tokens at most"
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=count(MOST_TOKENS), default=0)
-    parser.add_argument("--stop", action="append", default=[], help="stop string; up to four")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on after end of sequence")
-    parser.add_argument("--chat", action="store_true", help="apply the chat template")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    add_dry_run(parser)
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P",
+        help="sample among the likeliest tokens that share P together (default %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--top-k", type=count(MOST_TOKENS), default=0, metavar="K",
+        help="sample among the K likeliest tokens; 0 is all (default)",
+    )  # fmt: skip
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="stop string; up to four"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on after end of sequence")
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 refused or failed, 2 bad usage."""
-    args, config = parse(build_parser(), argv)
-    return _run(args, config)
-
-
-def _run(args: argparse.Namespace, config: RunConfig) -> int:
+@model_command(build_parser)
+def main(args: argparse.Namespace, config: RunConfig) -> None:
+    """Print the completion, or its placement."""
     started = time.perf_counter()
     params = SamplingParams(
         temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, seed=config.seed,
         max_tokens=args.max_tokens, stop=tuple(args.stop), ignore_eos=args.ignore_eos,
     )  # fmt: skip
     if args.dry_run:
-        put(placement(prepare(config, runs=False), as_json=args.json))
-        return 0
+        show_placement(prepare(config, runs=False), as_json=args.json)
+        return
     prepared = prepare(config)
     for notice in prepared.notices:
         say(notice)
@@ -84,7 +84,6 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         else:
             put("")
             _summary(prepared, completion, wall_seconds)
-    return 0
 
 
 def result(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,51 +12,44 @@ from rich.table import Table
 from compiler.analyse import PARTS, Analysis, analyse
 from compiler.ir import StepSchedule
 from compiler.pipeline import Options, compile_model
+from rack.commands.command import model_command, show_placement
+from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
 from rack.reports.instructions import step_sizes
-from rack.reports.placement import add_dry_run, placement
 from rack.reports.tables import columns, shown
-from rack.run.config import RunConfig, add_flags, parse
+from rack.run.config import RunConfig
 from rack.run.session import Prepared, prepare
 from rack.system.provenance import code_version
-from rack.system.shell import put, verb
+from rack.system.shell import put
 
 DEFAULT_CONTEXT = 512  # tokens in context for the figures per token
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.plan`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.plan",
-        description="Compile a model for a machine and show chips, memory and cycles per token.",
+    parser = verb_parser("plan", model_flags(), output_flags())
+    group = parser.add_argument_group("step")
+    group.add_argument(
+        "--context", type=int, metavar="N", help=f"tokens in context (default {DEFAULT_CONTEXT})"
     )
-    add_flags(parser)
-    parser.add_argument("--context", type=int, help="tokens in context (default 512)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument(
+    group.add_argument(
         "--instructions", action="store_true",
         help="lower the step and show what its programs take (a minute for llama-8b)",
     )  # fmt: skip
-    add_dry_run(parser)
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 refused, 2 bad usage."""
-    args, config = parse(build_parser(), argv)
-    return _run(args, config)
-
-
-def _run(args: argparse.Namespace, config: RunConfig) -> int:
+@model_command(build_parser)
+def main(args: argparse.Namespace, config: RunConfig) -> None:
+    """Print the plan, or the placement alone."""
     if args.context is not None and args.context < 1:
         raise ConfigError(f"context: wanted 1 or more, got {args.context}")
     prepared = prepare(
         config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
     )
     if args.dry_run:
-        put(placement(prepared, as_json=args.json))
-        return 0
+        show_placement(prepared, as_json=args.json)
+        return
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     schedule = prepared.compiled.step(1, context, decode=True)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
@@ -68,7 +60,6 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         put(json.dumps(report))
     else:
         put(text_of(report))
-    return 0
 
 
 def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:

@@ -5,103 +5,86 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import sys
-import threading
-import traceback
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rack.reports.placement import add_dry_run, placement
-from rack.run.config import MOST_TOKENS, RunConfig, add_flags, count, parse
-from rack.run.host_memory import executor_asked_for, fit_to_memory
-from rack.run.session import Prepared, Progress, Session, prepare, shared_by_racks
-from rack.serve.app import build_app
+from rack.commands.command import UsageError, model_command, show_placement
+from rack.commands.flags import count, model_flags, output_flags, verb_parser
+from rack.run.config import MOST_TOKENS, RunConfig
+from rack.run.host_memory import executor_asked_for
+from rack.run.session import prepare, shared_by_racks
 from rack.serve.cors import parse_origins
-from rack.serve.dispatch import Dispatcher
-from rack.serve.errors import StoppedError
-from rack.serve.front import Front
-from rack.serve.grammars import Grammars
-from rack.serve.identity import Identity, identify
 from rack.serve.keys import Keys, load_keys
-from rack.serve.limits import Limiter, load_limits
-from rack.serve.logs import FORMS, Notices, request_log
-from rack.serve.metrics import Metrics
-from rack.serve.pacing import Pacer
-from rack.serve.reader import reader_of
-from rack.serve.runner import Runner
-from rack.serve.server import Server, listen
-from rack.serve.service import Service
-from rack.system.garbage import collect_once
+from rack.serve.logs import FORMS, Notices
+from rack.serve.server import listen
+from rack.serve.serving import ServeOptions, Serving
 from rack.system.progress import StartProgress
-from rack.system.shell import line_of, put, verb
-from rack.text.sampler import SamplingParams
+from rack.system.shell import line_of
 
-STOP_SECONDS = 30.0  # what preparing may go on when it is to stop
 MOST_REPLICAS = 256
-CLOSE_SECONDS = 30.0  # what closing chips may take, beyond the step that is under way
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.serve`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.serve",
-        description="Serve an emulated rack with the API of GroqCloud and OpenAI.",
+    parser = verb_parser(
+        "serve", model_flags(), output_flags(json=False),
         epilog="Requests without a seed use --seed: the same request gives the same answer.",
+    )  # fmt: skip
+    group = parser.add_argument_group("address and access")
+    group.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (%(default)s)"
     )
-    add_flags(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument(
-        "--port", type=count(65_535), default=8000, help="port, 0 for a free one (%(default)s)"
-    )
-    parser.add_argument("--api-key", default=None, help="refuse requests without this key")
-    parser.add_argument(
+    group.add_argument(
+        "--port", type=count(65_535), default=8000, metavar="N",
+        help="port, 0 for a free one (%(default)s)",
+    )  # fmt: skip
+    group.add_argument("--api-key", metavar="KEY", help="refuse requests without this key")
+    group.add_argument(
         "--api-keys", type=Path, metavar="FILE", help="refuse requests without a key of this file"
     )
-    parser.add_argument(
+    group.add_argument(
         "--limits", type=Path, metavar="FILE.toml", help="rate limits per key and model"
     )
-    parser.add_argument(
+    group.add_argument(
         "--allowed-origins", type=parse_origins, default=(), metavar="ORIGIN[,...]|*",
         help="let web pages of these origins use the server (none)",
     )  # fmt: skip
-    parser.add_argument(
-        "--max-queue", type=count(MOST_TOKENS), default=64,
+    group = parser.add_argument_group("service")
+    group.add_argument(
+        "--max-queue", type=count(MOST_TOKENS), default=64, metavar="N",
         help="requests that may wait for a rack; more are answered 503 (%(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--replicas", type=count(MOST_REPLICAS), default=1,
-        help="racks; a request goes to the shortest queue",
+    group.add_argument(
+        "--replicas", type=count(MOST_REPLICAS), default=1, metavar="N",
+        help="racks; a request goes to the shortest queue (%(default)s)",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--pace", choices=("none", "emulated"), default="none",
         help="emulated: a token comes no earlier than its emulated time says (%(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--log", choices=FORMS, default="text",
-        help="lines on standard error: all readable, all JSON, or none for requests (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--log-probes", action="store_true", help="log health checks and scrapes of /metrics too"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--served-model-name", action="append", default=[], metavar="NAME",
         help="answer to this model name too; may be repeated",
     )  # fmt: skip
-    add_dry_run(parser)
+    group = parser.add_argument_group("log")
+    group.add_argument(
+        "--log", choices=FORMS, default="text",
+        help="lines on standard error: all readable, all JSON, or none for requests (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--log-probes", action="store_true", help="log health checks and scrapes of /metrics too"
+    )
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server; 0 ended cleanly, 1 refused or failed, 2 bad usage."""
-    parser = build_parser()
-    args, config = parse(parser, argv)
+@model_command(build_parser)
+def main(args: argparse.Namespace, config: RunConfig) -> int:
+    """Run the server, or show the placement; 1 where a rack did not close in time."""
     if args.max_queue < 0:
-        parser.error(f"--max-queue: wanted 0 or more, got {args.max_queue}")
+        raise UsageError(f"--max-queue: wanted 0 or more, got {args.max_queue}")
     if args.replicas < 1:
-        parser.error(f"--replicas: wanted 1 or more, got {args.replicas}")
+        raise UsageError(f"--replicas: wanted 1 or more, got {args.replicas}")
     notices = Notices(sys.stderr, form="json" if args.log == "json" else "text")
     try:
         return _run(args, config, notices)
@@ -115,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, config: RunConfig, notices: Notices) -> int:
     if args.dry_run:
-        put(placement(prepare(config, runs=False)))
+        show_placement(prepare(config, runs=False))
         return 0
     keys = _keys(args)
     told = partial(_tell_stage, notices) if notices.form == "json" else None
@@ -124,7 +107,16 @@ def _run(args: argparse.Namespace, config: RunConfig, notices: Notices) -> int:
         stack.enter_context(notices.heard())
         stack.enter_context(shared_by_racks(config))
         progress = stack.enter_context(StartProgress(told))
-        return _Serving(args, config, sockets, keys, progress, notices).run()
+        return Serving(_options(args), config, sockets, keys, progress, notices).run()
+
+
+def _options(args: argparse.Namespace) -> ServeOptions:
+    return ServeOptions(
+        host=args.host, names=args.served_model_name, limits=args.limits,
+        origins=args.allowed_origins, max_queue=args.max_queue, replicas=args.replicas,
+        pace=args.pace, log=args.log, log_probes=args.log_probes,
+        executor_asked_for=executor_asked_for(args, os.environ),
+    )  # fmt: skip
 
 
 def _tell_stage(notices: Notices, stage: str, done: int, total: int) -> None:
@@ -135,200 +127,3 @@ def _keys(args: argparse.Namespace) -> Keys:
     """Read the file of keys. Raises ConfigError."""
     named = [] if args.api_key is None else [("api-key", args.api_key)]
     return Keys(named + (load_keys(args.api_keys) if args.api_keys else []))
-
-
-class _Serving:
-    """The server from start to end: it answers at once, prepares in a thread, then serves."""
-
-    def __init__(
-        self, args: argparse.Namespace, config: RunConfig, sockets: list[socket.socket],
-        keys: Keys, progress: StartProgress, notices: Notices,
-    ) -> None:  # fmt: skip
-        self._args, self._config, self._sockets, self._keys = args, config, sockets, keys
-        self._progress, self._notices, self._errors = progress, notices, list[Exception]()
-        self._log = request_log(args.log, probes=args.log_probes)
-        self._front = Front(self._log)
-        self._lock, self._settled, self._stopping = threading.Lock(), set[int](), False
-        self._service: Service | None = None
-        self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
-        self._server = Server(
-            self._front, after_startup=self._preparing.start, before_shutdown=self._request_stop
-        )
-
-    def run(self) -> int:
-        """Serve until a signal, or until nothing can be served."""
-        try:
-            self._server.run(sockets=self._sockets)
-        finally:
-            self._log.flush()
-            ended = self._stop()
-        if self._errors:
-            raise self._errors[0]
-        if not ended:
-            self._notices.say("error: a rack did not close in time; processes of it may be left")
-        return 0 if ended else 1
-
-    def _prepare(self) -> None:
-        """Make what is served, hand requests to it, start its racks; in a thread of its own."""
-        try:
-            service = self._make_service()
-            with self._lock:
-                if self._stopping:
-                    service.close()
-                    return
-                self._service = service
-                app = build_app(
-                    service, keys=self._keys, log=self._log, origins=self._args.allowed_origins
-                )
-                self._front.hand_on(app)
-                service.racks.start()
-        except StoppedError:
-            pass
-        except Exception as error:
-            self._on_fatal(error)
-
-    def _make_service(self) -> Service:
-        """Compile, and put what answers around it. Raises KNOWN_ERRORS."""
-        args = self._args
-        prepared, notice = fit_to_memory(
-            prepare(self._config, progress=self._tell),
-            asked_for=executor_asked_for(args, os.environ), racks=args.replicas,
-        )  # fmt: skip
-        identity = identify(
-            prepared, args.served_model_name, [notice] if notice else [],
-            pace=args.pace, replicas=args.replicas,
-        )  # fmt: skip
-        limits = (
-            load_limits(args.limits, self._keys.names, identity.names)
-            if args.limits
-            else lambda key, model: {}
-        )
-        for text in identity.notices:
-            self._notices.say(f"NOTE: {text}")
-        self._front.stage = "starting"
-        reader = reader_of(prepared)
-        try:
-            reader.start()
-            warm_up(prepared)
-            collect_once()
-            racks = Dispatcher([self._runner(prepared, number) for number in range(args.replicas)])
-            metrics = Metrics(identity, racks, self._notices.say)
-            return Service(
-                identity=identity, racks=racks, limiter=Limiter(limits), metrics=metrics,
-                grammars=Grammars(prepared.tokenizer), reader=reader,
-            )  # fmt: skip
-        except BaseException:
-            reader.close()
-            raise
-
-    def _request_stop(self) -> None:
-        with self._lock:
-            self._stopping = True
-            if self._service is not None:
-                self._service.racks.request_stop()
-                self._service.reader.close()
-
-    def _stop(self) -> bool:
-        """Close everything; False if a rack did not in time."""
-        self._request_stop()
-        self._preparing.join(STOP_SECONDS)
-        if self._service is None:
-            return True
-        self._service.close()
-        return self._service.racks.stop(self._config.step_timeout_s + CLOSE_SECONDS)
-
-    def _tell(self, stage: str, done: int, total: int) -> None:
-        """Take the state of preparing; often, so that a stop ends it soon."""
-        if self._stopping:
-            raise StoppedError("stopped while preparing")
-        self._front.stage = f"{stage} {done}/{total}"
-        self._progress.report(stage, done, total)
-
-    def _runner(self, prepared: Prepared, number: int) -> Runner:
-        clock_hz = prepared.compiled.chip.clock_hz
-        return Runner(
-            lambda report: self._open(prepared, number, report),
-            max_queue=self._args.max_queue,
-            pacer=Pacer(clock_hz) if self._args.pace == "emulated" else None,
-            on_ready=lambda: self._on_ready(number),
-            on_failure=lambda error, pause: self._on_failure(number, error, pause),
-            on_given_up=lambda error: self._on_given_up(number, error),
-        )
-
-    def _open(self, prepared: Prepared, number: int, report: Progress) -> Session:
-        name = f"rack {number}: " if self._args.replicas > 1 else ""
-
-        def both(stage: str, done: int, total: int) -> None:
-            report(stage, done, total)
-            self._progress.report(name + stage, done, total)
-
-        return Session(prepared, both)
-
-    def _on_ready(self, number: int) -> None:
-        with self._lock:
-            if number in self._settled:
-                self._notices.say(f"rack {number} is ready again")
-            self._settle(number)
-
-    def _settle(self, number: int) -> None:
-        """Count a rack that has started, or never will; say that we are ready with the last one."""
-        if number in self._settled:
-            return
-        self._settled.add(number)
-        if len(self._settled) == self._args.replicas:
-            assert self._service is not None
-            self._progress.stop()
-            port = self._sockets[0].getsockname()[1]
-            text = usage(self._service.identity, self._args.host, port)
-            self._notices.say(text, "ready", host=self._args.host, port=port)
-
-    def _on_failure(self, number: int, error: Exception, pause: float) -> None:
-        when = f"in {pause:.0f} s" if pause else "now"
-        self._notices.say(f"error: rack {number}: {failure(error)}; starting it again {when}")
-
-    def _on_given_up(self, number: int, error: Exception) -> None:
-        """Go on with the racks that are left; end where none is."""
-        with self._lock:
-            assert self._service is not None
-            if self._service.racks.given_up:
-                self._on_fatal(error)
-                return
-            told = f"{failure(error)}; given up, going on without it"
-            self._notices.say(f"error: rack {number}: {told}")
-            self._settle(number)
-
-    def _on_fatal(self, error: Exception) -> None:
-        self._errors.append(error)
-        self._server.finish()
-
-
-def failure(error: Exception) -> str:
-    """Return the cause of a failure in a line; a fault of ours is printed with its trace too."""
-    line = line_of(error)
-    if line is None:
-        traceback.print_exception(error)
-        line = f"{type(error).__name__}: {error}"
-    return " ".join(line.split())
-
-
-def warm_up(prepared: Prepared) -> None:
-    """Do once what a first request would pay for, where that costs no chip anything."""
-    prompt = [0] * min(2, prepared.compiled.max_model_len - 1)
-    if prepared.config.executor == "timing" and prompt:
-        with Session(prepared) as session:
-            session.engine.generate(prompt, SamplingParams(max_tokens=2)).run()
-
-
-def usage(identity: Identity, host: str, port: int) -> str:
-    """Return what a newcomer needs to see once the rack is ready."""
-    shown = f"[{host}]" if ":" in host else host
-    url, compiled = f"http://{shown}:{port}", identity.prepared.compiled
-    name = identity.names[-1]
-    return (
-        f"ready: {', '.join(identity.names)} ({compiled.dtype}, {compiled.layout}, context "
-        f"{compiled.max_model_len}, {identity.prepared.config.executor} executor) on {url}\n"
-        f"  groq:    GROQ_BASE_URL={url}\n"
-        f"  openai:  OPENAI_BASE_URL={url}/openai/v1\n"
-        f"  curl {url}/openai/v1/chat/completions -d '"
-        f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
-    )

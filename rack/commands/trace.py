@@ -15,10 +15,11 @@ from gzip import GzipFile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rack.commands.command import UsageError, at_least, model_command, show_placement
+from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError, RequestError
-from rack.reports.placement import add_dry_run, placement
 from rack.reports.trace_events import Event, PlacedStep, TraceEvents
-from rack.run.config import RunConfig, add_flags, parse
+from rack.run.config import RunConfig
 from rack.run.driver import StepResult
 from rack.run.engine import Engine
 from rack.run.session import Prepared, prepare
@@ -26,7 +27,6 @@ from rack.run.timing_rack import TimingRack
 from rack.system.output import check_file, writing
 from rack.system.progress import say
 from rack.system.provenance import code_version
-from rack.system.shell import put, verb
 from rack.text.sampler import SamplingParams
 
 DEFAULT_CONTEXT = 512  # tokens in context of the decode step, as in rack.plan
@@ -36,48 +36,39 @@ PICTURES = ("png", "svg", "pdf")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.trace`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.trace",
-        description="Write a compiled model's schedule as Chrome trace events, or draw it.",
-    )
-    add_flags(parser)
-    parser.add_argument(
+    parser = verb_parser("trace", model_flags(), output_flags(json=False))
+    group = parser.add_argument_group("files")
+    group.add_argument(
         "-o", "--output", metavar="FILE", help="trace.json or trace.json.gz; - is standard output"
     )
-    parser.add_argument(
+    group.add_argument(
         "--png", metavar="FILE", help=f"draw the first step here, as {', '.join(PICTURES)}"
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--context", type=int, help="tokens in context (default 512)")
+    group = parser.add_argument_group("what is shown")
+    what = group.add_mutually_exclusive_group()
+    what.add_argument(
+        "--context", type=int, metavar="N",
+        help=f"a decode step with N tokens in context (default {DEFAULT_CONTEXT})",
+    )  # fmt: skip
     what.add_argument(
         "--step", action="append", metavar="NAME", help="decode/512, prefill16/512; repeatable"
     )
     what.add_argument("--prompt-tokens", type=int, metavar="N", help="a whole request instead")
-    parser.add_argument(
-        "--max-tokens", type=int, default=4, metavar="N", help="its tokens (default 4)"
-    )
-    add_dry_run(parser)
+    group.add_argument(
+        "--max-tokens", type=int, default=4, metavar="N",
+        help="tokens that it generates (default %(default)s)",
+    )  # fmt: skip
     return parser
 
 
-@verb
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 1 refused, 2 bad usage."""
-    parser = build_parser()
-    args, config = parse(parser, argv)
+@model_command(build_parser)
+def main(args: argparse.Namespace, config: RunConfig) -> None:
+    """Write the trace and the picture, or show the placement."""
     if args.output is None and args.png is None and not args.dry_run:
-        parser.error("nothing to write: wanted -o FILE, --png FILE or both")
+        raise UsageError("nothing to write: wanted -o FILE, --png FILE or both")
     if args.output == args.png is not None:
-        parser.error(f"-o and --png: wanted two places, got {args.png} twice")
-    for name in ("context", "prompt_tokens", "max_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(
-                f"--{name.replace('_', '-')}: wanted at least 1, got {getattr(args, name)}"
-            )
-    return _run(args, config)
-
-
-def _run(args: argparse.Namespace, config: RunConfig) -> int:
+        raise UsageError(f"-o and --png: wanted two places, got {args.png} twice")
+    at_least(args, 1, "context", "prompt_tokens", "max_tokens")
     if args.output is not None:
         check_file(args.output)
     if args.png is not None:
@@ -85,8 +76,8 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         check_file(args.png, "a picture")
     prepared, steps = _steps(args, config)
     if args.dry_run:
-        put(placement(prepared))
-        return 0
+        show_placement(prepared)
+        return
     if args.output is not None:
         written = write_trace(args.output, prepared, steps)
         end = max(base + schedule.cycles for schedule, base in steps)
@@ -99,7 +90,6 @@ def _run(args: argparse.Namespace, config: RunConfig) -> int:
         with writing(args.png, "a picture") as file:
             file.write(picture)
         say(f"{args.png}: {schedule.name}")
-    return 0
 
 
 def picture_kind(path: str) -> str:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compiler.regular import read_file
+from rack.commands.command import Main, command
+from rack.commands.flags import profile_choices, verb_parser
 from rack.commands.validate_lstm import lstm
+from rack.commands.verbs import called_as
 from rack.errors import ConfigError
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
 from rack.reports.accuracy import Row, behind, markdown, number, published
 from rack.reports.accuracy_rows import all_rows
 from rack.reports.tables import columns, shown
-from rack.run.config import arguments
 from rack.system.output import writing
 from rack.system.provenance import code_version
 from rack.system.shell import put, verb
@@ -32,35 +34,34 @@ BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.validate`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rack.validate",
-        description="Hold the emulator against published figures.",
+    parser = verb_parser(
+        "validate", epilog=f"{called_as('validate')} lstm --help: cycles of an LSTM cell."
     )
-    parser.add_argument(
-        "--hardware", default="groqrack", help="the published machine (default groqrack), or yours"
-    )
-    form = parser.add_mutually_exclusive_group()
+    parser.add_argument_group("machine").add_argument(
+        "--hardware", default="groqrack", metavar=profile_choices(),
+        help="the published machine (default %(default)s), or yours",
+    )  # fmt: skip
+    form = parser.add_argument_group("output").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--markdown", metavar="FILE", help="rewrite the tables in this page")
     form.add_argument("--check", metavar="FILE", help="1 when the tables in this page are not true")
     return parser
 
 
-def table(argv: Sequence[str]) -> int:
+@command(build_parser)
+def table(args: argparse.Namespace) -> None:
     """Print, write or check the table of all figures."""
-    args = arguments(build_parser(), argv)
     hardware = load_hardware(args.hardware)
     rows = all_rows(hardware)
     if args.json:
         put(json.dumps(report(rows, hardware)))
     elif args.markdown or args.check:
-        return _page(Path(args.markdown or args.check), rows, hardware, write=bool(args.markdown))
+        _page(Path(args.markdown or args.check), rows, hardware, write=bool(args.markdown))
     else:
         put(_text(rows, hardware))
-    return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"table": table, "lstm": lstm}
+COMMANDS: dict[str, Main] = {"table": table, "lstm": lstm}
 """The first word of the command line; without one it is `table`."""
 
 
@@ -82,7 +83,7 @@ def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> int:
+def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> None:
     try:
         text = read_file(path, MOST_PAGE).decode()  # its ends of lines stay as they are
         before, begin, rest = text.partition(BEGIN)
@@ -97,7 +98,6 @@ def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -
             raise ConfigError(f"{path}: its tables are not what rack.validate says; use --markdown")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: wanted a page to read and write, got {error}") from error
-    return 0
 
 
 def _text(rows: Sequence[Row], hardware: Hardware) -> str:

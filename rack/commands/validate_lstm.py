@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 
 from compiler.codegen.lstm_cell import cell_cycles
 from compiler.files import shown
+from rack.commands.command import command
+from rack.commands.flags import count, output_flags, profile_choices
+from rack.commands.verbs import called_as
 from rack.errors import ConfigError
-from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
-from rack.reports.accuracy import Row
-from rack.run.config import arguments, count
 from rack.system.shell import put
 
-PUBLISHED = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # batch -> cycles
 MOST_HIDDEN, MOST_BATCH = 1 << 14, 1 << 16
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.validate lstm`."""
     parser = argparse.ArgumentParser(
-        prog="python -m rack.validate lstm",
+        prog=f"{called_as('validate')} lstm",
         description="Cycles of an LSTM cell of any size on one chip.",
+        parents=[output_flags(dry_run=False)],
     )
-    parser.add_argument(
-        "--hidden", type=count(MOST_HIDDEN), required=True, help="units of the hidden state"
-    )
-    parser.add_argument("--batch", required=True, metavar="B[,B...]", help="sequences at once")
-    parser.add_argument("--hardware", default="groqrack", help="a profile (default groqrack)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    group = parser.add_argument_group("cell")
+    group.add_argument(
+        "--hidden", type=count(MOST_HIDDEN), required=True, metavar="N",
+        help="units of the hidden state",
+    )  # fmt: skip
+    group.add_argument("--batch", required=True, metavar="B[,B...]", help="sequences at once")
+    parser.add_argument_group("machine").add_argument(
+        "--hardware", default="groqrack", metavar=profile_choices(),
+        help="a profile (default %(default)s)",
+    )  # fmt: skip
     return parser
 
 
@@ -46,9 +49,9 @@ def batches(text: str) -> list[int]:
     return sizes
 
 
-def lstm(argv: Sequence[str]) -> int:
+@command(build_parser)
+def lstm(args: argparse.Namespace) -> None:
     """Print the cycles for every batch size."""
-    args = arguments(build_parser(), argv)
     spec = load_hardware(args.hardware).chip
     sizes = batches(args.batch)
     cycles = [cell_cycles(args.hidden, batch, spec) for batch in sizes]
@@ -57,16 +60,3 @@ def lstm(argv: Sequence[str]) -> int:
     else:
         for batch, count in zip(sizes, cycles, strict=True):
             put(f"LSTM-{args.hidden}, batch {batch}: {count} cycles ({args.hardware})")
-    return 0
-
-
-def lstm_rows(hardware: Hardware) -> list[Row]:
-    """Cycles of the LSTM-512 cell at the published batch sizes."""
-    return [
-        Row(
-            part="chip", figure=f"LSTM cell, hidden 512, batch {batch}", unit="cycles",
-            published=wanted, grade="A", source="docs/hardware.md, single-chip results",
-            ours=cell_cycles(512, batch, hardware.chip), constants=("delays.*",),
-        )
-        for batch, wanted in PUBLISHED.items()
-    ]  # fmt: skip

@@ -15,6 +15,7 @@ from chip.floorplan import mxm as mxm_queue
 from chip.isa.issue import delays
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
+from compiler.codegen.lstm_cell import cell_cycles
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
 from compiler.model.presets import PRESETS
@@ -24,7 +25,6 @@ from compiler.place.auto import smallest_layout
 from compiler.place.layout import Layout, parse_layout
 from compiler.place.partition import partition
 from interconnect.spec import LinkSpec
-from rack.commands.validate_lstm import lstm_rows
 from rack.errors import MachineError
 from rack.machines.hardware import Cabling, Hardware
 from rack.reports.accuracy import Row
@@ -32,6 +32,7 @@ from rack.reports.exchange import all_to_all, exchange_cycles
 
 LARGE_VECTORS = 4096  # a tensor of 1.3 MB a chip: large enough that latency does not count
 CONTEXT = 512  # of the token rates
+LSTM_CYCLES = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # batch -> published cycles
 _LLAMA_2 = replace(
     PRESETS["llama-8b"], name="llama-2-7b", intermediate_size=11008, num_kv_heads=32,
     vocab_size=32000, max_position_embeddings=4096, rope_theta=10000.0, rope_scaling=None,
@@ -217,6 +218,18 @@ def rate_rows(hardware: Hardware) -> list[Row]:
             _row("rate", figure, "tok/s", band, "A", source, hardware.chip.clock_hz / cycles, keys)
         )
     return out
+
+
+def lstm_rows(hardware: Hardware) -> list[Row]:
+    """Cycles of the LSTM-512 cell at the published batch sizes."""
+    return [
+        Row(
+            part="chip", figure=f"LSTM cell, hidden 512, batch {batch}", unit="cycles",
+            published=wanted, grade="A", source="docs/hardware.md, single-chip results",
+            ours=cell_cycles(512, batch, hardware.chip), constants=("delays.*",),
+        )
+        for batch, wanted in LSTM_CYCLES.items()
+    ]  # fmt: skip
 
 
 RowSource = Callable[[Hardware], list[Row]]

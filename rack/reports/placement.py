@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from rack.run.session import Prepared
-
-
-def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """Add `--dry-run`."""
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show what is placed where; start nothing"
-    )
 
 
 def placement(prepared: Prepared, *, as_json: bool = False) -> str:

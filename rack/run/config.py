@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,8 @@ from compiler.errors import one_line
 from compiler.files import printable, shown
 from compiler.regular import read_file
 from rack.errors import ConfigError
-from rack.run.answer_lengths import DEFAULT, answer_lengths
+from rack.run.answer_lengths import answer_lengths
 from rack.system.kubernetes import service_variables
-from rack.system.progress import say
 
 EXECUTORS = ("fast", "reference", "timing")
 TRANSPORTS = ("ray", "local", "process")
@@ -32,9 +31,8 @@ MOST_FILE = 1 << 20  # bytes of a configuration file
 MOST_TEXT = 4096  # characters of a value: as long as a path may be
 MOST_TOP_K = 1024
 MOST_TOKENS = 1 << 20  # that a flag may ask for
-MOST_DIGITS = 100  # of an integer; Python reads some thousands
 MOST_INTEGER = 1 << 62
-_FLAGS = {"returns": "return"}  # keys whose flag has another name
+FLAG_NAMES = {"returns": "return"}  # keys whose flag has another name
 _CHOICES = {"executor": EXECUTORS, "transport": TRANSPORTS}
 
 
@@ -61,7 +59,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for key in KEYS:
             if (value := getattr(self, key)) is not None:
-                _check(_FLAGS.get(key, key), key, value)
+                _check(FLAG_NAMES.get(key, key), key, value)
         if self.answer_tokens is not None and self.executor != "timing":
             raise ConfigError(
                 "answer_tokens: wanted --executor timing, whose tokens are drawn at random; "
@@ -90,50 +88,6 @@ class RunConfig:
 KEYS = tuple(key.name for key in fields(RunConfig) if key.name != "given")
 """What flags, variables and files may give."""
 
-_HELP = {
-    "weights": "folder with config.json and safetensors; a preset without it runs on synthetic",
-    "dtype": "int8 or fp16",
-    "hardware": "lesson, groqrack, groqrack-drift (clocks stray) or the path of a .toml profile",
-    "layout": "auto, or PxT or PxT+H: stages x chips a stage + chips of the head group",
-    "executor": f"{' or '.join(EXECUTORS)}; timing has no data and draws tokens at random",
-    "transport": "ray (an actor a chip), process (ZeroMQ without Ray) or local (one process)",
-    "max_model_len": "context in tokens; default: the model's, or the largest that fits",
-    "prefill_chunk": "prompt tokens per prefill step; default: the largest that fits, up to 128",
-    "seed": "seed of sampling and of synthetic weights",
-    "returns": "what the head chips return: logits or topk:K",
-    "tokenizer": "folder with tokenizer.json, and the chat template with it, for a preset",
-    "answer_tokens": "length of answers that nothing else ends, of the timing executor: N, "
-    f"uniform:A,B, lognormal:MEAN,SIGMA or none; default {DEFAULT}",
-    "step_timeout_s": "wall seconds a step may take before the run is given up",
-}
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL and the flags that every verb shares; absent flags stay None."""
-    parser.add_argument("model", metavar="MODEL", help="a preset (llama-8b, …) or a model folder")
-    for key in fields(RunConfig):
-        if key.name not in KEYS or key.name == "model":
-            continue
-        flag = "--" + _FLAGS.get(key.name, key.name).replace("_", "-")
-        default = "" if key.default is None else f" (default {key.default})"
-        parser.add_argument(flag, dest=key.name, default=None, help=_HELP[key.name] + default)
-    parser.add_argument("--config", metavar="FILE.toml", help="file with any of these as keys")
-
-
-def count(most: int) -> Callable[[str], int]:
-    """Return an argparse type: an integer up to `most`; what the least is, the verb says."""
-
-    def integer(text: str) -> int:
-        digits = text.strip().lstrip("+-")
-        value = most + 1 if digits.isdecimal() and len(digits) > MOST_DIGITS else int(text)
-        if not -most <= value <= most:
-            wanted = f"wanted an integer up to {most:,}"
-            raise argparse.ArgumentTypeError(f"{wanted}, got {shown(text)}")
-        return value
-
-    integer.__name__ = "int"  # argparse calls the type so where the text is no integer
-    return integer
-
 
 def resolve(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> RunConfig:
     """Combine flags, environment, file and defaults.
@@ -144,7 +98,7 @@ def resolve(args: argparse.Namespace, environ: Mapping[str, str] | None = None) 
     given: dict[str, tuple[str, Any]] = {}  # key -> what to call it, and its value
     if args.config is not None:
         path = Path(args.config)
-        given |= {key: (_FLAGS.get(key, key), value) for key, value in _file(path).items()}
+        given |= {key: (FLAG_NAMES.get(key, key), value) for key, value in _file(path).items()}
     foreign = service_variables(environ, ENV_PREFIX)
     for variable, text in environ.items():
         key = variable.removeprefix(ENV_PREFIX).lower()
@@ -154,7 +108,7 @@ def resolve(args: argparse.Namespace, environ: Mapping[str, str] | None = None) 
             given[key] = variable, text
     for key in KEYS:
         if (value := getattr(args, key, None)) is not None:
-            given[key] = _FLAGS.get(key, key), value
+            given[key] = FLAG_NAMES.get(key, key), value
     values = {key: _typed(label, key, value) for key, (label, value) in given.items()}
     for key, (label, _) in given.items():
         _check(label, key, values[key])
@@ -214,37 +168,3 @@ def _check(label: str, key: str, value: Any) -> None:
             raise ConfigError(f"{label}: wanted logits or topk:K, got {shown(value)}")
         if int(match[1]) > MOST_TOP_K:
             raise ConfigError(f"{label}: wanted topk:K with K up to {MOST_TOP_K}, got {value!r}")
-
-
-def arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> argparse.Namespace:
-    """Parse a command line. Exits with 2 through the parser on bad input.
-
-    argparse gives `--flag=--` an empty list for a value, which no verb could use; nor could any
-    use a zero byte.
-    """
-    args = parser.parse_args(argv)
-    for name, value in vars(args).items():
-        flag, values = f"--{name.replace('_', '-')}", value if isinstance(value, list) else [value]
-        if value == [] != parser.get_default(name) or [] in values:
-            parser.error(f"{flag}: wanted a value, got '--'")
-        if any(isinstance(text, str) and "\0" in text for text in values):
-            parser.error(f"{flag}: wanted a text without zero bytes, got {shown(value)}")
-    return args
-
-
-def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, RunConfig]:
-    """Parse a command line that has `add_flags`. Exits with 2 through the parser on bad input."""
-    args = arguments(parser, argv)
-    if foreign := service_variables(os.environ, ENV_PREFIX):
-        say(
-            f"NOTE: {', '.join(foreign)}: ignored, as Kubernetes sets them for a service; a pod's "
-            f"enableServiceLinks: false leaves them out"
-        )
-    try:
-        return args, resolve(args)
-    except ConfigError as error:
-        parser.error(str(error))
