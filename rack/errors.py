@@ -8,6 +8,7 @@
     ├── ConfigError       a flag, variable or key is unknown or out of range (also a ValueError)
     ├── ChipFailedError   a chip died, stalled or never started
     ├── OtherCodeError    a chip runs other code than the driver
+    ├── ControlError      a control message that may not come in this state of a run
     └── RackClosedError   a rack used after it was closed or had failed
 
 All keep their fields and survive pickle, because they cross process boundaries.
@@ -81,6 +82,15 @@ class OtherCodeError(RackError):
             f"chip {chip} ({where}) runs other code than the driver: {what}: "
             f"wanted {wanted}, got {got}; if it was changed since, start the driver again"
         )
+
+
+class ControlError(RackError):
+    """A control message came that the state of the run has no place for (rack/run/control.py)."""
+
+    def __init__(self, *, chip: int, state: str, sender: str, wanted: str, got: str) -> None:
+        self.chip, self.state, self.sender = chip, state, sender
+        self.wanted, self.got = wanted, one_line(got)
+        super().__init__(f"chip {chip}, {state}: wanted {wanted} from {sender}, got {self.got}")
 
 
 class RackClosedError(RackError):

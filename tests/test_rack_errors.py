@@ -31,6 +31,12 @@ CASES = [
         "chip 3 (/x on h) runs other code than the driver: kernels: wanted a, got numpy; "
         "if it was changed since, start the driver again",
     ),
+    (
+        errors.ControlError(
+            chip=3, state="loaded", sender="the host", wanted="peers or stop", got="st\nep"
+        ),
+        "chip 3, loaded: wanted peers or stop from the host, got st\\nep",
+    ),
     (errors.ConfigError("seed: wanted int"), "seed: wanted int"),
     (errors.RackClosedError("closed"), "closed"),
     (errors.RackError("no room"), "no room"),

@@ -12,6 +12,7 @@ from chip.run.chip import Arrival, StepMessage
 from compiler.ir import LinkUse
 from interconnect.frame import Control, Frame
 from interconnect.transport import LocalHub
+from rack.errors import ControlError
 from rack.run.node import ChipNode, step_control
 
 LINKS = compiled("1x2").network.links
@@ -102,6 +103,25 @@ def test_a_frame_that_overtakes_its_request_waits_for_it() -> None:
     assert [item.sequence for item in chip.got] == [9]
     made.handle(epoch(3))
     assert chip.got == []
+
+
+@pytest.mark.parametrize(
+    ("message", "wanted", "got"),
+    [
+        (Control("report"), "epoch or step", "report"),
+        (epoch(2), "an epoch after 2", "epoch 2"),
+        (epoch(1), "an epoch after 2", "epoch 1"),
+    ],
+)
+def test_a_control_message_out_of_order_is_refused(message: Control, wanted: str, got: str) -> None:
+    made, chip, _ = node()
+    made.handle(epoch(2))
+    made.handle(frame(epoch=2))
+    with pytest.raises(ControlError) as caught:
+        made.handle(message)
+    assert str(caught.value) == f"chip 1, serving: wanted {wanted} from the host, got {got}"
+    assert made.epoch == 2
+    assert len(chip.got) == 1  # it goes on as if nothing had come
 
 
 def test_a_request_starts_with_idle_links() -> None:

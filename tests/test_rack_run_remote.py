@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,13 +16,17 @@ from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
 from interconnect.faults import Drop, Duplicate, Resize, Shift
 from interconnect.frame import Control
-from rack.errors import ChipFailedError, OtherCodeError, RackClosedError
+from interconnect.zmq_transport import ZmqTransport
+from rack.errors import ChipFailedError, ControlError, OtherCodeError, RackClosedError
 from rack.machines.profile import load_hardware
 from rack.run import remote
 from rack.run.engine import Completion, Engine, Rack
+from rack.run.job import ChipJob
 from rack.run.local import LocalRack
 from rack.run.processes import ProcessLauncher
 from rack.run.remote import RemoteRack
+from rack.run.worker import Seat
+from rack.system.provenance import running_code
 from rack.text.sampler import SamplingParams
 from rack.text.tokenizer import load_tokenizer
 
@@ -273,6 +277,46 @@ def test_a_start_has_a_deadline_too() -> None:
         RemoteRack(
             compiled(), MODEL.weights_ref, Nothing(), step_timeout_s=1.0, start_timeout_s=0.2
         )
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ([(0, "ready")], "chip 0, started: wanted hello or error from the chip, got ready"),
+        ([(0, "hello"), (0, "hello")], "chip 0, loading: wanted ready or error from the chip, "
+         "got hello"),
+        ([(0, "hello"), (0, "peers")], "chip 0, loading: wanted ready or error from the chip, "
+         "got peers"),
+        ([(0, "hello"), (0, "ready"), (0, "report")], "chip 0, loaded: wanted error from the chip, "
+         "got report"),
+        ([(7, "hello")], "chip 7, none of the 5 chips of this rack: wanted nothing from it, got "
+         "hello"),
+    ],
+    ids=lambda value: " ".join(kind for _, kind in value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_a_chip_says_out_of_order_ends_the_start(
+    said: list[tuple[int, str]], text: str
+) -> None:
+    class Talking(ProcessLauncher):
+        """One chip, which is only a voice."""
+
+        def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
+            job, seat = jobs[0]
+            self.voice = ZmqTransport(job.index, seat.bind, seat.key)
+            self.voice.connect({job.host: seat.host_endpoint})
+            for chip, kind in said:
+                values = {
+                    "chip": chip, "code": running_code(load_kernels()), "rings": None,
+                    "endpoint": self.voice.endpoint,
+                }  # fmt: skip
+                self.voice.send(job.host, Control(kind, values))
+
+        def stop(self) -> None:
+            self.voice.close()
+
+    with pytest.raises(ControlError) as caught:
+        RemoteRack(compiled(), MODEL.weights_ref, Talking(), step_timeout_s=1.0)
+    assert str(caught.value) == text
 
 
 def test_a_frame_may_overtake_the_word_that_its_request_has_begun() -> None:

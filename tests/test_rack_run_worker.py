@@ -118,11 +118,38 @@ def test_an_error_ends_the_loop_and_is_sent(host: Host) -> None:
     hello = running.next()
     running.next()
     host.connect({0: hello.values["endpoint"]})
+    running.tell("peers", rings=[], endpoints=[[0, hello.values["endpoint"]], [2, host.endpoint]])
     running.tell("step", sequence=1, step="decode/9", base=0, positions=[0])
     error = running.next()
     assert error.kind == "error"
     assert (error.values["chip"], error.values["step"]) == (0, "decode/9")
     assert error.values["what"].startswith("ProgramError: chip 0: no program decode/9; loaded: [")
+    assert running.ended()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text"),
+    [
+        (["step"], "chip 0, loaded: wanted peers or stop from the host, got step"),
+        (["ready"], "chip 0, loaded: wanted peers or stop from the host, got ready"),
+        (["go"], "chip 0, loaded: wanted peers or stop from the host, got go"),
+        (["peers", "peers"], "chip 0, serving: wanted epoch or step or report or stop from the "
+         "host, got peers"),
+        (["peers", "epoch", "epoch"], "chip 0, serving: wanted an epoch after 1 from the host, "
+         "got epoch 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_message_out_of_order_is_refused(host: Host, kinds: list[str], text: str) -> None:
+    running = host.start(job())
+    hello = running.next()
+    running.next()
+    host.connect({0: hello.values["endpoint"]})
+    ends = [[0, hello.values["endpoint"]], [2, host.endpoint]]
+    for kind in kinds:
+        running.tell(kind, rings=[], endpoints=ends, epoch=1)
+    error = running.next()
+    assert (error.kind, error.values["what"]) == ("error", f"ControlError: {text}")
     assert running.ended()
 
 

@@ -26,6 +26,7 @@ from compiler.model.weights import EMBEDDING, WeightSource
 from compiler.pipeline import CompiledModel
 from interconnect.frame import Control
 from interconnect.transport import Transport
+from rack.run.control import ControlKind
 from rack.run.job import chip_links, links_of, programs_of
 from rack.run.node import ChipNode, LinkSlots, step_control
 
@@ -87,7 +88,7 @@ class Driver:
     def reset(self) -> None:
         """Start a request: a new epoch on every node, cycle 0, nothing on the links."""
         self.base_cycle = 0
-        control = Control("epoch", {"epoch": self.node.epoch + 1})
+        control = Control(ControlKind.EPOCH, {"epoch": self.node.epoch + 1})
         for chip in range(self.compiled.layout.chips):
             self.node.transport.send(chip, control)
         self.node.handle(control)

@@ -13,6 +13,8 @@ from compiler.ir import LinkUse
 from interconnect.frame import Control, Frame
 from interconnect.link import LinkModel
 from interconnect.transport import Message, Transport
+from rack.errors import ControlError
+from rack.run.control import ChipState, ControlKind, Sender
 
 LinkSlots = Mapping[int, int]
 """Link id -> slot cycles that the link really has, for experiments that slow one."""
@@ -55,13 +57,15 @@ class ChipNode:
         self.transport.send(self._targets[link], frame)
 
     def handle(self, message: Message) -> None:
-        """Take one message. Raises ScheduleViolation for a frame that should not be."""
+        """Take one message. Raises ScheduleViolation or ControlError for one that should not be."""
         if isinstance(message, Frame):
             self._frame(message)
-        elif message.kind == "step":
+        elif message.kind == ControlKind.STEP:
             self.chip.begin(_step_message(message))
-        elif message.kind == "epoch":
+        elif message.kind == ControlKind.EPOCH:
             self._enter(message.values["epoch"])
+        else:
+            raise self._refused(f"{ControlKind.EPOCH} or {ControlKind.STEP}", message.kind)
 
     def _enter(self, epoch: int) -> None:
         """Begin an epoch, at the host's word; frames of a faster chip may be waiting for it.
@@ -69,13 +73,18 @@ class ChipNode:
         Messages of different senders have no order, and steps of the old epoch may still come
         from the host, so a frame alone begins nothing.
         """
-        if epoch > self.epoch:
-            self.epoch = epoch
-            self.chip.reset()
-            self._reset_links()
-            early, self._early = self._early, []
-            for frame in early:
-                self._frame(frame)
+        if epoch <= self.epoch:
+            raise self._refused(f"an epoch after {self.epoch}", f"epoch {epoch}")
+        self.epoch = epoch
+        self.chip.reset()
+        self._reset_links()
+        early, self._early = self._early, []
+        for frame in early:
+            self._frame(frame)
+
+    def _refused(self, wanted: str, got: str) -> ControlError:
+        state, sender = ChipState.SERVING.value, Sender.HOST.value
+        return ControlError(chip=self.node, state=state, sender=sender, wanted=wanted, got=got)
 
     def _frame(self, frame: Frame) -> None:
         if frame.epoch < self.epoch:  # of a request that was cancelled
@@ -117,7 +126,7 @@ class ChipNode:
 def step_control(message: StepMessage) -> Control:
     """Return the step message as it travels."""
     return Control(
-        "step",
+        ControlKind.STEP,
         {
             "sequence": message.sequence,
             "step": message.step,

@@ -19,8 +19,9 @@ from interconnect.frame import Control, Frame
 from interconnect.private_folder import PrivateFolder
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
-from rack.errors import ChipFailedError, OtherCodeError, RackClosedError
+from rack.errors import ChipFailedError, ControlError, OtherCodeError, RackClosedError
 from rack.machines.hardware import Hardware
+from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.driver import Driver, StepResult
 from rack.run.job import ChipJob, chip_job
 from rack.run.stored import Images
@@ -78,6 +79,7 @@ class RemoteRack:
         self._looked = time.monotonic()
         self._step = "start"
         self._reports: dict[int, Mapping[str, Any]] = {}
+        self._talks = {chip: Conversation(chip) for chip in range(self._chips)}
         kernels = load_kernels()
         self._code = running_code(kernels)
         self._ends = contextlib.ExitStack()
@@ -126,19 +128,20 @@ class RemoteRack:
             if message is None or isinstance(message, Frame):
                 continue
             chip = message.values["chip"]
-            if message.kind == "hello":
+            if message.kind == ControlKind.HELLO:
                 self._check_code(message.values)
                 endpoints[chip] = message.values["endpoint"]
                 if message.values["rings"] is not None:
                     rings.append([chip, message.values["rings"]])
                 self._progress("chips started", len(endpoints) - 1, self._chips)
-            elif message.kind == "ready":
+            elif message.kind == ControlKind.READY:
                 ready.add(chip)
                 self._progress("chips loaded", len(ready), self._chips)
         self._socket.connect(endpoints)
         where = {"endpoints": [list(item) for item in endpoints.items()], "rings": rings}
-        peers = Control("peers", where)
-        for chip in range(self._chips):
+        peers = Control(ControlKind.PEERS, where)
+        for chip, talk in self._talks.items():
+            talk.take(Sender.HOST, peers)
             self._socket.send(chip, peers)
 
     def _check_code(self, hello: Mapping[str, Any]) -> None:
@@ -194,10 +197,7 @@ class RemoteRack:
         now = time.monotonic()
         message = self._socket.receive(max(0.0, min(POLL_SECONDS, self._deadline - now)))
         if isinstance(message, Control):
-            if message.kind == "error":
-                raise self._reported(message.values)
-            if message.kind == "report":
-                self._reports[message.values["chip"]] = message.values
+            self._hear(message)
         if message is None or now - self._looked >= LOOK_SECONDS:
             self._looked = now
             if dead := self.launcher.dead():
@@ -205,6 +205,20 @@ class RemoteRack:
         if message is None and time.monotonic() >= self._deadline:
             raise self._late(missing, purpose)
         return message
+
+    def _hear(self, message: Control) -> None:
+        """Take what a chip says, in its turn; raise what it has failed of, or ControlError."""
+        chip = message.values["chip"]
+        if chip not in self._talks:
+            raise ControlError(
+                chip=chip, state=f"none of the {self._chips} chips of this rack",
+                sender="it", wanted="nothing", got=message.kind,
+            )  # fmt: skip
+        kind = self._talks[chip].take(Sender.CHIP, message)
+        if kind is ControlKind.ERROR:
+            raise self._reported(message.values)
+        if kind is ControlKind.REPORT:
+            self._reports[chip] = message.values
 
     def _reported(self, values: Mapping[str, Any]) -> Exception:
         if "violation" in values:
@@ -217,7 +231,7 @@ class RemoteRack:
         chip, reason = min(dead.items())
         # A last word may still be in the socket: it says more than the exit code does.
         while (message := self._socket.receive(0)) is not None:
-            if isinstance(message, Control) and message.kind == "error":
+            if isinstance(message, Control) and message.kind == ControlKind.ERROR:
                 return self._reported(message.values)
         running = self._step.startswith("step ")
         waits = self._first_wait(set(dead))[1] if running else "nothing"
@@ -262,11 +276,11 @@ class RemoteRack:
         self._reports = {}
         chips = [chip for chip in range(self._chips) if chip not in skip]
         for chip in chips:
-            self._socket.send(chip, Control("report"))
+            self._socket.send(chip, Control(ControlKind.REPORT))
         until = time.monotonic() + REPORT_TIMEOUT_S
         while len(self._reports) < len(chips) and (left := until - time.monotonic()) > 0:
             message = self._socket.receive(left)
-            if isinstance(message, Control) and message.kind == "report":
+            if isinstance(message, Control) and message.kind == ControlKind.REPORT:
                 self._reports[message.values["chip"]] = message.values
         return self._reports
 

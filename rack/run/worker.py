@@ -1,8 +1,8 @@
 """One chip in a process of its own: joins the run over ZeroMQ, loads, then moves messages.
 
-The same for a Ray actor and for a plain process. Everything after the start goes over ZeroMQ:
-hello (endpoint) -> ready (weights loaded) -> steps -> stop. A failure is sent to the host with its
-fields and ends the loop; the host decides what it means.
+The same for a Ray actor and for a plain process. Everything after the start goes over ZeroMQ, in
+the order of rack/run/control.py. A failure is sent to the host with its fields and ends the loop;
+the host decides what it means.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from interconnect.rings import rings_address
 from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import RackError
+from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.job import ChipJob, build_chip
 from rack.run.native import why_missing
 from rack.run.node import ChipNode
@@ -82,6 +83,7 @@ class ChipWorker:
 
     def __init__(self, job: ChipJob, seat: Seat) -> None:
         self.job, self.kernels = job, seat.kernels
+        self._talk = Conversation(job.index)
         own_core(job.index)  # before the socket: its threads stay on the core too
         senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
         self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
@@ -96,15 +98,15 @@ class ChipWorker:
     def run(self) -> None:
         """Join, load, and serve until told to stop."""
         try:
-            self._tell("hello", self._hello())
+            self._tell(ControlKind.HELLO, self._hello())
             name, watch = self.kernels, self._watch.watch
             self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
             collect_once()
-            self._tell("ready", {"chip": self.job.index})
+            self._tell(ControlKind.READY, {"chip": self.job.index})
             while self._turn():
                 pass
         except Exception as error:  # reported to the host, whose run it ends
-            self._tell("error", error_values(self.job.index, self._step, error))
+            self._tell(ControlKind.ERROR, error_values(self.job.index, self._step, error))
         finally:
             self.socket.close()
 
@@ -116,8 +118,10 @@ class ChipWorker:
             "code": running_code(kernels_like(self.kernels)),
         }  # fmt: skip
 
-    def _tell(self, kind: str, values: dict[str, Any]) -> None:
-        self.socket.send(self.job.host, Control(kind, values))
+    def _tell(self, kind: ControlKind, values: dict[str, Any]) -> None:
+        message = Control(kind, values)
+        self._talk.take(Sender.CHIP, message)
+        self.socket.send(self.job.host, message)
 
     def _turn(self) -> bool:
         started = time.perf_counter()
@@ -132,16 +136,18 @@ class ChipWorker:
         return True
 
     def _control(self, message: Control) -> bool:
-        if message.kind == "stop":
+        """Do what the host says; False where that is to stop. Raises ControlError."""
+        kind = self._talk.take(Sender.HOST, message)
+        if kind is ControlKind.STOP:
             return False
-        if message.kind == "peers":
+        if kind is ControlKind.PEERS:
             peers = {int(node): at for node, at in message.values["endpoints"]}
             rings = {int(node): rings_address(at) for node, at in message.values["rings"]}
             self.socket.connect(peers, rings)
-        elif message.kind == "report":
+        elif kind is ControlKind.REPORT:
             self._report()
         else:
-            if message.kind == "step":
+            if kind is ControlKind.STEP:
                 self._step = message.values["step"]
             self.node.handle(message)
         return True
@@ -156,7 +162,7 @@ class ChipWorker:
         if missing is not None:
             values |= error_values(self.job.index, self._step, missing)
             values["order"] = self.node.chip.wait_order()
-        self._tell("report", values)
+        self._tell(ControlKind.REPORT, values)
 
 
 def kernels_like(name: str | None) -> Kernels:

@@ -1,0 +1,102 @@
+"""What the host and a chip say to each other about a run, and when: kinds, states, transitions.
+
+    STARTED --hello--> LOADING --ready--> LOADED --peers--> SERVING --stop--> STOPPED
+        \\                 \\                 \\                 \\
+         +-----------------+-----error-------+-----------------+--> FAILED
+
+Both ends follow the same table, each by what it says and hears; neither takes a message that is
+not in it. Frames of vectors are no part of this: those of a faster chip may come at any time. Sans
+I/O, as in h11: a transport carries the messages (interconnect/frame.py has their form).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, StrEnum
+from types import MappingProxyType
+
+from interconnect.frame import Control
+from rack.errors import ControlError
+
+
+class ControlKind(StrEnum):
+    """A kind of control message, as it is written on the wire."""
+
+    HELLO = "hello"  # chip: its number, endpoint, rings, process and the code it runs
+    READY = "ready"  # chip: it has loaded
+    PEERS = "peers"  # host: where the other chips are
+    EPOCH = "epoch"  # host: a request begins; what is left of the last one is dropped
+    STEP = "step"  # host: run this step
+    REPORT = "report"  # host: say what you wait for; chip: the answer
+    STOP = "stop"  # host: end
+    ERROR = "error"  # chip: what ended it, with its fields
+
+
+class Sender(Enum):
+    """Who says a message."""
+
+    HOST = "the host"
+    CHIP = "the chip"
+
+
+class ChipState(Enum):
+    """How far a chip is in a run."""
+
+    STARTED = "started"
+    LOADING = "loading"
+    LOADED = "loaded"
+    SERVING = "serving"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+Said = tuple[Sender, ControlKind]
+_ERROR = {(Sender.CHIP, ControlKind.ERROR): ChipState.FAILED}
+_STOP = {(Sender.HOST, ControlKind.STOP): ChipState.STOPPED}
+TRANSITIONS: Mapping[ChipState, Mapping[Said, ChipState]] = MappingProxyType({
+    ChipState.STARTED: {
+        (Sender.CHIP, ControlKind.HELLO): ChipState.LOADING,
+        **_ERROR,
+    },
+    ChipState.LOADING: {
+        (Sender.CHIP, ControlKind.READY): ChipState.LOADED,
+        **_ERROR,
+    },
+    ChipState.LOADED: {
+        (Sender.HOST, ControlKind.PEERS): ChipState.SERVING,
+        **_STOP,
+        **_ERROR,
+    },
+    ChipState.SERVING: {
+        (Sender.HOST, ControlKind.EPOCH): ChipState.SERVING,
+        (Sender.HOST, ControlKind.STEP): ChipState.SERVING,
+        (Sender.HOST, ControlKind.REPORT): ChipState.SERVING,
+        (Sender.CHIP, ControlKind.REPORT): ChipState.SERVING,
+        **_STOP,
+        **_ERROR,
+    },
+    ChipState.STOPPED: {},
+    ChipState.FAILED: {},
+})  # fmt: skip
+"""State -> what may be said in it, and the state that follows."""
+
+
+class Conversation:
+    """The messages between the host and one chip; either end keeps one."""
+
+    def __init__(self, chip: int) -> None:
+        self.chip = chip
+        self.state = ChipState.STARTED
+
+    def take(self, sender: Sender, message: Control) -> ControlKind:
+        """Go on with a message; gives its kind. Raises ControlError for one that may not come."""
+        following = TRANSITIONS[self.state]
+        for (who, kind), state in following.items():
+            if (who, kind) == (sender, message.kind):
+                self.state = state
+                return kind
+        may = [kind.value for who, kind in following if who is sender]
+        raise ControlError(
+            chip=self.chip, state=self.state.value, sender=sender.value,
+            wanted=" or ".join(may) or "nothing", got=message.kind,
+        )  # fmt: skip
