@@ -25,15 +25,23 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _bare(cls: type[CompilerError], args: tuple[Any, ...]) -> CompilerError:
+    return cls.__new__(cls, *args)
+
+
 class CompilerError(Exception):
     """Root of every error the compiler raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would call __init__ with the formatted message instead of the fields.
+        return _bare, (type(self), self.args), self.__dict__
 
 
 class ModelError(CompilerError):
     """A model's files or configuration cannot be used: `what`, `wanted` and `got` say why."""
 
     def __init__(self, what: str, wanted: str, got: str) -> None:
-        super().__init__(what, wanted, got)  # args are the fields, so that pickle restores them
+        super().__init__(what, wanted, got)
         self.what = what
         self.wanted = wanted
         self.got = got
@@ -69,7 +77,7 @@ class CapacityError(CompilerError):
 
     def advise(self, smallest: str | None) -> CapacityError:
         """Return the same error with the smallest layout that would fit."""
-        return _rebuild_capacity(*self.args[:-1], smallest)
+        return CapacityError(**{**self.__dict__, "smallest": smallest})
 
     @property
     def missing(self) -> int:
@@ -83,14 +91,6 @@ class CapacityError(CompilerError):
             f"{self.needed:,} bytes of SRAM and has {self.available:,}: "
             f"{self.missing:,} bytes missing{advice}"
         )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_capacity, self.args
-
-
-def _rebuild_capacity(*fields: Any) -> CapacityError:
-    names = ("chip", "needed", "available", "layout", "context", "smallest")
-    return CapacityError(**dict(zip(names, fields, strict=True)))
 
 
 class ScheduleError(CompilerError):

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from compiler.model.presets import PRESETS
 from rack.run.config import RunConfig
 from rack.run.driver import StepResult
-from rack.run.session import Prepared, Progress, Session, prepare
+from rack.run.session import Prepared, Session, prepare
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.grammars import Grammars
@@ -28,6 +28,7 @@ from rack.serve.pacing import Unpaced
 from rack.serve.reader import ReadBounds, reader_of
 from rack.serve.runner import Runner
 from rack.serve.service import Service
+from rack.system.progress import Progress
 from rack.text.constrain import Words
 from rack.text.judge import Judge, Limits
 

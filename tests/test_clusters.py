@@ -16,11 +16,10 @@ from compiler.model.presets import PRESETS
 from compiler.pipeline import compile_model
 from compiler.place.layout import parse_layout
 from rack.machines.profile import load_hardware
+from rack.run.job import PROCESS_BYTES
 
 ray = pytest.importorskip("ray")
 from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: E402
-
-from rack.run.cluster import PROCESS_BYTES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))

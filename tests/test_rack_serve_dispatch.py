@@ -9,11 +9,12 @@ import pytest
 from serve_kit import DEADLINE_SECONDS, Steps, chat, tiny, until
 
 from chip.errors import ChipError
-from rack.run.session import Progress, Session
+from rack.run.session import Session
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import BusyError
 from rack.serve.pacing import Unpaced
-from rack.serve.runner import Failed, Finished, Job, Runner
+from rack.serve.runner import Failed, Finished, QueuedRequest, Runner
+from rack.system.progress import Progress
 from rack.text.sampler import SamplingParams
 
 
@@ -83,7 +84,7 @@ class Fleet:
     async def __aexit__(self, *_: object) -> None:
         assert await asyncio.to_thread(self.racks.stop, DEADLINE_SECONDS)
 
-    def job(self) -> tuple[Job, "asyncio.Future[Any]"]:
+    def job(self) -> tuple[QueuedRequest, "asyncio.Future[Any]"]:
         """Return a request and what it will end with."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Any] = loop.create_future()
@@ -93,7 +94,7 @@ class Fleet:
                 loop.call_soon_threadsafe(ended.set_result, event)
 
         messages = tiny().tokenizer.apply_chat_template(chat()["messages"])
-        return Job(messages, SamplingParams(max_tokens=3), emit), ended
+        return QueuedRequest(messages, SamplingParams(max_tokens=3), emit), ended
 
 
 def test_the_shortest_queue_takes_the_request() -> None:
@@ -186,10 +187,10 @@ def test_not_ready_names_the_stages() -> None:
     with pytest.raises(BusyError, match=wanted):
         racks.check_ready()
     with pytest.raises(BusyError, match=wanted):
-        racks.submit(Job([1], SamplingParams(), lambda event: None))
+        racks.submit(QueuedRequest([1], SamplingParams(), lambda event: None))
     assert racks.stop(1.0)
     with pytest.raises(BusyError, match=r"\(rack 0: stopping; rack 1: stopping\)"):
         racks.check_ready()
     one = Fleet(1).racks
     with pytest.raises(BusyError, match=r"the rack is not ready \(starting\)"):
-        one.submit(Job([1], SamplingParams(), lambda event: None))
+        one.submit(QueuedRequest([1], SamplingParams(), lambda event: None))

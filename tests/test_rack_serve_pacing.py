@@ -10,7 +10,7 @@ from serve_kit import DEADLINE_SECONDS, tiny
 from rack.run.engine import TokenEvent
 from rack.run.session import Session
 from rack.serve.pacing import SLIP_SECONDS, Pacer, Slip, Unpaced
-from rack.serve.runner import Event, Finished, Job, Runner
+from rack.serve.runner import Event, Finished, QueuedRequest, Runner
 from rack.text.sampler import SamplingParams
 
 HZ = 1000.0  # a cycle is a millisecond
@@ -164,7 +164,7 @@ def test_every_token_is_released_when_its_emulated_time_says() -> None:
         lambda report: Session(prepared, report), max_queue=1, pacer=pacer, on_ready=ready.set
     )
     params = SamplingParams(max_tokens=20, ignore_eos=True)
-    job = Job([1] * 12, params, lambda event: released.put((clock.now, event)))
+    job = QueuedRequest([1] * 12, params, lambda event: released.put((clock.now, event)))
     runner.start()
     try:
         assert ready.wait(DEADLINE_SECONDS)

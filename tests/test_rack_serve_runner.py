@@ -14,8 +14,9 @@ from serve_kit import DEADLINE_SECONDS, Served, Steps, chat, events, serving, ti
 from chip.errors import ChipError
 from rack.errors import ChipFailedError, ConfigError, RequestError
 from rack.run.engine import TokenEvent
-from rack.run.session import Progress, Session
-from rack.serve.runner import Event, Failed, Finished, Job, Runner
+from rack.run.session import Session
+from rack.serve.runner import Event, Failed, Finished, QueuedRequest, Runner
+from rack.system.progress import Progress
 from rack.text.grammar import json_grammar
 from rack.text.sampler import SamplingParams
 
@@ -309,7 +310,7 @@ def test_a_request_that_cannot_be_done_after_all_leaves_the_rack_running() -> No
         assert ready.wait(DEADLINE_SECONDS)
         for grammar in (bogus, None):  # the service would have refused the first
             params = SamplingParams(grammar=grammar, max_tokens=1)
-            runner.submit(Job([1], params, got.put))
+            runner.submit(QueuedRequest([1], params, got.put))
         first, second, third = (got.get(timeout=DEADLINE_SECONDS) for _ in range(3))
     finally:
         assert runner.stop(DEADLINE_SECONDS)

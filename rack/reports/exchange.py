@@ -17,16 +17,16 @@ from compiler.schedule.movement import Transfer
 from compiler.schedule.scheduler import Scheduler
 from rack.machines.hardware import Hardware
 
-Path = tuple[int, ...]
+ChipPath = tuple[int, ...]
 """Chips that a vector goes through, source first."""
 
 
-def all_to_all(chips: int) -> list[Path]:
+def all_to_all(chips: int) -> list[ChipPath]:
     """Routes of an all-gather, nearest rank first."""
     return [(chip, (chip + step) % chips) for step in range(1, chips) for chip in range(chips)]
 
 
-def exchange_cycles(hardware: Hardware, paths: Sequence[Path], vectors: int) -> int:
+def exchange_cycles(hardware: Hardware, paths: Sequence[ChipPath], vectors: int) -> int:
     """Cycles until `vectors` have gone along each path, all starting at once, as scheduled."""
     spec, clock = hardware.link_spec(hardware.ports_per_chip), hardware.chip.clock_hz
     hops = sorted({hop for path in paths for hop in itertools.pairwise(path)})

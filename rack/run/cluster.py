@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -20,15 +20,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rack.errors import RackError
 from rack.machines.hardware import Hardware
 from rack.run.actor import node_address, start_actor
-from rack.run.job import ChipJob
+from rack.run.job import PROCESS_BYTES, ChipJob
 from rack.run.membership import MEMBERSHIP
 from rack.run.worker import Seat, one_blas_thread
+from rack.system.progress import Progress
 from rack.system.provenance import ROOT
 
-PROCESS_BYTES = 100 << 20  # a chip process beside its SRAM: interpreter, NumPy, Ray
 PLACE_TIMEOUT_S = 60.0
-
-Progress = Callable[[str, int, int], None]
 
 
 class RayLauncher:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rack.errors import ConfigError
 from rack.run.config import ENV_PREFIX
+from rack.run.job import PROCESS_BYTES
 from rack.run.session import Prepared
 
-PROCESS_BYTES = 100_000_000  # assumption: a chip process with NumPy and ZeroMQ, Ray included
 BASE_BYTES = 500_000_000  # assumption: the driver, the compiled schedules, the rest
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_PAIRS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from chip.kernels import load as load_kernels
@@ -26,6 +26,7 @@ from rack.run.driver import Driver, StepResult
 from rack.run.job import ChipJob, chip_job
 from rack.run.stored import Images
 from rack.run.worker import Seat, rebuild_violation
+from rack.system.progress import Progress
 from rack.system.provenance import running_code
 
 START_TIMEOUT_S = 600.0
@@ -33,8 +34,6 @@ LOWERING_TIMEOUT_S = 1800.0  # the reference executor lowers a step when it firs
 REPORT_TIMEOUT_S = 2.0  # how long chips have to say what they wait for
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0  # how often the processes are looked at while messages come
-
-Progress = Callable[[str, int, int], None]
 
 
 class Launcher(Protocol):

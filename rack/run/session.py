@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,8 @@ from rack.run.local import LocalRack
 from rack.run.native import native_notices
 from rack.run.stored import Images, load_stored
 from rack.run.timing_rack import TimingRack
+from rack.system.progress import Progress
 from rack.text.tokenizer import Tokenizer, load_other_tokenizer, load_tokenizer
-
-Progress = Callable[[str, int, int], None]
-"""(stage, done, total), as a rack starts."""
 
 
 def quiet(stage: str, done: int, total: int) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from rack.serve.errors import RETRY_STARTING_SECONDS, BusyError
-from rack.serve.runner import Job, Runner
+from rack.serve.runner import QueuedRequest, Runner
 
 
 class Dispatcher:
@@ -51,7 +51,7 @@ class Dispatcher:
                 what=f"no rack is ready ({states})", retry_seconds=RETRY_STARTING_SECONDS
             )
 
-    def submit(self, job: Job) -> Runner:
+    def submit(self, job: QueuedRequest) -> Runner:
         """Queue a request; return the rack that took it.
 
         Raises BusyError when no rack is ready, or all queues are full.

@@ -4,9 +4,10 @@ Rules: requests run in the order they came; a cancelled one stops before its nex
 fails, or a chip that dies while nothing runs, closes the session and a fresh one is opened. What
 cannot be opened is tried again after pauses, each longer than the one before, and given up after
 the last of them; at once if it never ran, because then it is the configuration. Events reach
-whoever asked through `Job.emit`, which is called in this thread and must not block. Queue time is
-counted in emulated cycles: those the rack ran between a request's arrival and its start. (When a
-request arrives is the client's doing; what the rack runs before it is not measured in wall time.)
+whoever asked through `QueuedRequest.emit`, which is called in this thread and must not block. Queue
+time is counted in emulated cycles: those the rack ran between a request's arrival and its start.
+(When a request arrives is the client's doing; what the rack runs before it is not measured in wall
+time.)
 With a pacer no step begins, and no token is given out, before the step ahead of it has ended in
 emulated time.
 """
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from rack.errors import RequestError
 from rack.run.driver import StepResult
 from rack.run.engine import Completion, Engine, Rack, TokenEvent
-from rack.run.session import Progress, Session
+from rack.run.session import Session
 from rack.serve.errors import (
     RETRY_QUEUE_SECONDS,
     RETRY_STARTING_SECONDS,
@@ -32,6 +33,7 @@ from rack.serve.errors import (
     starting,
 )
 from rack.serve.pacing import Slip, Unpaced
+from rack.system.progress import Progress
 from rack.text.sampler import SamplingParams
 
 RESTART_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
@@ -93,7 +95,7 @@ _STOPPING = BusyError(what="the server is stopping", retry_seconds=RETRY_STARTIN
 _RESTARTING = "restarting after a failure"
 
 
-class Job:
+class QueuedRequest:
     """One request: what to run, where its events go, when it arrived (default: now)."""
 
     def __init__(
@@ -159,10 +161,10 @@ class Runner:
         self._pauses, self._was_ready = pauses, False
         self._losses = 0  # in a row, without a request in between
         self._changed = threading.Condition(threading.RLock())
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[QueuedRequest] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="rack", daemon=True)
-        self.running: Job | None = None
+        self.running: QueuedRequest | None = None
         self.stage: str | None = "starting"  # None once ready
         self.given_up = False
         self.cycles = 0  # emulated, by all requests since the start
@@ -182,7 +184,7 @@ class Runner:
         """Requests running and waiting."""
         return len(self._waiting) + (self.running is not None)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: QueuedRequest) -> None:
         """Queue a request. Raises BusyError when it cannot be taken now."""
         with self._changed:
             self.check_ready()
@@ -199,7 +201,7 @@ class Runner:
                 self.running = self._waiting.popleft()
             self._changed.notify_all()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: QueuedRequest) -> None:
         """Forget a request: no further event, and the rack is free before the next step."""
         with self._changed:
             job.cancelled = True
@@ -322,12 +324,12 @@ class Runner:
             return error
         return None
 
-    def _emit(self, job: Job, event: Event) -> None:
+    def _emit(self, job: QueuedRequest, event: Event) -> None:
         with self._changed:  # after cancel() has returned nothing is emitted any more
             if not job.cancelled:
                 job.emit(event)
 
-    def _run(self, engine: Engine, job: Job) -> tuple[Exception | None, Event | None]:
+    def _run(self, engine: Engine, job: QueuedRequest) -> tuple[Exception | None, Event | None]:
         """Run one request: why the rack can no longer be trusted, and what is yet to be emitted."""
         queue_cycles = self.cycles - job.cycles_at_submit
         queue_seconds = time.perf_counter() - job.arrived_seconds

@@ -25,7 +25,7 @@ from rack.serve.metrics import Meter, Metrics
 from rack.serve.reader import Reader
 from rack.serve.reading import Parse, read_prompts
 from rack.serve.responses import DONE, Answer, emulated_cycles, event
-from rack.serve.runner import Event, Failed, Finished, Job, together
+from rack.serve.runner import Event, Failed, Finished, QueuedRequest, together
 from rack.serve.schemas import Parsed
 from rack.text.grammar import Grammar, json_grammar, narrowed, without_doubles
 from rack.text.tools import Tools, form_of
@@ -140,7 +140,7 @@ class Ticket:
         self._arrived = asyncio.Event()
         self._gone = self._closed = self._woken = False
         self._failure: Exception | None = None
-        self._job = Job(prompt, parsed.params, self._put, arrived_seconds)
+        self._job = QueuedRequest(prompt, parsed.params, self._put, arrived_seconds)
         self._rack = service.racks.submit(self._job)
 
     def _put(self, event: Event) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rack.run.config import RunConfig
 from rack.run.host_memory import fit_to_memory
-from rack.run.session import Prepared, Progress, Session, prepare
+from rack.run.session import Prepared, Session, prepare
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import StoppedError
@@ -28,7 +28,7 @@ from rack.serve.runner import Runner
 from rack.serve.server import Server
 from rack.serve.service import Service
 from rack.system.garbage import collect_once
-from rack.system.progress import StartProgress
+from rack.system.progress import Progress, StartProgress
 from rack.system.shell import line_of
 from rack.text.sampler import SamplingParams
 

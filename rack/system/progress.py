@@ -10,7 +10,11 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total), as a rack starts."""
 
 
 def say(text: str) -> None:
@@ -39,11 +43,11 @@ class StartProgress:
     With `tell` each line goes there instead, as (stage, done, total), and there are no bars.
     """
 
-    def __init__(self, tell: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(self, tell: Progress | None = None) -> None:
         self._tell = tell or _say_stage
         console = Console(stderr=True)
         self._bar = (
-            Progress(
+            Bars(
                 "{task.description}",
                 BarColumn(),
                 MofNCompleteColumn(),

@@ -13,6 +13,8 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from rack.text.json_object import json_object
+
 MAX_HELD = 4096
 """How many characters are held back, at most, to see if they become a call."""
 
@@ -147,23 +149,17 @@ class CallReader:
 
     def _loose(self, text: str) -> tuple[str, str] | None:
         """Read a whole object as a call whose keys stand in another order, or deeper."""
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+        value = json_object(text)
+        if value is None:
             return None
-        if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        if isinstance(value.get("function"), dict):
             value = value["function"]
-        if not isinstance(value, dict):
-            return None
         name = value.get("name", value.get("function"))
         arguments = value.get("parameters", value.get("arguments", {}))
         if not isinstance(name, str) or name not in self._names:
             return None
         if isinstance(arguments, str):  # JSON within JSON
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                return None
+            arguments = json_object(arguments)
         return (name, json.dumps(arguments)) if isinstance(arguments, dict) else None
 
     def _skip_end(self, final: bool) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rack.text.chat_template import ChatTemplate, Message, PromptError
 from rack.text.grammar import Grammar, Schema, narrowed, part, without_doubles
+from rack.text.json_object import json_object
 from rack.text.tokens import Tokenizer
 
 MOST_CALLS = 16
@@ -153,11 +154,8 @@ def _with_objects(message: Message) -> Message:
 
 def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"]
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
+    arguments = json_object(function["arguments"] or "{}")
+    if arguments is None:
         arguments = function["arguments"]
     return {**call, "function": {**function, "arguments": arguments}}
 
