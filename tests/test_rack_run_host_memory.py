@@ -49,7 +49,11 @@ def test_timing_needs_nothing() -> None:
 
 def test_processes_count() -> None:
     assert needed_bytes(GB, 4, "local") == GB + 500_000_000
-    assert needed_bytes(GB, 4, "ray") == needed_bytes(GB, 4, "process") == GB + 900_000_000
+    assert (
+        needed_bytes(GB, 4, "ray")
+        == needed_bytes(GB, 4, "process")
+        == GB + 500_000_000 + 4 * (100 << 20)
+    )
 
 
 def write(path: Path, text: str) -> None:

@@ -30,7 +30,7 @@ from compiler.pipeline import CompiledModel
 from compiler.place.partition import Weight, weight_of
 from rack.run.stored import Images
 
-PROCESS_BYTES = 100_000_000  # assumption: a chip process beside its SRAM: NumPy, ZeroMQ, Ray
+PROCESS_BYTES = 100 << 20  # assumption: a chip process beside its SRAM: NumPy, ZeroMQ, Ray
 BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the tiled layout
 
 
