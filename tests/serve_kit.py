@@ -67,6 +67,11 @@ class Steps:
         assert self._permits is not None
         self._permits.release(count)
 
+    def end(self) -> None:
+        """Let a step go on that still waits; its request has been cancelled."""
+        if self._permits is not None:
+            self.release(1)
+
     async def ran(self, count: int) -> None:
         """Wait until this many steps ran."""
 

@@ -82,6 +82,9 @@ class Fleet:
             await until(ready)
 
     async def __aexit__(self, *_: object) -> None:
+        self.racks.request_stop()
+        for steps in self.steps:
+            steps.end()
         assert await asyncio.to_thread(self.racks.stop, DEADLINE_SECONDS)
 
     def job(self) -> tuple[QueuedRequest, "asyncio.Future[Any]"]:
