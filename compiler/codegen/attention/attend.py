@@ -30,8 +30,9 @@ from compiler.codegen.attention.softmax import Exponentials
 from compiler.codegen.attention.tiles import AHEAD, Planes, load_issues
 from compiler.codegen.attention.tiles import Load as TileLoad
 from compiler.codegen.attention.weights import Feeds, Peaks
-from compiler.codegen.attention.wires import Clock, Ports, VxmOnly, Wires
+from compiler.codegen.attention.wires import Ports, VxmOnly, Wires
 from compiler.codegen.core.builder import Block
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES, Load, Node, Ref
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import Placed, Template, aligned, even_stream, row_block

@@ -11,7 +11,8 @@ from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, Immediate, Lane, Position
 from chip.ops.scratch import COLUMN
-from compiler.codegen.attention.wires import Clock, Wires
+from compiler.codegen.attention.wires import Wires
+from compiler.codegen.core.clock import Clock
 
 LANE = 14  # ALU whose register has every lane's number within its quarter
 MASK, CHOSEN, PAIR, BEST, STORE = 12, (2, 5), 7, 8, 13  # CHOSEN: of even columns, of odd ones

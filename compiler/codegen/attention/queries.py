@@ -17,7 +17,8 @@ from chip.isa.operands import Group, In, Stream, Tap, group
 from chip.ops.scratch import COLUMN
 from chip.spec import VECTOR_BYTES, vectors
 from compiler.codegen.attention.shape import Attention, Quad, Tile
-from compiler.codegen.attention.wires import Clock, Wires
+from compiler.codegen.attention.wires import Wires
+from compiler.codegen.core.clock import Clock
 
 SENDERS = (1, 3)  # ALUs that send queries back to the side that they come from
 QUERY, FED, SUMS, PARTS = 8, 28, 8, 24  # first streams of each traffic

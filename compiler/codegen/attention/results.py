@@ -19,7 +19,8 @@ from chip.spec import vectors
 from compiler.codegen.attention.queries import PARTS, SUMS
 from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
 from compiler.codegen.attention.weights import Feeds
-from compiler.codegen.attention.wires import Clock, Ports, Wires
+from compiler.codegen.attention.wires import Ports, Wires
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 
 ADDERS, CONVERT, SCALED, JOINED, ROUND = (4, 6, 9), 0, 11, 12, 2

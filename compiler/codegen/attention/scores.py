@@ -24,7 +24,8 @@ from compiler.codegen.attention.quarters import (
 from compiler.codegen.attention.queries import SENDERS, SUMS, Job, feed, through_planes, to_sums
 from compiler.codegen.attention.shape import Attention, Quad, Tile
 from compiler.codegen.attention.tiles import AHEAD, Load, Planes
-from compiler.codegen.attention.wires import Clock, Ports, Wires, items, paired
+from compiler.codegen.attention.wires import Ports, Wires, items, paired
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.vector import f32
 
 SUM, CONVERT, FACTORS, SCORE, SCALES = 4, 0, (6, 9), 11, (10, 15)

@@ -15,7 +15,8 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Held, In
 from compiler.codegen.attention.quarters import POWERS, SCORED, keep, stored
 from compiler.codegen.attention.shape import Attention, Quad
-from compiler.codegen.attention.wires import Clock, Ports, Wires, items
+from compiler.codegen.attention.wires import Ports, Wires, items
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.vector import f32
 
 TOPS, LESS, POWER, TOTALS, FOLD = (1, 3), 4, 0, (6, 9, 11, 12), (2, 5)

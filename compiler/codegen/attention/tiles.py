@@ -16,7 +16,8 @@ from chip.isa.operands import Stream
 from chip.spec import VECTOR_BYTES
 from chip.sram import RUN
 from compiler.codegen.attention.shape import Attention, Tile, place_of
-from compiler.codegen.attention.wires import Clock, Wires
+from compiler.codegen.attention.wires import Wires
+from compiler.codegen.core.clock import Clock
 
 LOADED = 12  # first of 16 outward streams of keys and values
 TURN_QUEUE = 13  # SXM queue that turns values

@@ -30,7 +30,8 @@ from compiler.codegen.attention.quarters import (
 from compiler.codegen.attention.queries import FED
 from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
 from compiler.codegen.attention.tiles import Load, Planes
-from compiler.codegen.attention.wires import Clock, Ports, Wires, items
+from compiler.codegen.attention.wires import Ports, Wires, items
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.vector import f32
 

@@ -13,40 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
+from chip.floorplan import Queue, alu, hops, mem
 from chip.isa.instructions import Alu, AluOp, Read, Write
-from chip.isa.issue import Issue, delays
+from chip.isa.issue import Issue
 from chip.isa.operands import Group, Source, Stream, Tap
 from chip.ops.cost import C2C_TURN
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.spec import VECTOR_BYTES
 from chip.sram import bulk_place, work_place, work_start
 from compiler.codegen.core.builder import FROM_VXM, TO_VXM
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 
 ITEMS = 28  # first of four streams of items, either way
-
-
-class Clock:
-    """Cycles between issues and what comes of them."""
-
-    def __init__(self, spec: ChipSpec) -> None:
-        self.spec = spec
-        self.of = {name: delay.d_func for name, delay in delays(spec).items()}
-        self.to_sxm = hops(alu(0), sxm(0, 0), spec)
-        self.to_mxm = hops(alu(0), mxm(0, Role.FEED), spec)
-        self.near = hops(alu(0), mem(0, 0), spec)
-        self.far = hops(alu(0), mem(0, spec.slices // spec.hemispheres - 1), spec)
-        self.fetch = self.of["READ"] + self.near  # from a work slice's port to the VXM
-
-    @property
-    def after_outward(self) -> int:
-        """Cycles after which a value may arrive at the VXM, behind one that left it."""
-        return self.of["READ"] + 2 * self.far + 1
-
-    @property
-    def after_inward(self) -> int:
-        """Cycles after which a value may leave the VXM, behind one that arrived; or before."""
-        return 1 - self.of["READ"] - 2 * self.near
 
 
 @dataclass(slots=True)
