@@ -23,7 +23,7 @@ from schedules import compiled, machine
 
 from chip.ops.opcodes import Opcode
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
-from compiler.codegen.products.row import RowProduct
+from compiler.codegen.products.row import lay_out
 
 CHIP = machine("lesson").chip
 
@@ -79,7 +79,7 @@ def test_large_matrices_are_near_the_roofline() -> None:
 
 def test_published_plane_load() -> None:
     """ISCA 2020: 320 columns of a plane load in 20 cycles; all four side by side."""
-    product = RowProduct(operation_of(Opcode.MATMUL, matmul(640, 1280)), CHIP)
+    product = lay_out(operation_of(Opcode.MATMUL, matmul(640, 1280)), CHIP)
     (group,) = product.groups
     windows = [product.times[0, tile].windows for tile in (0, 1)]
     assert [len(cycles) for cycles in windows] == [20, 20]

@@ -14,7 +14,7 @@ from chip.kernels.quant import tile_weights
 from chip.ops.opcodes import Opcode
 from chip.ops.rows import gated_widths, segment_offsets
 from chip.spec import vectors
-from compiler.codegen.products.row import RowProduct
+from compiler.codegen.products.row import lay_out
 
 
 def operation(k: int, n: int, out: str, **extra: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_equals_the_kernels(k: int, n: int, out: str, extra: dict[str, Any], fir
 def test_weights_stream_without_gaps(extra: dict[str, Any]) -> None:
     """From the second tile on only a cycle an activation is lost to the weights."""
     a = operation(4096, 8 * 640, "f16", **extra)
-    product = RowProduct(operation_of(Opcode.MATMUL, a), CHIP)
+    product = lay_out(operation_of(Opcode.MATMUL, a), CHIP)
     windows = sorted(c for times in product.times.values() for c in times.windows)
     loads = windows[2 * 20 :]  # behind two tiles, that wait for the first activation
     busy = product.prologue.busy if product.prologue is not None else frozenset()

@@ -31,24 +31,6 @@ class Columns:
         return range(start // WINDOW, -(-(start + self.width) // WINDOW))
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnGroup:
-    """Blocks that are in the planes together: `start` is when tile 0 begins to arrive."""
-
-    blocks: tuple[Columns, ...]
-    load: int  # cycles that a tile's load takes
-    period: int  # from tile to tile
-    start: int
-    drain: int  # when row 0's sums leave the accumulators
-    parity: int  # which half of the accumulator rows it has
-    pace: int  # cycles between rows that leave
-
-    @property
-    def lanes(self) -> int:
-        """Lanes of a plane in use."""
-        return self.blocks[0].width if len(self.blocks) == 1 else LANES
-
-
 def blocks_of(n: int, tiles: int) -> list[Columns]:
     """Cut n columns into blocks of 320."""
     return [Columns(first, min(LANES, n - first), first * tiles) for first in range(0, n, LANES)]

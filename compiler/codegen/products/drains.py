@@ -7,25 +7,22 @@ at once, but for the last: what its gate gives waits in a register for the up co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Held
 from chip.ops.product import AddTo, Gated, Matmul
-from chip.spec import ChipSpec, vectors
+from chip.spec import VECTOR_BYTES, vectors
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Load, Node, NodeSource, Ref
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed
-from compiler.codegen.products.columns import (
-    ColumnGroup,
-    Columns,
-    blocks_of,
-    gated_groups,
-    row_groups,
-)
-from compiler.codegen.products.product import ARRIVAL, PINNED, Product
+from compiler.codegen.products.activations import PINNED
+from compiler.codegen.products.columns import Columns, blocks_of, gated_groups, row_groups
+from compiler.codegen.products.gaps import link_turns
 from compiler.codegen.products.prologue import SCALE
+from compiler.codegen.products.sums import ARRIVAL, Outputs, added, dequantised
+from compiler.codegen.products.timeline import ColumnGroup
 from compiler.codegen.vector import Run, f32, joined, sigmoid
 
 LEAD = 8  # cycles that the work on two groups is apart
@@ -37,26 +34,13 @@ CHAIN = (6, 1, 0, 3, 2, 4, GATED)  # ALUs that make it, beside the work on the u
 FOLLOWED = ("gate", "up")  # blocks apart, the last
 
 
-class TileTimes(NamedTuple):
-    """When a tile's windows arrive at the planes, it is installed, and multiplied.
+@dataclass(slots=True)
+class Drains:
+    """Builds the blocks that take a group's sums; keeps each for groups that are alike."""
 
-    `filled`: when its activation comes, where it shares a slot; else it has come before.
-    """
-
-    windows: Sequence[int]
-    filled: int | None
-    install: int
-    use: int
-
-
-class RowDrains(Product):
-    """Blocks that take a group's sums, placed where those arrive."""
-
-    times: dict[tuple[int, int], TileTimes]  # by first column of the group, and tile
-
-    def __init__(self, op: Matmul, spec: ChipSpec) -> None:
-        self.op = op
-        super().__init__(spec, rows=op.rows, k=op.k, n=op.n, item=op.out_bytes)
+    op: Matmul
+    clock: Clock
+    _blocks: dict[object, Block] = field(default_factory=dict)
 
     @property
     def _gated(self) -> bool:
@@ -65,10 +49,11 @@ class RowDrains(Product):
     @property
     def _pairs(self) -> int:
         """Pairs of whole blocks, a gate and an up block each."""
-        return self.n // (2 * LANES)
+        return self.op.n // (2 * LANES)
 
-    def _groups(self) -> list[tuple[Columns, ...]]:
-        columns = blocks_of(self.n, self.tiles)
+    def groups(self) -> list[tuple[Columns, ...]]:
+        """Return the blocks of columns that are in the planes together."""
+        columns = blocks_of(self.op.n, vectors(self.op.k))
         return gated_groups(columns, self._pairs) if self._gated else row_groups(columns)
 
     def _kind(self, blocks: tuple[Columns, ...]) -> str:
@@ -79,86 +64,64 @@ class RowDrains(Product):
             return "pair" if len(blocks) > 1 else "halves"
         return FOLLOWED[place % 2]
 
-    def _hold(self, blocks: tuple[Columns, ...], block: Block) -> int:
+    def outputs(self, blocks: tuple[Columns, ...]) -> Outputs:
+        """Return the vectors of sums that a group gives: of a half gate, half up block two."""
+        if self._kind(blocks) == "halves":
+            return Outputs((blocks[0].width // 2,) * 2, halves=True)
+        return Outputs(tuple(block.width for block in blocks))
+
+    def hold(self, blocks: tuple[Columns, ...], block: Block) -> int:
         """Return the cycles from its sums' arrival to where the next group's work may begin."""
         if self._kind(blocks) == "gate":
             return block.end - ARRIVAL - DEQUANTISED - LEAD
         return block.end - ARRIVAL
 
-    def _lead(self, blocks: tuple[Columns, ...]) -> int:
+    def lead(self, blocks: tuple[Columns, ...]) -> int:
         """Return the cycles before its sums' arrival at which a group's work begins."""
         return FAR if self._kind(blocks) == "halves" else LEAD
 
-    @property
-    def port_leads(self) -> tuple[int, int]:
-        """Cycles from a work slice's read to the planes beyond an SXM: the far slice, the near."""
-        far, near = (hops(mem(side, 0), mxm(2, Role.LOAD), self.spec) for side in (0, 1))
-        return self.delay["READ"].d_func + far, self.delay["READ"].d_func + near
+    def start(self, g: ColumnGroup) -> int:
+        """Return when the block of a group starts: its sums arrive at cycle `ARRIVAL` of it."""
+        return g.drain + g.outputs.delay(self.clock) - ARRIVAL
 
-    @property
-    def link_turns(self) -> frozenset[int]:
-        """Cycles, modulo `C2C_TURN`, of the ports that are left to the links.
+    def place(self, g: ColumnGroup, port_cycles: Iterable[int]) -> Placed:
+        """Place a group's block. `port_cycles`: at which the port is the activations'."""
+        start = self.start(g)
+        busy = frozenset(c - start for c in port_cycles if 0 <= c - start < SPAN)
+        block = self.block(g.blocks, start, busy)
+        return Placed(block=block, start=start, shift=self._shift(g.blocks))
 
-        One for each slice, so that a vector from either goes by in the same gap of the loads.
-        """
-        far, near = self.port_leads
-        turn = C2C_TURN - 1
-        return frozenset({turn, (turn + far - near) % C2C_TURN})
-
-    # -- where sums come from
-
-    def _arrival(self, outputs: int) -> int:
-        return ARRIVAL
-
-    def _widths(self, blocks: tuple[Columns, ...]) -> list[int]:
-        widths = super()._widths(blocks)
-        return [widths[0] // 2] * 2 if self._kind(blocks) == "halves" else widths
-
-    def _spread(self, blocks: tuple[Columns, ...], run: int, j: int) -> tuple[int | None, ...]:
-        if self._kind(blocks) != "halves":
-            return super()._spread(blocks, run, j)
-        width = blocks[0].width // 2
-        return tuple(range(j * width, (j + 1) * width))
-
-    def _weight_scales(self, b: Block, widths: list[int], j: int) -> NodeSource:
-        run = Run("sw", sum(widths[:j]), widths[j])
-        return joined(b, [run], 4, ARRIVAL + LEAD)
-
-    # -- blocks
-
-    def _place_drains(self) -> None:
-        again = {
-            times.filled - self.feed_delay
-            for times in self.times.values() if times.filled is not None
-        }  # fmt: skip
-        for g in self.groups:
-            start = g.drain + self._drain_delay(self._outputs(g)) - ARRIVAL
-            busy = frozenset(c - start for c in again if 0 <= c - start < SPAN)
-            block = self.drain(g.blocks, start, busy)
-            self.drains.append(Placed(block=block, start=start, shift=self._shift(g)))
-
-    def _shift(self, g: ColumnGroup) -> dict[str, int]:
-        shift = super()._shift(g)
+    def _shift(self, blocks: tuple[Columns, ...]) -> dict[str, int]:
+        """Return how far a group's columns are from the operands' first, in vectors."""
+        column = blocks[0].first
+        scales, result = column * 4 // VECTOR_BYTES, column * self.op.out_bytes // VECTOR_BYTES
         if self._gated:
-            shift["y"] = (g.blocks[0].first - LANES * (self._kind(g.blocks) == "up")) // LANES
-        return {**shift, "r": shift["sw"]}
+            result = (column - LANES * (self._kind(blocks) == "up")) // LANES
+        return {"sw": scales, "y": result, "r": scales}
 
-    def drain(
+    def block(
         self, blocks: tuple[Columns, ...], start: int, busy: frozenset[int] = frozenset()
     ) -> Block:
         """Return the block that takes a group's sums. `busy`: the port is the activations'."""
-        kind, widths, turns = self._kind(blocks), self._widths(blocks), self.link_turns
-        key = (kind, tuple(widths), start % C2C_TURN, busy)
+        kind, outputs, turns = self._kind(blocks), self.outputs(blocks), link_turns(self.clock)
+        key = (kind, outputs, start % C2C_TURN, busy)
         if key not in self._blocks:
-            block = Block(
-                self.spec, pinned=PINNED | {SCALE} | (set(CHAIN) if kind in FOLLOWED else set()),
+            b = Block(
+                self.clock.spec,
+                pinned=PINNED | {SCALE} | (set(CHAIN) if kind in FOLLOWED else set()),
                 busy=lambda cycle: cycle in busy or (start + cycle) % C2C_TURN in turns,
-            )  # fmt: skip
-            self._follow(block, kind, self._scaled(block, widths, Held(SCALE)), widths)
-            self._blocks[key] = block.finish(), 0
-        return self._blocks[key][0]
+            )
 
-    def _follow(self, b: Block, kind: str, scaled: list[Node], widths: list[int]) -> None:
+            def column_scales(j: int) -> NodeSource:
+                run = Run("sw", sum(outputs.widths[:j]), outputs.widths[j])
+                return joined(b, [run], 4, ARRIVAL + LEAD)
+
+            sums = added(b, outputs, ARRIVAL)
+            self._follow(b, kind, dequantised(b, sums, Held(SCALE), column_scales))
+            self._blocks[key] = b.finish()
+        return self._blocks[key]
+
+    def _follow(self, b: Block, kind: str, scaled: list[Node]) -> None:
         """Do with a group's dequantised sums what follows the product."""
         if kind == "gate":
             _gate_in_register(b, scaled[0])
@@ -168,24 +131,25 @@ class RowDrains(Product):
             for pair in range(len(scaled) // 2):
                 gate, up = scaled[2 * pair : 2 * pair + 2]
                 gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
-                y = b.alu(AluOp.MUL, gated, up, lanes=widths[2 * pair])
+                y = b.alu(AluOp.MUL, gated, up, lanes=gate.lanes)
                 _store_f16(b, y, 2 * pair)
         else:
             for j, y in enumerate(scaled):
-                self._store(b, kind, y, j)
+                _store(b, kind, y, j)
 
-    @staticmethod
-    def _store(b: Block, kind: str, y: Node, j: int) -> None:
-        wide = Ref("r" if kind == "add" else "y", 4 * j, vectors(4 * y.lanes))
-        if kind == "f32":
-            b.alu(AluOp.COPY, y, lanes=y.lanes, out=wide)
-        elif kind == "add":
-            half = b.alu(AluOp.CVT_F16, y, lanes=y.lanes)
-            delta = b.alu(AluOp.CVT_F32, half, lanes=y.lanes)
-            total = b.alu(AluOp.ADD, Load(wide, "f32"), delta, lanes=y.lanes)
-            b.alu(AluOp.COPY, total, lanes=y.lanes, out=wide)  # when the port allows
-        else:
-            _store_f16(b, y, 2 * j)
+
+def _store(b: Block, kind: str, y: Node, j: int) -> None:
+    """Write a vector of results as they are, added to the residual, or rounded to fp16."""
+    wide = Ref("r" if kind == "add" else "y", 4 * j, vectors(4 * y.lanes))
+    if kind == "f32":
+        b.alu(AluOp.COPY, y, lanes=y.lanes, out=wide)
+    elif kind == "add":
+        half = b.alu(AluOp.CVT_F16, y, lanes=y.lanes)
+        delta = b.alu(AluOp.CVT_F32, half, lanes=y.lanes)
+        total = b.alu(AluOp.ADD, Load(wide, "f32"), delta, lanes=y.lanes)
+        b.alu(AluOp.COPY, total, lanes=y.lanes, out=wide)  # when the port allows
+    else:
+        _store_f16(b, y, 2 * j)
 
 
 def _store_f16(b: Block, y: Node, vector: int) -> None:

@@ -1,18 +1,19 @@
 """MATMUL: x . w, scaled, fp32 or fp16, and what follows it.
 
 The timelines are in compiler/codegen/products/row.py (one row) and
-compiler/codegen/products/product.py (several).
+compiler/codegen/products/rows.py (several).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from chip.ops.product import AddTo, Matmul, NormFirst
 from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.codegen.core.template import Placed, Template, even_stream
-from compiler.codegen.products.product import Product
+from compiler.codegen.products import row, rows
 from compiler.codegen.products.prologue import arrivals
-from compiler.codegen.products.row import RowProduct
 
 
 def matmul(op: Matmul, spec: ChipSpec) -> Template:
@@ -21,28 +22,27 @@ def matmul(op: Matmul, spec: ChipSpec) -> Template:
 
 
 def _rows(op: Matmul, spec: ChipSpec) -> Template:
-    product = Product(spec, rows=op.rows, k=op.k, n=op.n, item=op.out_bytes)
-    drains = product.drains
-    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in drains)
-    fed = product.fed(product.groups[0], 0) - product.feed_delay
-    row = row_bytes(op.n, op.out_bytes) // VECTOR_BYTES
+    product = rows.lay_out(op, spec)
+    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
+    fed = product.loads[0].fed(0) - product.clock.feed
+    steps = {"x": row_bytes(op.k, 1) // VECTOR_BYTES, "s": 0, "sw": 0}
     return Template(
-        placed=(*product.feeds(), *drains),
+        placed=(*product.feeds(), *product.drains),
         cycles=end,
-        row_vectors={"x": row_bytes(op.k, 1) // VECTOR_BYTES, "s": 0, "sw": 0, "y": row},
+        row_vectors={**steps, "y": row_bytes(op.n, op.out_bytes) // VECTOR_BYTES},
         needed={"x": (fed, fed), "s": (fed, fed)},
         streams=(product,),
     )
 
 
 def _row(op: Matmul, spec: ChipSpec) -> Template:
-    product = RowProduct(op, spec)
+    product = row.lay_out(op, spec)
     drains = product.drains
     end = max(p.start + p.block.end for p in drains)
     ready = _ready(drains, "r" if isinstance(op.result, AddTo) else "y")
     needed: dict[str, tuple[int, int]] = {}
     if product.prologue is None:
-        first, last = (product.filled[n] - product.feed_delay for n in (0, -1))
+        first, last = (product.filled[n] - product.clock.feed for n in (0, -1))
         needed = {"x": (first, last), "s": (first, first)}
     source, pace = op.source, op.links.pace
     if isinstance(source, NormFirst) and source.arrives is not None:
@@ -59,7 +59,7 @@ def _row(op: Matmul, spec: ChipSpec) -> Template:
     )
 
 
-def _ready(drains: list[Placed], operand: str) -> list[int]:
+def _ready(drains: Sequence[Placed], operand: str) -> list[int]:
     """Return the cycles from which each vector of the result can be read."""
     ready = {}
     for placed in drains:

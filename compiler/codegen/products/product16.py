@@ -5,7 +5,7 @@ A pair of planes is 160 lanes deep: one vector is 160 values, and a column of a 
 slices that hold weights are an odd number, so 32 vectors two apart lie in 32 slices. Western
 weights of the eastern pair cross the chip on streams that nothing else uses.
 
-Otherwise as int8 products (compiler/codegen/products/product.py): for each group of columns all
+Otherwise as int8 products (compiler/codegen/products/rows.py): for each group of columns all
 tiles follow one another, while one multiplies the next loads; the SXM puts each pair's columns in
 their lanes, the VXM joins them. Numerics: chip/kernels/twin.py, matmul_f16.
 """

@@ -17,6 +17,7 @@ from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import paced
+from compiler.codegen.products.activations import FEED
 from compiler.codegen.vector import (
     f32,
     groups,
@@ -27,7 +28,6 @@ from compiler.codegen.vector import (
     store,
 )
 
-FEED = 28  # outward stream of activations
 SCALE = 9  # ALU whose register keeps the row's scale
 OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
 

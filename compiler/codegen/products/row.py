@@ -8,172 +8,163 @@ Tiles beyond the slots share the last one, and are sent again for every group of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from chip.floorplan import Role, mxm
 from chip.isa.instructions import ABC, ACC, IW
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream
-from chip.ops.product import Activations
-from compiler.codegen.core.builder import C2C_TURN, Block
+from chip.ops.product import Activations, Matmul
+from chip.spec import ChipSpec, vectors
+from compiler.codegen.core.builder import Block
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed
-from compiler.codegen.products.columns import ColumnGroup, Columns
-from compiler.codegen.products.drains import RowDrains, TileTimes
-from compiler.codegen.products.product import ARRIVAL, PINNED, feed_block, never, row_scale
-from compiler.codegen.products.prologue import FEED, SCALE, outward, prologue
+from compiler.codegen.products import timeline
+from compiler.codegen.products.activations import FEED, PINNED, feed_block, never, row_scale
+from compiler.codegen.products.columns import Columns
+from compiler.codegen.products.drains import Drains
+from compiler.codegen.products.gaps import Gaps
+from compiler.codegen.products.prologue import SCALE, Prologue, outward, prologue
+from compiler.codegen.products.row_tiles import TileCursor, TileTimes
+from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
 
 SUMS = 8  # accumulator rows that groups take in turn
 FEED_PACE = 2  # cycles between activations: every other cycle of the ports is left to others
 
 
-class RowProduct(RowDrains):
-    """The timeline of a product of one row."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowProduct:
+    """The timeline of a product of one row (compiler/codegen/products/timeline.py)."""
 
-    def _lay_out(self) -> None:
-        self.half_rate, source = False, self.op.source
-        slots = self.spec.mxm_activation_slots
-        self.resident = self.tiles if self.tiles <= slots else slots - 1
-        self.times = {}
-        self.first = self.delay["READ"].d_func + self.to_mxm
-        groups = self._groups()
-        load = sum(len(block.windows(0)) for block in groups[0])
-        self.prologue = None
-        if not isinstance(source, Activations):
-            self.prologue = prologue(source, self.op.k, self.spec)
-        at = self.first
-        if self.prologue is not None:
-            self.filled = list(self.prologue.filled[: self.resident])
-            at = max(at, self.filled[0] - 2 * load)
-        else:
-            self.filled = self._fills(at + 2 * load)
-        self._gaps_from = self._passed_from(groups, at)
-        self._taken = {*self.filled, *self._scale_cycles()}
-        self._taken |= self.prologue.busy if self.prologue is not None else set()
-        self._drained: set[int] = set()  # cycles at which sums are put out by themselves
-        self._used = 0  # when the latest tile is multiplied
-        free = 0  # from when on the work on a group's sums may begin
-        for number, blocks in enumerate(groups):
-            if number >= SUMS:  # its accumulator row is that of an earlier group
-                at = max(at, self.groups[number - SUMS].drain - self.delay["ABC"].d_func)
-            for tile in range(self.tiles):
-                at = self._time_tile(blocks, tile, at)
-            summed = self.times[blocks[0].first, self.tiles - 1].use + self.delay["ABC"].d_func
-            delay = self._drain_delay(len(self._widths(blocks)))
-            drain = max(summed, free + self._lead(blocks) - delay)
-            if drain > summed:
-                self._drained.add(drain)
-            self.groups.append(ColumnGroup(blocks, 0, 0, 0, drain, number % SUMS, 0))
-            start = drain + delay - ARRIVAL
-            block = self.drain(blocks, start)
-            free = drain + delay + self._hold(blocks, block)
-            self._taken.update(start + cycle for cycle in outward(block))
-        self._place_drains()
+    half_rate: ClassVar[bool] = False
+    rows: ClassVar[int] = 1
+    clock: Clock
+    tiles: int
+    groups: tuple[ColumnGroup, ...]
+    times: Mapping[tuple[int, int], TileTimes]  # by number of the group, and tile
+    filled: Sequence[int]  # when the activations of tiles with a slot of their own come
+    prologue: Prologue | None
+    drains: tuple[Placed, ...]
 
-    # -- room for what passes between links and work memory
+    def window_cycle(self, number: int, tile: int, window: int, plane: int) -> int:
+        """Return when a tile's window arrives: all planes take their part at once."""
+        return self.times[number, tile].windows[window]
 
-    def _passed_from(self, groups: list[tuple[Columns, ...]], at: int) -> int:
-        """Return from when on vectors may pass the loads, which begin at a cycle.
+    def multiplied(self, number: int, tile: int, row: int) -> int:
+        """Return when the row's product of a tile is added up."""
+        return self.times[number, tile].use + self.clock.of["ABC"]
 
-        `gaps`: at least one finds an outward stream in so many cycles; `gaps_last`: it need not but
-        in the last so many cycles.
-        """
-        loads = sum(len(block.windows(t)) for g in groups for block in g for t in range(self.tiles))
-        last = self.op.links.gaps_last
-        return 0 if last is None else max(0, at + loads - last)
-
-    def _is_gap(self, cycle: int) -> bool:
-        """Tell whether the streams at the planes are a link's: it reads in its turn of the port."""
-        period = self.op.links.gaps
-        far, _ = self.port_leads
-        return bool(period and cycle >= self._gaps_from and (cycle - far) % period == C2C_TURN - 1)
-
-    def _in_turn(self, cycle: int) -> bool:
-        """Tell whether an activation that arrives at a cycle is read in a link's turn."""
-        return (cycle - self.feed_delay) % C2C_TURN in self.link_turns
-
-    # -- when things happen
-
-    def _fills(self, first: int) -> list[int]:
-        """Return when the activation of each tile that has a slot of its own arrives."""
-        first = max(first, self.feed_delay)
-        return [first + FEED_PACE * tile for tile in range(self.resident)]
-
-    def _scale_cycles(self) -> list[int]:
-        """Return when, seen from the planes, the row's scale is on its way to an SXM."""
-        return [] if self.prologue is not None else [self.filled[-1] + 1]
-
-    def _time_tile(self, blocks: tuple[Columns, ...], tile: int, at: int) -> int:
-        """Time a tile whose first window may arrive at a cycle; return the next one's cycle."""
-        windows = []
-        for _ in range(sum(len(block.windows(tile)) for block in blocks)):
-            while at in self._taken or self._is_gap(at):
-                at += 1
-            windows.append(at)
-            at += 1
-        shared = tile >= self.resident
-        if shared:
-            while at in self._taken or at <= self._used or self._is_gap(at) or self._in_turn(at):
-                at += 1
-            self._taken.add(at)
-            at += 1
-        filled = at - 1 if shared else self.filled[tile]
-        install = max(at, self._used + 1)
-        while install in self._taken:
-            install += 1
-        use = max(install, filled) + 1
-        while use in self._taken or use + self.delay["ABC"].d_func in self._drained:
-            use += 1
-        self._used = use
-        times = TileTimes(windows, filled if shared else None, install, use)
-        self.times[blocks[0].first, tile] = times
-        return max(at, install)
-
-    def _time(self, g: ColumnGroup, tile: int) -> TileTimes:
-        return self.times[g.blocks[0].first, tile]
-
-    def window_cycle(self, g: ColumnGroup, tile: int, number: int, plane: int) -> int:
-        return self._time(g, tile).windows[number]
-
-    def multiplied(self, g: ColumnGroup, tile: int) -> int:
-        return self._time(g, tile).use + self.delay["ABC"].d_func
-
-    def _multiply(self, g: ColumnGroup, tile: int) -> Iterator[Issue]:
-        times, out = self._time(g, tile), self.multiplied(g, tile)
-        slot = min(tile, self.spec.mxm_activation_slots - 1)
+    def multiply(self, number: int, tile: int) -> Iterator[Issue]:
+        """Yield what fills a slot, installs a tile, and adds up the product."""
+        g, times = self.groups[number], self.times[number, tile]
+        out = self.multiplied(number, tile, 0)
+        slot = min(tile, self.clock.spec.mxm_activation_slots - 1)
         filled = times.filled
-        if filled is None and g is self.groups[0]:
+        if filled is None and number == 0:
             filled = self.filled[tile]
-        for plane in range(4):
+        for plane in PLANES:
             feed, acc = mxm(plane, Role.FEED), mxm(plane, Role.DRAIN)
             if filled is not None:
                 yield Issue(feed, filled, ABC(stream=Stream(plane >= 2, FEED), slot=slot))
-            yield Issue(feed, times.install, IW(columns=self._columns(g, tile, plane)))
+            yield Issue(feed, times.install, IW(columns=columns_of_plane(g, tile, plane)))
             yield Issue(feed, times.use, ABC(slot=slot))
             if out != g.drain:  # else the sum leaves as it is made
-                yield Issue(acc, out, ACC(slot=g.parity, first=tile == 0))
+                yield Issue(acc, out, ACC(slot=g.slot, first=tile == 0))
 
-    # -- the activations
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Yield the MXM's instructions, and the ways to it and from it."""
+        return timeline.issues(self, base)
 
     def feeds(self) -> list[Placed]:
         """Return what brings the activations, or makes them, and those that are sent again."""
-        block = feed_block(self.spec, "x" if self.prologue is None else "q")
+        before, spec = self.prologue, self.clock.spec
+        block = feed_block(spec, "x" if before is None else "q")
         fed = [
             (tile, times.filled) for (_, tile), times in self.times.items()
             if times.filled is not None
         ]  # fmt: skip
-        if self.prologue is None:
+        if before is None:
             fed += enumerate(self.filled)
-        before = self.prologue
-        first = self._scale() if before is None else Placed(block=before.block, start=0)
+            first = _scale(spec, _scale_cycle(self.filled))
+        else:
+            first = Placed(block=before.block, start=0)
         return [
             first,
-            *(Placed(block=block, start=at - self.feed_delay, shift={"x": tile, "q": tile})
+            *(Placed(block=block, start=at - self.clock.feed, shift={"x": tile, "q": tile})
               for tile, at in fed),
         ]  # fmt: skip
 
-    def _scale(self) -> Placed:
-        """Fetch the row's scale, once."""
-        block = Block(self.spec, pinned=PINNED | {SCALE}, busy=never)
-        row_scale(block, 1, SCALE)
-        (step,) = block.finish().passes
-        return Placed(block=block, start=self._scale_cycles()[0] - 1 - step.cycle)
+
+def lay_out(op: Matmul, spec: ChipSpec) -> RowProduct:
+    """Time tile by tile, group by group; each group's sums leave when the VXM is free for them."""
+    clock, tiles = Clock(spec), vectors(op.k)
+    drains, source = Drains(op, clock), op.source
+    columns = drains.groups()
+    before = None if isinstance(source, Activations) else prologue(source, op.k, spec)
+    cursor = _first_cursor(op, clock, columns, before)
+    groups, times = list[ColumnGroup](), dict[tuple[int, int], TileTimes]()
+    free = 0  # from when on the work on a group's sums may begin
+    for number, blocks in enumerate(columns):
+        if number >= SUMS:  # its accumulator row is that of an earlier group
+            cursor.wait_for(groups[number - SUMS].drain - clock.of["ABC"])
+        for tile in range(tiles):
+            times[number, tile] = cursor.tile(blocks, tile)
+        outputs = drains.outputs(blocks)
+        drain = cursor.drain(free + drains.lead(blocks) - outputs.delay(clock))
+        g = ColumnGroup(blocks=blocks, outputs=outputs, slot=number % SUMS, drain=drain)
+        groups.append(g)
+        start = drains.start(g)
+        block = drains.block(blocks, start)
+        free = drain + outputs.delay(clock) + drains.hold(blocks, block)
+        cursor.take(start + cycle for cycle in outward(block))
+    again = {one.filled - clock.feed for one in times.values() if one.filled is not None}
+    return RowProduct(
+        clock=clock, tiles=tiles, groups=tuple(groups), times=times, filled=cursor.filled,
+        prologue=before, drains=tuple(drains.place(g, again) for g in groups),
+    )  # fmt: skip
+
+
+def _first_cursor(
+    op: Matmul, clock: Clock, columns: list[tuple[Columns, ...]], before: Prologue | None
+) -> TileCursor:  # fmt: skip
+    """Return the cursor at the first tile: two tiles are in the planes before an activation."""
+    tiles, slots = vectors(op.k), clock.spec.mxm_activation_slots
+    resident = tiles if tiles <= slots else slots - 1  # tiles that have a slot of their own
+    load = sum(len(block.windows(0)) for block in columns[0])
+    at = clock.of["READ"] + clock.to_mxm
+    if before is None:
+        first = max(at + 2 * load, clock.feed)
+        filled: Sequence[int] = [first + FEED_PACE * tile for tile in range(resident)]
+        taken = {*filled, _scale_cycle(filled)}
+    else:
+        filled = before.filled[:resident]
+        at = max(at, filled[0] - 2 * load)
+        taken = {*filled, *before.busy}
+    gaps = Gaps(op.links.gaps, _passed_from(op, columns, at), clock)
+    return TileCursor(clock=clock, at=at, filled=filled, gaps=gaps, taken=taken)
+
+
+def _passed_from(op: Matmul, columns: list[tuple[Columns, ...]], at: int) -> int:
+    """Return from when on vectors may pass the loads, which begin at a cycle.
+
+    `gaps`: at least one finds an outward stream in so many cycles; `gaps_last`: it need not but
+    in the last so many cycles.
+    """
+    tiles, last = range(vectors(op.k)), op.links.gaps_last
+    loads = sum(len(block.windows(t)) for g in columns for block in g for t in tiles)
+    return 0 if last is None else max(0, at + loads - last)
+
+
+def _scale_cycle(filled: Sequence[int]) -> int:
+    """Return when, seen from the planes, the row's scale is on its way to an SXM."""
+    return filled[-1] + 1
+
+
+def _scale(spec: ChipSpec, cycle: int) -> Placed:
+    """Fetch the row's scale, once: it passes the planes' streams at a cycle."""
+    block = Block(spec, pinned=PINNED | {SCALE}, busy=never)
+    row_scale(block, 1, SCALE)
+    (step,) = block.finish().passes
+    return Placed(block=block, start=cycle - 1 - step.cycle)

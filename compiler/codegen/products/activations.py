@@ -1,0 +1,33 @@
+"""How a product's activations come to the planes: work memory, VXM, both sides; and their scale."""
+
+from __future__ import annotations
+
+from chip.isa.instructions import AluOp
+from chip.isa.operands import Stream, group
+from chip.spec import ChipSpec, vectors
+from compiler.codegen.core.builder import Block, Load, Node, Ref
+
+FEED = 28  # outward stream of activations
+FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
+PINNED = frozenset(FEEDERS)
+
+
+def never(cycle: int) -> bool:
+    """Tell that no cycle of the ports is another's."""
+    return False
+
+
+def feed_block(spec: ChipSpec, operand: str = "x") -> Block:
+    """Return the block that sends a vector of activations from work memory to all planes."""
+    block = Block(spec, busy=never)
+    at, x = block.delay["READ"].d_func + 1, Load(Ref(operand, 0, 1), "i8")
+    west, east = (group(Stream(side == 1, FEED), 1) for side in (0, 1))
+    node = block.alu(AluOp.COPY, x, at=at, on=FEEDERS[0], out=west)
+    block.twin(node, FEEDERS[1], east)
+    return block.finish()
+
+
+def row_scale(b: Block, rows: int, on: int | None = None) -> Node:
+    """Bring the block's row's scale to every lane."""
+    at, operand = b.through_sxm(Ref("s", 0, vectors(rows * 4)), None, 4, rows)
+    return b.alu(AluOp.COPY, operand, at=at, on=on)

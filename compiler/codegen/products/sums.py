@@ -1,0 +1,85 @@
+"""How a group's sums come to the VXM, and what it does with them first.
+
+Each plane's part of a vector of sums comes on streams of its own, in the lanes of its columns. The
+VXM adds the four planes' parts and dequantises the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from chip.isa.instructions import AluOp
+from chip.isa.operands import In, Stream, group
+from chip.spec import vectors
+from compiler.codegen.core.builder import Block
+from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.parts import Node, NodeSource
+from compiler.codegen.products.columns import spread_of
+
+ARRIVAL = 64  # cycle of a drain block (or the next) at which the sums come to the VXM
+DRAIN = 4  # first inward stream of sums: four for each plane of a hemisphere
+TURNED = 16  # inward streams of a plane's sums that the SXM has put in their lanes
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The vectors of sums that a group gives, by their lanes.
+
+    `halves`: there are two, of one block: half of its columns each.
+    """
+
+    widths: tuple[int, ...]
+    halves: bool = False
+
+    @property
+    def turned(self) -> bool:
+        """Whether the SXM puts the columns in their lanes; a vector alone comes as it is."""
+        return len(self.widths) > 1
+
+    def spread(self, run: int, j: int) -> tuple[int | None, ...]:
+        """Return the lane map that puts a plane's part of vector j in place."""
+        if not self.halves:
+            return spread_of(run, j)
+        width = self.widths[j]
+        return tuple(range(j * width, (j + 1) * width))
+
+    def part(self, plane: int, j: int) -> In:
+        """Return where one plane's part of vector j comes from."""
+        side = plane % 2
+        first = TURNED * side + 4 * j if self.turned else DRAIN + 4 * side
+        return In(group(Stream(plane < 2, first), vectors(self.widths[j] * 4)), "i32")
+
+    def delay(self, clock: Clock) -> int:
+        """Return the cycles from a drain's issue to its arrival at the VXM."""
+        through = clock.of["PERMUTE"] if self.turned else 0
+        return clock.of["ACC"] + through + clock.to_mxm
+
+    def arrival(self, clock: Clock) -> int:
+        """Return the sums' cycle in a drain block, for drains and blocks on even cycles."""
+        return ARRIVAL + self.delay(clock) % 2
+
+
+def added(b: Block, outputs: Outputs, arrival: int) -> list[Node]:
+    """Add the planes' parts of each vector of sums, which come at `arrival`."""
+    b.reserve_inward(arrival)
+    sums = []
+    for j, width in enumerate(outputs.widths):
+        parts = [
+            b.alu(AluOp.ADD, *(outputs.part(2 * h + q, j) for h in (0, 1)), at=arrival, lanes=width)
+            for q in (0, 1)
+        ]
+        sums.append(b.alu(AluOp.ADD, *parts, lanes=width))
+    return sums
+
+
+def dequantised(
+    b: Block, sums: list[Node], row_scale: NodeSource, column_scales: Callable[[int], NodeSource]
+) -> list[Node]:  # fmt: skip
+    """Multiply each vector of sums by its row's scale, then by its columns' scales."""
+    out = []
+    for j, total in enumerate(sums):
+        y = b.alu(AluOp.CVT_F32, total, lanes=total.lanes)
+        y = b.alu(AluOp.MUL, y, row_scale, lanes=total.lanes)
+        out.append(b.alu(AluOp.MUL, y, column_scales(j), lanes=total.lanes))
+    return out
