@@ -92,7 +92,7 @@ def bind(
     for placed in found.placed:
         for n in range(placed.n):
             binder = _Binder(spec, placed, placed.row + n, bases, found.row_vectors, given)
-            issues += binder.issues(placed.start + n * placed.period)
+            issues += binder.issues(placed.start + n * placed.interval)
     for stream in found.streams:
         issues += stream.issues(bases.__getitem__)
     return issues

@@ -108,7 +108,7 @@ class Cell:
         block = feed_block(self.clock.spec)
         fed = [(loads.fed(tile) + 1, tile) for loads in self.loads for tile in range(self.tiles)]
         return [
-            Placed(block=block, start=at - self.clock.feed, n=self.rows, period=1,
+            Placed(block=block, start=at - self.clock.feed, n=self.rows, interval=1,
                    shift={"x": tile}) for at, tile in fed
         ]  # fmt: skip
 
@@ -135,7 +135,7 @@ def lay_out(op: Lstm, spec: ChipSpec) -> Cell:
             drain + SUMS.delay(clock) - SUMS.arrival(clock),
             {"c": number * 4, "h": number},
         )
-        drains.append(Placed(block=block, start=start, n=rows, period=C2C_TURN, shift=shift))
+        drains.append(Placed(block=block, start=start, n=rows, interval=C2C_TURN, shift=shift))
     return Cell(
         clock=clock, rows=rows, tiles=tiles, groups=tuple(groups), loads=tuple(loads),
         drains=tuple(drains),
@@ -147,7 +147,7 @@ def _row_block(op: Lstm, clock: Clock, apart: int) -> Block:
 
     `apart`: cycles from gate to gate.
     """
-    b = Block(clock.spec, period=C2C_TURN)
+    b = Block(clock.spec, interval=C2C_TURN)
     arrival = SUMS.arrival(clock)
     b.reserve_inward(arrival)
     halves = [
@@ -180,7 +180,7 @@ def lstm(op: Lstm, spec: ChipSpec) -> Template:
     """Return the cell's template."""
     cell = lay_out(op, spec)
     tiles = vectors(op.hidden)
-    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in cell.drains)
+    end = max(p.start + (p.n - 1) * p.interval + p.block.end for p in cell.drains)
     found = Template(
         placed=(*cell.feeds(), *cell.drains),
         cycles=end + TILES,  # the last of the 20 superlanes is so much later than the first

@@ -36,7 +36,7 @@ from compiler.codegen.core.template import Template, by_rows, paced
 from compiler.codegen.vector import f32, scale_factor
 
 KEPT = 6  # parts of a row whose values can wait in registers
-AHEAD = 8  # cycles in which a value is made again
+AHEAD = 8  # cycles that a rematerialised value begins before its factor is known, less a MUL
 TO_CACHE = 30  # stream of either direction on which rows go to the cache
 PER_VECTOR = VECTOR_BYTES // 4
 Lanes = Sequence[int | None]
@@ -88,7 +88,7 @@ class _Row:
     def __init__(self, op: Rope, spec: ChipSpec, pace: int) -> None:
         self.op, self.layout, self.half = op, op.layout, op.head_dim // 2
         self.pace = pace
-        self.again = len(list(self.packed())) > KEPT
+        self.remade = len(list(self.packed())) > KEPT
         self.b = Block(spec)
         self.update = Update([], [], [])
 
@@ -147,7 +147,7 @@ class _Row:
             return
         peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
         factor, scale = scale_factor(b, peak)
-        if self.again:  # registers are few: made anew, rather than kept until its factor is known
+        if self.remade:  # registers are few: rematerialised, rather than kept for its factor
             y = self._value(part, cos, sin, factor.done - b.delay["MUL"].d_func - AHEAD)
         scaled = b.alu(AluOp.MUL, y, factor)
         if part.kind == "q":
@@ -228,7 +228,7 @@ class CacheWrites:
     spec: ChipSpec
     layout: KvLayout
     rows: int
-    period: int
+    interval: int
     start: int
     update: Update
 
@@ -236,7 +236,7 @@ class CacheWrites:
     def end(self) -> int:
         """Cycle at which the farthest slice has the last row."""
         far = hops(alu(0), mem(1, self.spec.slices // 2 - 1), self.spec)
-        last = self.start + (self.rows - 1) * self.period + max(c for c, _ in self.update.rows)
+        last = self.start + (self.rows - 1) * self.interval + max(c for c, _ in self.update.rows)
         return last + far + delays(self.spec)["WRITE"].d_func + 1
 
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
@@ -244,7 +244,7 @@ class CacheWrites:
         read = delays(self.spec)["READ"].d_func
         sides = [(mem(0, 0), True), (mem(1, 0), False)]  # work slice, direction towards the VXM
         for row in range(self.rows):
-            now = self.start + row * self.period
+            now = self.start + row * self.interval
             for cycle, offset in self.update.rows:
                 at = At(base("kv") + offset, 1, 1, row, self.layout.context)
                 for queue in self._slices(at):
@@ -292,5 +292,5 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
     }  # fmt: skip
     out = by_rows(lambda _: block, op.rows, steps)
     (placed,) = out.placed
-    writes = CacheWrites(spec, layout, op.rows, placed.period, placed.start, made[id(block)])
+    writes = CacheWrites(spec, layout, op.rows, placed.interval, placed.start, made[id(block)])
     return replace(out, cycles=max(out.cycles, writes.end), streams=(writes,))

@@ -134,16 +134,16 @@ def _write(spec: ChipSpec, k: int) -> Block:
 
 
 def _round(n: int, k: int, spec: ChipSpec) -> Iterator[tuple[Block, int, int, int]]:
-    """Yield (block, first row, times, period) of one scan."""
+    """Yield (block, first row, times, interval) of one scan."""
     whole, rest = divmod(n, LANES * GROUPS)
     if whole:
         scan = row_block(
-            lambda pace, period: _scan(
-                Block(spec, pinned=PINNED, period=period), [LANES] * GROUPS, pace
+            lambda pace, interval: _scan(
+                Block(spec, pinned=PINNED, interval=interval), [LANES] * GROUPS, pace
             ),
             overlap=True,
         )
-        yield scan, 0, whole, scan.period or aligned(scan.end)
+        yield scan, 0, whole, scan.interval or aligned(scan.end)
     if rest:
         widths = [min(LANES, rest - at) for at in range(0, rest, LANES)]
         yield paced(lambda pace: _scan(Block(spec, pinned=PINNED), widths, pace)), whole, 1, 0
@@ -157,9 +157,9 @@ def topk(op: TopK, spec: ChipSpec) -> Template:
     scans = list(_round(n, k, spec))
     placed, at = [Placed(block=start, start=0)], aligned(start.end)
     for number in range(k):
-        for block, row, times, period in scans:
-            placed.append(Placed(block=block, start=at, n=times, period=period, row=row))
-            at += aligned((times - 1) * period + block.end)
+        for block, row, times, interval in scans:
+            placed.append(Placed(block=block, start=at, n=times, interval=interval, row=row))
+            at += aligned((times - 1) * interval + block.end)
         placed.append(Placed(block=pick, start=at, row=number))
         at += aligned(pick.end)
     placed.append(Placed(block=write, start=at))

@@ -137,8 +137,8 @@ def _norm_row(
         gamma = load("gamma", g, lanes[g], "f32")
         return b.alu(AluOp.MUL, x, gamma, lanes=lanes[g])
 
-    def build(pace: int, period: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALES}), period=period)
+    def build(pace: int, interval: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALES}), interval=interval)
         total: Node | None = None
         for g, n in enumerate(lanes):
             x = load("x", g, n, "f32")
@@ -186,8 +186,8 @@ def _gather_row(
     """One row of a GATHER; `scales`: vectors of the rows' scales."""
     lanes = groups(sum(shares))
 
-    def build(pace: int, period: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALES}), period=period)
+    def build(pace: int, interval: int) -> Block:
+        b = Block(spec, pinned=frozenset({SCALES}), interval=interval)
 
         def value(g: int, after: int) -> NodeSource:
             return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)
@@ -227,8 +227,8 @@ def gather(op: Gather, spec: ChipSpec) -> Template:
 def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
     """One row of an ADD."""
 
-    def build(pace: int, period: int) -> Block:
-        b = Block(spec, period=period)
+    def build(pace: int, interval: int) -> Block:
+        b = Block(spec, interval=interval)
         for g, n in enumerate(groups(sum(shares))):
             delta = joined(b, runs_of(shares, g * LANES, n), 2, g * pace)
             x = load("x", g, n, "f32")
@@ -257,8 +257,8 @@ def sigmoid(b: Block, x: NodeSource) -> Node:
 def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
     """One row of a SILU."""
 
-    def build(pace: int, period: int) -> Block:
-        b, at = Block(spec, period=period), 0
+    def build(pace: int, interval: int) -> Block:
+        b, at = Block(spec, interval=interval), 0
         for g, count in enumerate(gated_widths(n)):
             x = joined(b, [Run("x", 2 * at, count)], 4)
             gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)

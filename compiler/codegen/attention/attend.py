@@ -77,8 +77,8 @@ def _scales(b: Block, _: int) -> None:
 def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Block:
     """The block of one quad: what one pass left of it becomes what the next must know."""
 
-    def build(_: int, period: int) -> Block:
-        b = Block(spec, pinned=frozenset({LANE}), period=period)
+    def build(_: int, interval: int) -> Block:
+        b = Block(spec, pinned=frozenset({LANE}), interval=interval)
         fill(b, tiles)
         return b
 
@@ -155,7 +155,7 @@ class Batch:
         they meet none of what it has of ALUs, ways and ports.
         """
         block = _block(fill, self.shape.scratch.tiles, self.shape.spec)
-        quads, step = len(self.shape.quads), block.period or aligned(block.end)
+        quads, step = len(self.shape.quads), block.interval or aligned(block.end)
         turns = step * np.arange(quads)
         reads, used = _ports(block)
         held, asked = self._asked(before), of_nodes(fill.__name__, block.nodes)
@@ -179,8 +179,8 @@ class Batch:
         """Yield the blocks of a batch of `rows` rows."""
         quads = sum(quad.row < rows for quad in self.shape.quads)
         for block, at in self.reductions:
-            step = block.period or aligned(block.end)
-            yield Placed(block=block, start=start + at, n=quads, period=step)
+            step = block.interval or aligned(block.end)
+            yield Placed(block=block, start=start + at, n=quads, interval=step)
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class _Batch:
             block = blocks[query.head]
             self._place(block, self.at, query.row)
             self._fill(block, self.at, 1 + i)
-            self.at += block.initiation(8) if i < len(queries) - 1 else aligned(block.end)
+            self.at += block.initiation_interval(8) if i < len(queries) - 1 else aligned(block.end)
 
     def _query_block(self, head: int) -> Block:
         place, own = head % self.per * self.layout.pitch, self._lane(head)
@@ -148,7 +148,7 @@ class _Batch:
                 add = ACC(slot=0, step=1, first=True, half=half)
                 self._issue(acc, summed + half, add, n, 2)
         block = score_block(self.spec, self.dim, chunk)
-        pace = block.initiation(8)
+        pace = block.initiation_interval(8)
         start = aligned(summed + 2 * n + self.drain_delay)
         for i, query in enumerate(queries):
             scratch = self._scratch(query, chunk)
@@ -176,10 +176,10 @@ class _Batch:
     def _softmax(self, queries: list[Query]) -> None:
         overlap = len(queries) > 1 and self.chunks <= MOST_OVERLAPPED
         block = row_block(partial(softmax_block, self.spec, self.chunks), overlap)
-        period = block.period or aligned(block.end)
+        interval = block.interval or aligned(block.end)
         for i, query in enumerate(queries):
-            self._place(block, self.at + i * period, scratch=self._scratch(query, 0))
-        self.at += (len(queries) - 1) * period + aligned(block.end)
+            self._place(block, self.at + i * interval, scratch=self._scratch(query, 0))
+        self.at += (len(queries) - 1) * interval + aligned(block.end)
 
     # -- values
 

@@ -66,12 +66,12 @@ def result_block(spec: ChipSpec, heads: int, lanes: int) -> Block:
     return b.finish()
 
 
-def softmax_block(spec: ChipSpec, chunks: int, pace: int, period: int) -> Block:
+def softmax_block(spec: ChipSpec, chunks: int, pace: int, interval: int) -> Block:
     """Turn one head's fp32 scores into fp16 weights: a chunk's in the first two of its vectors.
 
-    `pace`: cycles between chunks; `period`: after which the block runs over itself, or 0.
+    `pace`: cycles between chunks; `interval`: the initiation interval, or 0.
     """
-    b = Block(spec, period=period)
+    b = Block(spec, interval=interval)
     scores = [Load(Ref("scratch", 4 * c, 4), "f32") for c in range(chunks)]
     best: Node | None = None
     at = 0  # ports of earlier cycles are taken

@@ -44,11 +44,16 @@ from compiler.codegen.core.parts import (
     RowMask,
 )
 from compiler.codegen.core.registers import assign
-from compiler.codegen.core.reservations import Claims, Key
+from compiler.codegen.core.reservations import PORTS, ReservationTable, Resource, Slot
 
 TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
 EAST, WEST = 1, 0
+
+
+def _copy_slots(leave: int, arrive: int) -> tuple[Slot, Slot, Slot]:
+    """Return what copies take that leave the VXM for the SXMs at one cycle and come at another."""
+    return (Resource.INWARD, arrive), (Resource.FROM_SXM, arrive), (Resource.TO_SXM, leave)
 
 
 def _c2c_turn(cycle: int) -> bool:
@@ -66,14 +71,14 @@ class Block:
     pinned: frozenset[int] = frozenset()
     busy: Callable[[int], bool] = _c2c_turn  # cycles at which the ports are another's
     stride: int = 1  # cycles between the beats of an operand in memory
-    period: int = 0  # cycles after which the block runs again over itself; 0: it does not
+    interval: int = 0  # initiation interval: the block starts anew over itself; 0: it does not
     end: int = 0
-    _claims: Claims = field(default_factory=Claims)
+    _table: ReservationTable = field(default_factory=ReservationTable)
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._claims.period = self.period
+        self._table.interval = self.interval
 
     @property
     def delay(self) -> dict[str, Delay]:
@@ -86,10 +91,10 @@ class Block:
         """Hops between VXM and SXM."""
         return hops(alu(0), sxm(EAST, 0), self.spec)
 
-    def _port_cycles(self, access: Access) -> list[tuple[str, int, int]]:
-        """Return the cycles at which an access takes the ports of both work slices."""
+    def _port_slots(self, access: Access) -> list[Slot]:
+        """Return when an access takes the ports of both work slices."""
         sides = (WEST, EAST)
-        return [("port", s, self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
+        return [(PORTS[s], self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
 
     def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
         """Return an access at this block's distance between beats."""
@@ -109,18 +114,18 @@ class Block:
 
     def free(self, access: Access) -> bool:
         """Tell whether an access finds its ports and streams free."""
-        ports = self._port_cycles(access)
-        if any(cycle < 0 or self.busy(cycle) for _, _, cycle in ports):
+        ports = self._port_slots(access)
+        if any(cycle < 0 or self.busy(cycle) for _, cycle in ports):
             return False
-        return not self._claims.meets(*ports, *self._crossings(access))
+        return not self._table.conflicts(*ports, *self._crossings(access))
 
-    def _crossings(self, access: Access) -> set[Key]:
+    def _crossings(self, access: Access) -> set[Slot]:
         """Return when a read passes the VXM: on streams of an SXM's first copy, or beyond it."""
         if access.write:
             return set()
         at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
-        kinds = ("in0",) if access.sxm is None else ("in0", "across")
-        return {(kind, at + beat) for kind in kinds for beat in access.beats}
+        taken = [Resource.INWARD] + [Resource.ACROSS] * (access.sxm is not None)
+        return {(resource, at + beat) for resource in taken for beat in access.beats}
 
     def between_reads(self, cycle: int) -> int:
         """Take the first cycle from here on in which no read passes the VXM on its way to an SXM.
@@ -128,14 +133,14 @@ class Block:
         What leaves the VXM on such a read's stream would take its place.
         """
         first = cycle
-        while self._claims.meets(("across", cycle)):
-            cycle = self._claims.seek(first, cycle, "what leaves between reads")
-        self._claims.hold(("across", cycle))
+        while self._table.conflicts((Resource.ACROSS, cycle)):
+            cycle = self._table.next_cycle(first, cycle, "what leaves between reads")
+        self._table.reserve((Resource.ACROSS, cycle))
         return cycle
 
     def may_arrive(self, cycle: int) -> bool:
         """Tell whether the inward streams are free at a cycle."""
-        return not self._claims.meets(("in0", cycle), ("join", cycle))
+        return not self._table.conflicts((Resource.INWARD, cycle), (Resource.FROM_SXM, cycle))
 
     def reserve(self, access: Access) -> None:
         """Keep an access's ports for instructions that are not the block's own."""
@@ -144,7 +149,7 @@ class Block:
         self.accesses = accesses
 
     def _take(self, access: Access) -> None:
-        self._claims.hold(*self._port_cycles(access), *self._crossings(access))
+        self._table.reserve(*self._port_slots(access), *self._crossings(access))
         self.accesses.append(access)
         if access.write:
             written = access.cycle + 1 + access.beats[-1] + self.delay["WRITE"].d_func
@@ -177,13 +182,11 @@ class Block:
             wanted = [self.access(False, ref, cycle) for ref in loads]
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
-            ports = [port for access in wanted for port in self._port_cycles(access)]
-            if all(map(self.free, wanted)) and len(ports) == len(
-                set(map(self._claims.again, ports))
-            ):
+            ports = [port for access in wanted for port in self._port_slots(access)]
+            if all(map(self.free, wanted)) and self._table.distinct(ports):
                 break
             assert at is None, f"{op}: its ports are taken at {at}"
-            cycle = self._claims.seek(earliest, cycle, op)
+            cycle = self._table.next_cycle(earliest, cycle, op)
         for access in wanted:
             self._take(access)
         for source in sources:
@@ -202,38 +205,34 @@ class Block:
 
     def reserve_inward(self, cycle: int) -> None:
         """Keep all inward streams free of other traffic that would arrive at a cycle."""
-        self._claims.hold(("in0", cycle), ("join", cycle))
+        self._table.reserve((Resource.INWARD, cycle), (Resource.FROM_SXM, cycle))
 
-    def initiation(self, multiple: int = 1) -> int:
-        """Return the fewest cycles, a multiple, after which the block may run over itself."""
-        single = [key for key in self._claims.taken if key[0] in ("port", "in0", "join", "out")]
-        period = multiple
-        while not self._repeats(period, single):
-            period += multiple
-        return period
+    def initiation_interval(self, multiple: int = 1) -> int:
+        """Return the fewest cycles, a multiple, after which the block may start anew over itself.
 
-    def uses(self) -> set[tuple[Key, int]]:
-        """Return what the block takes for itself, ALUs apart: (resource, cycle)."""
-        out = {(key[:-1], int(str(key[-1]))) for key in self._claims.taken}
-        return out | {(("pass", p.hemisphere, p.queue), p.cycle) for p in self.passes}
+        The block is finished: what it takes stays where it is.
+        """
+        interval = multiple
+        while not self._repeats(interval):
+            interval += multiple
+        return interval
 
-    def _repeats(self, period: int, single: list[Key]) -> bool:
-        seen = {(*key[:-1], int(str(key[-1])) % period) for key in single}
-        if len(seen) < len(single):
+    def _repeats(self, interval: int) -> bool:
+        if not self._table.repeats(interval):
             return False
-        issued = {(node.alu, node.cycle % period) for node in self.nodes}
+        issued = {(node.alu, node.cycle % interval) for node in self.nodes}
         if len(issued) < len(self.nodes):
             return False
-        held: set[tuple[int | None, int]] = set()
+        live: set[tuple[int | None, int]] = set()  # (ALU, cycle) at which its register is in use
         for node in self.nodes:
-            if node.last_use - node.done >= period:
+            if node.last_use - node.done >= interval:
                 return False
             for cycle in range(node.done, node.last_use + 1):
-                key = (node.alu, cycle % period)
-                if key in held:
+                key = (node.alu, cycle % interval)
+                if key in live:
                     return False
-                held.add(key)
-        passes = {(p.hemisphere, p.queue, p.cycle % period) for p in self.passes}
+                live.add(key)
+        passes = {(p.hemisphere, p.queue, p.cycle % interval) for p in self.passes}
         return len(passes) == len(self.passes)
 
     def register(self, number: int) -> Held:
@@ -253,12 +252,12 @@ class Block:
         first = at = max(after - back, self.sxm_hops + 8)
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
-        while not self.free(access) or self._claims.meets(("join", at + late + back)):
-            at = self._claims.seek(first, at, "lanes from memory")
+        while not self.free(access) or self._table.conflicts((Resource.FROM_SXM, at + late + back)):
+            at = self._table.next_cycle(first, at, "lanes from memory")
             access = self.access(False, ref, at, EAST)
         self._take(access)
         arrive = at + late + back
-        self._claims.hold(("join", arrive))
+        self._table.reserve((Resource.FROM_SXM, arrive))
         dst = group(Stream(False, JOINED), streams_of(LANES, item))
         queue = self.queue(EAST, at)
         self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))
@@ -266,7 +265,7 @@ class Block:
 
     def queue(self, hemisphere: int, cycle: int) -> int:
         """Take an SXM queue of a hemisphere for one cycle; -1 when all are busy."""
-        turn = (hemisphere, cycle % self.period if self.period else cycle)
+        turn = (hemisphere, cycle % self.interval if self.interval else cycle)
         used = self._queues.get(turn, 0)
         if used >= 14:
             return -1
@@ -285,7 +284,7 @@ class Block:
         turns = range(0, -(-half // pairs) * gap, gap)
         start = value.done
         while not self._can_copy(start, turns):
-            start = self._claims.seek(value.done, start, "copies")
+            start = self._table.next_cycle(value.done, start, "copies")
         arrive = 0
         out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
         for number_of_turn, turn in enumerate(turns):
@@ -303,14 +302,13 @@ class Block:
                         Pass(at_sxm, side, queue, maps[number], 4, LANES, taps[side], inward)
                     )
                     out[number] = (arrive, In(inward, "f32"))
-            self._claims.hold(("in0", arrive), ("join", arrive), ("out", start + turn))
+            self._table.reserve(*_copy_slots(start + turn, arrive))
         return out
 
     def _can_copy(self, start: int, turns: range) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
         for turn in turns:
-            back = start + turn + delay
-            if self._claims.meets(("in0", back), ("join", back), ("out", start + turn)):
+            if self._table.conflicts(*_copy_slots(start + turn, start + turn + delay)):
                 return False
         return True
 
@@ -321,7 +319,7 @@ class Block:
 
         Raises OverflowError where the ALUs do not suffice.
         """
-        assign(self.nodes, self.spec, self.pinned, self.period)
+        assign(self.nodes, self.spec, self.pinned, self.interval)
         return self
 
 

@@ -1,4 +1,8 @@
-"""Which ALU issues what: every result stays in its ALU's register until its last use."""
+"""Register allocation: each instruction gets an ALU, whose register keeps its result.
+
+A result's live range is from the cycle in which it lands to its last use; the live ranges of one
+ALU's register do not overlap, modulo the initiation interval where a block has one.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,16 @@ from compiler.codegen.core.parts import Node
 KEPT = 4  # cycles from which a result is worth a copy
 
 
-def assign(nodes: list[Node], spec: ChipSpec, pinned: frozenset[int], period: int) -> None:
+def assign(nodes: list[Node], spec: ChipSpec, pinned: frozenset[int], interval: int) -> None:
     """Choose ALUs, in issue order; long-lived results are copied first. Adds to `nodes`.
 
-    With a `period` the block runs again over itself so often. Raises OverflowError where the ALUs
-    outside `pinned` do not suffice.
+    `interval`: the block's initiation interval; 0: it does not overlap itself. Raises OverflowError
+    where the ALUs outside `pinned` do not suffice.
     """
     late = delays(spec)["COPY"].d_func
     _free_large(nodes, late)
-    if period:
-        _pass_on(nodes, late, period)
+    if interval:
+        _pass_on(nodes, late, interval)
     recent: dict[int, list[Node]] = {number: [] for number in range(spec.vxm_alus)}
     for node in nodes:
         if node.alu is not None:
@@ -27,7 +31,7 @@ def assign(nodes: list[Node], spec: ChipSpec, pinned: frozenset[int], period: in
     pool = [number for number in recent if number not in pinned]
     for node in sorted(nodes, key=lambda n: (n.cycle, n.done)):
         if node.alu is None:
-            node.alu = _alu_for(node, recent, pool, period)
+            node.alu = _alu_for(node, recent, pool, interval)
             recent[node.alu].append(node)
 
 
@@ -35,14 +39,17 @@ def _copy(node: Node, cycle: int, late: int) -> Node:
     return Node(cycle, AluOp.COPY, (node,), node.lanes, cycle + late, None, None, node.last_use)
 
 
-def _pass_on(nodes: list[Node], late: int, period: int) -> None:
-    """Copy what is kept for longer than a period: each register is written once in it."""
+def _pass_on(nodes: list[Node], late: int, interval: int) -> None:
+    """Copy what lives for longer than a interval: each register is written once in it.
+
+    Copies on ALUs of their own take the place of modulo variable expansion.
+    """
     todo = list(nodes)
     while todo:
         node = todo.pop()
-        if node.last_use - node.done <= period - 3 or node.alu is not None:
+        if node.last_use - node.done <= interval - 3 or node.alu is not None:
             continue
-        copy = _copy(node, node.done + period - 3, late)
+        copy = _copy(node, node.done + interval - 3, late)
         node.last_use = copy.cycle
         for user in nodes:
             if user.cycle >= copy.done:
@@ -71,21 +78,21 @@ def _free_large(nodes: list[Node], late: int) -> None:
                 node.last_use = max(node.last_use, user.cycle)
 
 
-def _alu_for(node: Node, recent: dict[int, list[Node]], pool: list[int], period: int) -> int:
+def _alu_for(node: Node, recent: dict[int, list[Node]], pool: list[int], interval: int) -> int:
     large = [number for number in pool if number in LARGE_ALUS]
     small = [number for number in pool if number not in LARGE_ALUS]
     for number in large if node.op in LARGE_OPS else small + large:
-        if not period:
+        if not interval:
             recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
-        if not any(_clash(node, other, period) for other in recent[number]):
+        if not any(_clash(node, other, interval) for other in recent[number]):
             return number
     raise OverflowError(f"no ALU is free for {node.op} at cycle {node.cycle}")
 
 
-def _clash(a: Node, b: Node, period: int) -> bool:
+def _clash(a: Node, b: Node, interval: int) -> bool:
     """Two instructions cannot share an ALU: same issue, or a result lost before its last use."""
-    if not period:
+    if not interval:
         lost = a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
         return a.cycle == b.cycle or lost
-    kept = [{c % period for c in range(n.done, n.last_use + 1)} for n in (a, b)]
-    return a.cycle % period == b.cycle % period or bool(kept[0] & kept[1])
+    kept = [{c % interval for c in range(n.done, n.last_use + 1)} for n in (a, b)]
+    return a.cycle % interval == b.cycle % interval or bool(kept[0] & kept[1])

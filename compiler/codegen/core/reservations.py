@@ -1,40 +1,70 @@
-"""What a block has taken, by cycle: ports, inward streams, ways to and from the SXMs.
+"""The reservation table of a block: which resource is taken at which cycle.
 
-A block that runs again over itself every `period` cycles takes a resource in every period at once.
+With an initiation interval it is a modulo reservation table: the block starts anew every so many
+cycles, so what it takes at a cycle it takes at that cycle of every interval. (The words of the
+modulo-scheduling literature; ALUs have a table of their own, compiler/codegen/core/registers.py.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
 
-Key = tuple[Any, ...]
-"""(resource, ..., cycle)."""
+
+class Resource(StrEnum):
+    """What of a chip a block reserves, besides ALUs and SXM queues."""
+
+    PORT_W = "port of the western work slice"
+    PORT_E = "port of the eastern work slice"
+    INWARD = "streams of work memory, as a read passes the VXM"
+    ACROSS = "streams of work memory on which a read passes the VXM to the far SXM"
+    FROM_SXM = "streams from the SXMs, as values arrive at the VXM"
+    TO_SXM = "streams to the SXMs, as copies leave the VXM"
+
+
+PORTS = (Resource.PORT_W, Resource.PORT_E)
+EXCLUSIVE = frozenset(Resource) - {Resource.ACROSS}
+"""What an overlapping run of the same block may not take in the same cycle: a read that passes the
+VXM holds `INWARD` as well."""
+Slot = tuple[Resource, int]
+"""A resource at a cycle."""
 ENDLESS = 1 << 20  # a block that long has no place for what it asks
 
 
 @dataclass(slots=True)
-class Claims:
-    """Resources taken; `period` 0: the block runs by itself."""
+class ReservationTable:
+    """Slots taken, by cycle modulo the initiation `interval`; 0: the block runs by itself."""
 
-    period: int = 0
-    taken: set[Key] = field(default_factory=set)
+    interval: int = 0
+    taken: set[Slot] = field(default_factory=set)
 
-    def again(self, key: Key) -> Key:
-        """Return a resource with its cycle within the period."""
-        return (*key[:-1], key[-1] % self.period) if self.period else key
+    def modulo(self, slot: Slot) -> Slot:
+        """Return a slot with its cycle within the initiation interval."""
+        return (slot[0], slot[1] % self.interval) if self.interval else slot
 
-    def meets(self, *keys: Key) -> bool:
-        """Tell whether any of the resources is taken."""
-        return any(self.again(key) in self.taken for key in keys)
+    def conflicts(self, *slots: Slot) -> bool:
+        """Tell whether any of the slots is taken."""
+        return any(self.modulo(slot) in self.taken for slot in slots)
 
-    def hold(self, *keys: Key) -> None:
-        """Take resources."""
-        self.taken.update(map(self.again, keys))
+    def distinct(self, slots: list[Slot]) -> bool:
+        """Tell whether no two of the slots are the same one."""
+        return len(slots) == len(set(map(self.modulo, slots)))
 
-    def seek(self, first: int, cycle: int, what: str) -> int:
-        """Return the next cycle to try. Raises OverflowError where all of a period were tried."""
-        if self.period and cycle - first > self.period:
-            raise OverflowError(f"no cycle of {self.period} is left for {what}")
+    def reserve(self, *slots: Slot) -> None:
+        """Take slots."""
+        self.taken.update(map(self.modulo, slots))
+
+    def repeats(self, interval: int) -> bool:
+        """Tell whether the block could start anew so often: no exclusive slot is taken twice."""
+        slots = [slot for slot in self.taken if slot[0] in EXCLUSIVE]
+        return len({(resource, cycle % interval) for resource, cycle in slots}) == len(slots)
+
+    def next_cycle(self, first: int, cycle: int, what: str) -> int:
+        """Return the next cycle to try.
+
+        Raises OverflowError where all of an initiation interval were tried.
+        """
+        if self.interval and cycle - first > self.interval:
+            raise OverflowError(f"no cycle of {self.interval} is left for {what}")
         assert cycle - first < ENDLESS, f"no cycle is left for {what}"
         return cycle + 1

@@ -20,12 +20,12 @@ from compiler.codegen.core.uses import Uses, of_nodes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A block that runs `n` times, `period` cycles apart, for rows `row`, `row` + 1, ..."""
+    """A block that runs `n` times, `interval` cycles apart, for rows `row`, `row` + 1, ..."""
 
     block: Block
     start: int
     n: int = 1
-    period: int = 0
+    interval: int = 0
     row: int = 0
     shift: Mapping[str, int] = field(default_factory=dict)  # vectors added to operands' places
 
@@ -58,7 +58,7 @@ class Template:
         """Return what blocks and streams ask of the VXM's ALUs."""
         starts: dict[int, list[int]] = {}
         for placed in self.placed:
-            turns = (placed.start + n * placed.period for n in range(placed.n))
+            turns = (placed.start + n * placed.interval for n in range(placed.n))
             starts.setdefault(id(placed.block), []).extend(turns)
         blocks = {id(placed.block): placed.block for placed in self.placed}.items()
         return [*self.uses, *(
@@ -114,20 +114,21 @@ def paced(build: Callable[[int], Block]) -> Block:
 
 
 def row_block(build: Callable[[int, int], Block], overlap: bool) -> Block:
-    """Build the block of one row; with `overlap` one that soon runs again over itself.
+    """Build the block of one row; with `overlap` one whose runs overlap (a modulo schedule).
 
-    `build` takes the pace and the period (0 for none), and raises OverflowError where they are too
-    short. The shortest period is what the block's ports are busy.
+    `build` takes the pace and the initiation interval (0 for none), and raises OverflowError where
+    they are too short. Intervals are tried from the resource bound on: the cycles that the block's
+    accesses take the ports, of whose `C2C_TURN` cycles all but one are the block's.
     """
     alone = paced(lambda pace: build(pace, 0))
     if not overlap:
         return alone
     busy = sum(len(access.beats) for access in alone.accesses)
     least = aligned(busy * C2C_TURN // (C2C_TURN - 1))
-    for period in range(least, aligned(alone.end), max(8, aligned(least // 12))):
+    for interval in range(least, aligned(alone.end), max(8, aligned(least // 12))):
         for pace in PACES:
             try:
-                return build(pace, period).finish()
+                return build(pace, interval).finish()
             except OverflowError:
                 continue
     return alone
@@ -142,14 +143,14 @@ def by_rows(
     `row` builds it to run one after another, or (True) over itself: whichever ends sooner.
     """
     block, over = row(False), row(rows > 1)
-    if (rows - 1) * over.period + over.end < (rows - 1) * aligned(block.end) + block.end:
+    if (rows - 1) * over.interval + over.end < (rows - 1) * aligned(block.end) + block.end:
         block = over
     start = aligned(first.end) if first is not None else 0
-    period = block.period or aligned(block.end)
+    interval = block.interval or aligned(block.end)
     placed = [Placed(block=first, start=0)] if first is not None else []
-    placed.append(Placed(block=block, start=start, n=rows, period=period))
+    placed.append(Placed(block=block, start=start, n=rows, interval=interval))
     return Template(
         placed=tuple(placed),
-        cycles=start + period * (rows - 1) + block.end,
+        cycles=start + interval * (rows - 1) + block.end,
         row_vectors=row_vectors,
     )

@@ -49,7 +49,7 @@ class ColumnGroup:
     blocks: tuple[Columns, ...]
     rate: int  # columns that a pair loads in a cycle
     load: int  # cycles that a half tile's load takes
-    period: int  # from half tile to half tile
+    interval: int  # initiation interval of half tiles
     start: int  # when half 0 of tile 0 begins to arrive
     slot: int  # its first accumulator row
     drain: int  # when row 0's sums leave the accumulators

@@ -58,14 +58,14 @@ class Product16:
     def fed(self, g: ColumnGroup, half: int) -> int:
         """Return when row 0 of a half tile arrives at the planes; the others every 2 cycles."""
         late = 0 if self.rows == 1 else 2  # one row waits in the activation buffer
-        return g.start + half * g.period + g.load + late
+        return g.start + half * g.interval + g.load + late
 
     def summed(self, g: ColumnGroup, half: int) -> int:
         """Return when row 0's product of a half tile is added up."""
-        return g.start + half * g.period + g.load + 2 + self.delay["ABC"].d_func
+        return g.start + half * g.interval + g.load + 2 + self.delay["ABC"].d_func
 
     def _pace(self, blocks: Sequence[Columns]) -> tuple[int, int, int]:
-        """Return (columns a cycle, cycles of a load, period of a half tile).
+        """Return (columns a cycle, cycles of a load, interval of a half tile).
 
         One row comes in a gap behind a load on all streams; more come beside a load on half of
         them.
@@ -87,7 +87,7 @@ class Product16:
         """Place the groups one after another, each as early as the ones before leave room."""
         at, drained = 0, [0, 0]
         for number, blocks in enumerate(groups_of(self.n, self.tiles)):
-            rate, load, period = self._pace(blocks)
+            rate, load, interval = self._pace(blocks)
             after = 0 if blocks[0].even else at  # its reads would meet those of the group before
             at = max(at, self._earliest(blocks, load, after), drained[0])
             if self.groups and self.rows > 1:  # activations of the group before come first
@@ -95,15 +95,15 @@ class Product16:
             if self.rows > 1:  # activations are read in even cycles
                 at += (at + load + self.feed_delay) % 2
             slot = number % 2 * self.rows
-            g = ColumnGroup(blocks, rate, load, period, at, slot, drain=0, pace=0)
+            g = ColumnGroup(blocks, rate, load, interval, at, slot, drain=0, pace=0)
             last = self.summed(g, self.halves - 1) + 2 * (self.rows - 1)
             drain = max(last + self.delay["ACC"].d_func, drained[1])
             if self.rows > 1:  # between the products that the next group sums
                 drain += (drain + last + 1) % 2
             block = self._drain(blocks, frozenset(), drain)
-            pace = block.initiation(C2C_TURN) if self.rows > 1 else 0
+            pace = block.initiation_interval(C2C_TURN) if self.rows > 1 else 0
             self.groups.append(replace(g, drain=drain, pace=pace))
-            at += self.halves * period
+            at += self.halves * interval
             drained = [drained[1], drain + pace * (self.rows - 1) + block.end + 8]
         self._place_drains()
 
@@ -125,7 +125,7 @@ class Product16:
             shift = {"y": g.blocks[0].first * self.item // VECTOR_BYTES}
             block = self._drain(g.blocks, near, drain)
             self.drains.append(
-                Placed(block=block, start=start, n=self.rows, period=g.pace, shift=shift)
+                Placed(block=block, start=start, n=self.rows, interval=g.pace, shift=shift)
             )
 
     # -- the VXM's part
@@ -177,7 +177,7 @@ class Product16:
         for g in self.groups:
             for half in range(self.halves):
                 start = self.fed(g, half) - self.feed_delay
-                yield Placed(block=block, start=start, n=self.rows, period=2, shift={"x": half})
+                yield Placed(block=block, start=start, n=self.rows, interval=2, shift={"x": half})
 
     # -- the MXM's part
 
@@ -192,7 +192,7 @@ class Product16:
                 yield from self._leave(g, pair)
 
     def _load(self, g: ColumnGroup, half: int, pair: int, base: int) -> Iterator[Issue]:
-        at, load = g.start + half * g.period, mxm(2 * pair, Role.LOAD)
+        at, load = g.start + half * g.interval, mxm(2 * pair, Role.LOAD)
         first = 0 if g.blocks[0].even else CROSSING
         stream = Stream(pair == 1, first)
         for block in g.blocks:
@@ -254,7 +254,7 @@ def fits(spec: ChipSpec) -> bool:
 def matmul16(op: Matmul, spec: ChipSpec) -> Template:
     """x . w in fp16, fp32 or fp16 out."""
     product = Product16(op, spec)
-    end = max(p.start + (p.n - 1) * p.period + p.block.end for p in product.drains)
+    end = max(p.start + (p.n - 1) * p.interval + p.block.end for p in product.drains)
     first = product.groups[0]
     lead = min(LEAD, product.fed(first, 0) - product.feed_delay) if first.blocks[0].even else 0
     row = row_bytes(product.n, product.item) // VECTOR_BYTES

@@ -40,7 +40,7 @@ BUFFERED = 3  # cycles that an activation waits in its slot
 
 @dataclass(frozen=True, slots=True)
 class EvenLoads:
-    """Loads of a group's tiles: `cycles` each, the first from `start`, `interval` apart."""
+    """Loads of a group's tiles: `cycles` each from `start`, a tile every initiation `interval`."""
 
     start: int
     cycles: int
@@ -94,7 +94,7 @@ class RowsProduct:
         block = feed_block(self.clock.spec)
         fed = [(loads.fed(tile), tile) for loads in self.loads for tile in range(self.tiles)]
         return [
-            Placed(block=block, start=at - self.clock.feed, n=self.rows, period=BETWEEN,
+            Placed(block=block, start=at - self.clock.feed, n=self.rows, interval=BETWEEN,
                    shift={"x": tile}) for at, tile in fed
         ]  # fmt: skip
 
@@ -116,7 +116,7 @@ def lay_out(op: Matmul, spec: ChipSpec) -> RowsProduct:
         outputs = Outputs(tuple(block.width for block in blocks))
         if outputs not in blocks_by:
             block = _drain_block(op, outputs, clock).finish()
-            blocks_by[outputs] = block, block.initiation(2)
+            blocks_by[outputs] = block, block.initiation_interval(2)
         block, pace = blocks_by[outputs]
         at = max(at, drained[0])  # its accumulator rows are those of the group before last
         if times:  # activations of the group before come first
@@ -130,7 +130,7 @@ def lay_out(op: Matmul, spec: ChipSpec) -> RowsProduct:
         start = drain + outputs.delay(clock) - outputs.arrival(clock)
         shift = {"sw": blocks[0].first * 4 // VECTOR_BYTES,
                  "y": blocks[0].first * op.out_bytes // VECTOR_BYTES}  # fmt: skip
-        placed.append(Placed(block=block, start=start, n=rows, period=pace, shift=shift))
+        placed.append(Placed(block=block, start=start, n=rows, interval=pace, shift=shift))
         groups.append(g)
         times.append(loads)
         at += tiles * loads.interval
