@@ -23,10 +23,7 @@ from chip.ops.vector import Add, Gather
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from compiler.codegen.core.builder import (
-    FROM_VXM,
     LANES,
-    TO_SXM,
-    TO_VXM,
     Access,
     Given,
     Load,
@@ -37,6 +34,7 @@ from compiler.codegen.core.builder import (
     Row,
 )
 from compiler.codegen.core.template import Placed, Template
+from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.lower_links import place_transfers
 from compiler.codegen.table import template
 from compiler.errors import LoweringError
@@ -146,7 +144,7 @@ class _Binder:
         sources += [None] * (3 - len(sources))
         out = node.out or ()
         if isinstance(out, Ref):
-            out = self.taps(out, Stream(False, FROM_VXM), Stream(True, FROM_VXM))
+            out = self.taps(out, Stream(False, BLOCKS.from_vxm), Stream(True, BLOCKS.from_vxm))
         first, second, third = sources
         assert first is not None
         return Alu(op=node.op, a=first, b=second, c=third, lanes=node.lanes, out=out)
@@ -156,7 +154,7 @@ class _Binder:
             assert source.alu is not None
             return Held(source.alu)
         if isinstance(source, Load):
-            taps = self.taps(source.ref, Stream(True, TO_VXM), Stream(False, TO_VXM))
+            taps = self.taps(source.ref, Stream(True, BLOCKS.to_vxm), Stream(False, BLOCKS.to_vxm))
             return In(taps, source.dtype)
         if isinstance(source, Row):
             return Immediate(self.row * source.times + source.plus, "i32")
@@ -173,11 +171,11 @@ class _Binder:
             beat = n // 2 * access.stride
             cycle = start + self.block.issue_cycle(access, side, beat)
             if access.write:
-                stream = Stream(side == 1, FROM_VXM)
+                stream = Stream(side == 1, BLOCKS.from_vxm)
                 yield Issue(mem(side, index), cycle, Write(address=word, stream=stream))
             else:
                 eastward = side == 0 if access.sxm is None else access.sxm == 1
-                number = TO_VXM if access.sxm is None else TO_SXM + side
+                number = BLOCKS.to_vxm if access.sxm is None else BLOCKS.to_sxm + side
                 read = Read(address=word, stream=Stream(eastward, number))
                 yield Issue(mem(side, index), cycle, read)
 
@@ -185,7 +183,9 @@ class _Binder:
         src = step.src
         if isinstance(src, Ref):
             eastward = step.hemisphere == 1
-            src = self.taps(src, Stream(eastward, TO_SXM), Stream(eastward, TO_SXM + 1))
+            src = self.taps(
+                src, Stream(eastward, BLOCKS.to_sxm), Stream(eastward, BLOCKS.to_sxm + 1)
+            )
         spread = (self.row,) * LANES if step.map is None else step.map
         return Permute(
             src=src, dst=step.dst, item=step.item, lanes=step.lanes, out_lanes=step.out_lanes,

@@ -22,10 +22,10 @@ from chip.ops.program import Move, Program, Scheduled
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from compiler.codegen.core.builder import C2C_TURN
+from compiler.codegen.resources import TRANSFERS
 from compiler.errors import LoweringError
 
-FIRST_QUEUE, QUEUES = 8, 6  # of the SXM's, for C2C: its own instructions use those below
-FIRST_STREAM, STREAMS = 16, 12  # a stream for each port
+QUEUES, STREAMS = 6, 12  # of the SXM's queues, and of the streams, for transfers
 WAITING = 2  # slots that a vector may be early: a port holds four
 Line = tuple[bool, int, int]
 """Places in the stream registers that a value passes: eastward, number, diagonal."""
@@ -82,7 +82,7 @@ class _Taken:
                 cycle = issue.cycle + n * issue.d
                 self.queues.add((issue.queue, cycle))
                 for stream, beat in _results(instruction):
-                    if stream.number >= FIRST_STREAM:
+                    if stream.number >= TRANSFERS.streams:
                         self.take(self.trip(issue.queue, stream, cycle + func + beat))
 
 
@@ -210,7 +210,7 @@ class _Way:
         address = op.src if isinstance(op, moves.Send) else op.dst
         side, index, self.word = work_place(spec, address // VECTOR_BYTES + n)
         self.hemisphere = port % 2
-        self.c2c = sxm(self.hemisphere, FIRST_QUEUE + port // 2 % QUEUES)
+        self.c2c = sxm(self.hemisphere, TRANSFERS.queues + port // 2 % QUEUES)
         self.slice = mem(side, index)
         self.eastward = (self.hemisphere == 1) == self.send
         self.hops = hops(self.slice, self.c2c, spec)
@@ -221,7 +221,7 @@ class _Way:
         `shift`: which of the C2C's streams it takes, counted from the port's own.
         """
         table = delays(self.spec)
-        stream = Stream(self.eastward, FIRST_STREAM + (self.port + shift) % STREAMS)
+        stream = Stream(self.eastward, TRANSFERS.streams + (self.port + shift) % STREAMS)
         if self.send:
             at = cycle - wait
             read = at - self.hops - table["READ"].d_func

@@ -23,8 +23,9 @@ from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed, Template, paced
 from compiler.codegen.core.uses import check
 from compiler.codegen.products import timeline
-from compiler.codegen.products.activations import FEED, feed_block
+from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns import WINDOW, Columns
+from compiler.codegen.products.resources import FEED
 from compiler.codegen.products.rows import EvenLoads
 from compiler.codegen.products.sums import Outputs
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
@@ -94,7 +95,7 @@ class Cell:
         for plane in PLANES:
             yield Issue(mxm(plane, Role.FEED), fed, IW(columns=columns_of_plane(g, tile, plane)))
             for row in range(self.rows):
-                activation = ABC(stream=Stream(plane >= 2, FEED))
+                activation = ABC(stream=Stream(plane >= 2, FEED.stream))
                 yield Issue(mxm(plane, Role.FEED), fed + 1 + row, activation)
                 acc = ACC(slot=g.slot + row, first=tile == 0)
                 yield Issue(mxm(plane, Role.DRAIN), self.multiplied(number, tile, row), acc)

@@ -22,9 +22,7 @@ from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
 from compiler.codegen.core.builder import (
-    FROM_VXM,
     LANES,
-    TO_VXM,
     Block,
     Load,
     Node,
@@ -33,11 +31,12 @@ from compiler.codegen.core.builder import (
 )
 from compiler.codegen.core.reductions import lane_max
 from compiler.codegen.core.template import Template, by_rows, paced
+from compiler.codegen.core.traffic import BLOCKS
+from compiler.codegen.resources import CACHE_ROWS
 from compiler.codegen.vector import f32, scale_factor
 
 KEPT = 6  # parts of a row whose values can wait in registers
 AHEAD = 8  # cycles that a rematerialised value begins before its factor is known, less a MUL
-TO_CACHE = 30  # stream of either direction on which rows go to the cache
 PER_VECTOR = VECTOR_BYTES // 4
 Lanes = Sequence[int | None]
 
@@ -180,7 +179,7 @@ class _Row:
         late = self.b.delay[op].d_func
         cycle = self.b.between_reads(value.done + late)
         for eastward in (True, False):
-            out = group(Stream(eastward, TO_CACHE), 1)
+            out = group(Stream(eastward, CACHE_ROWS.stream), 1)
             self.b.alu(op, value, lanes=lanes, out=out, at=cycle - late)
         head = part.group * self.layout.heads_per_group
         offset = self.layout.head_offset(head, value=part.kind == "v")
@@ -205,7 +204,7 @@ class _Row:
         while not b.free(access := b.access(False, ref, at)):
             at += 1
         b.reserve(access)
-        sides: list[NodeSource] = [In((Tap(Stream(e, TO_VXM)),)) for e in (True, False)]
+        sides: list[NodeSource] = [In((Tap(Stream(e, BLOCKS.to_vxm)),)) for e in (True, False)]
         old = b.alu(AluOp.OR, *sides, at=at, lanes=PER_VECTOR)
         mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), after=at)
         cycle = max(old.done, mask.done)
@@ -213,9 +212,9 @@ class _Row:
         while not b.free(access := b.access(True, ref, cycle + late)):
             cycle += 1
         b.reserve(access)
-        out = group(Stream(True, FROM_VXM), 1)
+        out = group(Stream(True, BLOCKS.from_vxm), 1)
         new = b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=out)
-        back = group(Stream(False, FROM_VXM), 1)
+        back = group(Stream(False, BLOCKS.from_vxm), 1)
         b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=back)
         self.update.reads.append((at, offset))
         self.update.writes.append((new.done, offset))
@@ -248,7 +247,7 @@ class CacheWrites:
             for cycle, offset in self.update.rows:
                 at = At(base("kv") + offset, 1, 1, row, self.layout.context)
                 for queue in self._slices(at):
-                    stream = Stream(queue.hemisphere == 1, TO_CACHE)
+                    stream = Stream(queue.hemisphere == 1, CACHE_ROWS.stream)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)
                     yield Issue(queue, arrive, Write(address=at, stream=stream))
             limit = self.layout.scale_bytes // VECTOR_BYTES
@@ -256,11 +255,13 @@ class CacheWrites:
                 at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
                 for queue, eastward in sides:
                     issue = now + cycle - read - hops(queue, alu(0), self.spec)
-                    yield Issue(queue, issue, Read(address=at, stream=Stream(eastward, TO_VXM)))
+                    yield Issue(
+                        queue, issue, Read(address=at, stream=Stream(eastward, BLOCKS.to_vxm))
+                    )
             for cycle, offset in self.update.writes:
                 at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
                 for queue, eastward in sides:
-                    stream = Stream(not eastward, FROM_VXM)
+                    stream = Stream(not eastward, BLOCKS.from_vxm)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)
                     yield Issue(queue, arrive, Write(address=at, stream=stream))
 

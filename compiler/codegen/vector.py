@@ -17,8 +17,7 @@ from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import Template, by_rows, row_block
-
-SCALES = 14  # ALU whose register collects the rows' scales, one a lane
+from compiler.codegen.resources import ROW_SCALES
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def collect_scale(b: Block, operand: str, scale: Node, count: int) -> None:
     """Put this row's scale in its lane of the collecting register, and write its vectors."""
     mask = b.alu(AluOp.EQ, *RowMask.operands())
     b.alu(
-        AluOp.CHOOSE, mask, scale, b.register(SCALES), on=SCALES,
+        AluOp.CHOOSE, mask, scale, b.register(ROW_SCALES.scales), on=ROW_SCALES.scales,
         lanes=min(LANES, count * VECTOR_BYTES // 4), out=Ref(operand, 0, count),
     )  # fmt: skip
 
@@ -121,7 +120,7 @@ def collect_scale(b: Block, operand: str, scale: Node, count: int) -> None:
 def scale_block(spec: ChipSpec) -> Block:
     """Clear the register that collects scales."""
     b = Block(spec)
-    b.alu(AluOp.COPY, f32(0.0), on=SCALES)
+    b.alu(AluOp.COPY, f32(0.0), on=ROW_SCALES.scales)
     return b.finish()
 
 
@@ -138,7 +137,7 @@ def _norm_row(
         return b.alu(AluOp.MUL, x, gamma, lanes=lanes[g])
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALES}), interval=interval)
+        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval)
         total: Node | None = None
         for g, n in enumerate(lanes):
             x = load("x", g, n, "f32")
@@ -187,7 +186,7 @@ def _gather_row(
     lanes = groups(sum(shares))
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALES}), interval=interval)
+        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval)
 
         def value(g: int, after: int) -> NodeSource:
             return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)

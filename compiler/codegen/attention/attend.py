@@ -22,7 +22,8 @@ from chip.isa.issue import Issue
 from chip.ops.attention import Attend
 from chip.ops.scratch import COLUMN, QUAD
 from chip.spec import VECTOR_BYTES, ChipSpec
-from compiler.codegen.attention.quarters import LANE, lanes_within
+from compiler.codegen.attention.quarters import lanes_within
+from compiler.codegen.attention.resources import LANE_NUMBERS
 from compiler.codegen.attention.results import Results
 from compiler.codegen.attention.scores import Scores
 from compiler.codegen.attention.shape import Attention
@@ -78,7 +79,7 @@ def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Bl
     """The block of one quad: what one pass left of it becomes what the next must know."""
 
     def build(_: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({LANE}), interval=interval)
+        b = Block(spec, pinned=frozenset({LANE_NUMBERS.lane}), interval=interval)
         fill(b, tiles)
         return b
 
@@ -136,13 +137,13 @@ class Batch:
     def _asked(self, one: Pass) -> Uses:
         """Return what a pass asks of the ALUs."""
         what, spec, each = type(one).__name__, self.shape.spec, one.each(self._vxm, 0)
-        uses = [use for job in each for use in of_issues(what, job, spec, (LANE,))]
+        uses = [use for job in each for use in of_issues(what, job, spec, (LANE_NUMBERS.lane,))]
         return together(what, uses)
 
     def lanes(self, end: int) -> Uses:
         """Return what lanes' numbers ask of the ALUs, kept until the end of all batches."""
         uses = of_issues("lanes", lanes_within(self._vxm), self.shape.spec)
-        *before, last = sorted(uses, key=lambda use: (use.alu == LANE, use.landed))
+        *before, last = sorted(uses, key=lambda use: (use.alu == LANE_NUMBERS.lane, use.landed))
         return together("lanes", [*before, last._replace(last=end)])
 
     def _reduce(

@@ -31,13 +31,13 @@ from compiler.codegen.attention.blocks16 import (
     weight_block,
     zeros_block,
 )
+from compiler.codegen.attention.resources import KEYS16, VALUES16
 from compiler.codegen.core.builder import LANES, Block, Ref
 from compiler.codegen.core.control import Control, Fetch
 from compiler.codegen.core.template import Placed, Template, aligned, row_block
-from compiler.codegen.products.product16 import FEED, SUMS, TURNED
+from compiler.codegen.products.resources import FEED, SUMS16
 
 RUN, WINDOW = 16, 64  # tokens that lie in one hemisphere, and in which every pair has 32
-TOKENS = 8  # first eastward stream of values on their way to be turned
 ZEROS = 0  # activation slot
 MOST_OVERLAPPED = 8  # chunks; of more, a head alone fills the VXM
 
@@ -100,7 +100,7 @@ class _Batch:
         """Let what a block's first instruction gives go to a slot of both pairs of planes."""
         arrive = start + block.nodes[0].done + self.to_mxm
         for pair in (0, 1):
-            fill = ABC(stream=Stream(pair == 1, FEED), slot=slot)
+            fill = ABC(stream=Stream(pair == 1, FEED.stream), slot=slot)
             self._issue(mxm(2 * pair, Role.FEED), arrive, fill)
 
     def _zeros(self) -> None:
@@ -136,9 +136,12 @@ class _Batch:
         for pair in (0, 1):
             load, feed, acc = (mxm(2 * pair, role) for role in Role)
             for run in range(2 * windows):
-                token, stream = first + RUN * (2 * run + pair), Stream(pair == 1, run % 2 * RUN)
+                token, stream = (
+                    first + RUN * (2 * run + pair),
+                    Stream(pair == 1, KEYS16.stream + run % 2 * RUN),
+                )
                 self.fetches.append(Fetch(load, loaded + run // 2, token, stream))
-            weights = LW(stream=Stream(pair == 1, 0), count=32, column=0, step=32)
+            weights = LW(stream=Stream(pair == 1, KEYS16.stream), count=32, column=0, step=32)
             self._issue(load, loaded, weights, windows)
             self._issue(feed, fed - 1, IW(columns=32 * windows))
             for half, activation in enumerate(
@@ -158,7 +161,7 @@ class _Batch:
         self.at = start + (n - 1) * pace + aligned(block.end)
 
     def _drain_scores(self, pair: int, windows: int, at: int, n: int, pace: int) -> None:
-        out = group(Stream(pair == 0, SUMS), vectors(4 * 32 * windows))
+        out = group(Stream(pair == 0, SUMS16.left), vectors(4 * 32 * windows))
         lanes = 32 * windows
         acc = ACC(slot=0, step=1, first=False, half=1, product=False, lanes=lanes, out=out)
         self._issue(mxm(2 * pair, Role.DRAIN), at, acc, n, pace)
@@ -167,9 +170,9 @@ class _Batch:
             for token in range(WINDOW * windows)
         )
         turn = Permute(
-            src=out, dst=group(Stream(pair == 0, TURNED), 4), item=4, lanes=lanes, map=spread
+            src=out, dst=group(Stream(pair == 0, SUMS16.turned), 4), item=4, lanes=lanes, map=spread
         )
-        self._issue(sxm(pair, 0), at + self.delay["ACC"].d_func + 1, turn, n, pace)
+        self._issue(sxm(pair, SUMS16.queues), at + self.delay["ACC"].d_func + 1, turn, n, pace)
 
     # -- softmax
 
@@ -201,7 +204,7 @@ class _Batch:
         for query in queries:
             scratch = self._scratch(query, half // 2) + half % 2
             self._place(block, start, scratch=scratch)
-            self._issue(feed, start + late, ABC(stream=Stream(True, FEED), fp16=True))
+            self._issue(feed, start + late, ABC(stream=Stream(True, FEED.stream), fp16=True))
             self._add(acc, start + late + self.delay["ABC"].d_func, query, half)
             start += 2
         self.at = start + late
@@ -211,12 +214,12 @@ class _Batch:
 
     def _turn(self, g: int, half: int, tokens: int) -> int:
         """Install tokens' values as lanes; return from when on activations may come."""
-        unit, load = sxm(1, 0), mxm(2, Role.LOAD)
+        unit, load = sxm(1, VALUES16.queue), mxm(2, Role.LOAD)
         farthest = hops(mem(0, self.spec.slices // 2 - 1), unit, self.spec)
         at = self.at + self.delay["READ"].d_func + farthest
         first = self.layout.head_offset(g * self.per, value=True) // VECTOR_BYTES + HALF * half
         runs = -(-tokens // RUN)
-        out, groups = Stream(True, TOKENS), self._columns(g) // RUN
+        out, groups = Stream(True, VALUES16.tokens), self._columns(g) // RUN
         self.fetches += [Fetch(unit, at + run, first + RUN * run, out) for run in range(runs)]
         self._issue(unit, at, Transpose(src=out, dst=out, groups=groups, item=2), runs)
         loaded = at + self.delay["TRANSPOSE"].d_func + hops(unit, load, self.spec)
@@ -251,7 +254,7 @@ class _Batch:
         """Bring a query's sums to their lanes among 320 results."""
         head = query.head
         columns = self._columns(self.kv_of[head] // self.per)
-        out = group(Stream(False, SUMS), vectors(4 * columns))
+        out = group(Stream(False, SUMS16.left), vectors(4 * columns))
         acc = ACC(
             slot=self._number(query), first=False, half=1, product=False, lanes=columns, out=out
         )
@@ -261,9 +264,13 @@ class _Batch:
             for value in range(first, first + LANES)
         ]
         turn = Permute(
-            src=out, dst=group(Stream(False, TURNED), 4), item=4, lanes=columns, map=tuple(spread)
+            src=out,
+            dst=group(Stream(False, SUMS16.turned), 4),
+            item=4,
+            lanes=columns,
+            map=tuple(spread),
         )
-        self._issue(sxm(1, 0), at + self.delay["ACC"].d_func + 1, turn)
+        self._issue(sxm(1, SUMS16.queues), at + self.delay["ACC"].d_func + 1, turn)
 
 
 def fits(op: Attend, spec: ChipSpec) -> bool:

@@ -10,7 +10,7 @@ from chip.isa.operands import Immediate, In, Lane, Position, Stream, group
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
 from compiler.codegen.core.reductions import lane_max, lane_sum
-from compiler.codegen.products.product16 import FEED, FEEDERS, TURNED
+from compiler.codegen.products.resources import FEED, SUMS16
 from compiler.codegen.vector import f32
 
 HALF = LANES // 2  # values of a vector
@@ -19,9 +19,9 @@ HIDDEN = Immediate(float("-inf"))
 
 def _both_ways(b: Block, value: In | Immediate, lanes: int, at: int | None = None) -> Block:
     """Send an activation to both pairs of planes."""
-    west, east = (group(Stream(side == 1, FEED), 1) for side in (0, 1))
-    first = b.alu(AluOp.COPY, value, lanes=lanes, at=at, on=FEEDERS[0], out=west)
-    b.twin(first, FEEDERS[1], east)
+    west, east = (group(Stream(side == 1, FEED.stream), 1) for side in (0, 1))
+    first = b.alu(AluOp.COPY, value, lanes=lanes, at=at, on=FEED.alus[0], out=west)
+    b.twin(first, FEED.alus[1], east)
     return b.finish()
 
 
@@ -40,7 +40,7 @@ def query_block(spec: ChipSpec, ref: Ref, spread: tuple[int | None, ...]) -> Blo
 def score_block(spec: ChipSpec, dim: int, chunk: int) -> Block:
     """Scale one query's scores; tokens that its row does not see become minus infinity."""
     b = Block(spec)
-    parts = [In(group(Stream(pair == 0, TURNED), 4)) for pair in (0, 1)]
+    parts = [In(group(Stream(pair == 0, SUMS16.turned), 4)) for pair in (0, 1)]
     score = b.alu(AluOp.MUL, b.alu(AluOp.OR, *parts, at=0), f32(dim**-0.5))
     seen = b.alu(AluOp.LE, Lane(LANES * chunk), Position(0), after=score.done - 2)
     b.alu(AluOp.CHOOSE, seen, score, HIDDEN, out=Ref("scratch", 0, 4))
@@ -50,15 +50,15 @@ def score_block(spec: ChipSpec, dim: int, chunk: int) -> Block:
 def weight_block(spec: ChipSpec) -> Block:
     """Send one vector of weights to the eastern pair."""
     b = Block(spec)
-    out = group(Stream(True, FEED), 1)
-    b.alu(AluOp.COPY, Load(Ref("scratch", 0, 1), "i8"), on=FEEDERS[1], out=out)
+    out = group(Stream(True, FEED.stream), 1)
+    b.alu(AluOp.COPY, Load(Ref("scratch", 0, 1), "i8"), on=FEED.alus[1], out=out)
     return b.finish()
 
 
 def result_block(spec: ChipSpec, heads: int, lanes: int) -> Block:
     """Join heads that come one a cycle, each in its lanes, and round them."""
     b = Block(spec)
-    inward = In(group(Stream(False, TURNED), 4))
+    inward = In(group(Stream(False, SUMS16.turned), 4))
     total = b.alu(AluOp.COPY, inward, at=0)
     for i in range(1, heads):
         total = b.alu(AluOp.OR, total, inward, at=i)

@@ -16,13 +16,10 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Group, In, Stream, Tap, group
 from chip.ops.scratch import COLUMN
 from chip.spec import VECTOR_BYTES, vectors
+from compiler.codegen.attention.resources import QUERIES
 from compiler.codegen.attention.shape import Attention, Quad, Tile
 from compiler.codegen.attention.wires import Wires
 from compiler.codegen.core.clock import Clock
-
-SENDERS = (1, 3)  # ALUs that send queries back to the side that they come from
-QUERY, FED, SUMS, PARTS = 8, 28, 8, 24  # first streams of each traffic
-TURNS = (2, 6)  # first SXM queues of queries that flowed on, and of copies
 
 
 @dataclass(slots=True)
@@ -70,9 +67,9 @@ def feed(job: Job, row: int, shape: Attention, wires: Wires) -> Iterator[Issue]:
             if 1 - own in job.tile.sides():  # it flows on to the other
                 yield from _turned(job, vector, 1 - own, (tap,), at, shape, clock)
             if own in job.tile.sides():
-                back = group(Stream(own == 1, QUERY), 1)
+                back = group(Stream(own == 1, QUERIES.query), 1)
                 copy = In((tap,), "i8")
-                yield wires.alu(SENDERS[number], at, AluOp.COPY, copy, out=back)
+                yield wires.alu(QUERIES.senders[number], at, AluOp.COPY, copy, out=back)
                 yield from _turned(job, vector, own, back, at + clock.of["COPY"], shape, clock)
 
 
@@ -81,13 +78,14 @@ def _turned(
 ) -> Iterator[Issue]:
     """Turn a query vector that passes the VXM at `left` for each head that it has."""
     there = left + clock.to_sxm
-    first = TURNS[src[0].stream.number == QUERY]
+    copied = src[0].stream.number == QUERIES.query
+    first = QUERIES.turn_copied if copied else QUERIES.turn_passed
     for i, head in enumerate(job.quad.heads):
         own, spread = shape.queries[head]
         if own == vector:
             leave = job.fed + i - (clock.to_mxm - clock.to_sxm)
             late = leave - there - clock.of["PERMUTE"]
-            dst = (Tap(Stream(side == 1, FED), late),)
+            dst = (Tap(Stream(side == 1, QUERIES.fed), late),)
             turn = Permute(src=src, dst=dst, item=1, map=spread)
             yield Issue(sxm(side, first + i), there, turn)
 
@@ -97,9 +95,9 @@ def through_planes(job: Job, clock: Clock) -> Iterator[Issue]:
     tile, of = job.tile, clock.of
     for side in tile.sides():
         plane, width = tile.plane(side), tile.width(side)
-        src = group(Stream(side == 0, PARTS), vectors(4 * width))
+        src = group(Stream(side == 0, QUERIES.parts), vectors(4 * width))
         heads = len(job.quad.heads)
-        abc = ABC(stream=Stream(side == 1, FED))
+        abc = ABC(stream=Stream(side == 1, QUERIES.fed))
         yield Issue(mxm(plane, Role.FEED), job.fed, abc, heads)
         acc = ACC(slot=0, first=True, lanes=width, out=src)
         yield Issue(mxm(plane, Role.DRAIN), job.fed + of["ABC"], acc, heads)
@@ -109,9 +107,11 @@ def through_planes(job: Job, clock: Clock) -> Iterator[Issue]:
             late = [job.time(c) - job.times[0] for c in tile.columns_of(vector)]
             spread = tile.spread(vector, side)
             for i in range(heads):
-                dst = tuple(Tap(Stream(side == 0, SUMS + i), beat) for beat in late)
+                dst = tuple(Tap(Stream(side == 0, QUERIES.sums + i), beat) for beat in late)
                 turn = Permute(
                     src=src, dst=dst, item=4, lanes=width, out_lanes=COLUMN * len(late),
                     map=spread,
                 )  # fmt: skip
-                yield Issue(sxm(side, vector), job.fed + to_sums(clock) + i, turn)
+                yield Issue(
+                    sxm(side, QUERIES.turn_sums + vector), job.fed + to_sums(clock) + i, turn
+                )

@@ -16,15 +16,13 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, Immediate, In, Source, Stream, group
 from chip.ops.scratch import QUAD
 from chip.spec import vectors
-from compiler.codegen.attention.queries import PARTS, SUMS
+from compiler.codegen.attention.resources import RESULTS, RESULTS_WAY
 from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
 from compiler.codegen.attention.weights import Feeds
 from compiler.codegen.attention.wires import Ports, Wires
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 
-ADDERS, CONVERT, SCALED, JOINED, ROUND = (4, 6, 9), 0, 11, 12, 2
-TURN_QUEUES = (2, 3)  # of the SXMs: the others' are still at work
 SCALE = 2  # what is known of the heads: behind maximum or share, and factor
 
 
@@ -133,18 +131,18 @@ class Results:
         width = self.shape.width(part.quad.group)
         slot, at = QUAD * part.quad.number + part.place, part.time - self.back
         for side, parity in self.planes[part.quad.group]:
-            src = group(Stream(side == 0, PARTS + 4 * parity), vectors(4 * width))
+            src = group(Stream(side == 0, RESULTS_WAY.parts + 4 * parity), vectors(4 * width))
             acc = ACC(slot=slot, first=False, lanes=width, out=src, product=False)
             yield Issue(mxm(2 * side + parity, Role.DRAIN), at, acc)
             turn = Permute(
                 src=src, dst=self._inward(side, parity), item=4, lanes=width, map=part.spread
             )
             there = at + self.clock.of["ACC"] + self.clock.to_mxm - self.clock.to_sxm
-            yield Issue(sxm(side, TURN_QUEUES[parity]), there, turn)
+            yield Issue(sxm(side, RESULTS_WAY.turn + parity), there, turn)
 
     @staticmethod
     def _inward(side: int, parity: int) -> Group:
-        return group(Stream(side == 0, SUMS + 4 * parity), 4)
+        return group(Stream(side == 0, RESULTS_WAY.sums + 4 * parity), 4)
 
     def _part(self, part: Part, wires: Wires) -> Iterator[Issue]:
         """Add the planes, scale, join with the heads before."""
@@ -152,7 +150,7 @@ class Results:
         terms: list[Source] = [
             In(self._inward(*plane), "i32") for plane in self.planes[part.quad.group]
         ]
-        adders = iter(ADDERS)
+        adders = iter(RESULTS.adders)
         for level in range(self.levels):
             terms += [Immediate(0, "i32")] * (len(terms) % 2)
             pairs, terms = [terms[i : i + 2] for i in range(0, len(terms), 2)], []
@@ -160,19 +158,21 @@ class Results:
                 terms.append(Held(number := next(adders)))
                 yield wires.alu(number, at + level * of["ADD"], AluOp.ADD, *pair)
         (total,) = terms
-        yield wires.alu(CONVERT, at + self.added, AluOp.CVT_F32, total)
+        yield wires.alu(RESULTS.convert, at + self.added, AluOp.CVT_F32, total)
         known = part.quad.number * self.shape.scratch.known
         scale = known + 4 * SCALE + part.place
         port = at + self.to_port
         yield from wires.fetch("stats", [scale], port)
         operand = In((wires.tap("stats", scale),) * 4)
         at += self.added + of["CVT_F32"]
-        yield wires.alu(SCALED, at, AluOp.MUL, Held(CONVERT), operand)
+        yield wires.alu(RESULTS.scaled, at, AluOp.MUL, Held(RESULTS.convert), operand)
         at += of["MUL"]
         if part.first:
-            yield wires.alu(JOINED, at, AluOp.COPY, Held(SCALED))
+            yield wires.alu(RESULTS.joined, at, AluOp.COPY, Held(RESULTS.scaled))
         else:
-            yield wires.alu(JOINED, at, AluOp.OR, Held(SCALED), Held(JOINED))
+            yield wires.alu(
+                RESULTS.joined, at, AluOp.OR, Held(RESULTS.scaled), Held(RESULTS.joined)
+            )
 
     def _round(self, part: Part, row: int, wires: Wires) -> Iterator[Issue]:
         n = len(self.shape.kv_of) * self.shape.dim
@@ -180,5 +180,7 @@ class Results:
         first, count = row * vectors(2 * n) + 2 * part.number, vectors(2 * lanes)
         writes, taps = wires.store("y", first, count, part.time + self.left)
         at = part.time + self.joined
-        yield wires.alu(ROUND, at, AluOp.CVT_F16, Held(JOINED), lanes=lanes, out=taps)
+        yield wires.alu(
+            RESULTS.round, at, AluOp.CVT_F16, Held(RESULTS.joined), lanes=lanes, out=taps
+        )
         yield from writes

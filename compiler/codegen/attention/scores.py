@@ -12,23 +12,20 @@ from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, Immediate, In, Stream, Tap
 from compiler.codegen.attention.quarters import (
-    BEST,
-    CHOSEN,
-    MASK,
     SCORED,
     keep,
     mask,
     running_best,
     stored,
 )
-from compiler.codegen.attention.queries import SENDERS, SUMS, Job, feed, through_planes, to_sums
+from compiler.codegen.attention.queries import Job, feed, through_planes, to_sums
+from compiler.codegen.attention.resources import MASKS, MAXIMUM, QUERIES, SCORES
 from compiler.codegen.attention.shape import Attention, Quad, Tile
 from compiler.codegen.attention.tiles import AHEAD, Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items, paired
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.vector import f32
 
-SUM, CONVERT, FACTORS, SCORE, SCALES = 4, 0, (6, 9), 11, (10, 15)
 PATIENCE = 24  # cycles that a query may wait in the SXMs, or a scale in its register
 NEVER = f32(float("-inf"))
 
@@ -168,9 +165,9 @@ class Scores:
     def busy(self, number: int) -> int:
         """Return from when on an ALU is free."""
         last = self.jobs[-1]
-        if number in SENDERS:
+        if number in QUERIES.senders:
             return max(port for _, port in last.queries) + self.clock.fetch + 1
-        return self.came + 1 if number == SUM else last.store + 1
+        return self.came + 1 if number == SCORES.sum else last.store + 1
 
     # -- what
 
@@ -199,7 +196,7 @@ class Scores:
             [first + h for h in quad.quarters],
         )
         yield from reads
-        register = SCALES[job.number % 2]
+        register = SCORES.scales[job.number % 2]
         yield wires.alu(register, job.scale_ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
         for pair, ports in enumerate(job.key_ports):
             scales = self.shape.scales(quad, job.tile.column + 2 * pair, value=False)
@@ -210,7 +207,8 @@ class Scores:
                 kvs = [self.shape.kv_of[head] for head in quad.quarters]
                 taps = tuple(wires.tap("kvs", scales[kv][i], at[kv] - ports[0]) for kv in kvs)
                 issue = ports[0] + self.clock.fetch
-                yield wires.alu(FACTORS[i], issue, AluOp.MUL, Held(register), In(taps))
+                factor = SCORES.factors[i]
+                yield wires.alu(factor, issue, AluOp.MUL, Held(register), In(taps))
 
     def _columns(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
         """Add the sides, scale, mask, keep in scratch memory."""
@@ -219,16 +217,18 @@ class Scores:
             at = job.time(c)
             sides = [In(taps, "i32") for taps in self._arrivals(job, c)]
             other = sides[1] if len(sides) > 1 else Immediate(0, "i32")
-            yield wires.alu(SUM, at - job.skew, AluOp.ADD, sides[0], other)
-            yield wires.alu(CONVERT, at + of["ADD"], AluOp.CVT_F32, Held(SUM))
-            factor = Held(FACTORS[c % 2])
-            yield wires.alu(SCORE, at + self.converted, AluOp.MUL, Held(CONVERT), factor)
-            yield mask(wires, row, job.tile.column + c, at + self.scored)
-            out = items(SCORED, inward=False)
+            yield wires.alu(SCORES.sum, at - job.skew, AluOp.ADD, sides[0], other)
+            yield wires.alu(SCORES.convert, at + of["ADD"], AluOp.CVT_F32, Held(SCORES.sum))
+            factor = Held(SCORES.factors[c % 2])
             yield wires.alu(
-                CHOSEN[c % 2], at + self.scored, AluOp.CHOOSE, Held(MASK), Held(SCORE), NEVER,
-                out=out,
-            )  # fmt: skip
+                SCORES.score, at + self.converted, AluOp.MUL, Held(SCORES.convert), factor
+            )
+            yield mask(wires, row, job.tile.column + c, at + self.scored)
+            chosen, out = MASKS.chosen[c % 2], items(SCORED, inward=False)
+            score = Held(SCORES.score)
+            yield wires.alu(
+                chosen, at + self.scored, AluOp.CHOOSE, Held(MASKS.mask), score, NEVER, out=out
+            )
             place = scratch.item(job.quad.number, job.tile.column + c, SCORED)
             yield from wires.item(place, at + self.masked, write=True)
 
@@ -236,7 +236,7 @@ class Scores:
         """Streams of each side's part of a column: a head a stream, a cycle after one another."""
         heads = [min(i, job.skew) for i in range(4)]
         return [
-            tuple(Tap(Stream(side == 0, SUMS + i), i) for i in heads)
+            tuple(Tap(Stream(side == 0, QUERIES.sums + i), i) for i in heads)
             for side in job.tile.sides(column // 4)
         ]
 
@@ -246,4 +246,4 @@ class Scores:
         first = job.quad.number * self.shape.scratch.known + 4 * (
             job.tile.number % self.shape.scratch.tiles
         )
-        yield from keep(wires, BEST, first, job.store)
+        yield from keep(wires, MAXIMUM.best, first, job.store)

@@ -14,12 +14,12 @@ from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In
 from compiler.codegen.attention.quarters import POWERS, SCORED, keep, stored
+from compiler.codegen.attention.resources import EXPONENTIALS
 from compiler.codegen.attention.shape import Attention, Quad
 from compiler.codegen.attention.wires import Ports, Wires, items
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.vector import f32
 
-TOPS, LESS, POWER, TOTALS, FOLD = (1, 3), 4, 0, (6, 9, 11, 12), (2, 5)
 QUARTERS = 4
 LEAST = 8  # cycles between quads
 
@@ -79,7 +79,11 @@ class Exponentials:
 
     def busy(self, number: int) -> int:
         """Return from when on an ALU is free."""
-        return self.came + 1 if number in (*TOPS, LESS) else self.jobs[-1].store + 1
+        return (
+            self.came + 1
+            if number in (*EXPONENTIALS.maxima, EXPONENTIALS.below)
+            else self.jobs[-1].store + 1
+        )
 
     def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
         """Yield each job's instructions, for a batch whose first row is given."""
@@ -95,7 +99,7 @@ class Exponentials:
 
     def _columns(self, job: Job, wires: Wires) -> Iterator[Issue]:
         of, scratch, quad = self.clock.of, self.shape.scratch, job.quad.number
-        top = TOPS[quad % 2]
+        top = EXPONENTIALS.maxima[quad % 2]
         first = quad * scratch.known
         vectors = range(first, first + 4)
         reads, taps = wires.fetched("stats", vectors, job.ports, vectors)
@@ -105,23 +109,25 @@ class Exponentials:
         for c in range(self.shape.columns):
             at = job.start + c * self.pace
             yield from wires.item(scratch.item(quad, c, SCORED), at, write=False)
-            yield wires.alu(LESS, at, AluOp.SUB, x, Held(top))
-            yield wires.alu(POWER, at + of["SUB"], AluOp.EXP, Held(LESS), out=out)
+            yield wires.alu(EXPONENTIALS.below, at, AluOp.SUB, x, Held(top))
+            yield wires.alu(
+                EXPONENTIALS.power, at + of["SUB"], AluOp.EXP, Held(EXPONENTIALS.below), out=out
+            )
             at += self.powered
             yield from wires.item(scratch.item(quad, c, POWERS), at, write=True)
-            total = TOTALS[c % QUARTERS]
+            total = EXPONENTIALS.totals[c % QUARTERS]
             before = Held(total) if c >= QUARTERS else f32(0.0)
-            yield wires.alu(total, at, AluOp.ADD, Held(POWER), before)
+            yield wires.alu(total, at, AluOp.ADD, Held(EXPONENTIALS.power), before)
 
     def _fold(self, job: Job, wires: Wires) -> tuple[list[Issue], int]:
         """Add the quarters' sums: (0 + 2) + (1 + 3); return also the ALU that has the sum."""
         add, columns = self.clock.of["ADD"], self.shape.columns
         ends = range(max(0, columns - QUARTERS), columns)
         done = [job.start + c * self.pace + self.powered + add for c in ends]
-        totals = [Held(TOTALS[c % QUARTERS]) for c in ends]
-        one, two = FOLD
+        totals = [Held(EXPONENTIALS.totals[c % QUARTERS]) for c in ends]
+        one, two = EXPONENTIALS.fold
         if columns == 1:
-            return [], TOTALS[0]
+            return [], EXPONENTIALS.totals[0]
         if columns == 2:
             return [wires.alu(one, done[1], AluOp.ADD, *totals)], one
         first = wires.alu(one, done[2], AluOp.ADD, totals[0], totals[2])

@@ -15,12 +15,11 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Stream
 from chip.spec import VECTOR_BYTES
 from chip.sram import RUN
+from compiler.codegen.attention.resources import TILES
 from compiler.codegen.attention.shape import Attention, Tile, place_of
 from compiler.codegen.attention.wires import Wires
 from compiler.codegen.core.clock import Clock
 
-LOADED = 12  # first of 16 outward streams of keys and values
-TURN_QUEUE = 13  # SXM queue that turns values
 AHEAD = 4  # tiles that the planes and their buffers hold
 
 
@@ -87,13 +86,13 @@ def load_issues(load: Load, shape: Attention, wires: Wires) -> Iterator[Issue]:
     offset = layout.head_offset(tile.group * layout.heads_per_group, value=load.value)
     first = offset // VECTOR_BYTES + tile.first
     for side in tile.sides():
-        plane, stream = tile.plane(side), Stream(side == 1, LOADED)
+        plane, stream = tile.plane(side), Stream(side == 1, TILES.loaded)
         into = mxm(plane, Role.LOAD)
         columns = 0
         for (start, n), cycle in zip(tile.runs(side), load.cycles, strict=False):
-            queue, count = (sxm(side, TURN_QUEUE), RUN) if load.value else (into, n)
+            queue, count = (sxm(side, TILES.turn), RUN) if load.value else (into, n)
             for i in range(count):
-                yield wires.outward("kv", first + start + i, queue, cycle, LOADED + i)
+                yield wires.outward("kv", first + start + i, queue, cycle, TILES.loaded + i)
             if not load.value:
                 lw = LW(stream=stream, count=n, column=place_of(start))
                 yield Issue(into, cycle, lw)
@@ -101,7 +100,7 @@ def load_issues(load: Load, shape: Attention, wires: Wires) -> Iterator[Issue]:
         if load.value:
             groups = shape.width(tile.group) // RUN
             turn = Transpose(src=stream, dst=stream, groups=groups)
-            queue, at = sxm(side, TURN_QUEUE), load.cycles[0]
+            queue, at = sxm(side, TILES.turn), load.cycles[0]
             yield Issue(queue, at, turn, len(tile.runs(side)))
             at += wires.clock.of["TRANSPOSE"] + wires.clock.to_mxm - wires.clock.to_sxm
             lw = LW(stream=stream, count=RUN, column=0, step=RUN)

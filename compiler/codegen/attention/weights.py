@@ -18,16 +18,13 @@ from chip.isa.operands import Held, In, Stream, Tap, group
 from chip.ops.scratch import COLUMN, QUAD
 from chip.sram import RUN
 from compiler.codegen.attention.quarters import (
-    BEST,
-    CHOSEN,
-    MASK,
     POWERS,
     keep,
     mask,
     running_best,
     stored,
 )
-from compiler.codegen.attention.queries import FED
+from compiler.codegen.attention.resources import MASKS, MAXIMUM, QUANTISED, WEIGHTS
 from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
 from compiler.codegen.attention.tiles import Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items
@@ -35,9 +32,6 @@ from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.vector import f32
 
-SHARES, SHARE, SCALES, WEIGHT = (1, 3), 4, (6, 9), 11
-FACTORS, SCALED, ROUNDED = (10, 15), 13, (7, 8)
-ROUNDED_STREAM = 8
 WORD = 4  # bytes that the SXMs move as one
 WORDS = LANES // WORD
 
@@ -160,27 +154,27 @@ class Weights(abc.ABC):
                 yield from wires.fetch("kvs", known, at[kv])
             for i in range(min(2, job.columns - 2 * pair)):
                 taps = tuple(wires.tap("kvs", scales[kv][i], at[kv] - ports[0]) for kv in kvs)
-                yield wires.alu(SCALES[i], ports[0] + fetch, AluOp.COPY, In(taps))
+                yield wires.alu(WEIGHTS.scales[i], ports[0] + fetch, AluOp.COPY, In(taps))
 
     def _column(self, job: Job, column: int, row: int, wires: Wires) -> Iterator[Issue]:
         at, item = job.time(column), self.shape.scratch.item
         place = item(job.quad.number, job.column + column, POWERS)
         yield from wires.item(place, at, write=False)
         share = Held(self.registers[0][job.number % 2])
-        yield wires.alu(SHARE, at, AluOp.MUL, In(items(POWERS, inward=True)), share)
-        scale = Held(SCALES[column % 2])
-        yield wires.alu(WEIGHT, at + self.shared, AluOp.MUL, Held(SHARE), scale)
+        yield wires.alu(WEIGHTS.share, at, AluOp.MUL, In(items(POWERS, inward=True)), share)
+        scale = Held(WEIGHTS.scales[column % 2])
+        yield wires.alu(WEIGHTS.weight, at + self.shared, AluOp.MUL, Held(WEIGHTS.share), scale)
         due = at + self.weighed
         yield mask(wires, row, job.column + column, due)
-        chosen = CHOSEN[column % 2]
-        yield wires.alu(chosen, due, AluOp.CHOOSE, Held(MASK), Held(WEIGHT), f32(0.0))
+        chosen = MASKS.chosen[column % 2]
+        yield wires.alu(chosen, due, AluOp.CHOOSE, Held(MASKS.mask), Held(WEIGHTS.weight), f32(0.0))
 
 
 class Peaks(Weights):
     """The third pass: the largest weight of each head. Weights are not negative."""
 
     def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
-        super().__init__(shape, clock, ports, start, {0: SHARES})
+        super().__init__(shape, clock, ports, start, {0: WEIGHTS.reciprocals})
         self.best = self.masked + 2 * clock.of["MAX"]
         for quad in shape.quads:
             earliest = start
@@ -203,19 +197,25 @@ class Peaks(Weights):
 
     def busy(self, number: int) -> int:
         """Return from when on an ALU is free."""
-        return self.came + 1 if number in (*SHARES, SHARE) else self.jobs[-1].store + 1
+        return (
+            self.came + 1
+            if number in (*WEIGHTS.reciprocals, WEIGHTS.share)
+            else self.jobs[-1].store + 1
+        )
 
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
         times = [time + self.masked for time in job.times]
         yield from running_best(wires, times, job.columns)
-        yield from keep(wires, BEST, job.quad.number * self.shape.scratch.known + 4, job.store)
+        yield from keep(
+            wires, MAXIMUM.best, job.quad.number * self.shape.scratch.known + 4, job.store
+        )
 
 
 class Feeds(Weights):
     """The fourth pass: quantised weights meet the values, tile by tile."""
 
     def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
-        super().__init__(shape, clock, ports, start, {0: SHARES, 1: FACTORS})
+        super().__init__(shape, clock, ports, start, {0: WEIGHTS.reciprocals, 1: QUANTISED.factors})
         of = clock.of
         self.scaled = self.masked + of["MUL"]
         # from a column at the VXM to the SXMs; from there to the planes
@@ -259,20 +259,24 @@ class Feeds(Weights):
         of, tile = self.clock.of, job.tile
         assert tile is not None
         assert job.fed is not None
-        factor = Held(FACTORS[job.number % 2])
+        factor = Held(QUANTISED.factors[job.number % 2])
         for column in range(job.columns):
             at = job.time(column) + self.masked
-            yield wires.alu(SCALED, at, AluOp.MUL, Held(CHOSEN[column % 2]), factor)
+            yield wires.alu(QUANTISED.scaled, at, AluOp.MUL, Held(MASKS.chosen[column % 2]), factor)
             for side in tile.sides():
-                out = group(Stream(side == 1, ROUNDED_STREAM), 1)
+                out = group(Stream(side == 1, QUANTISED.rounded_stream), 1)
                 at = job.time(column) + self.scaled
-                yield wires.alu(ROUNDED[side], at, AluOp.CVT_I8, Held(SCALED), out=out)
+                yield wires.alu(
+                    QUANTISED.rounded[side], at, AluOp.CVT_I8, Held(QUANTISED.scaled), out=out
+                )
         for vector, fed in zip(tile.vectors, job.fed, strict=True):
             for side in tile.sides(vector):
                 yield self._turn(job, tile, vector, side, fed)
                 plane = tile.plane(side)
                 heads = len(job.quad.heads)
-                yield Issue(mxm(plane, Role.FEED), fed, ABC(stream=Stream(side == 1, FED)), heads)
+                yield Issue(
+                    mxm(plane, Role.FEED), fed, ABC(stream=Stream(side == 1, QUANTISED.fed)), heads
+                )
                 first = vector == 0 and tile.number < self._first(tile) + 2
                 acc = ACC(slot=QUAD * job.quad.number, first=first, step=1)
                 yield Issue(mxm(plane, Role.DRAIN), fed + of["ABC"], acc, heads)
@@ -287,14 +291,16 @@ class Feeds(Weights):
         columns = [job.time(c) for c in tile.columns_of(vector)]
         at, last = columns[0] + self.to_sxm, columns[-1] + self.to_sxm
         late = fed - last - self.to_planes
-        src = tuple(Tap(Stream(side == 1, ROUNDED_STREAM), c - columns[0]) for c in columns)
+        src = tuple(
+            Tap(Stream(side == 1, QUANTISED.rounded_stream), c - columns[0]) for c in columns
+        )
         heads = len(job.quad.heads)
-        dst = tuple(Tap(Stream(side == 1, FED), late + i) for i in range(heads))
+        dst = tuple(Tap(Stream(side == 1, QUANTISED.fed), late + i) for i in range(heads))
         turn = Permute(
             src=src, dst=dst, item=WORD, lanes=WORDS * len(columns), out_lanes=WORDS * heads,
             map=_words(tile, vector, side, heads),
         )  # fmt: skip
-        return Issue(sxm(side, vector), at, turn)
+        return Issue(sxm(side, QUANTISED.turn + vector), at, turn)
 
 
 def _words(tile: Tile, vector: int, side: int, heads: int) -> Map:

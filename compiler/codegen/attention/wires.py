@@ -20,11 +20,10 @@ from chip.isa.operands import Group, Source, Stream, Tap
 from chip.ops.cost import C2C_TURN
 from chip.spec import VECTOR_BYTES
 from chip.sram import bulk_place, work_place, work_start
-from compiler.codegen.core.builder import FROM_VXM, TO_VXM
+from compiler.codegen.attention.resources import ITEMS
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
-
-ITEMS = 28  # first of four streams of items, either way
+from compiler.codegen.core.traffic import BLOCKS
 
 
 @dataclass(slots=True)
@@ -89,13 +88,13 @@ class Wires:
     def tap(self, operand: str, vector: int, beat: int = 0) -> Tap:
         """Return where a vector of work memory arrives at the VXM."""
         side = work_place(self.spec, self.base(operand) + vector)[0]
-        return Tap(Stream(side == 0, TO_VXM), beat)
+        return Tap(Stream(side == 0, BLOCKS.to_vxm), beat)
 
     def fetch(self, operand: str, vectors: Sequence[int], port: int) -> Iterator[Issue]:
         """Read a vector, or two neighbours, at a cycle of the ports."""
         for vector in vectors:
             side, index, word = work_place(self.spec, self.base(operand) + vector)
-            read = Read(address=word, stream=Stream(side == 0, TO_VXM))
+            read = Read(address=word, stream=Stream(side == 0, BLOCKS.to_vxm))
             yield Issue(mem(side, index), port, read)
 
     def fetched(
@@ -116,7 +115,7 @@ class Wires:
         writes, taps = [], []
         for n in range(count):
             side, index, word = work_place(self.spec, self.base(operand) + first + n)
-            stream = Stream(side == 1, FROM_VXM)
+            stream = Stream(side == 1, BLOCKS.from_vxm)
             taps.append(Tap(stream, n // 2))
             at = cycle + n // 2 + self.clock.near
             writes.append(Issue(mem(side, index), at, Write(address=word, stream=stream)))
@@ -131,10 +130,10 @@ class Wires:
             queue = mem(side, index)
             away = hops(alu(0), queue, self.spec)
             if write:
-                stream = Stream(side == 1, ITEMS + n)
+                stream = Stream(side == 1, ITEMS.written + n)
                 yield Issue(queue, cycle + away, Write(address=word, stream=stream))
             else:
-                stream = Stream(side == 0, ITEMS + n)
+                stream = Stream(side == 0, ITEMS.read + n)
                 at = cycle - self.clock.of["READ"] - away
                 yield Issue(queue, at, Read(address=word, stream=stream))
 
@@ -149,7 +148,8 @@ class Wires:
 def items(side: int, *, inward: bool) -> Group:
     """Return the streams of an item that comes from a side, or goes there."""
     eastward = (side == 0) if inward else (side == 1)
-    return tuple(Tap(Stream(eastward, ITEMS + n)) for n in range(4))
+    first = ITEMS.read if inward else ITEMS.written
+    return tuple(Tap(Stream(eastward, first + n)) for n in range(4))
 
 
 class VxmOnly(Wires):

@@ -7,8 +7,7 @@ and the builder takes the pair of them for every access, so a block is free of c
 its operands lie.
 
 Rules: an access takes a work slice's only port (reads and writes alike); every eighth cycle of
-the ports is left to the C2C; memory reaches the VXM on stream 0 of each direction and the SXM on
-streams 30 and 31, results leave for memory on stream 1, for the SXM on streams 4 to 7.
+the ports is left to the C2C; streams and SXM queues are those of compiler/codegen/core/traffic.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from chip.floorplan import alu, hops, mem, sxm
+from chip.floorplan import SXM_QUEUES, alu, hops, mem, sxm
 from chip.isa.instructions import ARITY, AluOp
 from chip.isa.issue import Delay, delays
 from chip.isa.operands import (
@@ -45,8 +44,8 @@ from compiler.codegen.core.parts import (
 )
 from compiler.codegen.core.registers import assign
 from compiler.codegen.core.reservations import PORTS, ReservationTable, Resource, Slot
+from compiler.codegen.core.traffic import BLOCKS
 
-TO_VXM, FROM_VXM, TO_SXM, VXM_TO_SXM, JOINED = 0, 1, 30, 4, 28  # first streams of each traffic
 COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
 EAST, WEST = 1, 0
 
@@ -258,19 +257,22 @@ class Block:
         self._take(access)
         arrive = at + late + back
         self._table.reserve((Resource.FROM_SXM, arrive))
-        dst = group(Stream(False, JOINED), streams_of(LANES, item))
+        dst = group(Stream(False, BLOCKS.joined), streams_of(LANES, item))
         queue = self.queue(EAST, at)
         self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))
         return arrive, In(dst, {2: "f16", 4: "f32"}[item])
 
     def queue(self, hemisphere: int, cycle: int) -> int:
-        """Take an SXM queue of a hemisphere for one cycle; -1 when all are busy."""
+        """Take an SXM queue of a hemisphere for one cycle.
+
+        Raises OverflowError where all are busy.
+        """
         turn = (hemisphere, cycle % self.interval if self.interval else cycle)
         used = self._queues.get(turn, 0)
-        if used >= 14:
-            return -1
+        if used >= SXM_QUEUES:
+            raise OverflowError(f"no SXM queue is free at cycle {cycle}")
         self._queues[turn] = used + 1
-        return used
+        return BLOCKS.passes + used
 
     def copies(
         self, value: Node, maps: Sequence[tuple[int | None, ...]], pairs: int = COPIES, gap: int = 1
@@ -288,7 +290,9 @@ class Block:
         arrive = 0
         out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
         for number_of_turn, turn in enumerate(turns):
-            taps = {side: group(Stream(side == EAST, VXM_TO_SXM), 4) for side in (WEST, EAST)}
+            taps = {
+                side: group(Stream(side == EAST, BLOCKS.vxm_to_sxm), 4) for side in (WEST, EAST)
+            }
             sent = [self.alu(AluOp.COPY, value, out=taps[s], at=start + turn) for s in (WEST, EAST)]
             at_sxm = sent[0].done + self.sxm_hops
             arrive = at_sxm + self.delay["PERMUTE"].d_func + self.sxm_hops
@@ -296,7 +300,7 @@ class Block:
                 for side, number in ((WEST, place), (EAST, place + half)):
                     if number >= len(maps):
                         continue
-                    inward = group(Stream(side == WEST, 4 * (place % COPIES)), 4)
+                    inward = group(Stream(side == WEST, BLOCKS.copies + 4 * (place % COPIES)), 4)
                     queue = self.queue(side, at_sxm)
                     self.passes.append(
                         Pass(at_sxm, side, queue, maps[number], 4, LANES, taps[side], inward)
@@ -324,6 +328,6 @@ class Block:
 
 
 __all__ = [
-    "C2C_TURN", "FROM_VXM", "LANES", "TO_SXM", "TO_VXM", "Access", "Block", "Given", "Load", "Node",
+    "C2C_TURN", "LANES", "Access", "Block", "Given", "Load", "Node",
     "NodeSource", "Pass", "Ref", "Row", "RowMask",
 ]  # fmt: skip

@@ -6,10 +6,7 @@ from chip.isa.instructions import AluOp
 from chip.isa.operands import Stream, group
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import Block, Load, Node, Ref
-
-FEED = 28  # outward stream of activations
-FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
-PINNED = frozenset(FEEDERS)
+from compiler.codegen.products.resources import FEED
 
 
 def never(cycle: int) -> bool:
@@ -21,9 +18,9 @@ def feed_block(spec: ChipSpec, operand: str = "x") -> Block:
     """Return the block that sends a vector of activations from work memory to all planes."""
     block = Block(spec, busy=never)
     at, x = block.delay["READ"].d_func + 1, Load(Ref(operand, 0, 1), "i8")
-    west, east = (group(Stream(side == 1, FEED), 1) for side in (0, 1))
-    node = block.alu(AluOp.COPY, x, at=at, on=FEEDERS[0], out=west)
-    block.twin(node, FEEDERS[1], east)
+    west, east = (group(Stream(side == 1, FEED.stream), 1) for side in (0, 1))
+    node = block.alu(AluOp.COPY, x, at=at, on=FEED.alus[0], out=west)
+    block.twin(node, FEED.alus[1], east)
     return block.finish()
 
 

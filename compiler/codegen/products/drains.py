@@ -17,10 +17,9 @@ from chip.spec import VECTOR_BYTES, vectors
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Load, Node, NodeSource, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed
-from compiler.codegen.products.activations import PINNED
 from compiler.codegen.products.columns import Columns, blocks_of, gated_groups, row_groups
 from compiler.codegen.products.gaps import link_turns
-from compiler.codegen.products.prologue import SCALE
+from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE
 from compiler.codegen.products.sums import ARRIVAL, Outputs, added, dequantised
 from compiler.codegen.products.timeline import ColumnGroup
 from compiler.codegen.vector import Run, f32, joined, sigmoid
@@ -29,8 +28,6 @@ LEAD = 8  # cycles that the work on two groups is apart
 FAR = 40  # the same where columns' scales come by way of an SXM
 SPAN = 400  # cycles that a drain block may last
 DEQUANTISED = 20  # cycles from the sums' arrival at which they are dequantised
-GATED = 14  # ALU whose register keeps silu(gate) of the last block
-CHAIN = (6, 1, 0, 3, 2, 4, GATED)  # ALUs that make it, beside the work on the up columns
 FOLLOWED = ("gate", "up")  # blocks apart, the last
 
 
@@ -108,7 +105,9 @@ class Drains:
         if key not in self._blocks:
             b = Block(
                 self.clock.spec,
-                pinned=PINNED | {SCALE} | (set(CHAIN) if kind in FOLLOWED else set()),
+                pinned=FEED.pinned
+                | {ROW_SCALE.scale}
+                | (GATE.pinned if kind in FOLLOWED else set()),
                 busy=lambda cycle: cycle in busy or (start + cycle) % C2C_TURN in turns,
             )
 
@@ -117,7 +116,7 @@ class Drains:
                 return joined(b, [run], 4, ARRIVAL + LEAD)
 
             sums = added(b, outputs, ARRIVAL)
-            self._follow(b, kind, dequantised(b, sums, Held(SCALE), column_scales))
+            self._follow(b, kind, dequantised(b, sums, Held(ROW_SCALE.scale), column_scales))
             self._blocks[key] = b.finish()
         return self._blocks[key]
 
@@ -126,7 +125,7 @@ class Drains:
         if kind == "gate":
             _gate_in_register(b, scaled[0])
         elif kind == "up":
-            _store_f16(b, b.alu(AluOp.MUL, Held(GATED), scaled[0]), 0)
+            _store_f16(b, b.alu(AluOp.MUL, Held(GATE.gated), scaled[0]), 0)
         elif self._gated:
             for pair in range(len(scaled) // 2):
                 gate, up = scaled[2 * pair : 2 * pair + 2]
@@ -158,8 +157,7 @@ def _store_f16(b: Block, y: Node, vector: int) -> None:
 
 def _gate_in_register(b: Block, gate: Node) -> None:
     """silu(gate), on ALUs of its own, into a register."""
-    kept, minus, exp, plus, root, square, gated = CHAIN
-    value = b.alu(AluOp.COPY, gate, on=kept)
-    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, gate, on=minus), on=exp)
-    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=plus), on=root)
-    b.alu(AluOp.MUL, value, b.alu(AluOp.MUL, r, r, on=square), on=gated)
+    value = b.alu(AluOp.COPY, gate, on=GATE.kept)
+    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, gate, on=GATE.minus), on=GATE.exp)
+    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=GATE.plus), on=GATE.root)
+    b.alu(AluOp.MUL, value, b.alu(AluOp.MUL, r, r, on=GATE.square), on=GATE.gated)

@@ -26,12 +26,9 @@ from chip.sram import bulk_place
 from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
 from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
+from compiler.codegen.products.resources import FEED, SUMS16, WEIGHTS16
 
-FEED = 28  # outward stream of activations
-FEEDERS = (12, 11)  # ALUs that pass activations on, west and east
-PINNED = frozenset(FEEDERS)
-SUMS, TURNED = 4, 16  # first inward streams of sums, and of sums in their lanes: four a block
-CROSSING = 8  # first eastward stream of weights that come from the west, and how many
+FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
 LEAD = 24  # cycles by which a product may start before its activations are there
 
 
@@ -70,7 +67,7 @@ class Product16:
         One row comes in a gap behind a load on all streams; more come beside a load on half of
         them.
         """
-        rate = (32 if self.rows == 1 else 16) if blocks[0].even else CROSSING
+        rate = (32 if self.rows == 1 else 16) if blocks[0].even else FAR_COLUMNS
         load = max(3, sum(-(-block.lanes // rate) for block in blocks))
         if self.rows == 1:
             return rate, load, load + 1
@@ -149,7 +146,7 @@ class Product16:
                 fed = cycle in near if alone else cycle % 2 == 0
                 return fed or cycle % C2C_TURN == C2C_TURN - 1
 
-            b = Block(self.spec, pinned=PINNED, busy=busy, stride=1 if alone else 2)
+            b = Block(self.spec, pinned=FEED.pinned, busy=busy, stride=1 if alone else 2)
             joined = [self._join(b, block, j, arrival) for j, block in enumerate(blocks)]
             for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
                 out = Ref("y", self.item * j, vectors(block.width * self.item))
@@ -171,8 +168,8 @@ class Product16:
         block = Block(self.spec, busy=_never)
         x = Load(Ref("x", 0, 1), "i8")  # 160 values, as they lie
         at = self.delay["READ"].d_func + 1
-        west, east = (group(Stream(side == 1, FEED), 1) for side in (0, 1))
-        block.twin(block.alu(AluOp.COPY, x, at=at, on=FEEDERS[0], out=west), FEEDERS[1], east)
+        west, east = (group(Stream(side == 1, FEED.stream), 1) for side in (0, 1))
+        block.twin(block.alu(AluOp.COPY, x, at=at, on=FEED.alus[0], out=west), FEED.alus[1], east)
         block.finish()
         for g in self.groups:
             for half in range(self.halves):
@@ -193,7 +190,7 @@ class Product16:
 
     def _load(self, g: ColumnGroup, half: int, pair: int, base: int) -> Iterator[Issue]:
         at, load = g.start + half * g.interval, mxm(2 * pair, Role.LOAD)
-        first = 0 if g.blocks[0].even else CROSSING
+        first = WEIGHTS16.stream if g.blocks[0].even else WEIGHTS16.far
         stream = Stream(pair == 1, first)
         for block in g.blocks:
             tile = base + block.vector + half // 2 * 2 * block.width + half % 2
@@ -211,7 +208,7 @@ class Product16:
 
     def _multiply(self, g: ColumnGroup, half: int, pair: int) -> Iterator[Issue]:
         feed, acc, fed = mxm(2 * pair, Role.FEED), mxm(2 * pair, Role.DRAIN), self.fed(g, half)
-        stream = Stream(pair == 1, FEED)
+        stream = Stream(pair == 1, FEED.stream)
         if self.rows == 1:
             yield Issue(feed, fed, ABC(stream=stream, slot=0))
             yield Issue(feed, fed + 1, IW(columns=g.lanes))
@@ -224,7 +221,7 @@ class Product16:
 
     def _leave(self, g: ColumnGroup, pair: int) -> Iterator[Issue]:
         """The rows' sums: out of the accumulators, into their lanes, to the VXM."""
-        out = group(Stream(pair == 0, SUMS), vectors(g.lanes * 4))
+        out = group(Stream(pair == 0, SUMS16.left), vectors(g.lanes * 4))
         pace = max(1, g.pace)
         acc = ACC(slot=g.slot, step=1, first=False, lanes=g.lanes, out=out, half=1, product=False)
         yield Issue(mxm(2 * pair, Role.DRAIN), g.drain, acc, self.rows, pace)
@@ -234,12 +231,12 @@ class Product16:
                 src=out, dst=_turned(pair, j, block.width), item=4, lanes=g.lanes,
                 out_lanes=block.width, map=lanes_of(block, pair),
             )  # fmt: skip
-            yield Issue(sxm(pair, j), at, turn, self.rows, pace)
+            yield Issue(sxm(pair, SUMS16.queues + j), at, turn, self.rows, pace)
 
 
 def _turned(pair: int, j: int, width: int) -> Group:
     """Streams on which block j of a pair comes to the VXM."""
-    return group(Stream(pair == 0, TURNED + 4 * j), vectors(width * 4))
+    return group(Stream(pair == 0, SUMS16.turned + 4 * j), vectors(width * 4))
 
 
 _never = frozenset[int]().__contains__

@@ -17,7 +17,7 @@ from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import paced
-from compiler.codegen.products.activations import FEED
+from compiler.codegen.products.resources import FEED, QUANTISER, ROW_SCALE
 from compiler.codegen.vector import (
     f32,
     groups,
@@ -27,9 +27,6 @@ from compiler.codegen.vector import (
     scale_factor,
     store,
 )
-
-SCALE = 9  # ALU whose register keeps the row's scale
-OUTLETS = (0, 2)  # ALUs that give quantised values to the planes, west and east
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ def prologue(source: NormFirst | GatherFirst, k: int, spec: ChipSpec) -> Prologu
     fed: list[Node] = []
 
     def attempt(pace: int) -> Block:
-        b = Block(spec, pinned=frozenset({SCALE, *OUTLETS}))
+        b = Block(spec, pinned=frozenset({ROW_SCALE.scale, *QUANTISER.outlets}))
         if isinstance(source, NormFirst):
             fed[:] = _norm(b, source, k, pace)
         else:
@@ -133,12 +130,12 @@ def _quantise(
             peaks[g % turns] = b.alu(AluOp.MAX, peaks[g % turns], size)
     peak = peaks[0] if len(peaks) == 1 else b.alu(AluOp.MAX, *peaks)
     factor, scale = scale_factor(b, lane_max(b, peak))
-    b.alu(AluOp.COPY, scale, on=SCALE)
+    b.alu(AluOp.COPY, scale, on=ROW_SCALE.scale)
     b.alu(AluOp.COPY, scale, lanes=1, out=Ref("qs", 0, 1))
     fed = []
     for g in range(count):
         y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 8), factor)
         fed.append(b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1)))
-        for side, number in enumerate(OUTLETS):
-            b.twin(fed[-1], number, group(Stream(side == 1, FEED), 1))
+        for side, number in enumerate(QUANTISER.outlets):
+            b.twin(fed[-1], number, group(Stream(side == 1, FEED.stream), 1))
     return fed

@@ -22,11 +22,12 @@ from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed
 from compiler.codegen.products import timeline
-from compiler.codegen.products.activations import FEED, PINNED, feed_block, never, row_scale
+from compiler.codegen.products.activations import feed_block, never, row_scale
 from compiler.codegen.products.columns import Columns
 from compiler.codegen.products.drains import Drains
 from compiler.codegen.products.gaps import Gaps
-from compiler.codegen.products.prologue import SCALE, Prologue, outward, prologue
+from compiler.codegen.products.prologue import Prologue, outward, prologue
+from compiler.codegen.products.resources import FEED, ROW_SCALE
 from compiler.codegen.products.row_tiles import TileCursor, TileTimes
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
 
@@ -67,7 +68,7 @@ class RowProduct:
         for plane in PLANES:
             feed, acc = mxm(plane, Role.FEED), mxm(plane, Role.DRAIN)
             if filled is not None:
-                yield Issue(feed, filled, ABC(stream=Stream(plane >= 2, FEED), slot=slot))
+                yield Issue(feed, filled, ABC(stream=Stream(plane >= 2, FEED.stream), slot=slot))
             yield Issue(feed, times.install, IW(columns=columns_of_plane(g, tile, plane)))
             yield Issue(feed, times.use, ABC(slot=slot))
             if out != g.drain:  # else the sum leaves as it is made
@@ -164,7 +165,7 @@ def _scale_cycle(filled: Sequence[int]) -> int:
 
 def _scale(spec: ChipSpec, cycle: int) -> Placed:
     """Fetch the row's scale, once: it passes the planes' streams at a cycle."""
-    block = Block(spec, pinned=PINNED | {SCALE}, busy=never)
-    row_scale(block, 1, SCALE)
+    block = Block(spec, pinned=FEED.pinned | {ROW_SCALE.scale}, busy=never)
+    row_scale(block, 1, ROW_SCALE.scale)
     (step,) = block.finish().passes
     return Placed(block=block, start=cycle - 1 - step.cycle)

@@ -28,8 +28,9 @@ from compiler.codegen.core.builder import Block, Load, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed, aligned
 from compiler.codegen.products import timeline
-from compiler.codegen.products.activations import FEED, PINNED, feed_block, row_scale
+from compiler.codegen.products.activations import feed_block, row_scale
 from compiler.codegen.products.columns import blocks_of, groups_of
+from compiler.codegen.products.resources import FEED
 from compiler.codegen.products.sums import ARRIVAL, Outputs, added, dequantised
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
 
@@ -80,7 +81,7 @@ class RowsProduct:
             yield Issue(feed, fed + 1, IW(columns=columns_of_plane(g, tile, plane)))
             for row in range(self.rows):
                 at, slot = fed + BETWEEN * row, row % SLOTS
-                yield Issue(feed, at, ABC(stream=Stream(plane >= 2, FEED), slot=slot))
+                yield Issue(feed, at, ABC(stream=Stream(plane >= 2, FEED.stream), slot=slot))
                 yield Issue(feed, at + BUFFERED, ABC(slot=slot))
                 out = self.multiplied(number, tile, row)
                 yield Issue(acc, out, ACC(slot=g.slot + row, first=tile == 0))
@@ -144,7 +145,7 @@ def lay_out(op: Matmul, spec: ChipSpec) -> RowsProduct:
 
 def _drain_block(op: Matmul, outputs: Outputs, clock: Clock) -> Block:
     """Take one row of a group's sums; even cycles of the ports are the activations'."""
-    b = Block(clock.spec, pinned=PINNED, busy=_even, stride=2)
+    b = Block(clock.spec, pinned=FEED.pinned, busy=_even, stride=2)
     scale = row_scale(b, op.rows)
     assert scale.done < ARRIVAL
     sums = added(b, outputs, outputs.arrival(clock))

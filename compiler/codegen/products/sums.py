@@ -16,10 +16,9 @@ from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import Node, NodeSource
 from compiler.codegen.products.columns import spread_of
+from compiler.codegen.products.resources import SUMS
 
 ARRIVAL = 64  # cycle of a drain block (or the next) at which the sums come to the VXM
-DRAIN = 4  # first inward stream of sums: four for each plane of a hemisphere
-TURNED = 16  # inward streams of a plane's sums that the SXM has put in their lanes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,8 @@ class Outputs:
 
     def part(self, plane: int, j: int) -> In:
         """Return where one plane's part of vector j comes from."""
-        side = plane % 2
-        first = TURNED * side + 4 * j if self.turned else DRAIN + 4 * side
+        nth = plane % 2  # of its side
+        first = SUMS.turned + 16 * nth + 4 * j if self.turned else SUMS.left + 4 * nth
         return In(group(Stream(plane < 2, first), vectors(self.widths[j] * 4)), "i32")
 
     def delay(self, clock: Clock) -> int:

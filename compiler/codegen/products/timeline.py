@@ -20,7 +20,8 @@ from chip.sram import bulk_place
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.products.columns import PLANE_OF_RUN, RUN, WINDOW, Columns
-from compiler.codegen.products.sums import DRAIN, Outputs
+from compiler.codegen.products.resources import SUMS, WEIGHTS
+from compiler.codegen.products.sums import Outputs
 
 PLANES = range(len(PLANE_OF_RUN))
 
@@ -101,7 +102,7 @@ def _load(line: Timeline, number: int, tile: int, base: int) -> Iterator[Issue]:
                 if first >= stop:
                     continue
                 cycle = line.window_cycle(number, tile, windows + nth, plane)
-                stream = (0 if line.half_rate else RUN * (plane % 2)) + first % RUN
+                stream = WEIGHTS.stream + (0 if line.half_rate else RUN * (plane % 2)) + first % RUN
                 column = first - start
                 if len(g.blocks) > 1:
                     column = LANES // 4 * j + RUN * nth
@@ -131,7 +132,7 @@ def _leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
     g, clock = line.groups[number], line.clock
     at, last = g.drain + row * g.pace, line.multiplied(number, line.tiles - 1, row)
     for plane in PLANES:
-        out = group(Stream(plane < 2, DRAIN + 4 * (plane % 2)), vectors(g.lanes * 4))
+        out = group(Stream(plane < 2, SUMS.left + 4 * (plane % 2)), vectors(g.lanes * 4))
         acc = ACC(
             slot=g.slot + row, first=at == last and line.tiles == 1, lanes=g.lanes, out=out,
             product=at == last,
@@ -143,5 +144,5 @@ def _leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
                 src=out, dst=outputs.part(plane, j).taps, item=4, lanes=g.lanes, out_lanes=width,
                 map=outputs.spread(run, j),
             )  # fmt: skip
-            queue = sxm(plane // 2, 4 * (plane % 2) + j)
+            queue = sxm(plane // 2, SUMS.queues + 4 * (plane % 2) + j)
             yield Issue(queue, at + clock.of["ACC"] + 1, turn)

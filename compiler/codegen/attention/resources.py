@@ -1,0 +1,218 @@
+"""Who holds which ALU, stream and SXM queue in attention: a table for int8, one for fp16.
+
+`print(INT8)` shows a table. An ALU that no owner at work names is free for the blocks between
+passes, which begin while the pass before still works; compiler/codegen/core/uses.py proves by
+cycles that the two do not meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.codegen.core.resources import (
+    Owner,
+    Resources,
+    alu,
+    alus,
+    crossing,
+    inward,
+    outward,
+    sxm_queue,
+)
+from compiler.codegen.core.traffic import BLOCKS
+from compiler.codegen.products.resources import FEED, SUMS16
+
+
+@dataclass(frozen=True, slots=True)
+class LaneNumbers:
+    """Numbers of the lanes, which masks compare with a row's position."""
+
+    lane: int = alu(14, "each lane's number within its quarter")
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """What makes the lane numbers."""
+
+    edges: tuple[int, ...] = alus((4, 6, 9), "lanes at or beyond a quarter's edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Masked columns, the same in every pass that masks."""
+
+    mask: int = alu(12, "tokens that a row may see")
+    chosen: tuple[int, ...] = alus((2, 5), "masked values of even columns, of odd ones")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMaximum:
+    """Row maxima, a pair of columns at a time."""
+
+    pair: int = alu(7, "the larger of a pair of columns")
+    best: int = alu(8, "the row maximum so far")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What a pass leaves of each head, on its way to work memory."""
+
+    store: int = alu(13, "a number of each head")
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Queries on their way to the planes that hold keys, and sums back."""
+
+    senders: tuple[int, ...] = alus((1, 3), "send queries back to the side that they come from")
+    query: int = outward(8, "queries from the VXM to an SXM")
+    fed: int = outward(28, "queries of a head each, from the SXMs to the planes")
+    sums: int = inward(8, "columns of scores, a stream a head", 4)
+    parts: int = inward(24, "sums as they leave the accumulators", 4)
+    turn_passed: int = sxm_queue(2, "give heads their queries, of vectors that flowed on", 4)
+    turn_copied: int = sxm_queue(6, "give heads their queries, of vectors sent back", 4)
+    turn_sums: int = sxm_queue(0, "put tokens in order, a queue a vector of tokens", 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores: sums of both sides, dequantised."""
+
+    sum: int = alu(4, "sum of both sides' parts")
+    convert: int = alu(0, "the sum in fp32")
+    factors: tuple[int, ...] = alus((6, 9), "scale of query times scales of keys, by column")
+    score: int = alu(11, "the score")
+    scales: tuple[int, ...] = alus((10, 15), "scales of queries, by job")
+
+
+@dataclass(frozen=True, slots=True)
+class Exponentials:
+    """Exponentials of scores less the row maximum, and their sums."""
+
+    maxima: tuple[int, ...] = alus((1, 3), "row maxima, by quad")
+    below: int = alu(4, "score less row maximum")
+    power: int = alu(0, "its exponential")
+    totals: tuple[int, ...] = alus((6, 9, 11, 12), "sums, by column modulo 4")
+    fold: tuple[int, ...] = alus((2, 5), "sums of sums")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights: exponentials times sum reciprocal times the values' scales."""
+
+    reciprocals: tuple[int, ...] = alus((1, 3), "sum reciprocals, by job")
+    share: int = alu(4, "exponential times sum reciprocal")
+    scales: tuple[int, ...] = alus((6, 9), "scales of values, by column")
+    weight: int = alu(11, "the weight")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedWeights:
+    """Weights on their way to the planes that hold values (P.V)."""
+
+    factors: tuple[int, ...] = alus((10, 15), "127 / largest weight, by job")
+    scaled: int = alu(13, "the weight times its factor")
+    rounded: tuple[int, ...] = alus((7, 8), "the weight in int8, for the west and the east")
+    rounded_stream: int = outward(8, "weights from the VXM to the SXMs")
+    fed: int = outward(28, "weights of a head each, from the SXMs to the planes")
+    turn: int = sxm_queue(0, "give each head its vector, a queue a vector of tokens", 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Sums of P.V: planes added, scaled, heads side by side, rounded."""
+
+    adders: tuple[int, ...] = alus((4, 6, 9), "sums of the planes' parts")
+    convert: int = alu(0, "the sum in fp32")
+    scaled: int = alu(11, "the head's result")
+    joined: int = alu(12, "heads side by side")
+    round: int = alu(2, "results in fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsWay:
+    """The way of results to the VXM; it begins while the last weights are on theirs."""
+
+    parts: int = inward(24, "sums as they leave the accumulators, four streams a plane", 8)
+    sums: int = inward(8, "sums in the lanes of their results, four streams a plane", 8)
+    turn: int = sxm_queue(2, "put sums in the lanes of their results, a queue a plane", 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Keys and values on their way to the planes."""
+
+    loaded: int = outward(12, "keys and values", 16)
+    turn: int = sxm_queue(13, "turn values: tokens to lanes")
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Values of one column of a quad, on their way to and from bulk memory."""
+
+    written: int = outward(28, "items for bulk memory; gone before the SXMs send", 4, turns=True)
+    read: int = inward(28, "items from bulk memory", 4, turns=True)
+
+
+LANE_NUMBERS, EDGES, MASKS, MAXIMUM, STORE = (
+    LaneNumbers(), Edges(), Masks(), RunningMaximum(), Store(),
+)  # fmt: skip
+QUERIES, SCORES, EXPONENTIALS, WEIGHTS = Queries(), Scores(), Exponentials(), Weights()
+QUANTISED, RESULTS, RESULTS_WAY, TILES, ITEMS = (
+    QuantisedWeights(), Results(), ResultsWay(), Tiles(), Items(),
+)  # fmt: skip
+
+INT8 = Resources(
+    "ATTEND int8",
+    ("lane numbers", "scores", "exponentials", "weight maxima", "P.V", "results"),
+    (
+        Owner("blocks", BLOCKS, range(6)),
+        Owner("lane numbers", LANE_NUMBERS, range(6)),
+        Owner("edges", EDGES, range(1)),
+        Owner("tiles", TILES, range(1, 5)),
+        Owner("items", ITEMS, range(1, 5)),
+        Owner("queries", QUERIES, range(1, 2)),
+        Owner("scores", SCORES, range(1, 2)),
+        Owner("masks of scores", MASKS, range(1, 2)),
+        Owner("maxima of scores", MAXIMUM, range(1, 2)),
+        Owner("store", STORE, range(1, 4)),
+        Owner("exponentials", EXPONENTIALS, range(2, 3)),
+        Owner("weights", WEIGHTS, range(3, 5)),
+        Owner("masks of weights", MASKS, range(3, 5)),
+        Owner("maxima of weights", MAXIMUM, range(3, 4)),
+        Owner("quantised weights", QUANTISED, range(4, 5)),
+        Owner("results", RESULTS, range(5, 6)),
+        Owner("results' way", RESULTS_WAY, range(4, 6)),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys16:
+    """Keys on their way to the planes."""
+
+    stream: int = outward(0, "keys: two runs of 16 streams", 32, turns=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Values16:
+    """Values on their way to the eastern pair, through the eastern SXM."""
+
+    tokens: int = crossing(8, "values, before they are turned and after", 16)
+    queue: int = sxm_queue(0, "turn values: tokens to lanes", turns=True)
+
+
+KEYS16, VALUES16 = Keys16(), Values16()
+
+FP16 = Resources(
+    "ATTEND fp16",
+    ("queries", "scores", "softmax", "values", "results"),
+    (
+        Owner("blocks", BLOCKS, range(5)),
+        Owner("feed", FEED, range(1)),
+        Owner("keys", KEYS16, range(1, 2)),
+        Owner("sums", SUMS16, range(1, 5)),
+        Owner("values", VALUES16, range(3, 4)),
+        Owner("feed of weights", FEED, range(3, 4)),
+    ),
+)

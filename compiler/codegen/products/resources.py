@@ -1,0 +1,152 @@
+"""Who holds which ALU, stream and SXM queue in a product: three tables, int8 and fp16.
+
+`print(ONE_ROW)` shows a table. An ALU that no owner names is free for the blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.codegen.core.resources import (
+    Owner,
+    Resources,
+    alu,
+    alus,
+    crossing,
+    inward,
+    outward,
+    sxm_queue,
+)
+from compiler.codegen.core.traffic import BLOCKS
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Activations on their way from work memory to the planes."""
+
+    stream: int = outward(28, "activations")
+    alus: tuple[int, ...] = alus((12, 11), "pass activations on, west and east")
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """ALUs that blocks may not take."""
+        return frozenset(self.alus)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiser:
+    """The end of a prologue, which feeds the planes as it quantises."""
+
+    outlets: tuple[int, ...] = alus((0, 2), "give quantised values to the planes, west and east")
+
+
+@dataclass(frozen=True, slots=True)
+class RowScale:
+    """What is kept of the row from its quantisation to its last drain."""
+
+    scale: int = alu(9, "the row's scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights on their way from bulk memory to the planes."""
+
+    stream: int = outward(0, "weights: 16 streams a plane of a side", 32, turns=True)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfRateWeights:
+    """Weights that planes of a side load in turns, beside the activations."""
+
+    stream: int = outward(0, "weights: 16 streams, planes of a side in turns", 16, turns=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums on their way from the accumulators to the VXM."""
+
+    left: int = inward(4, "sums as they leave: four streams a plane of a side", 8, turns=True)
+    turned: int = inward(
+        0, "sums in their lanes: four streams a vector, 16 a plane of a side", 32, turns=True
+    )
+    queues: int = sxm_queue(
+        0, "put sums in their lanes: a vector each, four a plane", 8, turns=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GateChain:
+    """silu(gate) of the last block, made beside the work on its up columns."""
+
+    kept: int = alu(6, "the gate")
+    minus: int = alu(1, "-gate")
+    exp: int = alu(0, "e^-gate")
+    plus: int = alu(3, "1 + e^-gate")
+    root: int = alu(2, "rsqrt of it")
+    square: int = alu(4, "sigmoid(gate)")
+    gated: int = alu(14, "silu(gate), until the up columns come")
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """ALUs that the drains beside it may not take."""
+        return frozenset(
+            {self.kept, self.minus, self.exp, self.plus, self.root, self.square, self.gated}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights16:
+    """Weights of an fp16 product."""
+
+    stream: int = outward(0, "weights: up to 32 streams a pair of planes", 32, turns=True)
+    far: int = crossing(8, "western weights of the eastern pair", 8, turns=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums16:
+    """Sums of pairs of planes on their way to the VXM."""
+
+    left: int = inward(4, "sums as they leave", 4, turns=True)
+    turned: int = inward(16, "sums in their lanes: four streams a block", 8, turns=True)
+    queues: int = sxm_queue(0, "put sums in their lanes: a block each", 2, turns=True)
+
+
+FEED, QUANTISER, ROW_SCALE, WEIGHTS = Feed(), Quantiser(), RowScale(), Weights()
+SUMS, GATE, WEIGHTS16, SUMS16 = Sums(), GateChain(), Weights16(), Sums16()
+
+_PHASES = ("feed", "drain")
+_FEEDING, _DRAINING, _ALWAYS = range(1), range(1, 2), range(2)
+
+ONE_ROW = Resources(
+    "MATMUL int8, one row",
+    _PHASES,
+    (
+        Owner("blocks", BLOCKS, _ALWAYS),
+        Owner("weights", WEIGHTS, _ALWAYS),
+        Owner("feed", FEED, _ALWAYS),  # tiles that share a slot are sent again
+        Owner("quantiser", QUANTISER, _FEEDING),
+        Owner("row scale", ROW_SCALE, _ALWAYS),
+        Owner("sums", SUMS, _DRAINING),
+        Owner("gate", GATE, _DRAINING),
+    ),
+)
+ROWS = Resources(
+    "MATMUL int8, several rows",
+    _PHASES,
+    (
+        Owner("blocks", BLOCKS, _ALWAYS),
+        Owner("weights", HalfRateWeights(), _ALWAYS),
+        Owner("feed", FEED, _ALWAYS),
+        Owner("sums", SUMS, _DRAINING),
+    ),
+)
+FP16 = Resources(
+    "MATMUL fp16",
+    _PHASES,
+    (
+        Owner("blocks", BLOCKS, _ALWAYS),
+        Owner("weights", WEIGHTS16, _ALWAYS),
+        Owner("feed", FEED, _ALWAYS),
+        Owner("sums", SUMS16, _DRAINING),
+    ),
+)
