@@ -14,6 +14,7 @@ from compiler.codegen.core.resources import (
     sxm_queue,
 )
 from compiler.codegen.core.traffic import BLOCKS
+from compiler.codegen.products.resources import FEED, SUMS, WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +74,15 @@ TOPK = Resources(
     "TOPK",
     ("scans",),
     (Owner("blocks", BLOCKS, _WHOLE), Owner("picks", PICKS, _WHOLE)),
+)
+LSTM = Resources(
+    "LSTM cell",
+    ("passes", "rows"),
+    (
+        Owner("blocks", BLOCKS, range(2)),
+        Owner("weights", WEIGHTS, _WHOLE),
+        Owner("feed", FEED, _WHOLE),
+        Owner("sums", SUMS, range(1, 2)),
+    ),
 )
 LINKS = Resources("SEND and RECEIVE", ("any",), (Owner("transfers", TRANSFERS, _WHOLE),))

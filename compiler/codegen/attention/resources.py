@@ -65,6 +65,7 @@ class Queries:
     """Queries on their way to the planes that hold keys, and sums back."""
 
     senders: tuple[int, ...] = alus((1, 3), "send queries back to the side that they come from")
+    passed: int = outward(0, "queries that flow past the VXM, on to the other side's SXM")
     query: int = outward(8, "queries from the VXM to an SXM")
     fed: int = outward(28, "queries of a head each, from the SXMs to the planes")
     sums: int = inward(8, "columns of scores, a stream a head", 4)

@@ -64,7 +64,7 @@ class Weights(abc.ABC):
 
     def __init__(
         self, shape: Attention, clock: Clock, ports: Ports, start: int,
-        registers: dict[int, tuple[int, int]],
+        registers: dict[int, tuple[int, ...]],
     ) -> None:  # fmt: skip
         self.shape, self.clock, self.ports, self.registers = shape, clock, ports, registers
         of = clock.of
