@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rack_kit import refused
 from schedules import compiled
 
-from rack.commands.trace import PICTURES, main
+from rack.commands.trace import main
+from rack.reports.pictures import PICTURES
 from rack.reports.timeline import METADATA, Span, activity, length, union, without
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)

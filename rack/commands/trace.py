@@ -12,12 +12,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from gzip import GzipFile
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from rack.commands.command import UsageError, at_least, model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError, RequestError
+from rack.reports.pictures import PICTURES, picture_kind
 from rack.reports.trace_events import Event, PlacedStep, TraceEvents
 from rack.run.config import RunConfig
 from rack.run.driver import StepResult
@@ -31,7 +31,6 @@ from rack.text.sampler import SamplingParams
 
 DEFAULT_CONTEXT = 512  # tokens in context of the decode step, as in rack.plan
 LONGEST = 1 << 20  # no model has a longer context
-PICTURES = ("png", "svg", "pdf")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,17 +89,6 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         with writing(args.png, "a picture") as file:
             file.write(picture)
         say(f"{args.png}: {schedule.name}")
-
-
-def picture_kind(path: str) -> str:
-    """Return what a picture's name says it is, png without an end. Raises ConfigError."""
-    kind = Path(path).suffix.lower().removeprefix(".") or PICTURES[0]
-    if kind not in PICTURES:
-        raise ConfigError(
-            f"{path}: wanted a picture to write, got a name that ends in .{kind}; known: "
-            f"{', '.join(PICTURES)}"
-        )
-    return kind
 
 
 def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[PlacedStep]]:
