@@ -2,7 +2,7 @@
 
 Of an operation or transfer, or with `--queue` of one instruction queue in the whole step. Cycles
 are the step's; the text assembles again (chip/isa/assembly.py). With neither, the chip's scheduled
-operations are listed.
+operations are listed. `--draw` draws an operation's instructions instead of listing them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import argparse
 
 from chip.floorplan import parse_queue
 from chip.isa.assembly import disassemble
+from chip.isa.issue import Issue
 from chip.isa.queues import QueueProgram, to_queues
-from chip.ops.program import MOVES, Program
+from chip.ops.program import MOVES, Program, Scheduled
 from compiler.codegen.lower import lower_operation
 from compiler.pipeline import CompiledModel
 from compiler.place.layout import MOST_CHIPS
-from rack.commands.command import command
+from rack.commands.command import UsageError, command
 from rack.commands.flags import count, verb_parser
 from rack.errors import ConfigError
 from rack.reports.instructions import step_issues
+from rack.reports.pictures import PICTURES, picture_kind
 from rack.run.config import RunConfig
 from rack.run.stored import load_stored
+from rack.system.output import check_file, writing
+from rack.system.progress import say
 from rack.system.shell import put
 
 
@@ -39,12 +43,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--queue", metavar="QUEUE", help="all that a queue issues: SXM_E8, VXM3, ..."
     )
     group.add_argument("--step", metavar="NAME", help="default: the smallest decode step")
+    group.add_argument(
+        "--draw", metavar="FILE", help=f"draw the operation here, as {', '.join(PICTURES)}"
+    )
     return parser
 
 
 @command(build_parser)
 def main(args: argparse.Namespace) -> None:
-    """Print an operation, a queue or the list of operations."""
+    """Print or draw an operation, print a queue or the list of operations."""
+    if args.draw is not None:
+        if args.op is None:
+            raise UsageError("--draw: wanted an operation to draw (--op NAME), got none")
+        picture_kind(args.draw)
+        check_file(args.draw, "a picture")
     _, _, compiled, _ = load_stored(RunConfig(model=args.folder), runs=False)
     name = args.step or next(iter(compiled.steps))
     if name not in compiled.steps:
@@ -53,6 +65,10 @@ def main(args: argparse.Namespace) -> None:
     if not 0 <= args.chip < chips:
         raise ConfigError(f"chip: wanted 0 to {chips - 1}, got {args.chip}")
     program = compiled.steps[name].programs[args.chip]
+    if args.draw is not None:
+        title = write_picture(compiled, program, args.op, args.draw)
+        say(f"{args.draw}: {title}")
+        return
     if args.op is not None:
         text = listing(compiled, program, args.op)
     elif args.queue is not None:
@@ -65,8 +81,21 @@ def main(args: argparse.Namespace) -> None:
 def listing(compiled: CompiledModel, program: Program, name: str) -> str:
     """Return every operation of that name: its line in the schedule, then the instructions.
 
-    Raises ConfigError where the program has none. A transfer's instructions find their place among
-    all others, so the whole step is lowered for them.
+    Raises ConfigError where the program has none.
+    """
+    parts = []
+    for operations, issues in lowered(compiled, program, name):
+        parts += [*map(str, operations), disassemble(to_queues(issues))]
+    return "\n".join(parts)
+
+
+def lowered(
+    compiled: CompiledModel, program: Program, name: str
+) -> list[tuple[list[Scheduled], list[Issue]]]:
+    """Return the operations of that name with their instructions. Raises ConfigError for none.
+
+    A transfer's instructions find their place among all others, so the whole step is lowered for
+    them.
     """
     found = [operation for operation in program.operations if operation.name == name]
     if not found:
@@ -76,12 +105,23 @@ def listing(compiled: CompiledModel, program: Program, name: str) -> str:
         )
     if any(operation.opcode in MOVES for operation in found):
         issues = [issue for issue in step_issues(compiled, program) if issue.name == name]
-        return "\n".join([*map(str, found), disassemble(to_queues(issues))])
-    parts = []
-    for operation in found:
-        issues = lower_operation(operation, compiled.chip)
-        parts += [str(operation), disassemble(to_queues(issues))]
-    return "\n".join(parts)
+        return [(found, issues)]
+    return [([one], lower_operation(one, compiled.chip)) for one in found]
+
+
+def write_picture(compiled: CompiledModel, program: Program, name: str, path: str) -> str:
+    """Draw the operations of that name; return the picture's title. Raises ConfigError."""
+    from rack.reports.template_picture import draw  # heavy, and only this needs it
+
+    parts = lowered(compiled, program, name)
+    first, last = parts[0][0][0], parts[-1][0][-1]
+    cycles = last.end - first.start
+    title = f"{name}, {first.opcode} on chip {program.chip}, {program.step}: {cycles:,} cycles"
+    issues = [issue.moved(-first.start) for _, issues in parts for issue in issues]
+    picture = draw(issues, compiled.chip, title, picture_kind(path))
+    with writing(path, "a picture") as file:
+        file.write(picture)
+    return title
 
 
 def queue_listing(compiled: CompiledModel, program: Program, name: str) -> str:

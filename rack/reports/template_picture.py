@@ -43,11 +43,11 @@ COLOURS = {
     "VXM: maximum, exp, rsqrt, tanh": "#012a4a",
     "VXM: convert": "#00b4d8",
     "VXM: copy": "#8ecae6",
-    "VXM: register keeps a result": "#dbe9f1",
+    "VXM: register keeps a result": "#c9dfeb",
 }
 """What a colour means; hues tell units apart."""
 KEPT = "VXM: register keeps a result"
-GROUND = "#f4f4f4"
+GROUND = "#f6f6f6"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def _draw_lanes(axes: Axes, lanes: dict[Lane, list[Bar]]) -> None:
         at += 0.5 * (before not in ("", lane.unit))
         places.append(at)
         at, before = at + 1, lane.unit
-    for (lane, found), place in zip(lanes.items(), places, strict=True):
+    for found, place in zip(lanes.values(), places, strict=True):
         foot = place + 0.43
         axes.broken_barh([(start, end - start)], (place - 0.43, 0.86), facecolors=GROUND)
         for bar in found:
