@@ -26,7 +26,7 @@ from compiler.codegen.attention.quarters import lanes_within
 from compiler.codegen.attention.resources import LANE_NUMBERS
 from compiler.codegen.attention.results import Results
 from compiler.codegen.attention.scores import Scores
-from compiler.codegen.attention.shape import Attention
+from compiler.codegen.attention.shape import Attention, Tile
 from compiler.codegen.attention.softmax import Exponentials
 from compiler.codegen.attention.tiles import AHEAD, Planes, load_issues
 from compiler.codegen.attention.tiles import Load as TileLoad
@@ -95,44 +95,64 @@ def _ports(block: Block) -> tuple[int, list[int]]:
     return min(at for at, write in cycles if not write), [at for at, _ in cycles]
 
 
+def _values(
+    waiting: list[Tile], shape: Attention, planes: Planes, departure: int
+) -> tuple[list[TileLoad], int]:
+    """Load the next tiles of values; return also when the ways to the planes are free again."""
+    loads, free = [], departure
+    for tile in waiting[:AHEAD]:
+        load, free = planes.values(shape, tile, free)
+        loads.append(load)
+    del waiting[:AHEAD]
+    return loads, free
+
+
 class Batch:
     """When everything of one batch of rows happens; cycles from the batch's start."""
 
     def __init__(self, shape: Attention, clock: Clock) -> None:
-        self.shape, self.clock = shape, clock
-        ports, planes, self._vxm = Ports(), Planes(clock), VxmOnly(clock)
+        self.shape, self.clock, self._vxm = shape, clock, VxmOnly(clock)
         self.uses: list[Uses] = []
         self.reductions: list[tuple[Block, int]] = []
         self.loads: list[TileLoad] = []
-        scores = Scores(shape, clock, ports, planes)
-        self.loads += scores.loads
-        left = scores.jobs[-1].last + scores.masked + 1
-        waiting = list(shape.tiles)
-        ready, free = self._reduce(_tops, scores, ports), left
-        first = []
-        for tile in waiting[:AHEAD]:
-            load, free = planes.values(shape, tile, free)
-            first.append(load)
-        powers = Exponentials(shape, clock, ports, max(ready, free + clock.after_outward))
-        ready = self._reduce(_shares, powers, ports)
-        peaks = Peaks(shape, clock, ports, ready)
-        ready = self._reduce(_scales, peaks, ports)
-        feeds = Feeds(shape, clock, ports, ready)
-        while first:
-            self.loads += first
-            for load in first:
+        self.passes: list[Pass] = []
+
+    @classmethod
+    def lay_out(cls, shape: Attention, clock: Clock) -> Batch:
+        """Place pass after pass; values load between passes, where none reads scratch memory."""
+        batch, ports, planes = cls(shape, clock), Ports(), Planes(clock)
+        scores = Scores.lay_out(shape, clock, ports, planes)
+        batch.loads += scores.loads
+        left, waiting = scores.jobs[-1].last + scores.masked + 1, list(shape.tiles)
+        ready = batch._reduce(_tops, scores, ports)
+        loads, free = _values(waiting, shape, planes, left)
+        powers = Exponentials.lay_out(shape, clock, ports, max(ready, free + clock.after_outward))
+        ready = batch._reduce(_shares, powers, ports)
+        peaks = Peaks.lay_out(shape, clock, ports, ready)
+        ready = batch._reduce(_scales, peaks, ports)
+        feeds = Feeds.begin(shape, clock, ports, ready)
+        while loads:
+            batch.loads += loads
+            for load in loads:
                 feeds.tile(load, planes, ready)
-            del waiting[: len(first)]
-            free = feeds.jobs[-1].last + clock.after_inward
-            first = []
-            for tile in waiting[:AHEAD]:
-                load, free = planes.values(shape, tile, free)
-                first.append(load)
+            loads, free = _values(waiting, shape, planes, feeds.jobs[-1].last + clock.after_inward)
             ready = free + clock.after_outward
-        self.results = Results(shape, clock, ports, feeds)
-        self.uses += [self._asked(one) for one in (feeds, self.results)]
-        self.passes: list[Pass] = [scores, powers, peaks, feeds, self.results]
-        self.cycles = aligned(self.results.end)
+        results = Results.lay_out(shape, clock, ports, feeds)
+        batch.uses += [batch._asked(one) for one in (feeds, results)]
+        batch.passes += [scores, powers, peaks, feeds, results]
+        return batch
+
+    @property
+    def results(self) -> Results:
+        """The last pass."""
+        last = self.passes[-1]
+        assert isinstance(last, Results)
+        return last
+
+    @property
+    def cycles(self) -> int:
+        """Cycles from one batch to the next."""
+        return aligned(self.results.end)
 
     def _asked(self, one: Pass) -> Uses:
         """Return what a pass asks of the ALUs."""
@@ -222,7 +242,7 @@ def attend(op: Attend, spec: ChipSpec) -> Template:
     if op.dtype != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
         got = f"{op.head_dim} {op.dtype}"
         raise ValueError(f"ATTEND: wanted int8 heads of at most {LANES}, got {got}")
-    batch, rows = Batch(shape, clock), shape.scratch.batch
+    batch, rows = Batch.lay_out(shape, clock), shape.scratch.batch
     starts = tuple(n * batch.cycles for n in range(-(-shape.rows // rows)))
     placed = [
         one

@@ -64,19 +64,25 @@ class _Batch:
         self.fixed: list[Issue] = []
         self.fetches: list[Fetch] = []
         self.at = 0
+
+    @classmethod
+    def lay_out(cls, op: Attend, spec: ChipSpec, rows: int) -> _Batch:
+        """Place queries and scores group by group, the softmax, values group by group, results."""
+        batch = cls(op, spec, rows)
         every = [Query(row, head) for row in range(rows) for head in range(len(op.kv_of))]
-        groups = sorted({head // self.per for head in op.kv_of})
-        of = {g: [q for q in every if op.kv_of[q.head] // self.per == g] for g in groups}
-        self._zeros()
+        groups = sorted({head // batch.per for head in op.kv_of})
+        of = {g: [q for q in every if op.kv_of[q.head] // batch.per == g] for g in groups}
+        batch._zeros()
         for g in groups:
-            self._queries(of[g])
-            for chunk in range(self.chunks):
-                self._scores(g, of[g], chunk)
-        self._softmax(every)
+            batch._queries(of[g])
+            for chunk in range(batch.chunks):
+                batch._scores(g, of[g], chunk)
+        batch._softmax(every)
         for g in groups:
-            for half in range(2 * self.chunks):
-                self._values(g, of[g], half)
-        self._results()
+            for half in range(2 * batch.chunks):
+                batch._values(g, of[g], half)
+        batch._results()
+        return batch
 
     def _issue(self, queue: Queue, cycle: int, instruction: object, n: int = 1, d: int = 1) -> None:
         self.fixed.append(Issue(queue, cycle, instruction, n, d))  # type: ignore[arg-type]
@@ -287,10 +293,10 @@ def attend16(op: Attend, spec: ChipSpec) -> Template:
     rows, batch = op.rows, op.kept.batch
     placed: list[Placed] = []
     controls = []
-    at, made = 0, _Batch(op, spec, batch)
+    at, made = 0, _Batch.lay_out(op, spec, batch)
     for row in range(0, rows, batch):
         if rows - row < batch:
-            made = _Batch(op, spec, rows - row)
+            made = _Batch.lay_out(op, spec, rows - row)
         placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
         controls.append(Control(spec, at, made.fixed, made.fetches))
         at += aligned(made.at)

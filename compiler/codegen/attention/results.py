@@ -60,18 +60,27 @@ class Results:
         self.left = self.joined + of["CVT_F16"]
         self.to_port = self.added + of["CVT_F32"] - clock.fetch
         self.parts: list[Part] = []
-        at = feeds.end
-        for part in self._in_order():
-            at = max(at, feeds.summed[part.quad.number] + self.back)
-            while not self._free(part, at):
+
+    @classmethod
+    def lay_out(cls, shape: Attention, clock: Clock, ports: Ports, feeds: Feeds) -> Results:
+        """Place part after part, as sums are done and ports come free."""
+        results, at = cls(shape, clock, ports, feeds), feeds.end
+        for part in results._in_order():
+            at = max(at, feeds.summed[part.quad.number] + results.back)
+            while not results._free(part, at):
                 at += 1
             part.time = at
-            ports.taken.add(at + self.to_port)
+            ports.taken.add(at + results.to_port)
             if part.last:
-                ports.taken.add(self._away(at))
-            self.parts.append(part)
-            at += self.pace
-        self.end = self._away(self.parts[-1].time) + 1
+                ports.taken.add(results._away(at))
+            results.parts.append(part)
+            at += results.pace
+        return results
+
+    @property
+    def end(self) -> int:
+        """Cycle after the last results' port."""
+        return self._away(self.parts[-1].time) + 1
 
     def _away(self, time: int) -> int:
         """Port's cycle at which results leave, whose last part comes at `time`."""

@@ -49,13 +49,18 @@ class Scores:
         self.slots: set[int] = set()  # at which something leaves outwards in the east
         self.jobs: list[Job] = []
         self.loads: list[Load] = []
-        waiting = list(shape.tiles)
+
+    @classmethod
+    def lay_out(cls, shape: Attention, clock: Clock, ports: Ports, planes: Planes) -> Scores:
+        """Load tile after tile, `AHEAD` of those at work; place every quad's job of each."""
+        scores, waiting = cls(shape, clock, ports, planes), list(shape.tiles)
         for _ in range(AHEAD):
-            self._load(waiting)
-        for load in self.loads:
+            scores._load(waiting)
+        for load in scores.loads:
             for quad in shape.of(load.tile):
-                self.jobs.append(self._job(load, quad))
-            self._load(waiting)
+                scores.jobs.append(scores._job(load, quad))
+            scores._load(waiting)
+        return scores
 
     def _load(self, waiting: list[Tile]) -> None:
         if waiting:
@@ -161,13 +166,6 @@ class Scores:
     def came(self) -> int:
         """When the last column arrives at the VXM."""
         return self.jobs[-1].last
-
-    def busy(self, number: int) -> int:
-        """Return from when on an ALU is free."""
-        last = self.jobs[-1]
-        if number in QUERIES.senders:
-            return max(port for _, port in last.queries) + self.clock.fetch + 1
-        return self.came + 1 if number == SCORES.sum else last.store + 1
 
     # -- what
 

@@ -37,28 +37,39 @@ class Job:
 class Exponentials:
     """The pass: its jobs, and what comes of them."""
 
-    def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
+    def __init__(self, shape: Attention, clock: Clock) -> None:
         self.shape, self.clock = shape, clock
         of = clock.of
         self.pace = -(-of["ADD"] // QUARTERS)
         self.powered = of["SUB"] + of["EXP"]
         self.span = shape.columns * self.pace
         self.jobs: list[Job] = []
-        port = start
+
+    @classmethod
+    def lay_out(cls, shape: Attention, clock: Clock, ports: Ports, start: int) -> Exponentials:
+        """Place quad after quad, from `start` on, as ports and registers come free."""
+        found, port = cls(shape, clock), start
         for quad in shape.quads:
-            if len(self.jobs) > 1:  # its register's maxima were another quad's
-                port = max(port, self.jobs[-2].start + self.span - clock.fetch)
-            found = ports.take(port, 2)
-            ready = found[-1] + clock.fetch + of["COPY"]
-            if self.jobs:
-                before = self.jobs[-1]
-                kept = before.store - self.folded + self.pace + of["ADD"] + 1
-                ready = max(ready, before.start + max(self.span, LEAST), kept)
-            done = ready + self.folded
-            away = of["COPY"] + clock.near
-            store = ports.take_run(done + away, 2) - away
-            self.jobs.append(Job(quad, found, ready, store))
-            port = found[-1] + 1
+            if len(found.jobs) > 1:  # its register's maxima were another quad's
+                port = max(port, found.jobs[-2].start + found.span - clock.fetch)
+            job = found._job(quad, ports, port)
+            found.jobs.append(job)
+            port = job.ports[-1] + 1
+        return found
+
+    def _job(self, quad: Quad, ports: Ports, port: int) -> Job:
+        """Place a quad whose maxima are read from a cycle of the ports on."""
+        of, clock = self.clock.of, self.clock
+        read = ports.take(port, 2)
+        ready = read[-1] + clock.fetch + of["COPY"]
+        if self.jobs:
+            before = self.jobs[-1]
+            kept = before.store - self.folded + self.pace + of["ADD"] + 1
+            ready = max(ready, before.start + max(self.span, LEAST), kept)
+        done = ready + self.folded
+        away = of["COPY"] + clock.near
+        store = ports.take_run(done + away, 2) - away
+        return Job(quad, read, ready, store)
 
     @property
     def folded(self) -> int:
@@ -76,14 +87,6 @@ class Exponentials:
     def came(self) -> int:
         """When the last column arrives at the VXM."""
         return self.jobs[-1].start + self.span - self.pace
-
-    def busy(self, number: int) -> int:
-        """Return from when on an ALU is free."""
-        return (
-            self.came + 1
-            if number in (*EXPONENTIALS.maxima, EXPONENTIALS.below)
-            else self.jobs[-1].store + 1
-        )
 
     def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
         """Yield each job's instructions, for a batch whose first row is given."""

@@ -7,9 +7,9 @@ and sends them through the SXMs, which give each head its vector, to the planes 
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from chip.floorplan import Role, mxm, sxm
 from chip.isa.instructions import ABC, ACC, AluOp, Permute
@@ -59,8 +59,11 @@ class Job:
         return self.time(self.columns - 1)
 
 
-class Weights(abc.ABC):
-    """What both passes do: exponentials times shares times scales, zero for hidden tokens."""
+class Weights:
+    """What both passes do: exponentials times shares times scales, zero for hidden tokens.
+
+    `registers`: ALUs for what is known of the heads, by its number.
+    """
 
     def __init__(
         self, shape: Attention, clock: Clock, ports: Ports, start: int,
@@ -78,7 +81,12 @@ class Weights(abc.ABC):
         self.uses = dict(zip(registers, (0, self.masked), strict=False))
         self.jobs: list[Job] = []
         self._start = self._port = start
+        self._next: dict[int, list[int]] = {}
+
+    def begin(self) -> Weights:
+        """Take ports for what the first job must know."""
         self._next = self._known()
+        return self
 
     def _known(self) -> dict[int, list[int]]:
         """Take ports for what the next job must know: behind the last job but one's last use."""
@@ -115,23 +123,23 @@ class Weights(abc.ABC):
         self._next = self._known()
         return job
 
-    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
-        """Yield each job's instructions, for a batch whose first row is given."""
+    def each(
+        self, wires: Wires, first_row: int, after: Callable[[Job, Wires], Iterator[Issue]]
+    ) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given.
+
+        `after`: what the pass does with a job's weights.
+        """
         for job in self.jobs:
             row = first_row + job.quad.row
             if row < self.shape.rows:
-                yield self._issues(job, row, wires)
+                yield chain(self._issues(job, row, wires), after(job, wires))
 
     def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
         yield from self._numbers(job, wires)
         yield from self._scales(job, wires)
         for column in range(job.columns):
             yield from self._column(job, column, row, wires)
-        yield from self._after(job, wires)
-
-    @abc.abstractmethod
-    def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
-        """Yield what a pass does with a job's weights."""
 
     def _numbers(self, job: Job, wires: Wires) -> Iterator[Issue]:
         """Bring what is known of the heads to registers."""
@@ -170,59 +178,73 @@ class Weights(abc.ABC):
         yield wires.alu(chosen, due, AluOp.CHOOSE, Held(MASKS.mask), Held(WEIGHTS.weight), f32(0.0))
 
 
-class Peaks(Weights):
+@dataclass(frozen=True, slots=True)
+class Peaks:
     """The third pass: the largest weight of each head. Weights are not negative."""
 
-    def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
-        super().__init__(shape, clock, ports, start, {0: WEIGHTS.reciprocals})
-        self.best = self.masked + 2 * clock.of["MAX"]
+    weights: Weights
+
+    @classmethod
+    def lay_out(cls, shape: Attention, clock: Clock, ports: Ports, start: int) -> Peaks:
+        """Place quad after quad, each with all its columns."""
+        weights = Weights(shape, clock, ports, start, {0: WEIGHTS.reciprocals}).begin()
+        best, away = weights.masked + 2 * clock.of["MAX"], clock.of["COPY"] + clock.near
         for quad in shape.quads:
-            earliest = start
-            if self.jobs:
-                earliest = self.jobs[-1].store - self.best
-            job = self.place(quad, 0, shape.columns, earliest)
-            done = job.times[-1] + 1 + self.best
-            away = clock.of["COPY"] + clock.near
+            earliest = weights.jobs[-1].store - best if weights.jobs else start
+            job = weights.place(quad, 0, shape.columns, earliest)
+            done = job.times[-1] + 1 + best
             job.store = ports.take_run(done + away, 2) - away
+        return cls(weights)
 
     @property
     def stored(self) -> list[int]:
         """When each quad's maxima are in memory."""
-        return [job.store + stored(self.clock) for job in self.jobs]
+        return [job.store + stored(self.weights.clock) for job in self.weights.jobs]
 
     @property
     def came(self) -> int:
         """When the last column arrives at the VXM."""
-        return self.jobs[-1].last
+        return self.weights.jobs[-1].last
 
-    def busy(self, number: int) -> int:
-        """Return from when on an ALU is free."""
-        return (
-            self.came + 1
-            if number in (*WEIGHTS.reciprocals, WEIGHTS.share)
-            else self.jobs[-1].store + 1
-        )
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given."""
+        return self.weights.each(wires, first_row, self._after)
 
     def _after(self, job: Job, wires: Wires) -> Iterator[Issue]:
-        times = [time + self.masked for time in job.times]
+        times = [time + self.weights.masked for time in job.times]
         yield from running_best(wires, times, job.columns)
-        yield from keep(
-            wires, MAXIMUM.best, job.quad.number * self.shape.scratch.known + 4, job.store
-        )
+        first = job.quad.number * self.weights.shape.scratch.known + 4
+        yield from keep(wires, MAXIMUM.best, first, job.store)
 
 
-class Feeds(Weights):
+class Feeds:
     """The fourth pass: quantised weights meet the values, tile by tile."""
 
     def __init__(self, shape: Attention, clock: Clock, ports: Ports, start: int) -> None:
-        super().__init__(shape, clock, ports, start, {0: WEIGHTS.reciprocals, 1: QUANTISED.factors})
-        of = clock.of
-        self.scaled = self.masked + of["MUL"]
+        self.shape, self.clock, of = shape, clock, clock.of
+        registers = {0: WEIGHTS.reciprocals, 1: QUANTISED.factors}
+        self.weights = Weights(shape, clock, ports, start, registers)
+        self.scaled = self.weights.masked + of["MUL"]
         # from a column at the VXM to the SXMs; from there to the planes
         self.to_sxm = self.scaled + of["CVT_I8"] + clock.to_sxm
         self.to_planes = of["PERMUTE"] + clock.to_mxm - clock.to_sxm
         self.summed: dict[int, int] = {}  # when a quad's products are added up, by number
         self.sums: set[tuple[int, int]] = set()  # (plane of a side, cycle) at which one is
+
+    @classmethod
+    def begin(cls, shape: Attention, clock: Clock, ports: Ports, start: int) -> Feeds:
+        """Take ports for the first job; jobs come with their tiles (`tile`)."""
+        feeds = cls(shape, clock, ports, start)
+        feeds.weights.begin()
+        return feeds
+
+    @property
+    def jobs(self) -> list[Job]:
+        return self.weights.jobs
+
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+        """Yield each job's instructions, for a batch whose first row is given."""
+        return self.weights.each(wires, first_row, self._after)
 
     def tile(self, load: Load, planes: Planes, start: int) -> None:
         """Place the jobs of a tile; no column comes before `start`."""
@@ -236,7 +258,7 @@ class Feeds(Weights):
                 assert before.fed is not None
                 free = max(free, before.fed[-1] + len(before.quad.heads))
             earliest = max(start, free - self.to_sxm - self.to_planes)
-            job = self.place(quad, tile.column, tile.columns, earliest)
+            job = self.weights.place(quad, tile.column, tile.columns, earliest)
             job.tile, job.fed = tile, []
             for vector in tile.vectors:
                 last = job.time(tile.columns_of(vector)[-1])
@@ -261,7 +283,7 @@ class Feeds(Weights):
         assert job.fed is not None
         factor = Held(QUANTISED.factors[job.number % 2])
         for column in range(job.columns):
-            at = job.time(column) + self.masked
+            at = job.time(column) + self.weights.masked
             yield wires.alu(QUANTISED.scaled, at, AluOp.MUL, Held(MASKS.chosen[column % 2]), factor)
             for side in tile.sides():
                 out = group(Stream(side == 1, QUANTISED.rounded_stream), 1)

@@ -55,6 +55,10 @@ class ColumnGroup:
     drain: int  # when row 0's sums leave the accumulators
     pace: int  # cycles between rows that leave
 
+    def loaded(self, half: int) -> int:
+        """Return when a half tile has arrived."""
+        return self.start + half * self.interval + self.load
+
     @property
     def lanes(self) -> int:
         """Lanes of a pair in use."""

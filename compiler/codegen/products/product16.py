@@ -13,170 +13,53 @@ their lanes, the VXM joins them. Numerics: chip/kernels/twin.py, matmul_f16.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from chip.floorplan import Role, alu, hops, mem, mxm, sxm
+from chip.floorplan import Role, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
-from chip.isa.issue import Issue, delays
+from chip.isa.issue import Issue
 from chip.isa.operands import Group, In, Stream, group
 from chip.ops.product import Matmul
 from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import bulk_place
-from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
+from compiler.codegen.core.builder import C2C_TURN, Block, Node, Ref
+from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed, Template
+from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
 from compiler.codegen.products.resources import FEED, SUMS16, WEIGHTS16
 
 FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
+SPAN = 256  # cycles that a drain block may last
 LEAD = 24  # cycles by which a product may start before its activations are there
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Product16:
     """The timeline of one product: when half tiles load, rows are fed, and sums leave."""
 
-    def __init__(self, op: Matmul, spec: ChipSpec) -> None:
-        self.spec, self.delay = spec, delays(spec)
-        self.rows, self.n, self.tiles = op.rows, op.n, vectors(op.k)
-        self.item = op.out_bytes
-        self.halves = 2 * self.tiles
-        self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
-        read, copy = self.delay["READ"].d_func, self.delay["COPY"].d_func
-        self.feed_delay = read + 1 + copy + self.to_mxm  # from an activation's Read to the planes
-        out = self.delay["ACC"].d_func + self.delay["PERMUTE"].d_func
-        self.drain_delay = out + self.to_mxm
-        self.groups: list[ColumnGroup] = []
-        self.drains: list[Placed] = []
-        self._blocks: dict[object, Block] = {}
-        self._lay_out()
-
-    # -- when things happen
+    clock: Clock
+    rows: int
+    halves: int  # half tiles
+    groups: tuple[ColumnGroup, ...]
+    drains: tuple[Placed, ...]
 
     def fed(self, g: ColumnGroup, half: int) -> int:
         """Return when row 0 of a half tile arrives at the planes; the others every 2 cycles."""
-        late = 0 if self.rows == 1 else 2  # one row waits in the activation buffer
-        return g.start + half * g.interval + g.load + late
+        return _fed(g, half, self.rows)
 
     def summed(self, g: ColumnGroup, half: int) -> int:
         """Return when row 0's product of a half tile is added up."""
-        return g.start + half * g.interval + g.load + 2 + self.delay["ABC"].d_func
-
-    def _pace(self, blocks: Sequence[Columns]) -> tuple[int, int, int]:
-        """Return (columns a cycle, cycles of a load, interval of a half tile).
-
-        One row comes in a gap behind a load on all streams; more come beside a load on half of
-        them.
-        """
-        rate = (32 if self.rows == 1 else 16) if blocks[0].even else FAR_COLUMNS
-        load = max(3, sum(-(-block.lanes // rate) for block in blocks))
-        if self.rows == 1:
-            return rate, load, load + 1
-        load += load % 2
-        return rate, load, max(load, 2 * self.rows) + 2
-
-    def _earliest(self, blocks: Sequence[Columns], load: int, after: int) -> int:
-        """Return when weights, and activations after them, can arrive: reads begin at `after`."""
-        far = mem(0, self.spec.slices // 2 - 1)  # western weights of the eastern pair
-        way = self.to_mxm if blocks[0].even else hops(far, mxm(2, Role.LOAD), self.spec)
-        return after + max(self.delay["READ"].d_func + way, self.feed_delay - load)
-
-    def _lay_out(self) -> None:
-        """Place the groups one after another, each as early as the ones before leave room."""
-        at, drained = 0, [0, 0]
-        for number, blocks in enumerate(groups_of(self.n, self.tiles)):
-            rate, load, interval = self._pace(blocks)
-            after = 0 if blocks[0].even else at  # its reads would meet those of the group before
-            at = max(at, self._earliest(blocks, load, after), drained[0])
-            if self.groups and self.rows > 1:  # activations of the group before come first
-                at = max(at, self.fed(self.groups[-1], self.halves - 1) + 2 * self.rows - load)
-            if self.rows > 1:  # activations are read in even cycles
-                at += (at + load + self.feed_delay) % 2
-            slot = number % 2 * self.rows
-            g = ColumnGroup(blocks, rate, load, interval, at, slot, drain=0, pace=0)
-            last = self.summed(g, self.halves - 1) + 2 * (self.rows - 1)
-            drain = max(last + self.delay["ACC"].d_func, drained[1])
-            if self.rows > 1:  # between the products that the next group sums
-                drain += (drain + last + 1) % 2
-            block = self._drain(blocks, frozenset(), drain)
-            pace = block.initiation_interval(C2C_TURN) if self.rows > 1 else 0
-            self.groups.append(replace(g, drain=drain, pace=pace))
-            at += self.halves * interval
-            drained = [drained[1], drain + pace * (self.rows - 1) + block.end + 8]
-        self._place_drains()
-
-    def _place_drains(self) -> None:
-        alone = self.rows == 1
-        every = [(g, half) for g in self.groups if alone for half in range(self.halves)]
-        lead = self.delay["READ"].d_func + 1  # transfers pass the loads in the same gaps
-        ways = {hops(mem(side, 0), sxm(1, 0), self.spec) + lead for side in (0, 1)}
-        leads = {self.feed_delay, *ways}
-        feeds = {self.fed(g, half) - cycles for g, half in every for cycles in leads}
-        sums = {self.summed(g, half) for g, half in every}
-        for number, g in enumerate(self.groups):
-            drain = g.drain
-            while drain in sums:
-                drain += 1
-            self.groups[number] = replace(g, drain=drain)
-            start = drain + self.drain_delay - self._arrival(drain)
-            near = frozenset(cycle - start for cycle in feeds if 0 <= cycle - start < 256)
-            shift = {"y": g.blocks[0].first * self.item // VECTOR_BYTES}
-            block = self._drain(g.blocks, near, drain)
-            self.drains.append(
-                Placed(block=block, start=start, n=self.rows, interval=g.pace, shift=shift)
-            )
-
-    # -- the VXM's part
-
-    def _arrival(self, drain: int) -> int:
-        """Return the sums' cycle in a drain block: blocks start on whole turns of the ports."""
-        return (drain + self.drain_delay) % C2C_TURN
-
-    def _drain(self, blocks: tuple[Columns, ...], near: frozenset[int], drain: int) -> Block:
-        """Return the block that takes one row of a group's sums.
-
-        `near`: cycles at which an only row's activations, or transfers in the gaps between loads,
-        take the ports; several rows' activations have the even ones.
-        """
-        arrival = self._arrival(drain)
-        key = (tuple(block.width for block in blocks), near, arrival)
-        if key not in self._blocks:
-            alone = self.rows == 1
-
-            def busy(cycle: int) -> bool:
-                fed = cycle in near if alone else cycle % 2 == 0
-                return fed or cycle % C2C_TURN == C2C_TURN - 1
-
-            b = Block(self.spec, pinned=FEED.pinned, busy=busy, stride=1 if alone else 2)
-            joined = [self._join(b, block, j, arrival) for j, block in enumerate(blocks)]
-            for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
-                out = Ref("y", self.item * j, vectors(block.width * self.item))
-                op = AluOp.COPY if self.item == 4 else AluOp.CVT_F16
-                b.alu(op, total, lanes=block.width, out=out)
-            self._blocks[key] = b.finish()
-        return self._blocks[key]
-
-    @staticmethod
-    def _join(b: Block, block: Columns, j: int, at: int) -> Node:
-        """Put a block's columns together: a sum is never -0, so a bitwise OR with zeros is it."""
-        parts = [In(_turned(pair, j, block.width), "f32") for pair in (0, 1)]
-        if block.even:
-            return b.alu(AluOp.OR, *parts, at=at, lanes=block.width)
-        return b.alu(AluOp.COPY, parts[1], at=at, lanes=block.width)
+        return _summed(g, half, self.clock)
 
     def feeds(self) -> Iterator[Placed]:
         """Yield the activations' way: work memory, VXM, both pairs of planes."""
-        block = Block(self.spec, busy=_never)
-        x = Load(Ref("x", 0, 1), "i8")  # 160 values, as they lie
-        at = self.delay["READ"].d_func + 1
-        west, east = (group(Stream(side == 1, FEED.stream), 1) for side in (0, 1))
-        block.twin(block.alu(AluOp.COPY, x, at=at, on=FEED.alus[0], out=west), FEED.alus[1], east)
-        block.finish()
+        block = feed_block(self.clock.spec)  # 160 values a vector, as they lie
         for g in self.groups:
             for half in range(self.halves):
-                start = self.fed(g, half) - self.feed_delay
+                start = self.fed(g, half) - self.clock.feed
                 yield Placed(block=block, start=start, n=self.rows, interval=2, shift={"x": half})
-
-    # -- the MXM's part
 
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
         """Yield weight reads, loads, installs, activations, sums and their way out."""
@@ -198,9 +81,9 @@ class Product16:
                 count = min(g.rate, block.lanes - lane)
                 for n in range(count):
                     vector = tile + 2 * block.column(pair, lane + n)
-                    side, index, word = bulk_place(self.spec, vector)
+                    side, index, word = bulk_place(self.clock.spec, vector)
                     queue = mem(side, index)
-                    cycle = at - self.delay["READ"].d_func - hops(queue, load, self.spec)
+                    cycle = at - self.clock.of["READ"] - hops(queue, load, self.clock.spec)
                     own = Stream(pair == 1, first + n)
                     yield Issue(queue, cycle, Read(address=word, stream=own))
                 yield Issue(load, at, LW(stream=stream, count=count, column=block.at + lane))
@@ -225,7 +108,7 @@ class Product16:
         pace = max(1, g.pace)
         acc = ACC(slot=g.slot, step=1, first=False, lanes=g.lanes, out=out, half=1, product=False)
         yield Issue(mxm(2 * pair, Role.DRAIN), g.drain, acc, self.rows, pace)
-        at = g.drain + self.delay["ACC"].d_func + 1
+        at = g.drain + self.clock.of["ACC"] + 1
         for j, block in enumerate(g.blocks):
             turn = Permute(
                 src=out, dst=_turned(pair, j, block.width), item=4, lanes=g.lanes,
@@ -234,12 +117,143 @@ class Product16:
             yield Issue(sxm(pair, SUMS16.queues + j), at, turn, self.rows, pace)
 
 
+def _fed(g: ColumnGroup, half: int, rows: int) -> int:
+    """Return when row 0 of a half tile arrives: one row waits in the activation buffer."""
+    return g.loaded(half) + (0 if rows == 1 else 2)
+
+
+def _summed(g: ColumnGroup, half: int, clock: Clock) -> int:
+    """Return when row 0's product of a half tile is added up."""
+    return g.loaded(half) + 2 + clock.of["ABC"]
+
+
+def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
+    """Place the groups one after another, each as early as the ones before leave room."""
+    clock, rows, halves = Clock(spec), op.rows, 2 * vectors(op.k)
+    drains, groups = _Drains(op, clock), list[ColumnGroup]()
+    at, drained = 0, (0, 0)  # of the last two groups: when their sums have left
+    for number, blocks in enumerate(groups_of(op.n, vectors(op.k))):
+        rate, load, interval = _pace(rows, blocks)
+        after = 0 if blocks[0].even else at  # its reads would meet those of the group before
+        at = max(at, _earliest(clock, blocks, load, after), drained[0])
+        if groups and rows > 1:  # activations of the group before come first
+            at = max(at, _fed(groups[-1], halves - 1, rows) + 2 * rows - load)
+        if rows > 1:  # activations are read in even cycles
+            at += (at + load + clock.feed) % 2
+        g = ColumnGroup(blocks, rate, load, interval, at, number % 2 * rows, drain=0, pace=0)
+        last = _summed(g, halves - 1, clock) + 2 * (rows - 1)
+        drain = max(last + clock.of["ACC"], drained[1])
+        if rows > 1:  # between the products that the next group sums
+            drain += (drain + last + 1) % 2
+        block = drains.block(blocks, frozenset(), drain)
+        pace = block.initiation_interval(C2C_TURN) if rows > 1 else 0
+        groups.append(replace(g, drain=drain, pace=pace))
+        at += halves * interval
+        drained = drained[1], drain + pace * (rows - 1) + block.end + 8
+    placed, last_groups = _placed(drains, groups, halves)
+    return Product16(
+        clock=clock, rows=rows, halves=halves, groups=tuple(last_groups), drains=tuple(placed)
+    )
+
+
+def _pace(rows: int, blocks: Sequence[Columns]) -> tuple[int, int, int]:
+    """Return (columns a cycle, cycles of a load, initiation interval of half tiles).
+
+    One row comes in a gap behind a load on all streams; more come beside a load on half of them.
+    """
+    rate = (32 if rows == 1 else 16) if blocks[0].even else FAR_COLUMNS
+    load = max(3, sum(-(-block.lanes // rate) for block in blocks))
+    if rows == 1:
+        return rate, load, load + 1
+    load += load % 2
+    return rate, load, max(load, 2 * rows) + 2
+
+
+def _earliest(clock: Clock, blocks: Sequence[Columns], load: int, after: int) -> int:
+    """Return when weights, and activations after them, can arrive: reads begin at `after`."""
+    far = mem(0, clock.spec.slices // 2 - 1)  # western weights of the eastern pair
+    way = clock.to_mxm if blocks[0].even else hops(far, mxm(2, Role.LOAD), clock.spec)
+    return after + max(clock.of["READ"] + way, clock.feed - load)
+
+
+def _placed(
+    drains: _Drains, groups: Sequence[ColumnGroup], halves: int
+) -> tuple[list[Placed], list[ColumnGroup]]:
+    """Place the groups' drains; return also the groups, with drains that meet no product."""
+    clock, rows = drains.clock, drains.op.rows
+    every = [(g, half) for g in groups if rows == 1 for half in range(halves)]
+    lead = clock.of["READ"] + 1  # transfers pass the loads in the same gaps
+    ways = {hops(mem(side, 0), sxm(1, 0), clock.spec) + lead for side in (0, 1)}
+    feeds = {_fed(g, half, rows) - cycles for g, half in every for cycles in {clock.feed, *ways}}
+    sums = {_summed(g, half, clock) for g, half in every}
+    placed, out = list[Placed](), list[ColumnGroup]()
+    for g in groups:
+        drain = g.drain
+        while drain in sums:
+            drain += 1
+        out.append(replace(g, drain=drain))
+        start = drain + drains.delay - drains.arrival(drain)
+        near = frozenset(cycle - start for cycle in feeds if 0 <= cycle - start < SPAN)
+        shift = {"y": g.blocks[0].first * drains.op.out_bytes // VECTOR_BYTES}
+        block = drains.block(g.blocks, near, drain)
+        placed.append(Placed(block=block, start=start, n=rows, interval=g.pace, shift=shift))
+    return placed, out
+
+
+@dataclass(slots=True)
+class _Drains:
+    """Builds the blocks that take a row of a group's sums; keeps each for groups that are alike."""
+
+    op: Matmul
+    clock: Clock
+    _blocks: dict[object, Block] = field(default_factory=dict)
+
+    @property
+    def delay(self) -> int:
+        """Cycles from a drain's issue to its arrival at the VXM."""
+        return self.clock.of["ACC"] + self.clock.of["PERMUTE"] + self.clock.to_mxm
+
+    def arrival(self, drain: int) -> int:
+        """Return the sums' cycle in a drain block: blocks start on whole turns of the ports."""
+        return (drain + self.delay) % C2C_TURN
+
+    def block(self, blocks: tuple[Columns, ...], near: frozenset[int], drain: int) -> Block:
+        """Return the block that takes one row of a group's sums.
+
+        `near`: cycles at which an only row's activations, or transfers in the gaps between loads,
+        take the ports; several rows' activations have the even ones.
+        """
+        arrival, item = self.arrival(drain), self.op.out_bytes
+        key = (tuple(block.width for block in blocks), near, arrival)
+        if key not in self._blocks:
+            alone = self.op.rows == 1
+
+            def busy(cycle: int) -> bool:
+                fed = cycle in near if alone else cycle % 2 == 0
+                return fed or cycle % C2C_TURN == C2C_TURN - 1
+
+            stride = 1 if alone else 2
+            b = Block(self.clock.spec, pinned=FEED.pinned, busy=busy, stride=stride)
+            joined = [_join(b, block, j, arrival) for j, block in enumerate(blocks)]
+            for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
+                out = Ref("y", item * j, vectors(block.width * item))
+                op = AluOp.COPY if item == 4 else AluOp.CVT_F16
+                b.alu(op, total, lanes=block.width, out=out)
+            self._blocks[key] = b.finish()
+        return self._blocks[key]
+
+
+def _join(b: Block, block: Columns, j: int, at: int) -> Node:
+    """Put a block's columns together: a sum is never -0, so a bitwise OR with zeros is it."""
+    parts = [In(_turned(pair, j, block.width), "f32") for pair in (0, 1)]
+    if block.even:
+        return b.alu(AluOp.OR, *parts, at=at, lanes=block.width)
+    return b.alu(AluOp.COPY, parts[1], at=at, lanes=block.width)
+
+
 def _turned(pair: int, j: int, width: int) -> Group:
     """Streams on which block j of a pair comes to the VXM."""
     return group(Stream(pair == 0, SUMS16.turned + 4 * j), vectors(width * 4))
-
-
-_never = frozenset[int]().__contains__
 
 
 def fits(spec: ChipSpec) -> bool:
@@ -250,17 +264,17 @@ def fits(spec: ChipSpec) -> bool:
 
 def matmul16(op: Matmul, spec: ChipSpec) -> Template:
     """x . w in fp16, fp32 or fp16 out."""
-    product = Product16(op, spec)
+    product = lay_out(op, spec)
     end = max(p.start + (p.n - 1) * p.interval + p.block.end for p in product.drains)
     first = product.groups[0]
-    lead = min(LEAD, product.fed(first, 0) - product.feed_delay) if first.blocks[0].even else 0
-    row = row_bytes(product.n, product.item) // VECTOR_BYTES
+    lead = min(LEAD, product.fed(first, 0) - product.clock.feed) if first.blocks[0].even else 0
+    row = row_bytes(op.n, op.out_bytes) // VECTOR_BYTES
     return Template(
         placed=(*product.feeds(), *product.drains),
         cycles=end,
         row_vectors={"x": product.halves, "y": row},
         needed={"x": (lead, lead)},
-        stream_cycles=_even_stream(product.drains, end, row) if product.rows == 1 else 0,
+        stream_cycles=_even_stream(product.drains, end, row) if op.rows == 1 else 0,
         streams=(product,),
     )
 
