@@ -16,6 +16,7 @@ from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import ABC, ACC, IW, TILES, AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream
+from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.opcodes import BOUND
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Load, Node, Ref
@@ -24,7 +25,7 @@ from compiler.codegen.core.template import Placed, Template, paced
 from compiler.codegen.core.uses import check
 from compiler.codegen.products import timeline
 from compiler.codegen.products.activations import feed_block
-from compiler.codegen.products.columns import WINDOW, Columns
+from compiler.codegen.products.columns import Columns
 from compiler.codegen.products.resources import FEED
 from compiler.codegen.products.rows import EvenLoads
 from compiler.codegen.products.sums import Outputs
@@ -39,11 +40,11 @@ SUMS = Outputs((LANES,) * GATES)
 def columns_of(hidden: int, tiles: int) -> list[tuple[Columns, ...]]:
     """Return, for each 320 units of the hidden state, the blocks of the four gates.
 
-    Widths are whole windows of 64: what is beyond `hidden` is padding.
+    Widths are whole windows of `WINDOW_VECTORS`: what is beyond `hidden` is padding.
     """
     out, vector = [], 0
     for first in range(0, hidden, LANES):
-        width = min(LANES, -(-(hidden - first) // WINDOW) * WINDOW)
+        width = min(LANES, -(-(hidden - first) // WINDOW_VECTORS) * WINDOW_VECTORS)
         blocks = []
         for _ in range(GATES):
             blocks.append(Columns(first, width, vector))

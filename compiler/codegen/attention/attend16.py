@@ -19,9 +19,11 @@ from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Transpose
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Stream, group
 from chip.ops.attention import Attend
+from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.rows import row_bytes
 from chip.ops.scratch import ITEM
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
+from chip.sram import RUN
 from compiler.codegen.attention.blocks16 import (
     HALF,
     query_block,
@@ -32,12 +34,12 @@ from compiler.codegen.attention.blocks16 import (
     zeros_block,
 )
 from compiler.codegen.attention.resources import KEYS16, VALUES16
-from compiler.codegen.core.builder import LANES, Block, Ref
+from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Ref
 from compiler.codegen.core.control import Control, Fetch
 from compiler.codegen.core.template import Placed, Template, aligned, row_block
 from compiler.codegen.products.resources import FEED, SUMS16
 
-RUN, WINDOW = 16, 64  # tokens that lie in one hemisphere, and in which every pair has 32
+PAIR_COLUMNS = WINDOW_VECTORS // 2  # tokens of a window that a pair of planes has
 ZEROS = 0  # activation slot
 MOST_OVERLAPPED = 8  # chunks; of more, a head alone fills the VXM
 
@@ -122,7 +124,8 @@ class _Batch:
             block = blocks[query.head]
             self._place(block, self.at, query.row)
             self._fill(block, self.at, 1 + i)
-            self.at += block.initiation_interval(8) if i < len(queries) - 1 else aligned(block.end)
+            last = i == len(queries) - 1
+            self.at += aligned(block.end) if last else block.initiation_interval(C2C_TURN)
 
     def _query_block(self, head: int) -> Block:
         place, own = head % self.per * self.layout.pitch, self._lane(head)
@@ -134,7 +137,7 @@ class _Batch:
     def _scores(self, g: int, queries: list[Query], chunk: int) -> None:
         """Multiply up to 320 tokens' keys by every query of a group."""
         bucket, n = self.op.bucket, len(queries)
-        windows = -(-min(LANES, bucket - chunk * LANES) // WINDOW)
+        windows = -(-min(LANES, bucket - chunk * LANES) // WINDOW_VECTORS)
         first = self.layout.head_offset(g * self.per, value=False) // VECTOR_BYTES + LANES * chunk
         loaded = self.at + self.delay["READ"].d_func + self.to_mxm
         fed = loaded + windows + 1
@@ -142,14 +145,17 @@ class _Batch:
         for pair in (0, 1):
             load, feed, acc = (mxm(2 * pair, role) for role in Role)
             for run in range(2 * windows):
-                token, stream = (
-                    first + RUN * (2 * run + pair),
-                    Stream(pair == 1, KEYS16.stream + run % 2 * RUN),
-                )
+                token = first + RUN * (2 * run + pair)
+                stream = Stream(pair == 1, KEYS16.stream + run % 2 * RUN)
                 self.fetches.append(Fetch(load, loaded + run // 2, token, stream))
-            weights = LW(stream=Stream(pair == 1, KEYS16.stream), count=32, column=0, step=32)
+            weights = LW(
+                stream=Stream(pair == 1, KEYS16.stream),
+                count=PAIR_COLUMNS,
+                column=0,
+                step=PAIR_COLUMNS,
+            )
             self._issue(load, loaded, weights, windows)
-            self._issue(feed, fed - 1, IW(columns=32 * windows))
+            self._issue(feed, fed - 1, IW(columns=PAIR_COLUMNS * windows))
             for half, activation in enumerate(
                 (ABC(slot=1, step=1, fp16=True), ABC(slot=ZEROS, fp16=True))
             ):
@@ -157,7 +163,7 @@ class _Batch:
                 add = ACC(slot=0, step=1, first=True, half=half)
                 self._issue(acc, summed + half, add, n, 2)
         block = score_block(self.spec, self.dim, chunk)
-        pace = block.initiation_interval(8)
+        pace = block.initiation_interval(C2C_TURN)
         start = aligned(summed + 2 * n + self.drain_delay)
         for i, query in enumerate(queries):
             scratch = self._scratch(query, chunk)
@@ -167,13 +173,13 @@ class _Batch:
         self.at = start + (n - 1) * pace + aligned(block.end)
 
     def _drain_scores(self, pair: int, windows: int, at: int, n: int, pace: int) -> None:
-        out = group(Stream(pair == 0, SUMS16.left), vectors(4 * 32 * windows))
-        lanes = 32 * windows
+        lanes = PAIR_COLUMNS * windows
+        out = group(Stream(pair == 0, SUMS16.left), vectors(4 * lanes))
         acc = ACC(slot=0, step=1, first=False, half=1, product=False, lanes=lanes, out=out)
         self._issue(mxm(2 * pair, Role.DRAIN), at, acc, n, pace)
         spread = tuple(
             token // (2 * RUN) * RUN + token % RUN if token // RUN % 2 == pair else None
-            for token in range(WINDOW * windows)
+            for token in range(WINDOW_VECTORS * windows)
         )
         turn = Permute(
             src=out, dst=group(Stream(pair == 0, SUMS16.turned), 4), item=4, lanes=lanes, map=spread

@@ -19,6 +19,7 @@ from chip.floorplan import SXM_QUEUES, alu, hops, mem, sxm
 from chip.isa.instructions import ARITY, AluOp
 from chip.isa.issue import Delay, delays
 from chip.isa.operands import (
+    STREAMS,
     Group,
     Held,
     Immediate,
@@ -46,7 +47,8 @@ from compiler.codegen.core.registers import assign
 from compiler.codegen.core.reservations import PORTS, ReservationTable, Resource, Slot
 from compiler.codegen.core.traffic import BLOCKS
 
-COPIES = 8  # 32-bit groups that one SXM puts on its 32 inward streams in a cycle
+COPIES = STREAMS // 4  # 32-bit values that one SXM puts on its inward streams in a cycle
+READ_AHEAD = 8  # cycles of a block before its first read for an SXM can pass the VXM: room for READ
 EAST, WEST = 1, 0
 
 
@@ -248,7 +250,7 @@ class Block:
         Result lane l is source lane spread[l], zero for None. One at a time may arrive.
         """
         back = self.delay["PERMUTE"].d_func + self.sxm_hops
-        first = at = max(after - back, self.sxm_hops + 8)
+        first = at = max(after - back, self.sxm_hops + READ_AHEAD)
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
         while not self.free(access) or self._table.conflicts((Resource.FROM_SXM, at + late + back)):

@@ -13,6 +13,8 @@ from chip.isa.instructions import AluOp
 from compiler.codegen.core.builder import Block
 from compiler.codegen.core.parts import LANES, Node
 
+COPIES = 16  # of the first trip: what both SXMs put on their inward streams in a cycle
+
 
 @cache
 def _turn(pitch: int, amount: int) -> tuple[int | None, ...]:
@@ -48,8 +50,8 @@ def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
 
     Every lane gets its segment's sum. 80 lanes: what is left of 320 after the first two levels.
     """
-    short = pitch // 16
-    wide = tree(b, AluOp.ADD, value, [_turn(pitch, short * m) for m in range(16)])
+    short = pitch // COPIES
+    wide = tree(b, AluOp.ADD, value, [_turn(pitch, short * m) for m in range(COPIES)])
     (node,) = halves(b, AluOp.ADD, wide)
     maps = [_broadcast(pitch, place) for place in range(short)]
     if short == 5:
@@ -67,15 +69,11 @@ def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
 
 def lane_or(b: Block, value: Node) -> Node:
     """OR of all lanes' bits, in every lane: the value of the only lane that is not zero."""
-    (twenty,) = halves(
-        b, AluOp.OR, tree(b, AluOp.OR, value, [_turn(LANES, 20 * m) for m in range(16)])
-    )
-    first, *others = halves(
-        b,
-        AluOp.OR,
-        tree(b, AluOp.OR, twenty, [_broadcast(LANES, place) for place in range(20)]),
-        down_to=5,
-    )
+    left = LANES // COPIES  # lanes after the first trip
+    turns = [_turn(LANES, left * m) for m in range(COPIES)]
+    (twenty,) = halves(b, AluOp.OR, tree(b, AluOp.OR, value, turns))
+    spread = [_broadcast(LANES, place) for place in range(left)]
+    first, *others = halves(b, AluOp.OR, tree(b, AluOp.OR, twenty, spread), down_to=5)
     for other in others:
         first = b.alu(AluOp.OR, first, other)
     return first
@@ -83,8 +81,8 @@ def lane_or(b: Block, value: Node) -> Node:
 
 def lane_max(b: Block, value: Node, pitch: int = LANES) -> Node:
     """Maximum over the lanes of each segment of `pitch` (a multiple of 16) lanes, in each."""
-    short = pitch // 16
-    node = _max_of(b, value, [_turn(pitch, short * m) for m in range(16)])
+    short = pitch // COPIES
+    node = _max_of(b, value, [_turn(pitch, short * m) for m in range(COPIES)])
     return node if short == 1 else _max_of(b, node, [_turn(pitch, m) for m in range(short)])
 
 

@@ -80,6 +80,7 @@ def laid_out(what: str) -> Iterator[None]:
         raise TemplateError(f"{what}: no instructions can be laid out on this chip{why}") from error
 
 
+TRIES = 12  # initiation intervals to try between one bound and twice that
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
 
 
@@ -96,8 +97,11 @@ def even_stream(ready: list[int], end: int) -> int:
 
 
 def aligned(cycles: int) -> int:
-    """Round up to whole turns of the work slices' ports."""
-    return -(-cycles // 8) * 8
+    """Round up to whole turns (`C2C_TURN`) of the work slices' ports.
+
+    A block that starts there leaves the links their cycle.
+    """
+    return -(-cycles // C2C_TURN) * C2C_TURN
 
 
 def paced(build: Callable[[int], Block]) -> Block:
@@ -125,7 +129,8 @@ def row_block(build: Callable[[int, int], Block], overlap: bool) -> Block:
         return alone
     busy = sum(len(access.beats) for access in alone.accesses)
     least = aligned(busy * C2C_TURN // (C2C_TURN - 1))
-    for interval in range(least, aligned(alone.end), max(8, aligned(least // 12))):
+    step = max(C2C_TURN, aligned(least // TRIES))  # so that long blocks are not tried for long
+    for interval in range(least, aligned(alone.end), step):
         for pace in PACES:
             try:
                 return build(pace, interval).finish()

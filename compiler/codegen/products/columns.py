@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from chip.ops.kv import WINDOW_VECTORS
+from chip.sram import RUN
 from compiler.codegen.core.parts import LANES
 
-PLANE_OF_RUN = (0, 2, 1, 3)  # runs of 16 vectors go west, east, west, east
-WINDOW = 64
-RUN = 16
+PLANE_OF_RUN = (0, 2, 1, 3)  # a window's runs of 16 vectors go west, east, west, east
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,17 @@ class Columns:
     @property
     def even(self) -> bool:
         """Whether every plane has the same columns in every tile."""
-        return self.width % WINDOW == 0
+        return self.width % WINDOW_VECTORS == 0
 
     def windows(self, tile: int) -> range:
-        """64-vector windows that a tile lies in."""
+        """Windows of `WINDOW_VECTORS` that a tile lies in."""
         start = self.vector + tile * self.width
-        return range(start // WINDOW, -(-(start + self.width) // WINDOW))
+        return range(start // WINDOW_VECTORS, -(-(start + self.width) // WINDOW_VECTORS))
+
+    def in_run(self, tile: int, window: int, run: int) -> range:
+        """Vectors of a tile that lie in one run of a window: what one plane loads of it."""
+        start, first = self.vector + tile * self.width, window * WINDOW_VECTORS + run * RUN
+        return range(max(start, first), min(start + self.width, first + RUN))
 
 
 def blocks_of(n: int, tiles: int) -> list[Columns]:
@@ -69,5 +74,5 @@ def spread_of(run: int, j: int) -> tuple[int | None, ...]:
     """Lanes of block j's columns on a plane: window i is at 80 j + 16 i, for 64 i + 16 run."""
     spread: list[int | None] = [None] * LANES
     for lane in range(LANES // 4):
-        spread[lane // RUN * WINDOW + run * RUN + lane % RUN] = LANES // 4 * j + lane
+        spread[lane // RUN * WINDOW_VECTORS + run * RUN + lane % RUN] = LANES // 4 * j + lane
     return tuple(spread)

@@ -22,7 +22,7 @@ from chip.isa.operands import Group, In, Stream, group
 from chip.ops.product import Matmul
 from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import bulk_place
+from chip.sram import RUN, bulk_place
 from compiler.codegen.core.builder import C2C_TURN, Block, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed, Template
@@ -31,6 +31,7 @@ from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of,
 from compiler.codegen.products.resources import FEED, SUMS16, WEIGHTS16
 
 FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
+APART = 8  # cycles from the end of a group's last drain to where its accumulator rows are new
 SPAN = 256  # cycles that a drain block may last
 LEAD = 24  # cycles by which a product may start before its activations are there
 
@@ -149,7 +150,7 @@ def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
         pace = block.initiation_interval(C2C_TURN) if rows > 1 else 0
         groups.append(replace(g, drain=drain, pace=pace))
         at += halves * interval
-        drained = drained[1], drain + pace * (rows - 1) + block.end + 8
+        drained = drained[1], drain + pace * (rows - 1) + block.end + APART
     placed, last_groups = _placed(drains, groups, halves)
     return Product16(
         clock=clock, rows=rows, halves=halves, groups=tuple(last_groups), drains=tuple(placed)
@@ -161,7 +162,7 @@ def _pace(rows: int, blocks: Sequence[Columns]) -> tuple[int, int, int]:
 
     One row comes in a gap behind a load on all streams; more come beside a load on half of them.
     """
-    rate = (32 if rows == 1 else 16) if blocks[0].even else FAR_COLUMNS
+    rate = (2 * RUN if rows == 1 else RUN) if blocks[0].even else FAR_COLUMNS
     load = max(3, sum(-(-block.lanes // rate) for block in blocks))
     if rows == 1:
         return rate, load, load + 1
@@ -259,7 +260,7 @@ def _turned(pair: int, j: int, width: int) -> Group:
 def fits(spec: ChipSpec) -> bool:
     """Tell whether 32 vectors of a hemisphere, two apart, always lie in different slices."""
     slices = spec.slices // spec.hemispheres - 1
-    return slices % 2 == 1 and slices >= 32
+    return slices % 2 == 1 and slices >= 2 * RUN
 
 
 def matmul16(op: Matmul, spec: ChipSpec) -> Template:

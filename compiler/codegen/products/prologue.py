@@ -28,6 +28,8 @@ from compiler.codegen.vector import (
     store,
 )
 
+AHEAD = 8  # cycles that a value starts before its factor: at most two MULs to make it
+
 
 @dataclass(frozen=True, slots=True)
 class Prologue:
@@ -134,7 +136,7 @@ def _quantise(
     b.alu(AluOp.COPY, scale, lanes=1, out=Ref("qs", 0, 1))
     fed = []
     for g in range(count):
-        y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - 8), factor)
+        y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - AHEAD), factor)
         fed.append(b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1)))
         for side, number in enumerate(QUANTISER.outlets):
             b.twin(fed[-1], number, group(Stream(side == 1, FEED.stream), 1))

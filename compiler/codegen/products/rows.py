@@ -37,6 +37,7 @@ from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_p
 BETWEEN = 2  # cycles between rows: even cycles of the ports are the activations'
 SLOTS = 8  # activation slots that rows take in turn
 BUFFERED = 3  # cycles that an activation waits in its slot
+APART = 8  # cycles from the end of a group's last drain to where its accumulator rows are new
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def lay_out(op: Matmul, spec: ChipSpec) -> RowsProduct:
         times.append(loads)
         at += tiles * loads.interval
         at += at % 2
-        drained = drained[1], drain + pace * (rows - 1) + aligned(block.end) + 8
+        drained = drained[1], drain + pace * (rows - 1) + aligned(block.end) + APART
     return RowsProduct(
         clock=clock, rows=rows, tiles=tiles, groups=tuple(groups), loads=tuple(times),
         drains=tuple(placed),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from chip.isa.instructions import AluOp
-from chip.isa.operands import In, Stream, group
+from chip.isa.operands import STREAMS, In, Stream, group
 from chip.spec import vectors
 from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
@@ -46,7 +46,7 @@ class Outputs:
     def part(self, plane: int, j: int) -> In:
         """Return where one plane's part of vector j comes from."""
         nth = plane % 2  # of its side
-        first = SUMS.turned + 16 * nth + 4 * j if self.turned else SUMS.left + 4 * nth
+        first = SUMS.turned + STREAMS // 2 * nth + 4 * j if self.turned else SUMS.left + 4 * nth
         return In(group(Stream(plane < 2, first), vectors(self.widths[j] * 4)), "i32")
 
     def delay(self, clock: Clock) -> int:

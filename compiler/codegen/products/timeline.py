@@ -16,10 +16,10 @@ from chip.isa.instructions import ACC, LW, Permute, Read
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream, group
 from chip.spec import vectors
-from chip.sram import bulk_place
+from chip.sram import RUN, bulk_place
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
-from compiler.codegen.products.columns import PLANE_OF_RUN, RUN, WINDOW, Columns
+from compiler.codegen.products.columns import PLANE_OF_RUN, Columns
 from compiler.codegen.products.resources import SUMS, WEIGHTS
 from compiler.codegen.products.sums import Outputs
 
@@ -81,50 +81,43 @@ def issues(line: Timeline, base: Callable[[str], int]) -> Iterator[Issue]:
 
 def columns_of_plane(g: ColumnGroup, tile: int, plane: int) -> int:
     """Count the columns that one plane gets of a tile."""
-    run, total = PLANE_OF_RUN.index(plane), 0
-    for block in g.blocks:
-        start = block.vector + tile * block.width
-        for window in block.windows(tile):
-            first = max(start, window * WINDOW + run * RUN)
-            total += max(0, min(start + block.width, window * WINDOW + (run + 1) * RUN) - first)
-    return total
+    run = PLANE_OF_RUN.index(plane)
+    return sum(
+        len(block.in_run(tile, window, run))
+        for block in g.blocks for window in block.windows(tile)
+    )  # fmt: skip
 
 
 def _load(line: Timeline, number: int, tile: int, base: int) -> Iterator[Issue]:
     g, windows = line.groups[number], 0
     for j, block in enumerate(g.blocks):
-        start = block.vector + tile * block.width
         for nth, window in enumerate(block.windows(tile)):
-            for run in range(WINDOW // RUN):
-                plane = PLANE_OF_RUN[run]
-                first = max(start, window * WINDOW + run * RUN)
-                stop = min(start + block.width, window * WINDOW + (run + 1) * RUN)
-                if first >= stop:
+            for run, plane in enumerate(PLANE_OF_RUN):
+                if not (own := block.in_run(tile, window, run)):
                     continue
                 cycle = line.window_cycle(number, tile, windows + nth, plane)
-                stream = WEIGHTS.stream + (0 if line.half_rate else RUN * (plane % 2)) + first % RUN
-                column = first - start
+                stream = WEIGHTS.stream + (0 if line.half_rate else RUN * (plane % 2))
+                column = own.start - block.vector - tile * block.width
                 if len(g.blocks) > 1:
                     column = LANES // 4 * j + RUN * nth
-                yield from _run(
-                    line.clock, base + first, stop - first, plane, cycle, stream, column
-                )
+                lane = stream + own.start % RUN
+                yield from _run(line.clock, base, own, plane, cycle, lane, column)
         windows += len(block.windows(tile))
 
 
 def _run(
-    clock: Clock, vector: int, count: int, plane: int, cycle: int, stream: int, column: int
+    clock: Clock, base: int, own: range, plane: int, cycle: int, stream: int, column: int
 ) -> Iterator[Issue]:
-    """Read `count` vectors of one plane and load them as columns."""
+    """Read vectors of one plane and load them as columns; weights begin at vector `base`."""
     away = plane >= 2
     load = mxm(plane, Role.LOAD)
-    for n in range(count):
-        side, index, word = bulk_place(clock.spec, vector + n)
+    for n, vector in enumerate(own):
+        side, index, word = bulk_place(clock.spec, base + vector)
         assert side == plane // 2
         queue = mem(side, index)
         issue = cycle - clock.of["READ"] - hops(queue, load, clock.spec)
         yield Issue(queue, issue, Read(address=word, stream=Stream(away, stream + n)))
-    yield Issue(load, cycle, LW(stream=Stream(away, stream), count=count, column=column))
+    yield Issue(load, cycle, LW(stream=Stream(away, stream), count=len(own), column=column))
 
 
 def _leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
