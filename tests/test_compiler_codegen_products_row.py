@@ -52,9 +52,11 @@ def data_for(a: dict[str, Any]) -> dict[str, NDArray[Any]]:
 
 CASES: list[tuple[int, int, str, dict[str, Any]]] = [
     (64, 64, "f32", {}),  # one tile, one block
-    (100, 2000, "f32", {}),  # sums wait for the VXM, and for a free row of the accumulators
+    (100, 2000, "f32", {}),  # sums wait for the VXM
+    (64, 4000, "f32", {}),  # ten groups: they wait for a free row of the accumulators
     (700, 1300, "f16", {}),  # four blocks, then a narrow one that planes share unevenly
     (20_800, 400, "f16", {}),  # 65 tiles: two share a slot
+    (21_000, 16, "f32", {}),  # and each loads in a cycle: the slot is still in use
     (700, 1300, "f16", {"epilogue": "add", "gaps": 24}),
     (
         330,

@@ -1,9 +1,9 @@
 """ROPE: rotate queries and keys, quantise per head, write the KV cache. One block a row.
 
 Heads are packed as in the cache (chip/ops/kv.py), `pitch` lanes apart, so that all heads of a
-vector are turned and scaled together. A row's key and value vectors go out in both directions, and
-the one slice that holds the row's position takes each; scales are read, changed in one lane, and
-written.
+vector are rotated and scaled together. A row's key and value vectors leave in both directions; each
+is written by the one slice that holds the row's position. Scales are read, changed in one lane, and
+written back.
 """
 
 from __future__ import annotations

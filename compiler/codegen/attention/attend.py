@@ -1,12 +1,17 @@
 """ATTEND: scores, softmax and weighted values over the whole context bucket, int8.
 
-A batch of rows at a time, all heads in passes one after another: scores and their maxima;
-exponentials and their sums; the largest weights; quantised weights, which meet the values; results.
-Between passes the lanes of what is known of each head are combined: its maximum, the reciprocal of
-its sum, its scale. Values are turned and loaded where no pass reads scratch memory.
+A batch of rows goes through five passes, each over all heads:
 
-Numerics: chip/kernels/twin.py. The order of integer sums and of maxima is free. A pass is a list of
-jobs with their times; instructions are made only when a template is bound.
+1. scores Q.K and their maxima (compiler/codegen/attention/scores.py);
+2. exponentials of score less row maximum, and their sums (softmax);
+3. weights, exponential x sum reciprocal x value scale, and the largest weight (weights, `Peaks`);
+4. the same weights, quantised, which multiply the values: P.V (weights, `Feeds`);
+5. sums of P.V, scaled and rounded (results).
+
+Between passes a block for every quad combines the lanes of what is known of each head: row maximum,
+sum reciprocal, scale of the weights. Values are transposed and loaded where no pass reads scratch
+memory. A pass is a list of jobs with their times; instructions are made when a template is bound.
+Numerics: chip/kernels/twin.py. The order of integer sums and of maxima is free.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ Pass = Scores | Exponentials | Peaks | Feeds | Results
 
 
 def _known(which: int) -> Ref:
-    """Where the numbers of a quad's heads are: maximum or share, factor, scale."""
+    """Where the numbers of a quad's heads are: maximum or sum reciprocal, factor, scale."""
     return Ref("stats", 4 * which, 4)
 
 
@@ -56,12 +61,12 @@ def _largest(b: Block, tiles: int) -> Node:
     return node
 
 
-def _tops(b: Block, tiles: int) -> None:
-    """The maximum of every head's scores."""
+def _row_maxima(b: Block, tiles: int) -> None:
+    """The row maximum of every head."""
     b.alu(AluOp.COPY, lane_max(b, _largest(b, tiles), COLUMN), out=_known(0))
 
 
-def _shares(b: Block, _: int) -> None:
+def _sum_reciprocals(b: Block, _: int) -> None:
     """The reciprocal of every head's sum of exponentials: rsqrt twice."""
     root = b.alu(AluOp.RSQRT, lane_sum(b, b.alu(AluOp.COPY, Load(_known(0), "f32")), COLUMN))
     b.alu(AluOp.MUL, root, root, out=_known(0))
@@ -76,7 +81,7 @@ def _scales(b: Block, _: int) -> None:
 
 @lru_cache(maxsize=64)
 def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Block:
-    """The block of one quad: what one pass left of it becomes what the next must know."""
+    """Build the block of one quad: from what one pass left of it to what the next must know."""
 
     def build(_: int, interval: int) -> Block:
         b = Block(spec, pinned=frozenset({LANE_NUMBERS.lane}), interval=interval)
@@ -124,10 +129,10 @@ class Batch:
         scores = Scores.lay_out(shape, clock, ports, planes)
         batch.loads += scores.loads
         left, waiting = scores.jobs[-1].last + scores.masked + 1, list(shape.tiles)
-        ready = batch._reduce(_tops, scores, ports)
+        ready = batch._reduce(_row_maxima, scores, ports)
         loads, free = _values(waiting, shape, planes, left)
         powers = Exponentials.lay_out(shape, clock, ports, max(ready, free + clock.after_outward))
-        ready = batch._reduce(_shares, powers, ports)
+        ready = batch._reduce(_sum_reciprocals, powers, ports)
         peaks = Peaks.lay_out(shape, clock, ports, ready)
         ready = batch._reduce(_scales, peaks, ports)
         feeds = Feeds.begin(shape, clock, ports, ready)

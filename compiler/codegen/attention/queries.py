@@ -1,8 +1,8 @@
 """Queries through the planes that hold keys: from work memory to sums at the VXM.
 
-A quad's heads are fed one after another; each head's sums leave the accumulators at once, and the
-SXMs put both sides' tokens in order, one column after another, each head on a stream of its own and
-a cycle after the head before: so the VXM takes a column of all heads as one operand.
+A quad's heads are fed one after another. Each head's sums leave the accumulators at once. The SXMs
+put both sides' tokens in order, one column after another; each head has a stream of its own and
+comes a cycle after the head before. So the VXM takes a column of all heads as one operand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Attention's end: sums leave the accumulators, are scaled and rounded, 320 results at a time.
+"""Attention's last pass: sums of P.V leave the accumulators, are scaled and rounded to fp16.
 
-Heads come one after another, each through the SXMs to the lanes that it has in the results; a head
-that has part in two vectors of results comes twice.
+Heads come one after another. The SXMs put each in its lanes of a vector of 320 results; a head that
+lies in two such vectors comes twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compiler.codegen.attention.wires import Ports, Wires
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
 
-SCALE = 2  # what is known of the heads: behind maximum or share, and factor
+SCALE = 2  # what is known of the heads: behind maximum or sum reciprocal, and factor
 
 
 @dataclass(slots=True)

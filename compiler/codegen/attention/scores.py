@@ -1,7 +1,7 @@
-"""Attention's first pass: queries meet keys; scores, scaled and masked, and their maxima.
+"""Attention's first pass: Q.K, scaled and masked, and the maxima of the scores.
 
-A job is a quad and a tile of keys. Its heads' sums come to the VXM column by column (see
-compiler/codegen/attention/queries.py); work memory gives the scales just in time.
+A job is a quad and a tile of keys. Its heads' sums come to the VXM column by column
+(compiler/codegen/attention/queries.py). The scales are read from work memory just in time.
 """
 
 from __future__ import annotations

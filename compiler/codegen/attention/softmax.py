@@ -1,7 +1,7 @@
 """Attention's second pass: exponentials of scores, and their sums over tokens.
 
-A quad's columns follow one another without a gap; columns that stand in the same quarter of their
-320 tokens are added up in an ALU of their own, in order, and the four sums as the fixed tree of
+A quad's columns follow one another without a gap. Columns in the same quarter of their 320 tokens
+are added in order, in an ALU of their own. The four sums are added as the fixed tree of
 chip/kernels/vmath.py does.
 """
 

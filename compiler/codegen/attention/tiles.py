@@ -1,7 +1,7 @@
 """How tiles of keys and values get into the planes: keys as they lie, values turned by the SXMs.
 
-Tiles take turns at a side's two planes, and each plane holds one tile while the next waits in its
-weight buffer.
+Tiles take turns at a side's two planes. A plane holds one tile while the next waits in its weight
+buffer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Attention's third and fourth pass: shares times the values' scales; their maxima, or their way.
+"""Attention's third and fourth pass: weights, their maxima, and P.V.
 
-Both passes make the same weights, a pair of columns at a time: exponential x share x scale, zero
-where the row may not see. The third keeps only the maximum of each head; the fourth quantises them
-and sends them through the SXMs, which give each head its vector, to the planes that hold values.
+Both passes make the same weights, a pair of columns at a time: exponential x sum reciprocal x value
+scale, zero where the row may not see. The third pass keeps the maximum of each head. The fourth
+quantises the weights and sends them through the SXMs, which give each head its vector, to the
+planes that hold values.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Job:
 
 
 class Weights:
-    """What both passes do: exponentials times shares times scales, zero for hidden tokens.
+    """What both passes do: exponential x sum reciprocal x value scale, zero for hidden tokens.
 
     `registers`: ALUs for what is known of the heads, by its number.
     """
@@ -168,8 +169,8 @@ class Weights:
         at, item = job.time(column), self.shape.scratch.item
         place = item(job.quad.number, job.column + column, POWERS)
         yield from wires.item(place, at, write=False)
-        share = Held(self.registers[0][job.number % 2])
-        yield wires.alu(WEIGHTS.share, at, AluOp.MUL, In(items(POWERS, inward=True)), share)
+        reciprocal = Held(self.registers[0][job.number % 2])
+        yield wires.alu(WEIGHTS.share, at, AluOp.MUL, In(items(POWERS, inward=True)), reciprocal)
         scale = Held(WEIGHTS.scales[column % 2])
         yield wires.alu(WEIGHTS.weight, at + self.shared, AluOp.MUL, Held(WEIGHTS.share), scale)
         due = at + self.weighed

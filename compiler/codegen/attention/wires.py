@@ -1,11 +1,13 @@
-"""Attention's ways to memory: which cycles ports are taken, and Reads and Writes at addresses.
+"""Attention's accesses to memory: which cycles the ports are taken, Reads and Writes at addresses.
 
-Work memory: both work slices' ports are taken at once, and neighbouring vectors always lie in
-different ones, so a cycle reads or writes one vector or two neighbours, wherever they lie. Every
-eighth cycle is the C2C's. Bulk memory: a value that leaves the VXM at cycle d passes slice h at
-d + h, and so does a read that goes outwards with it; one that arrives at the VXM at a is read at
-a - h - READ. So accesses of one direction meet only in the same cycle (`Ports.outward`), those of
-different directions within `Clock.guard` of each other.
+Work memory: an access takes the ports of both work slices at once. Neighbouring vectors lie in
+different slices, so a cycle reads or writes one vector or two neighbours, wherever they lie. One
+cycle in `C2C_TURN` is the links'.
+
+Bulk memory: a value that leaves the VXM at cycle d passes slice h at d + h, and so does a read that
+goes outwards with it. A value that arrives at the VXM at cycle a is read at a - h - READ. So
+accesses of one direction meet only in the same cycle. Accesses of different directions are kept
+apart by `Clock.after_outward` and `Clock.after_inward`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Builds instruction templates: VXM chains, SXM passes and work-memory accesses, each on its cycle.
 
-A block is one pass of work, most often one row. Its cycles are relative; memory operands are
-(operand, vector) and get their slice and stream when addresses are bound
-(compiler/codegen/lower.py), which never changes a cycle: both work slices lie one hop from the VXM,
-and the builder takes the pair of them for every access, so a block is free of conflicts wherever
-its operands lie.
+A block is one pass of work, most often one row, on relative cycles. Its memory operands are
+(operand, vector); they get slice and stream when addresses are bound (compiler/codegen/lower.py).
+That never changes a cycle: both work slices lie one hop from the VXM, and an access reserves both,
+so a block is free of conflicts wherever its operands lie.
 
-Rules: an access takes a work slice's only port (reads and writes alike); every eighth cycle of
-the ports is left to the C2C; streams and SXM queues are those of compiler/codegen/core/traffic.py.
+Rules: an access takes a work slice's only port, reads and writes alike. One cycle in `C2C_TURN` of
+the ports is left to the links. Streams and SXM queues: compiler/codegen/core/traffic.py.
 """
 
 from __future__ import annotations

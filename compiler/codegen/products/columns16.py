@@ -1,9 +1,9 @@
 """How an fp16 product's columns share the pairs of planes: blocks of 320, up to two to a group.
 
-A column of a tile of 320 x 320 is two neighbouring vectors, 160 values each, and neighbouring
-vectors change hemisphere every 8 columns. A column must meet all its tiles in one pair of planes,
-where fp32 sums are kept: a block whose width is a multiple of 16 gives each pair its own half of
-the columns, wherever its tiles begin; any other block is the eastern pair's alone.
+A column of a tile of 320 x 320 is two neighbouring vectors of 160 values. Vectors change hemisphere
+every 8 columns. All tiles of a column must be multiplied in one pair of planes, which keeps the
+fp32 sum. If a block's width is a multiple of 16, each pair has half of its columns, wherever its
+tiles begin; any other block is the eastern pair's alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What makes a row's activations on the way to its product: RMSNorm or joined segments, then int8.
+"""The prologue of one row's product: RMSNorm or joined segments, then quantisation to int8.
 
-The same work as NORM and GATHER (compiler/codegen/vector.py), but each quantised vector goes from
-the VXM straight to the planes, beside its copy in memory, and the scale stays in an ALU's register.
+It does the same as NORM and GATHER (compiler/codegen/vector.py). But each quantised vector goes
+from the VXM straight to the planes, beside its copy in memory, and an ALU's register keeps the
+scale.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One row's product: weights stream through the planes at full rate.
 
-The activations are put into the planes' slots once, tile by tile, so that from then on a tile
-takes no longer than its weights: only a cycle in which an activation arrives is lost to them. Two
-tiles are in the planes (one in the array, one in the buffer) before the first activation comes.
-Tiles beyond the slots share the last one, and are sent again for every group of columns.
+The activations are put into the planes' slots once, tile by tile. From then on a tile takes as long
+as its weights load; only the cycles in which activations arrive are lost to the weights. Two tiles
+are in the planes (one in the array, one in the buffer) before the first activation comes. Tiles
+beyond the slots share the last one; their activations are sent again for every group of columns.
 """
 
 from __future__ import annotations
