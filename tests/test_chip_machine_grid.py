@@ -47,6 +47,15 @@ DEFAULT = [
     (Opcode.GATHER, operand({"rows": 9, "shares": (48, 32), "dtype": "fp16"}, "src q")),
     (Opcode.ADD, operand({"rows": 17, "shares": (336, 0, 664), "dtype": "int8"}, "x src")),
     (Opcode.SILU, operand({"rows": 3, "n": 172, "dtype": "int8"}, "x y")),
+    # three groups, whose sums take longer to leave than to add: the third has the first's rows
+    (
+        Opcode.MATMUL,
+        operand({"rows": 16, "k": 64, "n": 2880, "out": "f32", "dtype": "int8"}, "x s w sw y"),
+    ),
+    (
+        Opcode.MATMUL,
+        operand({"rows": 16, "k": 64, "n": 1600, "out": "f32", "dtype": "fp16"}, "x w y"),
+    ),
     one_row(330, 1648, "f16", prologue="norm", epilogue="silu", arrives=24, gaps=24),
 ]
 
