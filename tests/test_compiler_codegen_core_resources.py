@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,3 +214,8 @@ def test_passes_of_attention_take_no_alu_that_is_not_theirs() -> None:
     found = template(opcode, shape, CHIP)
     own = {use for one in found.uses for use in one.table[0].tolist()}
     assert own == attention_tables.INT8.of(Kind.ALU)
+
+
+def test_the_page_shows_the_table() -> None:
+    page = Path(__file__).parent.parent / "docs" / "template.md"
+    assert str(product_tables.ONE_ROW) in page.read_text()

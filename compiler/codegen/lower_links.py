@@ -22,10 +22,9 @@ from chip.ops.program import Move, Program, Scheduled
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import work_place
 from compiler.codegen.core.builder import C2C_TURN
-from compiler.codegen.resources import TRANSFERS
+from compiler.codegen.resources import C2C_QUEUES, C2C_STREAMS, TRANSFERS
 from compiler.errors import LoweringError
 
-QUEUES, STREAMS = 6, 12  # of the SXM's queues, and of the streams, for transfers
 WAITING = 2  # slots that a vector may be early: a port holds four
 Line = tuple[bool, int, int]
 """Places in the stream registers that a value passes: eastward, number, diagonal."""
@@ -182,7 +181,7 @@ def _place(way: _Way, cycle: int, taken: _Taken, turn: int, most: int) -> tuple[
     before it: of the next one sent, of the last one received.
     """
     for wait in range(most + 1):
-        for shift in range(STREAMS):  # the port's own first
+        for shift in range(C2C_STREAMS):  # the port's own first
             c2c, access, trip = way.issues(cycle, wait, shift, taken)
             wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
             late = c2c.cycle >= turn if way.send else c2c.cycle <= turn
@@ -210,7 +209,7 @@ class _Way:
         address = op.src if isinstance(op, moves.Send) else op.dst
         side, index, self.word = work_place(spec, address // VECTOR_BYTES + n)
         self.hemisphere = port % 2
-        self.c2c = sxm(self.hemisphere, TRANSFERS.queues + port // 2 % QUEUES)
+        self.c2c = sxm(self.hemisphere, TRANSFERS.queues + port // 2 % C2C_QUEUES)
         self.slice = mem(side, index)
         self.eastward = (self.hemisphere == 1) == self.send
         self.hops = hops(self.slice, self.c2c, spec)
@@ -221,7 +220,7 @@ class _Way:
         `shift`: which of the C2C's streams it takes, counted from the port's own.
         """
         table = delays(self.spec)
-        stream = Stream(self.eastward, TRANSFERS.streams + (self.port + shift) % STREAMS)
+        stream = Stream(self.eastward, TRANSFERS.streams + (self.port + shift) % C2C_STREAMS)
         if self.send:
             at = cycle - wait
             read = at - self.hops - table["READ"].d_func

@@ -16,6 +16,9 @@ from compiler.codegen.core.resources import (
 from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.products.resources import FEED, SUMS, WEIGHTS
 
+C2C_QUEUES = SXM_QUEUES - 8  # of a hemisphere's SXM
+C2C_STREAMS = 12  # of either direction
+
 
 @dataclass(frozen=True, slots=True)
 class RowScales:
@@ -52,8 +55,10 @@ class Picks:
 class Transfers:
     """Vectors on their way between ports and work slices."""
 
-    queues: int = sxm_queue(8, "C2C instructions; passes use those below", SXM_QUEUES - 8)
-    streams: int = crossing(16, "vectors from and to links; each port has its own", 12, turns=True)
+    queues: int = sxm_queue(8, "C2C instructions; passes use those below", C2C_QUEUES)
+    streams: int = crossing(
+        16, "vectors from and to links, from a port's own on", C2C_STREAMS, turns=True
+    )
 
 
 ROW_SCALES, CACHE_ROWS, PICKS, TRANSFERS = RowScales(), CacheRows(), Picks(), Transfers()
