@@ -13,21 +13,22 @@ their lanes, the VXM joins them. Numerics: chip/kernels/twin.py, matmul_f16.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from chip.floorplan import Role, hops, mem, mxm, sxm
-from chip.isa.instructions import ABC, ACC, IW, LW, AluOp, Permute, Read
+from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Read
 from chip.isa.issue import Issue
-from chip.isa.operands import Group, In, Stream, group
+from chip.isa.operands import Stream, group
 from chip.ops.product import Matmul
 from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import RUN, bulk_place
-from compiler.codegen.core.builder import C2C_TURN, Block, Node, Ref
+from compiler.codegen.core.builder import C2C_TURN
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
+from compiler.codegen.products.drains16 import Drains16, turned
 from compiler.codegen.products.resources import FEED, SUMS16, WEIGHTS16
 
 FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
@@ -112,7 +113,7 @@ class Product16:
         at = g.drain + self.clock.of["ACC"] + 1
         for j, block in enumerate(g.blocks):
             turn = Permute(
-                src=out, dst=_turned(pair, j, block.width), item=4, lanes=g.lanes,
+                src=out, dst=turned(pair, j, block.width), item=4, lanes=g.lanes,
                 out_lanes=block.width, map=lanes_of(block, pair),
             )  # fmt: skip
             yield Issue(sxm(pair, SUMS16.queues + j), at, turn, self.rows, pace)
@@ -131,7 +132,7 @@ def _summed(g: ColumnGroup, half: int, clock: Clock) -> int:
 def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
     """Place the groups one after another, each as early as the ones before leave room."""
     clock, rows, halves = Clock(spec), op.rows, 2 * vectors(op.k)
-    drains, groups = _Drains(op, clock), list[ColumnGroup]()
+    drains, groups = Drains16(op, clock), list[ColumnGroup]()
     at, drained = 0, (0, 0)  # of the last two groups: when their sums have left
     for number, blocks in enumerate(groups_of(op.n, vectors(op.k))):
         rate, load, interval = _pace(rows, blocks)
@@ -178,7 +179,7 @@ def _earliest(clock: Clock, blocks: Sequence[Columns], load: int, after: int) ->
 
 
 def _placed(
-    drains: _Drains, groups: Sequence[ColumnGroup], halves: int
+    drains: Drains16, groups: Sequence[ColumnGroup], halves: int
 ) -> tuple[list[Placed], list[ColumnGroup]]:
     """Place the groups' drains; return also the groups, with drains that meet no product."""
     clock, rows = drains.clock, drains.op.rows
@@ -199,62 +200,6 @@ def _placed(
         block = drains.block(g.blocks, near, drain)
         placed.append(Placed(block=block, start=start, n=rows, interval=g.pace, shift=shift))
     return placed, out
-
-
-@dataclass(slots=True)
-class _Drains:
-    """Builds the blocks that take a row of a group's sums; keeps each for groups that are alike."""
-
-    op: Matmul
-    clock: Clock
-    _blocks: dict[object, Block] = field(default_factory=dict)
-
-    @property
-    def delay(self) -> int:
-        """Cycles from a drain's issue to its arrival at the VXM."""
-        return self.clock.of["ACC"] + self.clock.of["PERMUTE"] + self.clock.to_mxm
-
-    def arrival(self, drain: int) -> int:
-        """Return the sums' cycle in a drain block: blocks start on whole turns of the ports."""
-        return (drain + self.delay) % C2C_TURN
-
-    def block(self, blocks: tuple[Columns, ...], near: frozenset[int], drain: int) -> Block:
-        """Return the block that takes one row of a group's sums.
-
-        `near`: cycles at which an only row's activations, or transfers in the gaps between loads,
-        take the ports; several rows' activations have the even ones.
-        """
-        arrival, item = self.arrival(drain), self.op.out_bytes
-        key = (tuple(block.width for block in blocks), near, arrival)
-        if key not in self._blocks:
-            alone = self.op.rows == 1
-
-            def busy(cycle: int) -> bool:
-                fed = cycle in near if alone else cycle % 2 == 0
-                return fed or cycle % C2C_TURN == C2C_TURN - 1
-
-            stride = 1 if alone else 2
-            b = Block(self.clock.spec, pinned=FEED.pinned, busy=busy, stride=stride)
-            joined = [_join(b, block, j, arrival) for j, block in enumerate(blocks)]
-            for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
-                out = Ref("y", item * j, vectors(block.width * item))
-                op = AluOp.COPY if item == 4 else AluOp.CVT_F16
-                b.alu(op, total, lanes=block.width, out=out)
-            self._blocks[key] = b.finish()
-        return self._blocks[key]
-
-
-def _join(b: Block, block: Columns, j: int, at: int) -> Node:
-    """Put a block's columns together: a sum is never -0, so a bitwise OR with zeros is it."""
-    parts = [In(_turned(pair, j, block.width), "f32") for pair in (0, 1)]
-    if block.even:
-        return b.alu(AluOp.OR, *parts, at=at, lanes=block.width)
-    return b.alu(AluOp.COPY, parts[1], at=at, lanes=block.width)
-
-
-def _turned(pair: int, j: int, width: int) -> Group:
-    """Streams on which block j of a pair comes to the VXM."""
-    return group(Stream(pair == 0, SUMS16.turned + 4 * j), vectors(width * 4))
 
 
 def fits(spec: ChipSpec) -> bool:
