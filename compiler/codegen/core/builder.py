@@ -43,7 +43,15 @@ from compiler.codegen.core.parts import (
     RowMask,
 )
 from compiler.codegen.core.registers import assign
-from compiler.codegen.core.reservations import PORTS, ReservationTable, Resource, Slot
+from compiler.codegen.core.reservations import (
+    ACROSS,
+    FROM_SXM,
+    INWARD,
+    PORTS,
+    TO_SXM,
+    ReservationTable,
+    Slot,
+)
 from compiler.codegen.core.traffic import BLOCKS
 
 COPIES = STREAMS // 4  # 32-bit values that one SXM puts on its inward streams in a cycle
@@ -53,7 +61,7 @@ EAST, WEST = 1, 0
 
 def _copy_slots(leave: int, arrive: int) -> tuple[Slot, Slot, Slot]:
     """Return what copies take that leave the VXM for the SXMs at one cycle and come at another."""
-    return (Resource.INWARD, arrive), (Resource.FROM_SXM, arrive), (Resource.TO_SXM, leave)
+    return (INWARD, arrive), (FROM_SXM, arrive), (TO_SXM, leave)
 
 
 def _c2c_turn(cycle: int) -> bool:
@@ -124,7 +132,7 @@ class Block:
         if access.write:
             return set()
         at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
-        taken = [Resource.INWARD] + [Resource.ACROSS] * (access.sxm is not None)
+        taken = (INWARD,) if access.sxm is None else (INWARD, ACROSS)
         return {(resource, at + beat) for resource in taken for beat in access.beats}
 
     def between_reads(self, cycle: int) -> int:
@@ -133,14 +141,14 @@ class Block:
         What leaves the VXM on such a read's stream would take its place.
         """
         first = cycle
-        while self._table.conflicts((Resource.ACROSS, cycle)):
+        while self._table.conflicts((ACROSS, cycle)):
             cycle = self._table.next_cycle(first, cycle, "what leaves between reads")
-        self._table.reserve((Resource.ACROSS, cycle))
+        self._table.reserve((ACROSS, cycle))
         return cycle
 
     def may_arrive(self, cycle: int) -> bool:
         """Tell whether the inward streams are free at a cycle."""
-        return not self._table.conflicts((Resource.INWARD, cycle), (Resource.FROM_SXM, cycle))
+        return not self._table.conflicts((INWARD, cycle), (FROM_SXM, cycle))
 
     def reserve(self, access: Access) -> None:
         """Keep an access's ports for instructions that are not the block's own."""
@@ -205,7 +213,7 @@ class Block:
 
     def reserve_inward(self, cycle: int) -> None:
         """Keep all inward streams free of other traffic that would arrive at a cycle."""
-        self._table.reserve((Resource.INWARD, cycle), (Resource.FROM_SXM, cycle))
+        self._table.reserve((INWARD, cycle), (FROM_SXM, cycle))
 
     def initiation_interval(self, multiple: int = 1) -> int:
         """Return the fewest cycles, a multiple, after which the block may start anew over itself.
@@ -252,12 +260,12 @@ class Block:
         first = at = max(after - back, self.sxm_hops + READ_AHEAD)
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
-        while not self.free(access) or self._table.conflicts((Resource.FROM_SXM, at + late + back)):
+        while not self.free(access) or self._table.conflicts((FROM_SXM, at + late + back)):
             at = self._table.next_cycle(first, at, "lanes from memory")
             access = self.access(False, ref, at, EAST)
         self._take(access)
         arrive = at + late + back
-        self._table.reserve((Resource.FROM_SXM, arrive))
+        self._table.reserve((FROM_SXM, arrive))
         dst = group(Stream(False, BLOCKS.joined), streams_of(LANES, item))
         queue = self.queue(EAST, at)
         self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))

@@ -23,6 +23,9 @@ class Resource(StrEnum):
 
 
 PORTS = (Resource.PORT_W, Resource.PORT_E)
+# by name: looking a member up costs more than what is done with it, and blocks do so all the time
+INWARD, ACROSS = Resource.INWARD, Resource.ACROSS
+FROM_SXM, TO_SXM = Resource.FROM_SXM, Resource.TO_SXM
 EXCLUSIVE = frozenset(Resource) - {Resource.ACROSS}
 """What an overlapping run of the same block may not take in the same cycle: a read that passes the
 VXM holds `INWARD` as well."""
