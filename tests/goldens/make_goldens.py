@@ -1,8 +1,8 @@
 """Make the small Llama checkpoints beside this file and what transformers says they compute.
 
 `make goldens` runs this with torch and transformers as requirements.txt has them; the project
-itself needs neither. Another CPU rounds otherwise: a golden.npz whose ids are the same and whose logits
-agree to 1e-5 is left as it is.
+itself needs neither. Another CPU rounds otherwise: a golden.npz whose ids are the same and whose
+logits agree to 1e-5 is left as it is.
 
 Each folder is a Hugging Face checkpoint of random weights and a `golden.npz`:
 
