@@ -143,7 +143,8 @@ def test_what_is_named_is_there() -> None:
     missing: dict[str, list[str]] = {}
     for path in READ:
         text = prose(path)
-        names = [name for name in PATH.findall(text) if not names_a_file(name, path)]
+        found = [name.rstrip(",-") for name in PATH.findall(text)]
+        names = [name for name in found if not names_a_file(name, path)]
         names += [name for name in MODULE.findall(text) if not names_a_module(name)]
         if names:
             missing[path.relative_to(ROOT).as_posix()] = names
