@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 from schedules import machine
 
 from compiler.errors import LayoutError
-from compiler.model.config import LLAMA, ModelConfig
+from compiler.model.architecture import LLAMA
+from compiler.model.config import ModelConfig
 from compiler.model.frontend import resolve_model
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef

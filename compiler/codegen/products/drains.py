@@ -26,7 +26,7 @@ from compiler.codegen.products.columns import (
 )
 from compiler.codegen.products.product import ARRIVAL, PINNED, Product
 from compiler.codegen.products.prologue import SCALE
-from compiler.codegen.vector import Run, f32, joined, sigmoid
+from compiler.codegen.vector import ACTIVATIONS, Run, f32, joined
 
 LEAD = 8  # cycles that the work on two groups is apart
 FAR = 40  # the same where columns' scales come by way of an SXM
@@ -164,10 +164,10 @@ class RowDrains(Product):
             _gate_in_register(b, scaled[0])
         elif kind == "up":
             _store_f16(b, b.alu(AluOp.MUL, Held(GATED), scaled[0]), 0)
-        elif self._gated:
+        elif isinstance(self.op.result, Gated):
             for pair in range(len(scaled) // 2):
                 gate, up = scaled[2 * pair : 2 * pair + 2]
-                gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
+                gated = ACTIVATIONS[self.op.result.activation](b, gate)
                 y = b.alu(AluOp.MUL, gated, up, lanes=widths[2 * pair])
                 _store_f16(b, y, 2 * pair)
         else:

@@ -1,0 +1,22 @@
+"""What the models of one architecture have in common, beside the sizes that each states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chip.ops.vector import Activation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """Features of a layer. compiler/model/layer.py makes operations of them."""
+
+    name: str  # as `architectures` of config.json has it
+    model_type: str
+    activation: Activation  # of the MLP's gate
+
+
+LLAMA = "LlamaForCausalLM"
+ARCHITECTURES = {
+    LLAMA: Architecture(name=LLAMA, model_type="llama", activation=Activation.SILU),
+}
