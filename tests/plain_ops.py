@@ -50,7 +50,7 @@ def operation_of(opcode: Opcode | str, values: Mapping[str, Any]) -> Any:
     of = TYPES[Opcode(opcode)]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     word = str(opcode) if of is Gate else values.get("epilogue")
-    if word in Activation:
+    if word in GATES:
         values = values | {"activation": Activation(word)}
     if of is not Matmul:
         return _made(of, values)

@@ -6,7 +6,7 @@ receiver does earlier in the program is already in the list, so the scheduler se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from chip.ops.attention import Attend, Rope
@@ -90,22 +90,32 @@ class StepPlanner:
         """Return the address of the scales of a buffer's quantised rows."""
         return self.buffers[chip][f"{buffer}.scale"] if self.dtype == "int8" else None
 
-    def _operation(
-        self, group: Group, op: GraphOp, after: GraphOp | None = None, *, leaves: bool = False
-    ) -> None:
-        """List an operation on every chip of a group; `after` is the one behind it.
+    def _operations(
+        self, group: Group, ops: Sequence[GraphOp], leaving: GraphOp | None
+    ) -> Iterator[GraphOp]:
+        """List operations on every chip of a group, in order; yield each when it is listed.
 
-        `leaves`: links take the result even if it is not exchanged.
+        `leaving`: the product whose result links take even if it is not exchanged.
         """
-        if self._is_part(group, op):
-            return  # a part of the product before it
+        done: GraphOp | None = None  # by the product in front
+        for op, after in zip(ops, [*ops[1:], None], strict=True):
+            joined = after if after is not None and self._joins(group, op, after) else None
+            if op is not done:
+                self._operation(group, op, joined, leaves=op is leaving)
+            done = joined if op.kind is Kind.LINEAR else None
+            yield op
+
+    def _operation(
+        self, group: Group, op: GraphOp, joined: GraphOp | None, *, leaves: bool
+    ) -> None:
+        """List an operation on every chip of a group, as one with that behind it if `joined`."""
         match op.kind:
             case Kind.NORM:
-                self._norm(group, op)
+                self._norm(group, op, joined=joined is not None)
             case Kind.GATHER:
-                self._gather(group, op)
+                self._gather(group, op, joined=joined is not None)
             case Kind.LINEAR:
-                self._linear(group, op, after, leaves)
+                self._linear(group, op, joined or op, leaves)
             case Kind.ROPE | Kind.ATTEND:
                 self._attention(group, op)
             case Kind.GATE:
@@ -113,12 +123,12 @@ class StepPlanner:
             case Kind.ADD:
                 self._add(group.chips, op, group, op.inputs[1])
 
-    def _norm(self, group: Group, op: GraphOp) -> None:
+    def _norm(self, group: Group, op: GraphOp, *, joined: bool) -> None:
         """Make quantised rows: in an operation of its own, or in the product that takes them."""
         for chip in group.chips:
             src, gamma = self.buffers[chip][op.inputs[0]], self.constants[chip][op.name]
             q, scale, eps = self.buffers[chip][op.output], self._scale(chip, op.output), self.eps
-            if self.fuses:
+            if joined:
                 self.before[chip, op.output] = NormFirst(
                     eps=eps, arrives=self.arrives, src=src, gamma=gamma, q=q, qs=scale
                 )
@@ -130,13 +140,13 @@ class StepPlanner:
             self._op(chip, op.name, norm)
         self.arrives = None
 
-    def _gather(self, group: Group, op: GraphOp) -> None:
+    def _gather(self, group: Group, op: GraphOp, *, joined: bool) -> None:
         """Make quantised rows of a gather buffer, as `_norm` does."""
         shares = group.shares(op.split, self.config.head_dim)
         for chip in group.chips:
             src = self.buffers[chip][op.inputs[0]]
             q, scale = self.buffers[chip][op.output], self._scale(chip, op.output)
-            if self.fuses:
+            if joined:
                 self.before[chip, op.output] = GatherFirst(shares=shares, src=src, q=q, qs=scale)
                 continue
             gather = Gather(
@@ -144,14 +154,17 @@ class StepPlanner:
             )
             self._op(chip, op.name, gather)
 
-    def _is_part(self, group: Group, op: GraphOp | None) -> bool:
-        """Whether the product in front of an operation does it, too.
+    def _joins(self, group: Group, op: GraphOp, after: GraphOp) -> bool:
+        """Whether a product of one row does its neighbour's work: `op` or `after` is the product.
 
-        A product of one row does so, unless its result is exchanged in between.
+        It norms or gathers what it takes; it gates or adds what it makes, unless that is exchanged.
         """
-        if not self.fuses or op is None:
+        if not self.fuses or op.output not in after.inputs:
             return False
-        return op.kind is Kind.GATE or (op.kind is Kind.ADD and len(group.chips) == 1)
+        if after.kind is Kind.LINEAR:
+            return op.kind in (Kind.NORM, Kind.GATHER)
+        kept = not op.exchanged or len(group.chips) == 1
+        return op.kind is Kind.LINEAR and after.kind in (Kind.GATE, Kind.ADD) and kept
 
     def _slot(self, *, host: bool) -> int:
         """Return the cycles that a vector takes on links between chips, or on the host's."""
@@ -172,11 +185,9 @@ class StepPlanner:
             gaps_last=last if leaves and alone else None,
         )
 
-    def _linear(self, group: Group, op: GraphOp, after: GraphOp | None, leaves: bool) -> None:
+    def _linear(self, group: Group, op: GraphOp, last: GraphOp, leaves: bool) -> None:
         """Every rank's columns of a product; fp16 results go to the rank's own segment."""
-        source, last = op.inputs[0], op
-        if after is not None and self._is_part(group, after):
-            last = after
+        (source,) = op.inputs
         half = op.exchanged or last.exchanged
         offsets = self._offsets(group, op.split) if half else [0] * len(group.chips)
         for rank, chip in enumerate(group.chips):
@@ -271,17 +282,16 @@ class StepPlanner:
         """
         ahead = after if self._goes_ahead(group) else None
         *_, before_last, last = (op for op in ops if op.kind is Kind.ADD)
-        for op, behind in zip(ops, [*ops[1:], None], strict=True):
-            ends = after is not None and behind is last
-            if op is last and ahead is not None:
-                self._add(ahead.chips, op, group, HANDED)
-            else:
-                self._operation(group, op, behind, leaves=ends)
+        branch = next(op for op in ops if op.output in last.inputs and op.exchanged)
+        own = ops if ahead is None else ops[: ops.index(last)]
+        for op in self._operations(group, own, branch if after is not None else None):
             if op.exchanged:
-                self.moves.exchange(group, op, ahead if ends else None)
+                self.moves.exchange(group, op, ahead if op is branch else None)
             if op is before_last and ahead is not None:
                 self.moves.hand_over(group, ahead, op.name)
-        if after is not None and ahead is None:
+        if ahead is not None:
+            self._add(ahead.chips, last, group, HANDED)
+        elif after is not None:
             self.moves.hand_over(group, after, last.name)
 
     def _goes_ahead(self, group: Group) -> bool:
@@ -296,8 +306,8 @@ class StepPlanner:
 
     def _head(self, group: Group) -> None:
         ops = self.partition.graph.head
-        for op in ops:
-            self._operation(group, op, leaves=op is ops[-1] and not self.top_k)
+        for _ in self._operations(group, ops, None if self.top_k else ops[-1]):
+            pass
         host, buffer = self.partition.layout.chips, ops[-1].output
         for rank, chip in enumerate(group.chips):
             size = result_bytes(self.partition, rank, self.top_k)
