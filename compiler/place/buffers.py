@@ -127,9 +127,7 @@ class _Sizes:
         """Return the buffers of what the host or the group before gives."""
         config = self.partition.config
         widths = {RESIDUAL: config.hidden_size, ROPE: config.head_dim}
-        out = [
-            _buffer(name, self.rows * row_bytes(widths[name], 4), always) for name in ENTERING
-        ]
+        out = [_buffer(name, self.rows * row_bytes(widths[name], 4), always) for name in ENTERING]
         if self.group.index and self.rows == 1:  # the last sum of a layer may be left to this group
             before = self.partition.groups[self.group.index - 1]
             out.append(_buffer(HANDED, self._segments(before, Split.HIDDEN), (ENTERED, ENTERED)))

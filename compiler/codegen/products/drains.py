@@ -7,13 +7,14 @@ at once, but for the last: what its gate gives waits in a register for the up co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Held
 from chip.ops.product import AddTo, Gated, Matmul
+from chip.ops.vector import Activation
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Load, Node, NodeSource, Ref
 from compiler.codegen.core.template import Placed
@@ -160,8 +161,8 @@ class RowDrains(Product):
 
     def _follow(self, b: Block, kind: str, scaled: list[Node], widths: list[int]) -> None:
         """Do with a group's dequantised sums what follows the product."""
-        if kind == "gate":
-            _gate_in_register(b, scaled[0])
+        if kind == "gate" and isinstance(self.op.result, Gated):
+            IN_REGISTER[self.op.result.activation](b, scaled[0])
         elif kind == "up":
             _store_f16(b, b.alu(AluOp.MUL, Held(GATED), scaled[0]), 0)
         elif isinstance(self.op.result, Gated):
@@ -192,10 +193,13 @@ def _store_f16(b: Block, y: Node, vector: int) -> None:
     b.alu(AluOp.CVT_F16, y, lanes=y.lanes, out=Ref("y", vector, vectors(2 * y.lanes)))
 
 
-def _gate_in_register(b: Block, gate: Node) -> None:
+def _silu_in_register(b: Block, gate: Node) -> None:
     """silu(gate), on ALUs of its own, into a register."""
     kept, minus, exp, plus, root, square, gated = CHAIN
     value = b.alu(AluOp.COPY, gate, on=kept)
     e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, gate, on=minus), on=exp)
     r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=plus), on=root)
     b.alu(AluOp.MUL, value, b.alu(AluOp.MUL, r, r, on=square), on=gated)
+
+
+IN_REGISTER: dict[Activation, Callable[[Block, Node], None]] = {Activation.SILU: _silu_in_register}
