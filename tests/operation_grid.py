@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
-from chip.ops.opcodes import Opcode
+from chip.ops.opcodes import Activation, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
-from chip.ops.vector import Activation
 from chip.spec import VECTOR_BYTES
 
 Shape = dict[str, Any]

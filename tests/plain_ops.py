@@ -14,7 +14,7 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.cost import Cost
 from chip.ops.kv import KvLayout
 from chip.ops.moves import Receive, Send
-from chip.ops.opcodes import Opcode, Use, plain
+from chip.ops.opcodes import Activation, Opcode, Use, plain
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -26,7 +26,7 @@ from chip.ops.product import (
     Plain,
 )
 from chip.ops.program import Scheduled
-from chip.ops.vector import Activation, Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 from chip.spec import ChipSpec
 from compiler.codegen import table
 from compiler.codegen.core.template import Template

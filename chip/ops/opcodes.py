@@ -45,6 +45,12 @@ class Opcode(StrEnum):
     RECEIVE = "receive"
 
 
+class Activation(StrEnum):
+    """Functions of a gate: each is the opcode of a `Gate`, and the word of a product's `Gated`."""
+
+    SILU = "silu"  # gate * sigmoid(gate)
+
+
 D = TypeVar("D")
 
 

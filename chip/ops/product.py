@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chip.ops.opcodes import BOUND, MXM, WORD, Opcode, Use
+from chip.ops.opcodes import BOUND, MXM, WORD, Activation, Opcode, Use
 from chip.ops.rows import item_bytes, row_bytes
-from chip.ops.vector import Activation, quantised, segments
+from chip.ops.vector import quantised, segments
 from chip.spec import pad_vector
 
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import ClassVar
 
-from chip.ops.opcodes import BOUND, WORD, Opcode, Use
+from chip.ops.opcodes import BOUND, WORD, Activation, Opcode, Use
 from chip.ops.rows import activation_bytes, row_bytes, segment_offsets
 from chip.spec import pad_vector
 
 VXM = ("VXM",)
-
-
-class Activation(StrEnum):
-    """Functions of a gate. Each is the opcode of a `Gate`, and the word of a product's `Gated`."""
-
-    SILU = "silu"  # gate * sigmoid(gate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

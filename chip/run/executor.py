@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from chip.kernels import Kernels
 from chip.ops.attention import Attend, Rope
+from chip.ops.opcodes import Activation
 from chip.ops.product import Activations, AddTo, Gated, Matmul, NormFirst
 from chip.ops.program import Computation
 from chip.ops.rows import gated_widths, row_bytes
-from chip.ops.vector import Activation, Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 from chip.run.views import Views
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram

@@ -11,8 +11,9 @@ import numpy as np
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, streams_of
 from chip.kernels.quant import MIN_ABSMAX
+from chip.ops.opcodes import Activation
 from chip.ops.rows import gated_widths, item_bytes, row_bytes
-from chip.ops.vector import Activation, Add, Gate, Gather, Norm
+from chip.ops.vector import Add, Gate, Gather, Norm
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from compiler.codegen.core.reductions import lane_max, lane_sum
@@ -246,19 +247,27 @@ def add(op: Add, spec: ChipSpec) -> Template:
     return by_rows(partial(_add_row, shares, spec), rows, steps)
 
 
-def sigmoid(b: Block, x: NodeSource) -> Node:
-    """1 / (1 + e^-x): rsqrt twice."""
-    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, x))
-    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e))
-    return b.alu(AluOp.MUL, root, root)
+def sigmoid(b: Block, x: NodeSource, on: Sequence[int | None] = (None,) * 5) -> Node:
+    """1 / (1 + e^-x): rsqrt twice. `on`: the ALUs, in order."""
+    minus, exp, plus, root, square = on
+    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, x, on=minus), on=exp)
+    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=plus), on=root)
+    return b.alu(AluOp.MUL, r, r, on=square)
 
 
-def silu(b: Block, gate: Node) -> Node:
+Chain = Sequence[int | None]
+"""ALUs that make an activation, in order; the last holds the result. None: any that is free."""
+ANY: Chain = (None,) * 7
+
+
+def silu(b: Block, gate: Node, on: Chain) -> Node:
     """gate * sigmoid(gate)."""
-    return b.alu(AluOp.MUL, gate, sigmoid(b, gate))
+    kept, minus, exp, plus, root, square, gated = on
+    value = gate if kept is None else b.alu(AluOp.COPY, gate, on=kept)
+    return b.alu(AluOp.MUL, value, sigmoid(b, gate, (minus, exp, plus, root, square)), on=gated)
 
 
-ACTIVATIONS: dict[Activation, Callable[[Block, Node], Node]] = {Activation.SILU: silu}
+ACTIVATIONS: dict[Activation, Callable[[Block, Node, Chain], Node]] = {Activation.SILU: silu}
 
 
 @lru_cache(maxsize=64)
@@ -270,7 +279,7 @@ def _gate_row(activation: Activation, n: int, spec: ChipSpec, overlap: bool) -> 
         for g, count in enumerate(gated_widths(n)):
             x = joined(b, [Run("x", 2 * at, count)], 4)
             gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
-            gated = ACTIVATIONS[activation](b, gate)
+            gated = ACTIVATIONS[activation](b, gate, ANY)
             up = joined(b, [Run("x", 2 * at + count, count)], 4, gated.done - 6)
             y = b.alu(AluOp.MUL, gated, up, lanes=count)
             out = Ref("y", at * 2 // VECTOR_BYTES, vectors(2 * count))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chip.ops.vector import Activation
+from chip.ops.opcodes import Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +16,8 @@ class Architecture:
     activation: Activation  # of the MLP's gate
 
 
+# `hidden_act` of config.json: names of one function.
+HIDDEN_ACT: dict[Activation, tuple[str, ...]] = {Activation.SILU: ("silu", "swish")}
 LLAMA = "LlamaForCausalLM"
 ARCHITECTURES = {
     LLAMA: Architecture(name=LLAMA, model_type="llama", activation=Activation.SILU),

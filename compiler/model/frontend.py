@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from chip.ops.vector import Activation
 from compiler.errors import ModelError
 from compiler.files import (
     is_file,
@@ -27,7 +26,7 @@ from compiler.files import (
     shown,
     whole,
 )
-from compiler.model.architecture import ARCHITECTURES, Architecture
+from compiler.model.architecture import ARCHITECTURES, HIDDEN_ACT, Architecture
 from compiler.model.config import Llama3RopeScaling, ModelConfig
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
@@ -41,8 +40,6 @@ __all__ = [
     "resolve_model",
 ]
 
-# `hidden_act` of each activation: names of one function.
-_ACTIVATIONS: dict[Activation, tuple[str, ...]] = {Activation.SILU: ("silu", "swish")}
 # What transformers' LlamaConfig takes for a key that is absent or null. The sizes that every
 # checkpoint states (hidden_size, …) are asked for; num_key_value_heads and head_dim follow from
 # them.
@@ -161,7 +158,7 @@ def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
     return {
         "attention_bias": (False, None),
         "mlp_bias": (False, None),
-        "hidden_act": _ACTIVATIONS[architecture.activation],
+        "hidden_act": HIDDEN_ACT[architecture.activation],
         "sliding_window": (None,),
         "quantization_config": (None,),
         "pretraining_tp": (1, None),

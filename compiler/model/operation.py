@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from chip.ops.vector import Activation
+from chip.ops.opcodes import Activation
 
 
 class Kind(StrEnum):

@@ -111,9 +111,12 @@ static PyObject *gate(Call *call, Args a, const char *name, Gate *kernel) {
     return counted(saturated);
 }
 
-PyObject *bind_silu(Call *call, const Table *table, Args a) {
-    return gate(call, a, "silu", table->silu);
-}
+#define BIND(name)                                               \
+    PyObject *bind_##name(Call *call, const Table *table, Args a) { \
+        return gate(call, a, #name, table->name);                \
+    }
+GATES(BIND)
+#undef BIND
 
 static int check_matmul(const Py_buffer *x, const Py_buffer *w, Py_ssize_t columns) {
     const Py_ssize_t kp = x->shape[1];

@@ -63,7 +63,7 @@ static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
     }
 }
 
-/* out = activation(gate) * up; `name` is the activation, name##_f32 works it out. */
+/* out = activation(gate) * up, for each activation. */
 #define DEFINE_GATE(name)                                                              \
     static long FN(name)(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half) {   \
         float values[LANES];                                                           \
@@ -80,7 +80,7 @@ static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
         return saturated;                                                              \
     }
 
-DEFINE_GATE(silu)
+GATES(DEFINE_GATE)
 #undef DEFINE_GATE
 
 INLINE void FN(rotate)(const Rope *p, ptrdiff_t r, const float *x, float *y) {
