@@ -26,13 +26,13 @@ from compiler.codegen.products.columns import (
 )
 from compiler.codegen.products.product import ARRIVAL, PINNED, Product
 from compiler.codegen.products.prologue import SCALE
-from compiler.codegen.vector import Run, f32, joined, sigmoid
+from compiler.codegen.vector import ACTIVATIONS, ANY, Run, joined
 
 LEAD = 8  # cycles that the work on two groups is apart
 FAR = 40  # the same where columns' scales come by way of an SXM
 SPAN = 400  # cycles that a drain block may last
 DEQUANTISED = 20  # cycles from the sums' arrival at which they are dequantised
-GATED = 14  # ALU whose register keeps silu(gate) of the last block
+GATED = 14  # ALU whose register keeps the activation of the last block's gate
 CHAIN = (6, 1, 0, 3, 2, 4, GATED)  # ALUs that make it, beside the work on the up columns
 FOLLOWED = ("gate", "up")  # blocks apart, the last
 
@@ -160,14 +160,14 @@ class RowDrains(Product):
 
     def _follow(self, b: Block, kind: str, scaled: list[Node], widths: list[int]) -> None:
         """Do with a group's dequantised sums what follows the product."""
-        if kind == "gate":
-            _gate_in_register(b, scaled[0])
+        if kind == "gate" and isinstance(self.op.result, Gated):
+            ACTIVATIONS[self.op.result.activation](b, scaled[0], CHAIN)
         elif kind == "up":
             _store_f16(b, b.alu(AluOp.MUL, Held(GATED), scaled[0]), 0)
-        elif self._gated:
+        elif isinstance(self.op.result, Gated):
             for pair in range(len(scaled) // 2):
                 gate, up = scaled[2 * pair : 2 * pair + 2]
-                gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
+                gated = ACTIVATIONS[self.op.result.activation](b, gate, ANY)
                 y = b.alu(AluOp.MUL, gated, up, lanes=widths[2 * pair])
                 _store_f16(b, y, 2 * pair)
         else:
@@ -190,12 +190,3 @@ class RowDrains(Product):
 
 def _store_f16(b: Block, y: Node, vector: int) -> None:
     b.alu(AluOp.CVT_F16, y, lanes=y.lanes, out=Ref("y", vector, vectors(2 * y.lanes)))
-
-
-def _gate_in_register(b: Block, gate: Node) -> None:
-    """silu(gate), on ALUs of its own, into a register."""
-    kept, minus, exp, plus, root, square, gated = CHAIN
-    value = b.alu(AluOp.COPY, gate, on=kept)
-    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, gate, on=minus), on=exp)
-    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=plus), on=root)
-    b.alu(AluOp.MUL, value, b.alu(AluOp.MUL, r, r, on=square), on=gated)
