@@ -1,8 +1,10 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and make:
 #   make serve [MODEL=llama-8b] [ARGS="--port 8000"]    set up, then serve
 #   make test                                           set up, then test
+# For whoever changes the code: make quick, lint, goldens, clients (docs/contributing.md).
 PYTHON ?= python3
 VENV ?= .venv
+GOLDENS ?= .goldens
 MODEL ?= llama-8b
 ARGS ?=
 CLIENTS ?=
@@ -11,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 WANTED := wanted Python 3.11 or newer with venv
 OTHER := or choose another: make PYTHON=python3.12
 
-.PHONY: serve test lint clients clean
+.PHONY: serve test quick lint goldens clients clean
 
 serve: $(VENV)/.ready-run
 	$(VENV)/bin/python -m rack.serve "$(MODEL)" $(ARGS)
@@ -19,10 +21,22 @@ serve: $(VENV)/.ready-run
 test: $(VENV)/.ready-test
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+# Without the tests that tests/slow.txt lists, or that are marked slow or ray
+quick: $(VENV)/.ready-test
+	$(VENV)/bin/python -m pytest --quick $(ARGS)
+
 lint: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Known answers anew: what transformers computes, at pinned versions in an environment of its own
+# (about 1 GB), and what this code does. Where nothing changed, git sees no difference.
+goldens: $(VENV)/.ready-test $(GOLDENS)/.ready
+	$(GOLDENS)/bin/python tests/goldens/make_goldens.py
+	$(GOLDENS)/bin/python tests/goldens/make_chats.py
+	$(VENV)/bin/python tests/test_goldens_house.py
+	@git --no-pager diff --stat -- tests/goldens
 
 # Real clients, each in an environment of its own (about 4 GB): make clients [CLIENTS="groq node-ai"]
 clients: $(VENV)/.ready-test
@@ -56,5 +70,11 @@ $(VENV)/.ready-test: $(BUILD) $(VENV)/bin/python
 	$(call install,".[dev]")
 	@touch $@ $(VENV)/.ready-run
 
+$(GOLDENS)/.ready: tests/goldens/requirements.txt $(VENV)/bin/python
+	@echo "installing torch and transformers into $(GOLDENS) (once)"
+	@"$(PYTHON)" -m venv --clear $(GOLDENS)
+	@$(GOLDENS)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(GOLDENS) .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

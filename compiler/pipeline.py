@@ -23,13 +23,8 @@ from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
 from compiler.parallel import Checks, collector_off
-from compiler.place.allocate import (
-    FORWARD_SLOTS,
-    MemoryOptions,
-    allocate_chip,
-    bytes_needed,
-    chip_classes,
-)
+from compiler.place.allocate import allocate_chip, bytes_needed, chip_classes
+from compiler.place.buffers import FORWARD_SLOTS, MemoryOptions
 from compiler.place.layout import Layout
 from compiler.place.network import Network, build_network
 from compiler.place.partition import Partition, partition

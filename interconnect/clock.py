@@ -3,8 +3,8 @@
 Every chip has its own oscillator. A hardware aligned counter (HAC) is sent from the root down a
 spanning tree once an exchange and corrected on arrival. It has 8 bits, four codes of which are
 taken, so it starts again every 252 cycles, an epoch. The software aligned counter (SAC) counts a
-program's cycles: it starts where a DESKEW found the HAC at an epoch, and every RUNTIME_DESKEW, for
-which the chip stalls, sets it to the HAC again. Training measures a link's latency; flights stray
+program's cycles. A DESKEW starts it at an epoch of the HAC. Every RUNTIME_DESKEW sets it to the HAC
+again, and the chip stalls for that. Training measures a link's latency; flights stray
 about it.
 
 Real time is counted in millionths of a nominal cycle, so a chip that is p ppm slow has a period of
@@ -61,7 +61,7 @@ class ClockSpec:
         return bool(self.drift_ppm or self.jitter_mcycles)
 
     def drift_of(self, slot: int) -> int:
-        """Return the drift in ppm that a chip's oscillator happens to have."""
+        """Return the drift of a chip's oscillator in ppm, drawn from the seed."""
         return _draw(self.seed, f"drift {slot}") % (2 * self.drift_ppm + 1) - self.drift_ppm
 
     def phase_of(self, slot: int) -> int:
@@ -119,8 +119,8 @@ def slack_cycles(
 ) -> int:
     """Cycles by which a vector may come before or after its nominal time at the receiver.
 
-    Both programs have counted on their own for up to `realign_cycles`, with periods that differ
-    by up to twice the drift, since they were set to counters that are themselves off.
+    Both programs count alone for up to `realign_cycles`, and their periods differ by up to twice
+    the drift. The counters that they start from have errors of their own.
     """
     if not clock.strays:
         return 0
@@ -132,10 +132,10 @@ def slack_cycles(
 
 
 def stall_cycles(clock: ClockSpec, paths: Sequence[SyncPath]) -> int:
-    """Idle cycles that a realignment takes at least, on any chip: what a SAC can be off the HAC.
+    """Idle cycles that a realignment needs on any chip: the most that a SAC strays from the HAC.
 
-    It is the t of RUNTIME_DESKEW t, which stalls for t cycles more or less to be right again.
-    Raises SpecError where a HAC may be off by half its period: nobody knows which way then.
+    It is the t of RUNTIME_DESKEW t, which stalls t cycles, more or fewer by the SAC's error.
+    Raises SpecError where a HAC may be off by half its period: its sign is then unknown.
     """
     if not clock.strays:
         return 0
@@ -178,7 +178,7 @@ class ChipClock:
 
 
 class Jitter:
-    """What each flight over a link is off its latency, in MICRO, known by the flight's number.
+    """Deviation of each flight from its link's latency, in MICRO, by the flight's number.
 
     The mean of five uniform numbers: at most `jitter_mcycles`, with a standard deviation of 0.258
     of that, as ISCA 2022, Table 2, has it (2.63 to 2.93 cycles, within 11 of the mean).

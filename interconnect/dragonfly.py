@@ -5,8 +5,8 @@ global ports of a node form one pool: the pool's slot s is port `local_ports + s
 node's chip `s % chips`, so neighbouring slots sit on different chips and load is spread evenly.
 
 Up to `max_linked_nodes`, every pair of nodes is linked directly and as often as the ports allow.
-Beyond, half of a node's pool links the nodes of its rack, and the other halves of all nodes of a
-rack are again one pool, which links every pair of racks. (ISCA 2022, section 2; docs/hardware.md.)
+Beyond that, half of a node's pool links the nodes of its rack. The other halves of a rack's nodes
+form one pool, which links every pair of racks. (ISCA 2022, section 2; docs/hardware.md.)
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _between_nodes(shape: Dragonfly, nodes: range, per_pair: int) -> Iterator[Ca
 
 
 def _between_racks(shape: Dragonfly, n_racks: int) -> Iterator[Cable]:
-    """Link every pair of racks; a rack's pool goes round its nodes, past what links the nodes."""
+    """Link every pair of racks; a rack's pool takes its nodes in turn."""
     nodes = shape.nodes_per_rack
     taken = shape.rack_node_links * (nodes - 1)
     for a, b, slot_a, slot_b in _pairs(n_racks, shape.rack_pool // (n_racks - 1)):

@@ -1,7 +1,7 @@
-"""A transport that does as told wrong: for tests, and for seeing what a run would notice.
+"""A transport that injects faults: for tests, and to see what a run notices.
 
-Each fault names a link and the how-manieth frame sent on it, 1 being the first; several faults
-may hit one frame and apply in the order given. Control messages pass untouched.
+Each fault names a link and the number of a frame sent on it; the first frame is 1. Several faults
+may hit one frame; they apply in the order given. Control messages pass untouched.
 """
 
 from __future__ import annotations

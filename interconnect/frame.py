@@ -1,8 +1,8 @@
 """What travels between nodes: frames of vectors, and control messages.
 
 A frame is a small msgpack header and the raw vectors; a control message is one msgpack map. Sans
-I/O: bytes in, bytes out. A payload's length is not compared with `vectors` here: the chip does
-that, because it can name the operation.
+I/O: bytes in, bytes out. The chip compares a payload's length with `vectors`, because it can name
+the operation.
 """
 
 from __future__ import annotations

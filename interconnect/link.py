@@ -1,7 +1,7 @@
-"""One link's occupancy: when vectors that leave arrive, given what the link already carries.
+"""One link's occupancy: the cycles at which vectors arrive, given what the link already carries.
 
 Sans-I/O: cycles in, cycles out. A link sends one vector at a time. A vector's slot starts when
-the vector is there and the link is free, and the vector arrives a latency after its slot's end.
+both the vector and the link are ready. The vector arrives one latency after its slot's end.
 Nothing is dropped or reordered, and nothing pushes back (ISCA 2022: no flow control).
 """
 

@@ -1,9 +1,9 @@
 """Folders of sockets in TMPDIR, for this user alone; none outlives its process for long.
 
-A folder is locked as long as its maker lives. Whoever makes the next one removes those of this user
-that nobody holds any more: a process that was killed could not. Only sockets and the files of jobs
-are ever removed there, so a folder of somebody else that happens to have such a name loses nothing.
-A TMPDIR so deep that a socket's name would not fit is passed over for /tmp.
+A folder is locked as long as its maker lives. A process that is killed leaves its folder behind;
+the next process of this user that makes one removes it. Only sockets and job files are removed, so
+another program's folder with such a name loses nothing. If TMPDIR is too long for a socket's name,
+/tmp is used.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Messages between processes of one host through memory they share (docs/decisions/0004).
 
-A node has an `Inbox`: memory of its own with one ring per sender. Whoever may send to it opens that
-memory by its address (a `/proc` path, so nothing is left behind by a process that dies) and checks
-its token. The reader looks for a moment, then sleeps on a pipe that a writer rings only when told
-that the reader sleeps. What does not fit leaves a mark in the ring and goes another way; order is
-kept, because the reader then waits for that other way.
+A node has an `Inbox`: memory of its own with one ring per sender. A sender opens that memory by its
+address and checks its token. The address is a `/proc` path, so a process that dies leaves nothing
+behind. The reader polls for a moment, then sleeps on a pipe; a writer writes to the pipe only while
+the reader sleeps. A message that does not fit leaves a mark in the ring and goes another way. Order
+is kept: at a mark the reader waits for that message.
 
 Needs the native part and Linux; `available()` says whether they are there.
 """

@@ -1,7 +1,7 @@
 """What a link is: the numbers a profile must give, and the slot that follows from them.
 
-Every packet carries one 320-byte vector, however little of it is used, so a link is described by
-two durations in chip cycles: its slot (one packet's time on the wire) and its latency. Rates stay
+Every packet carries one whole 320-byte vector. So two durations in chip cycles describe a link: its
+slot (one packet's time on the wire) and its latency. Rates stay
 exact (integers and Fraction); no float enters emulated time. Nothing here names a product.
 """
 

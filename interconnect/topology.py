@@ -2,8 +2,8 @@
 
 A chip is an int, 0..n_chips-1: its physical slot. A cable is bidirectional, takes one port at
 each end and makes two directed links; cable c has the link ids 2c and 2c+1. Everything is
-deterministic: ids depend on the arguments alone, and of several shortest paths the one with the
-lowest link ids, compared from the source on, is taken.
+deterministic: ids depend on the arguments alone. Of several shortest paths, the one with the lowest
+link ids is taken, compared link by link from the source.
 
 `free_cabling` plugs any port into any chip. The node-and-rack shapes are in `dragonfly.py`.
 """

@@ -2,8 +2,8 @@
 
 A node is a chip (0..n_chips-1) or the host (n_chips). Between two nodes messages stay in order;
 nothing is lost, limited or pushed back. When `send` returns, the caller may reuse the payload's
-memory: a mutable payload has been copied, `bytes` never are. A message for a node that has closed
-vanishes, as it would in a socket; whoever watches the nodes notices that one is gone.
+memory: a mutable payload is copied, `bytes` are not. A message for a closed node is dropped, as in
+a socket; the code that watches nodes reports the loss.
 
 One thread receives on a transport at a time; any may send or close.
 """

@@ -1,8 +1,8 @@
 """The transport between processes and hosts: ZeroMQ over `ipc://` or `tcp://`.
 
 A node binds one PULL socket and connects one PUSH socket to each peer when it first sends there,
-so messages between two nodes stay in order. On the wire a message is one part, b"C" + control or
-b"F" + header length (one byte) + header + payload: a second part would cost more than copying the
+so messages between two nodes stay in order. On the wire a message is one part: b"C" + control, or
+b"F" + header length (one byte) + header + payload. A second part would cost more than a copy of the
 payload. Endpoints are learnt at start: bind, tell the others `endpoint`, `connect` theirs.
 
 Between processes of one host (`ipc://`, both sides named as senders) frames go through shared rings
@@ -106,7 +106,7 @@ class ZmqTransport:
 
     @property
     def rings(self) -> RingsAddress | None:
-        """Where this node's rings are, to be told to its senders; None where it has none."""
+        """The address of this node's rings, for its senders; None where it has none."""
         return None if self._inbox is None else self._inbox.address
 
     def connect(
@@ -114,7 +114,7 @@ class ZmqTransport:
     ) -> None:
         """Learn where other nodes are. Connections are made when they are first needed.
 
-        Rings that this process cannot open are left: frames then go through sockets. Raises
+        Where this process cannot open rings, frames go through sockets. Raises
         TransportError for a second, different endpoint of a node, or one without a key.
         """
         for node, endpoint in endpoints.items():
@@ -151,7 +151,7 @@ class ZmqTransport:
             push.send(data, 0, copy=len(data) < _ZERO_COPY_BYTES)
 
     def _mark(self, dst: int, outbox: Outbox) -> None:
-        """Leave a mark for a message that goes by the socket: order is kept."""
+        """Leave a mark for a message that goes through the socket, so that order is kept."""
         until = time.monotonic() + _FULL_SECONDS
         while not outbox.put(None):
             if time.monotonic() > until:

@@ -2,6 +2,8 @@
 
 `python -m rack.VERB` imports this package first, with a first argument of "-m", and so does the
 script `lpu-rack`: from here on a signal ends the verb quietly, also while it imports what it needs.
+
+May import: chip.*, interconnect.*, compiler.*, rack.system, rack.commands.
 """
 
 import sys

@@ -35,6 +35,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--grid", action="store_true",
         help="every operation over the whole grid of shapes on the machine (some 40 minutes)",
     )  # fmt: skip
+    parser.addoption(
+        "--quick", action="store_true",
+        help="leave out what is marked slow or ray, and what tests/slow.txt lists",
+    )  # fmt: skip
+
+
+def slow_tests() -> set[str]:
+    """Return the tests of slow.txt: FILE::TEST and the CPU seconds that it took, a line each."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    return {line.split()[0] for line in lines if line and not line.startswith("#")}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what `--quick` leaves out."""
+    if not config.getoption("--quick"):
+        return
+    listed = slow_tests()
+    left_out = [
+        item
+        for item in items
+        if item.nodeid.split("[")[0] in listed
+        or item.get_closest_marker("slow")
+        or item.get_closest_marker("ray")
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    gone = set(left_out)
+    items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture(scope="session")

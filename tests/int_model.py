@@ -113,12 +113,16 @@ def rotate(heads: Array, rope: Array) -> Array:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1)
 
 
+ACTIVATIONS = {"silu": lambda gate: gate * vmath.sigmoid(gate)}
+
+
 class IntLlama:
     """The int8 model: weights are fp32 arrays under Hugging Face's names."""
 
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Array]) -> None:
         self.shape = Shape.of(config)
         self.weights = weights
+        self.activation = ACTIVATIONS[config.get("hidden_act", "silu")]
         self.head = IntLinear(head_weight(weights))
         parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
         parts += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -143,7 +147,7 @@ class IntLlama:
                 x = x + self.attention(layer, h, rope, caches[i], position)
                 h = quantise(self.norm(x, name + "post_attention_layernorm.weight"))
                 gate, up = layer["gate_proj"](h), layer["up_proj"](h)
-                gated = to_f16((gate * vmath.sigmoid(gate)) * up)
+                gated = to_f16(self.activation(gate) * up)
                 x = x + to_f16(layer["down_proj"](quantise(gated)))
             rows.append(self.head(quantise(self.norm(x, "model.norm.weight"))))
         return np.stack(rows)

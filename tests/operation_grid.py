@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from plain_ops import kv_layout
+from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
-from chip.ops.opcodes import Opcode
+from chip.ops.opcodes import Activation, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
@@ -80,7 +80,7 @@ def products() -> Iterator[Case]:
     waits: tuple[Shape, ...] = ({}, {"gaps": 24}, {"pace": 24}, {"gaps": 24, "gaps_last": 90})
     for k, n, before, after, wait in product(
         (64, 330, 1000), (32, 320, 640, 1200, 1648), (None, "norm", "gather"),
-        (None, "add", "silu"), waits,
+        (None, "add", *map(str, Activation)), waits,
     ):  # fmt: skip
         extra = dict(wait)
         if before is not None:
@@ -95,12 +95,13 @@ def products() -> Iterator[Case]:
 
 
 def vector_work() -> Iterator[Case]:
-    """NORM, GATHER, ADD, SILU, ROPE at odd widths."""
+    """NORM, GATHER, ADD, gates, ROPE at odd widths."""
     for dtype, rows in product(("int8", "fp16"), ROWS):
         base, scale = {"rows": rows, "dtype": dtype}, " s" if dtype == "int8" else ""
         for n in WIDTHS:
             yield Opcode.NORM, operand({**base, "hidden": n, "eps": 1e-5}, "x gamma q" + scale)
-            yield Opcode.SILU, operand({**base, "n": n}, "x y")
+            for gate in Activation:
+                yield Opcode(gate), operand({**base, "n": n}, "x y")
         for shares in SHARES:
             yield Opcode.GATHER, operand({**base, "shares": shares}, "src q" + scale)
             yield Opcode.ADD, operand({**base, "shares": shares}, "x src")
@@ -138,7 +139,7 @@ def data_for(opcode: Opcode, a: Shape) -> dict[str, NDArray[Any]]:
     widths["x"] = a.get("hidden", sum(a.get("shares", ()))) or a.get("n")
     if opcode is Opcode.ROPE:
         widths["qkv"] = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
-    if opcode is Opcode.SILU:
+    if opcode in GATES:
         widths["x"] *= 2
     out: dict[str, NDArray[Any]] = {}
     for key in ("qkv", "rope", "gamma", "sw", "r", "x"):

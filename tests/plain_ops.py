@@ -14,7 +14,7 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.cost import Cost
 from chip.ops.kv import KvLayout
 from chip.ops.moves import Receive, Send
-from chip.ops.opcodes import Opcode, Use, plain
+from chip.ops.opcodes import Activation, Opcode, Use, plain
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -26,16 +26,17 @@ from chip.ops.product import (
     Plain,
 )
 from chip.ops.program import Scheduled
-from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 from chip.spec import ChipSpec
 from compiler.codegen import table
 from compiler.codegen.core.template import Template
 from compiler.codegen.cost import cost_model
 
-OPERATIONS = (Norm, Gather, Matmul, Rope, Attend, Add, Silu, TopK, Send, Receive)
-TYPES = {of.opcode: of for of in OPERATIONS}
+OPERATIONS = (Norm, Gather, Matmul, Rope, Attend, Add, TopK, Send, Receive)
+GATES = {Opcode(activation.value): Gate for activation in Activation}
+TYPES: dict[Opcode, Any] = {of.opcode: of for of in OPERATIONS} | GATES
 SOURCES = {None: Activations, "norm": NormFirst, "gather": GatherFirst}
-RESULTS = {None: Plain, "add": AddTo, "silu": Gated}
+RESULTS = {None: Plain, "add": AddTo} | dict.fromkeys(Activation, Gated)
 WIDTHS = {"rows": 1, "hidden": 64, "k": 64, "n": 64, "eps": 1e-5, "out": "f32", "dtype": "int8"}
 
 
@@ -48,6 +49,9 @@ def operation_of(opcode: Opcode | str, values: Mapping[str, Any]) -> Any:
     """Return the operation that has these values. Raises ValueError for an unknown opcode."""
     of = TYPES[Opcode(opcode)]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    word = str(opcode) if of is Gate else values.get("epilogue")
+    if word in GATES:
+        values = values | {"activation": Activation(word)}
     if of is not Matmul:
         return _made(of, values)
     parts = {

@@ -13,7 +13,7 @@ from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel, Options, compile_model
-from compiler.place.allocate import MemoryOptions, step_buffers
+from compiler.place.buffers import MemoryOptions, step_buffers
 from compiler.place.layout import parse_layout
 from compiler.verify.sources import place_of
 from compiler.verify.verifier import verify

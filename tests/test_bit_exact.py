@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from safetensors.numpy import load_file
 from schedules import machine
 
 from compiler.errors import LayoutError
-from compiler.model.config import LLAMA, ModelConfig
+from compiler.model.architecture import ARCHITECTURES, HIDDEN_ACT
+from compiler.model.config import ModelConfig
 from compiler.model.frontend import resolve_model
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
@@ -38,7 +40,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
     hidden = draw(st.sampled_from([24, 36, 50, 330]))
     return ModelConfig(
         name="random",
-        architecture=LLAMA,
+        architecture=draw(st.sampled_from(sorted(ARCHITECTURES))),
         hidden_size=hidden,
         intermediate_size=draw(st.sampled_from([20, 47, 100, 333])),
         num_layers=draw(st.integers(1, 3)),
@@ -164,6 +166,23 @@ def test_goldens_int8_equal_the_plain_integer_model(name: str, layout: str, hard
     wanted = IntLlama(*hugging_face(GOLDENS / name)).logits(tokens)[13:]
     got = logits_of(GOLDENS / name, layout, hardware, "int8", tokens, 13)
     assert np.abs(wanted).max() > 1
+    assert got.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_architectures_int8_equal_the_plain_integer_model(
+    architecture: str, tmp_path: Path
+) -> None:
+    """Tensors of a golden, read as another architecture that has the same ones."""
+    config, weights = hugging_face(GOLDENS / "gqa")
+    known = ARCHITECTURES[architecture]
+    config |= {"architectures": [architecture], "model_type": known.model_type}
+    config |= {"hidden_act": HIDDEN_ACT[known.activation][0]}
+    shutil.copytree(GOLDENS / "gqa", tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    tokens = np.load(GOLDENS / "gqa" / "golden.npz")["token_ids"].tolist()[:8]
+    wanted = IntLlama(config, weights).logits(tokens)[4:]
+    got = logits_of(tmp_path / "model", "1x3", "lesson", "int8", tokens, 4)
     assert got.tobytes() == wanted.tobytes()
 
 

@@ -14,6 +14,7 @@ from kernel_reference import same, strided, up
 from native_kit import f16, f32, i8, odd, seeds, thorough, widths, wild, wild_half
 
 from chip.kernels import INSTRUCTION_SETS, Kernels, load, quant
+from chip.ops.opcodes import Activation
 
 twin = load("numpy")
 
@@ -60,22 +61,24 @@ def test_gather_and_add(native, rows, parts, seed):
     assert same(x, y)
 
 
+@pytest.mark.parametrize("gate", Activation)
 @thorough
 @given(rows=st.integers(0, 3), n=widths, half=st.booleans(), seed=seeds)
-def test_silu(native, rows, n, half, seed):
+def test_gates(native, gate, rows, n, half, seed):
     gu = odd(wild(np.random.default_rng(seed), rows, 2 * n))
-    both("silu", native, [gu], [strided(rows, n, f16 if half else f32)])
+    both(gate, native, [gu], [strided(rows, n, f16 if half else f32)])
 
 
-def test_silu_over_the_whole_range_of_gates(native):
+@pytest.mark.parametrize("activation", Activation)
+def test_gates_over_the_whole_range(native, activation):
     """Every exponent, both signs, and the places where exp and the reciprocal turn subnormal."""
     bits = np.arange(0, 0x7F800000, 1021, dtype=np.int64)
     gate = np.concatenate([bits, bits | 0x80000000]).astype(np.uint32).view(f32)
     gate = np.concatenate([gate, np.linspace(-110, 90, 100_000).astype(f32)])
     gu = np.concatenate([gate, np.full(len(gate), 1.0, f32)])[None]
-    both("silu", native, [gu], [np.empty((1, len(gate)), f32)])
+    both(activation, native, [gu], [np.empty((1, len(gate)), f32)])
     gu[0, len(gate) :] = 2.0**-14
-    both("silu", native, [gu], [np.empty((1, len(gate)), f16)])
+    both(activation, native, [gu], [np.empty((1, len(gate)), f16)])
 
 
 @thorough

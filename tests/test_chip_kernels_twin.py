@@ -14,6 +14,7 @@ from kernel_reference import check_quantised, floats, same, slow_dot, slow_mix, 
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
 from chip.kernels.quant import round_f16, tile_weights
+from chip.ops.opcodes import Activation
 
 f32, f16, i8 = np.float32, np.float16, np.int8
 quick = settings(
@@ -147,13 +148,17 @@ def test_matmul_f16_over_several_column_blocks(kernels):
         assert y[1, c] == slow_dot(x[1], w[c])
 
 
+GATES = {Activation.SILU: lambda gate: gate * vmath.sigmoid(gate)}
+
+
+@pytest.mark.parametrize("gate", Activation)
 @quick
 @given(rows=st.integers(0, 3), n=st.integers(1, 300), seed=seeds)
-def test_silu(kernels, rows, n, seed):
+def test_gates(kernels, gate, rows, n, seed):
     gu = floats(np.random.default_rng(seed), rows, 2 * n)
     out = strided(rows, n, f16)
-    want, count = round_f16((gu[:, :n] * vmath.sigmoid(gu[:, :n])) * gu[:, n:])
-    assert kernels.silu(gu, out) == count
+    want, count = round_f16(GATES[gate](gu[:, :n]) * gu[:, n:])
+    assert getattr(kernels, gate)(gu, out) == count
     assert same(out, want)
 
 

@@ -22,7 +22,7 @@ from operation_grid import (
 )
 from plain_ops import template
 
-from chip.ops.opcodes import Opcode
+from chip.ops.opcodes import Activation, Opcode
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
 REFUSED = [
@@ -46,7 +46,6 @@ DEFAULT = [
     (Opcode.NORM, operand({"rows": 5, "hidden": 336, "eps": 1e-5, "dtype": "int8"}, "x gamma q s")),
     (Opcode.GATHER, operand({"rows": 9, "shares": (48, 32), "dtype": "fp16"}, "src q")),
     (Opcode.ADD, operand({"rows": 17, "shares": (336, 0, 664), "dtype": "int8"}, "x src")),
-    (Opcode.SILU, operand({"rows": 3, "n": 172, "dtype": "int8"}, "x y")),
     # three groups, whose sums take longer to leave than to add: the third has the first's rows
     (
         Opcode.MATMUL,
@@ -56,7 +55,14 @@ DEFAULT = [
         Opcode.MATMUL,
         operand({"rows": 16, "k": 64, "n": 1600, "out": "f32", "dtype": "fp16"}, "x w y"),
     ),
-    one_row(330, 1648, "f16", prologue="norm", epilogue="silu", arrives=24, gaps=24),
+    *(
+        (Opcode(gate), operand({"rows": 3, "n": 172, "dtype": "int8"}, "x y"))
+        for gate in Activation
+    ),
+    *(
+        one_row(330, 1648, "f16", prologue="norm", epilogue=str(gate), arrives=24, gaps=24)
+        for gate in Activation
+    ),
 ]
 
 

@@ -21,9 +21,11 @@ from plain_ops import (
 )
 from schedules import compiled, machine
 
-from chip.ops.opcodes import Opcode
+from chip.ops.opcodes import Opcode, bound_values, plain, shape_of
+from chip.ops.program import Program
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from compiler.codegen.products.row import lay_out
+from compiler.pipeline import CompiledModel
 
 CHIP = machine("lesson").chip
 
@@ -135,3 +137,21 @@ def test_a_product_needs_its_activations_after_its_first_weights() -> None:
         for name, _ in operands(opcode, attend())[0]:
             first, last = needed(opcode, name, attend(), CHIP)
             assert 0 <= first <= last < cycles(opcode, attend(), CHIP)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_shape_has_no_address(dtype: str) -> None:
+    """Layers that differ in addresses alone have one cost, and one template."""
+    model = compiled("1x3+2", dtype=dtype)
+    for program in model.steps["decode/32"].programs[:-1]:
+        for operation in program.operations:
+            shape = shape_of(operation.op)
+            assert set(bound_values(shape).values()) == {0}
+            assert bound_values(shape).keys() == bound_values(operation.op).keys()
+            assert plain(shape) == plain(operation.op) | bound_values(shape)
+    assert len(model.costs.known) < sum(len(p.operations) for p in programs_of(model)) / 2
+
+
+def programs_of(model: CompiledModel) -> list[Program]:
+    """Every program that computes, of all steps."""
+    return [program for step in model.steps.values() for program in step.programs[:-1]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from compiler.model.graph import Graph, Kind, Split, build_graph
+from compiler.model.graph import Graph, build_graph
+from compiler.model.layer import ENTERING
+from compiler.model.operation import Kind, Split
 from compiler.model.presets import PRESETS
 from compiler.model.weights import required_tensors
 
@@ -32,7 +34,7 @@ def test_shapes_are_those_of_the_weights(name: str) -> None:
 
 
 def check_inputs(graph: Graph) -> None:
-    values = {"residual"}
+    values = set(ENTERING)
     for op in (op for ops in (*graph.layers, graph.head) for op in ops):
         assert set(op.inputs) <= values, op
         values.add(op.output)
@@ -59,7 +61,7 @@ def test_what_is_exchanged_is_fp16_and_split() -> None:
 
 def test_a_graph_prints() -> None:
     lines = str(build_graph(PRESETS["tiny"])).splitlines()
-    assert len(lines) == 3 * 11 + 2
+    assert len(lines) == 3 * 13 + 2
     assert lines[-1].split() == [
-        "lm_head", "linear", "(norm.out)", "->", "logits", "[rows,", "320]", "f32,", "vocabulary",
+        "lm_head", "linear", "(head.in)", "->", "logits", "[rows,", "320]", "f32,", "vocabulary",
     ]  # fmt: skip

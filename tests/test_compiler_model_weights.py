@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from chip.kernels.quant import quantize_weight
 from compiler.errors import ModelError
 from compiler.model.frontend import load_config
+from compiler.model.layer import EMBEDDING, LM_HEAD
 from compiler.model.presets import PRESETS
-from compiler.model.weights import EMBEDDING, LM_HEAD, WeightSource, WeightsRef, required_tensors
+from compiler.model.weights import WeightSource, WeightsRef, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"]

@@ -16,16 +16,14 @@ from compiler.errors import CapacityError
 from compiler.model.graph import build_graph
 from compiler.model.presets import PRESETS
 from compiler.place.allocate import (
-    Buffer,
-    MemoryOptions,
     allocate_chip,
     bytes_needed,
     chip_classes,
     constants,
     kv_tensors,
     place_buffers,
-    step_buffers,
 )
+from compiler.place.buffers import Buffer, MemoryOptions, step_buffers
 from compiler.place.layout import parse_layout
 from compiler.place.partition import Partition, partition
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.errors import LayoutError
-from compiler.model.graph import Kind, Split, build_graph
+from compiler.model.graph import build_graph
+from compiler.model.operation import Kind, Split
 from compiler.model.presets import PRESETS
 from compiler.place.layout import Layout, parse_layout
 from compiler.place.partition import deal, deal_heads, partition, weight_of

@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from compiler.model.frontend import Model, ModelConfig, resolve_model
-from compiler.model.weights import EMBEDDING, FINAL_NORM, LM_HEAD, WeightSource, required_tensors
+from compiler.model.layer import EMBEDDING, FINAL_NORM, LM_HEAD
+from compiler.model.weights import WeightSource, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 F64 = NDArray[np.float64]

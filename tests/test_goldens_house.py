@@ -1,7 +1,7 @@
 """Known answers that a change of the code's inside must not move: schedules, cycles, tokens, bits.
 
-A change that is meant to move one says so in CHANGELOG.md and runs this file as a script, which
-prints what to put here.
+A change that is meant to move one says so in CHANGELOG.md. `make goldens` runs this file as a
+script, which writes tests/goldens/house.json anew.
 """
 
 from __future__ import annotations

@@ -122,3 +122,28 @@ def test_what_was_interrupted_is_done_again(checkout: Path) -> None:
     assert said() == ["made", install, serve]
     assert make(checkout, *words)[0] == 0
     assert said() == [serve]  # it is there: nothing is installed again
+
+
+def test_what_the_commands_for_changing_the_code_run(checkout: Path) -> None:
+    for name in (".venv/bin/python", ".venv/.ready-test", ".goldens/.ready"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
+    (checkout / "tests" / "goldens").mkdir(parents=True)
+    os.utime(checkout / "pyproject.toml", (0, 0))
+    (checkout / "tests" / "goldens" / "requirements.txt").touch()
+    os.utime(checkout / "tests" / "goldens" / "requirements.txt", (0, 0))
+    (checkout / ".venv" / ".ready-test").touch()
+    (checkout / ".goldens" / ".ready").touch()
+    assert make(checkout, "-n", "quick", "ARGS=-x") == (
+        0,
+        [".venv/bin/python -m pytest --quick -x"],
+    )
+    assert make(checkout, "-n", "goldens") == (
+        0,
+        [
+            ".goldens/bin/python tests/goldens/make_goldens.py",
+            ".goldens/bin/python tests/goldens/make_chats.py",
+            ".venv/bin/python tests/test_goldens_house.py",
+            "git --no-pager diff --stat -- tests/goldens",
+        ],
+    )

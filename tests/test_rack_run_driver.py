@@ -10,8 +10,8 @@ from schedules import WEIGHTS, compiled
 
 from chip.errors import ProgramError
 from chip.kernels.vmath import inv_frequencies, rope_tables
+from compiler.model.layer import EMBEDDING
 from compiler.model.presets import PRESETS
-from compiler.model.weights import EMBEDDING
 from compiler.pipeline import CompiledModel
 from compiler.verify.verifier import verify
 from interconnect.frame import Control, Frame

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from compiler.errors import CapacityError, CompilerError, LayoutError, ModelError
 from compiler.model.config import ModelConfig
-from compiler.model.weights import EMBEDDING, LM_HEAD
+from compiler.model.layer import EMBEDDING, LM_HEAD
 from compiler.pipeline import Options
 from compiler.place.layout import Layout
 from rack.machines.hardware import Hardware

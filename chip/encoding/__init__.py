@@ -1,0 +1,4 @@
+"""The binary form of instructions: fields, and what makes queues shorter.
+
+May import: chip, chip.isa.
+"""

@@ -8,6 +8,8 @@ faster. Modules, each of which imports only those before it:
     quant, synthetic           weights: int8 and tiles, seeded values
     twin_math, twin            NumPy: `Kernels`, the contract and definition of every kernel
     native                     the same in native code
+
+May import: chip.
 """
 
 from __future__ import annotations

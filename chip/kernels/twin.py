@@ -18,7 +18,7 @@ Numerics: docs/design.md, section 6; functions: vmath.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -248,11 +248,7 @@ class Kernels:
 
     def silu(self, gu: F32, out: F16, /) -> int:
         """Gate: out[R,n] = (g * sigmoid(g)) * u; gu[R,2n] is the columns of g, then those of u."""
-        n = out.shape[1]
-        require(gu.shape[1] == 2 * n, f"silu: wanted {2 * n} columns, got {gu.shape[1]}")
-        gate, up = gu[:, :n], gu[:, n:]
-        with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
-            return store((gate * vmath.sigmoid(gate)) * up, out)
+        return _gate("silu", gu, out, lambda gate: gate * vmath.sigmoid(gate))
 
     def logit_hash(self, logits: F32, first_column: int, /) -> int:
         """Sum mix(column << 32 | fp32 bits) modulo 2^64 over logits[N], columns from first_column.
@@ -331,6 +327,13 @@ def _check_attention(
         f"attention: kv_of must map {n_q} query heads to {n_kv} KV heads, got {list(kv_of)}",
     )
     _check_positions(positions, rows, bucket)
+
+
+def _gate(name: str, gu: F32, out: F16, activation: Callable[[F32], F32]) -> int:
+    n = out.shape[1]
+    require(gu.shape[1] == 2 * n, f"{name}: wanted {2 * n} columns, got {gu.shape[1]}")
+    with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
+        return store(activation(gu[:, :n]) * gu[:, n:], out)
 
 
 def _attend_i8(q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64) -> F32:

@@ -11,4 +11,6 @@ A step then only moves data (`machine`): tasks in an order that respects every d
 each a NumPy call or a few (`units`, `accumulators`, `live`, `data`), a Repeat at once. Idle cycles
 cost nothing. The result is that of stepping every register every cycle, as
 tests/test_chip_machine_naive.py shows.
+
+May import: chip, chip.isa, chip.kernels.
 """

@@ -1,6 +1,6 @@
 """The closed set of scheduled operations, and what every operation has in common.
 
-An operation is a frozen dataclass of its own: `Norm`, `Gather`, `Add`, `Silu` and `TopK`
+An operation is a frozen dataclass of its own: `Norm`, `Gather`, `Add`, `Gate` and `TopK`
 (chip/ops/vector.py), `Matmul` (product.py), `Rope` and `Attend` (attention.py), `Send` and
 `Receive` (moves.py). Its fields are the operands' addresses in SRAM, marked `BOUND`, and its shape:
 everything else. An operation's instructions and cycles depend on the shape alone.
@@ -23,6 +23,8 @@ Use = tuple[str, Region]
 BOUND = {"bound": True}
 """Marks a field that the shape does not have: an address, or a number that is filled in when the
 operation's instructions are bound to them."""
+WORD = {"word": True}
+"""Marks a field that the opcode, or a part's word, gives: the plain form has it there alone."""
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 CHIP_UNITS = (*MXM, "VXM", "SXM")
 CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
@@ -43,6 +45,12 @@ class Opcode(StrEnum):
     RECEIVE = "receive"
 
 
+class Activation(StrEnum):
+    """Functions of a gate: each is the opcode of a `Gate`, and the word of a product's `Gated`."""
+
+    SILU = "silu"  # gate * sigmoid(gate)
+
+
 D = TypeVar("D")
 
 
@@ -50,6 +58,12 @@ D = TypeVar("D")
 def _fields(of: type[Any]) -> tuple[tuple[str, bool], ...]:
     """Return the names of a dataclass's fields, each with whether it is `BOUND`."""
     return tuple((one.name, "bound" in one.metadata) for one in fields(of))
+
+
+@lru_cache(maxsize=64)
+def _plain_fields(of: type[Any]) -> tuple[str, ...]:
+    """Return the names of the fields that the plain form has under their own names."""
+    return tuple(one.name for one in fields(of) if "word" not in one.metadata)
 
 
 def _fields_of(operation: object) -> tuple[tuple[str, bool], ...]:
@@ -86,7 +100,7 @@ def plain(operation: object) -> dict[str, Any]:
     This is the form that is hashed and stored. A part gives its `word` under its `role`.
     """
     out: dict[str, Any] = {}
-    for name, _ in _fields_of(operation):
+    for name in _plain_fields(type(operation)):  # type: ignore[arg-type]  # a type is hashable
         value = getattr(operation, name)
         if is_dataclass(value):
             if role := getattr(value, "role", None):

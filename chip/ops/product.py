@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chip.ops.opcodes import BOUND, MXM, Opcode, Use
+from chip.ops.opcodes import BOUND, MXM, WORD, Activation, Opcode, Use
 from chip.ops.rows import item_bytes, row_bytes
 from chip.ops.vector import quantised, segments
 from chip.spec import pad_vector
@@ -97,11 +97,16 @@ class AddTo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gated:
-    """The product's epilogue is silu(gate) * up; y [rows, n / 2] fp16."""
+    """The product's epilogue is activation(gate) * up; y [rows, n / 2] fp16."""
 
     role: ClassVar[str] = "epilogue"
-    word: ClassVar[str] = "silu"
+    activation: Activation = field(metadata=WORD)
     y: int = field(metadata=BOUND)
+
+    @property
+    def word(self) -> str:
+        """The activation's name."""
+        return self.activation.value
 
     def reads(self, of: Matmul) -> list[Use]:
         return []

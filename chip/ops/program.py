@@ -14,9 +14,9 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode, plain
 from chip.ops.product import Matmul
-from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 
-Computation = Norm | Gather | Matmul | Rope | Attend | Add | Silu | TopK
+Computation = Norm | Gather | Matmul | Rope | Attend | Add | Gate | TopK
 """What a chip computes; its cycles are its instructions'."""
 Move = Send | Receive
 """What a chip gives to a link or takes off it; its cycles are the link's."""

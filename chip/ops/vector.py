@@ -1,11 +1,11 @@
-"""Operations of the VXM alone: Norm, Gather, Add, Silu, TopK."""
+"""Operations of the VXM alone: Norm, Gather, Add, Gate, TopK."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chip.ops.opcodes import BOUND, Opcode, Use
+from chip.ops.opcodes import BOUND, WORD, Activation, Opcode, Use
 from chip.ops.rows import activation_bytes, row_bytes, segment_offsets
 from chip.spec import pad_vector
 
@@ -77,18 +77,26 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Silu:
-    """y [rows, n] fp16 = silu(gate) * up of x [rows, 2 n] fp32, columns as `gated_widths` says."""
+class Gate:
+    """y [rows, n] fp16 = activation(gate) * up of x [rows, 2 n] fp32.
 
-    opcode: ClassVar[Opcode] = Opcode.SILU
+    Columns alternate as `gated_widths` says. The opcode is the activation's name.
+    """
+
     part: ClassVar[str] = "vector"
     units: ClassVar[tuple[str, ...]] = VXM
+    activation: Activation = field(metadata=WORD)
     rows: int
     k: int  # columns that the product before it was of
     n: int
     dtype: str
     x: int = field(metadata=BOUND)
     y: int = field(metadata=BOUND)
+
+    @property
+    def opcode(self) -> Opcode:
+        """The activation's."""
+        return Opcode(self.activation.value)
 
     def reads(self) -> list[Use]:
         return [("x", (self.x, self.rows * row_bytes(2 * self.n, 4)))]

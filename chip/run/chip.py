@@ -254,8 +254,12 @@ class Chip:
                 )  # fmt: skip
             self._free[unit] = base + last
 
-    def waiting_for(self) -> tuple[Scheduled, Receive] | None:
+    def waiting_for(self) -> Scheduled | None:
         """Return the RECEIVE whose vectors are missing, or None when the chip is idle."""
+        waiting = self._waiting()
+        return None if waiting is None else waiting[0]
+
+    def _waiting(self) -> tuple[Scheduled, Receive] | None:
         if self._message is None or not self._actions:
             return None
         operation = self._programs[self._message.step].operations[self._next]
@@ -269,14 +273,14 @@ class Chip:
         Programs keep the schedule's order of transfers, so of all chips that wait the one with the
         least order lacks vectors that its sender has already sent: it saw the fault first.
         """
-        waiting = self.waiting_for()
+        waiting = self._waiting()
         if waiting is None or self._message is None:
             return None
         return self._message.sequence, waiting[1].transfer
 
     def missing(self) -> ScheduleViolation | None:
         """Return the violation to raise when a deadline passes: what this chip still waits for."""
-        waiting = self.waiting_for()
+        waiting = self._waiting()
         if waiting is None or self._message is None:
             return None
         operation, op = waiting

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from chip.kernels import Kernels
 from chip.ops.attention import Attend, Rope
+from chip.ops.opcodes import Activation
 from chip.ops.product import Activations, AddTo, Gated, Matmul, NormFirst
 from chip.ops.program import Computation
 from chip.ops.rows import gated_widths, row_bytes
-from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 from chip.run.views import Views
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
@@ -57,7 +58,7 @@ class Binder(Views):
             return self._attend(op)
         if isinstance(op, Add):
             return self._add(op)
-        return self._silu(op) if isinstance(op, Silu) else self._topk(op)
+        return self._gate(op) if isinstance(op, Gate) else self._topk(op)
 
     # -- operations
 
@@ -157,7 +158,9 @@ class Binder(Views):
             return delta, lambda state: kernels.add(total[: state.rows], [delta[: state.rows]])
         if isinstance(result, Gated):
             gate_up = np.empty(shape, np.float32)
-            return gate_up, self._gated(gate_up, self.f16(result.y, op.rows, op.n // 2))
+            return gate_up, self._gated(
+                result.activation, gate_up, self.f16(result.y, op.rows, op.n // 2)
+            )
         return (self.f32 if op.out == "f32" else self.f16)(result.y, *shape), None
 
     def _rope(self, op: Rope) -> Bound:
@@ -233,13 +236,16 @@ class Binder(Views):
 
         return run
 
-    def _silu(self, op: Silu) -> Bound:
+    def _gate(self, op: Gate) -> Bound:
         gate_up = self.f32(op.x, op.rows, 2 * op.n)
-        return self._gated(gate_up, self.f16(op.y, op.rows, op.n))
+        return self._gated(op.activation, gate_up, self.f16(op.y, op.rows, op.n))
 
-    def _gated(self, gate_up: NDArray[np.float32], out: NDArray[np.float16]) -> Bound:
+    def _gated(
+        self, activation: Activation, gate_up: NDArray[np.float32], out: NDArray[np.float16]
+    ) -> Bound:
         """Gate [rows, 2n], whose columns alternate as `gated_widths` says, to [rows, n]."""
-        kernels, at, blocks, narrow = self.kernels, 0, 0, []
+        at, blocks, narrow = 0, 0, []
+        kernel: Callable[..., int] = getattr(self.kernels, activation)  # each has one of its name
         for width in gated_widths(out.shape[1]):
             if width == VECTOR_BYTES:
                 blocks += 1
@@ -256,9 +262,9 @@ class Binder(Views):
         def run(state: StepState) -> None:
             n = state.rows
             for row, to in wide[:n]:
-                state.saturated += kernels.silu(row, to)
+                state.saturated += kernel(row, to)
             for pair, to in narrow:
-                state.saturated += kernels.silu(pair[:n], to[:n])
+                state.saturated += kernel(pair[:n], to[:n])
 
         return run
 

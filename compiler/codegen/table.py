@@ -9,7 +9,7 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.opcodes import described, shape_of
 from chip.ops.product import Matmul
 from chip.ops.program import Computation
-from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.codegen import rope, topk, vector
 from compiler.codegen.attention import attend, attend16
@@ -49,8 +49,8 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
         return vector.gather(op, spec)
     if isinstance(op, Add):
         return vector.add(op, spec)
-    if isinstance(op, Silu):
-        return vector.silu(op, spec)
+    if isinstance(op, Gate):
+        return vector.gate(op, spec)
     if isinstance(op, Rope):
         return rope.rope(op, spec)
     if isinstance(op, TopK):

@@ -1,8 +1,8 @@
-"""Vector operations: NORM, GATHER, ADD, SILU, one block a row. Numerics: chip/kernels/twin.py."""
+"""Vector operations: NORM, GATHER, ADD, gates, one block a row. Numerics: chip/kernels/twin.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -11,8 +11,9 @@ import numpy as np
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, streams_of
 from chip.kernels.quant import MIN_ABSMAX
+from chip.ops.opcodes import Activation
 from chip.ops.rows import gated_widths, item_bytes, row_bytes
-from chip.ops.vector import Add, Gather, Norm, Silu
+from chip.ops.vector import Add, Gate, Gather, Norm
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from compiler.codegen.core.reductions import lane_max, lane_sum
@@ -248,23 +249,39 @@ def add(op: Add, spec: ChipSpec) -> Template:
     return by_rows(partial(_add_row, shares, spec), rows, steps)
 
 
-def sigmoid(b: Block, x: NodeSource) -> Node:
-    """1 / (1 + e^-x): rsqrt twice."""
-    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, x))
-    root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e))
-    return b.alu(AluOp.MUL, root, root)
+def sigmoid(b: Block, x: NodeSource, on: Sequence[int | None] = (None,) * 5) -> Node:
+    """1 / (1 + e^-x): rsqrt twice. `on`: the ALUs, in order."""
+    minus, exp, plus, root, square = on
+    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, x, on=minus), on=exp)
+    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=plus), on=root)
+    return b.alu(AluOp.MUL, r, r, on=square)
+
+
+Chain = Sequence[int | None]
+"""ALUs that make an activation, in order; the last holds the result. None: any that is free."""
+ANY: Chain = (None,) * 7
+
+
+def silu(b: Block, gate: Node, on: Chain) -> Node:
+    """gate * sigmoid(gate)."""
+    kept, minus, exp, plus, root, square, gated = on
+    value = gate if kept is None else b.alu(AluOp.COPY, gate, on=kept)
+    return b.alu(AluOp.MUL, value, sigmoid(b, gate, (minus, exp, plus, root, square)), on=gated)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Block, Node, Chain], Node]] = {Activation.SILU: silu}
 
 
 @lru_cache(maxsize=64)
-def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
-    """One row of a SILU."""
+def _gate_row(activation: Activation, n: int, spec: ChipSpec, overlap: bool) -> Block:
+    """One row of a gate."""
 
     def build(pace: int, interval: int) -> Block:
         b, at = Block(spec, interval=interval), 0
         for g, count in enumerate(gated_widths(n)):
             x = joined(b, [Run("x", 2 * at, count)], 4)
             gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
-            gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
+            gated = ACTIVATIONS[activation](b, gate, ANY)
             up = joined(b, [Run("x", 2 * at + count, count)], 4, gated.done - 6)
             y = b.alu(AluOp.MUL, gated, up, lanes=count)
             out = Ref("y", at * 2 // VECTOR_BYTES, vectors(2 * count))
@@ -275,8 +292,8 @@ def _silu_row(n: int, spec: ChipSpec, overlap: bool) -> Block:
     return row_block(build, overlap)
 
 
-def silu(op: Silu, spec: ChipSpec) -> Template:
-    """(gate * sigmoid(gate)) * up, rounded to fp16; columns alternate as `gated_widths` says."""
+def gate(op: Gate, spec: ChipSpec) -> Template:
+    """activation(gate) * up, rounded to fp16; columns alternate as `gated_widths` says."""
     n, rows = op.n, op.rows
     steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
-    return by_rows(partial(_silu_row, n, spec), rows, steps)
+    return by_rows(partial(_gate_row, op.activation, n, spec), rows, steps)

@@ -1,4 +1,4 @@
-"""What a model is: the sizes and constants that define a Llama, checked, without its weights.
+"""What a model is: the sizes and constants that define it, checked, without its weights.
 
 Read from `config.json` by compiler/model/frontend.py, carried by compiler/model/presets.py, stored
 in the artifact as a plain dict. Non-goal: any arithmetic; the RoPE frequencies follow from these
@@ -13,8 +13,7 @@ from typing import Any
 
 from compiler.errors import ModelError
 from compiler.files import shown
-
-LLAMA = "LlamaForCausalLM"
+from compiler.model.architecture import ARCHITECTURES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +83,9 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.architecture != LLAMA:
-            raise ModelError(f"{self.name}: architecture", LLAMA, repr(self.architecture))
+        if self.architecture not in ARCHITECTURES:
+            wanted = " or ".join(ARCHITECTURES)
+            raise ModelError(f"{self.name}: architecture", wanted, repr(self.architecture))
         for size, most in _SIZES.items():
             _positive_int(self.name, self, size)
             if getattr(self, size) > most:

@@ -26,7 +26,8 @@ from compiler.files import (
     shown,
     whole,
 )
-from compiler.model.config import LLAMA, Llama3RopeScaling, ModelConfig
+from compiler.model.architecture import ARCHITECTURES, HIDDEN_ACT, Architecture
+from compiler.model.config import Llama3RopeScaling, ModelConfig
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
 
@@ -39,16 +40,6 @@ __all__ = [
     "resolve_model",
 ]
 
-# Keys whose values change the arithmetic, and the values that do not (the first one is shown).
-_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "hidden_act": ("silu", "swish"),  # two names of one function
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-    "pretraining_tp": (1, None),
-    "partial_rotary_factor": (1, None),
-}
 # What transformers' LlamaConfig takes for a key that is absent or null. The sizes that every
 # checkpoint states (hidden_size, …) are asked for; num_key_value_heads and head_dim follow from
 # them.
@@ -112,8 +103,8 @@ def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """Give a folder's configuration, and what to say about it."""
     path, name = folder / "config.json", _folder_name(folder)
     raw = require_json(path)
-    _check_architecture(path, raw)
-    _check_supported(path, raw)
+    architecture = _architecture(path, raw)
+    _check_supported(path, raw, architecture)
     _refuse_layer_types(path, raw)
     theta, scaling = _rope(path, raw)
     taken = [key for key in _DEFAULTS if (theta if key == "rope_theta" else raw.get(key)) is None]
@@ -123,7 +114,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     try:
         config = ModelConfig(
             name=name,
-            architecture=LLAMA,
+            architecture=architecture.name,
             **sizes,
             rms_norm_eps=raw["rms_norm_eps"],
             rope_theta=raw["rope_theta"],
@@ -146,17 +137,37 @@ def _notice(path: Path, taken: list[str]) -> tuple[str, ...]:
     return (f"{printable(path)} leaves keys out; transformers' defaults are used: {values}",)
 
 
-def _check_architecture(path: Path, raw: Mapping[str, Any]) -> None:
+def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
     """Let `model_type` say what the model is where `architectures` does not."""
     named, kind = raw.get("architectures"), raw.get("model_type")
-    if named != [LLAMA] and (named not in (None, []) or kind is None):
-        raise ModelError(f"{path}: architectures", repr([LLAMA]), shown(named))
-    if kind not in (None, "llama"):
-        raise ModelError(f"{path}: model_type", repr("llama"), shown(kind))
+    known = list(ARCHITECTURES.values())
+    if named not in (None, []) or kind is None:
+        known = [one for one in known if named == [one.name]]
+        if not known:
+            wanted = " or ".join(repr([name]) for name in ARCHITECTURES)
+            raise ModelError(f"{path}: architectures", wanted, shown(named))
+    found = next((one for one in known if kind in (None, one.model_type)), None)
+    if found is None:
+        wanted = " or ".join(repr(one.model_type) for one in known)
+        raise ModelError(f"{path}: model_type", wanted, shown(kind))
+    return found
 
 
-def _check_supported(path: Path, raw: Mapping[str, Any]) -> None:
-    for key, allowed in _SUPPORTED.items():
+def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
+    """Return keys that change the arithmetic, with the values that do not; the first is shown."""
+    return {
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "hidden_act": HIDDEN_ACT[architecture.activation],
+        "sliding_window": (None,),
+        "quantization_config": (None,),
+        "pretraining_tp": (1, None),
+        "partial_rotary_factor": (1, None),
+    }
+
+
+def _check_supported(path: Path, raw: Mapping[str, Any], architecture: Architecture) -> None:
+    for key, allowed in _supported(architecture).items():
         value = raw.get(key, allowed[0])
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
             raise ModelError(f"{path}: {key}", repr(allowed[0]), shown(value))

@@ -7,7 +7,8 @@ room for the byte tokenizer (256 bytes, BOS 256, EOS 257).
 
 from __future__ import annotations
 
-from compiler.model.config import LLAMA, Llama3RopeScaling, ModelConfig
+from compiler.model.architecture import LLAMA
+from compiler.model.config import Llama3RopeScaling, ModelConfig
 
 _LLAMA_31_ROPE = Llama3RopeScaling(
     factor=8.0,

@@ -26,10 +26,10 @@ from chip.kernels.quant import F16_MAX, quantize_weight, write_tiles
 from compiler.errors import ModelError
 from compiler.files import is_file, parse_object, printable, require_json, shown
 from compiler.model.config import ModelConfig
+from compiler.model.graph import build_graph
+from compiler.model.layer import EMBEDDING, LM_HEAD
+from compiler.model.operation import Kind
 
-EMBEDDING = "model.embed_tokens.weight"
-LM_HEAD = "lm_head.weight"
-FINAL_NORM = "model.norm.weight"
 _DTYPES = ("F32", "F16", "BF16")
 # A value is not finite where all bits of its exponent are set.
 _EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
@@ -47,24 +47,14 @@ def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     `lm_head.weight` is absent where it is tied to the embedding.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
-    for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}"
-        tensors |= {
-            f"{prefix}.input_layernorm.weight": (hidden,),
-            f"{prefix}.self_attn.q_proj.weight": (config.q_size, hidden),
-            f"{prefix}.self_attn.k_proj.weight": (config.kv_size, hidden),
-            f"{prefix}.self_attn.v_proj.weight": (config.kv_size, hidden),
-            f"{prefix}.self_attn.o_proj.weight": (hidden, config.q_size),
-            f"{prefix}.post_attention_layernorm.weight": (hidden,),
-            f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
-            f"{prefix}.mlp.up_proj.weight": (inner, hidden),
-            f"{prefix}.mlp.down_proj.weight": (hidden, inner),
-        }
-    tensors[FINAL_NORM] = (hidden,)
-    if not config.tie_word_embeddings:
-        tensors[LM_HEAD] = (config.vocab_size, hidden)
+    graph = build_graph(config)
+    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
+    for op in (op for ops in (*graph.layers, graph.head) for op in ops):
+        for tensor in op.tensors:
+            matrix = op.kind is Kind.LINEAR
+            tensors[tensor.name] = (tensor.rows, op.in_features) if matrix else (tensor.rows,)
+    if config.tie_word_embeddings:
+        del tensors[LM_HEAD]
     return tensors
 
 

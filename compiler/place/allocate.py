@@ -10,47 +10,19 @@ of the buffers. What does not fit is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from chip.ops.kv import WINDOW_VECTORS, KvLayout
-from chip.ops.rows import item_bytes, row_bytes, segment_offsets
-from chip.ops.scratch import Scratch
+from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
 from chip.sram import work_start
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
-from compiler.model.graph import Kind, Split
-from compiler.place.partition import Group, Partition, weight_of
+from compiler.model.operation import Kind
+from compiler.place.buffers import Buffer, MemoryOptions, step_buffers
+from compiler.place.partition import Partition, weight_of
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
-HANDED = "handed"  # the gather buffer of segments that the group before hands over
-FORWARD_SLOTS = 4  # messages that may pass through a chip at once; the schedule holds back a fifth
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Buffer:
-    """A buffer of one step: `first` and `last` are its lifetime, in places of the template.
-
-    Place -1 is what comes in front of a group's first layer.
-    """
-
-    name: str
-    size: int
-    first: int
-    last: int
-    bulk: bool = False  # in the bulk slices
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryOptions:
-    """What the memory must hold beside the weights."""
-
-    dtype: str
-    context: int  # tokens of KV cache
-    rows: tuple[int, ...]  # row counts of the steps; 1 is decode
-    forward_row_bytes: dict[int, int]  # chip -> the widest row that passes through it
-    top_k: int = 0
 
 
 def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, str, int]]:
@@ -90,105 +62,6 @@ def kv_tensors(
                 if layout.scales_bytes:
                     out.append((f"layers.{index}.kv.scale", "kv", layout.scales_bytes))
     return out
-
-
-def step_buffers(
-    partition: Partition, chip: int, rows: int, options: MemoryOptions
-) -> list[Buffer]:
-    """Return the buffers of one step on one chip, with lifetimes."""
-    config, dtype = partition.config, options.dtype
-    out = [
-        Buffer(name="residual", size=rows * row_bytes(config.hidden_size, 4), first=-1, last=99),
-        Buffer(name="rope", size=rows * row_bytes(config.head_dim, 4), first=-1, last=99),
-    ]
-    for group, rank in partition.groups_of(chip):
-        if group.index and rows == 1:
-            shares = partition.groups[group.index - 1].shares(Split.HIDDEN, config.head_dim)
-            size = segment_offsets(shares, rows)[-1]
-            out.append(Buffer(name=HANDED, size=size, first=-1, last=-1))
-        if len(group.layers):
-            out += _layer_buffers(partition, group, rank, rows, dtype)
-            out += _attention_buffers(partition, group, rank, rows, options)
-        if group.has_head and rows == 1:
-            out += _head_buffers(partition, group, rank, options)
-    width = options.forward_row_bytes.get(chip, 0)
-    out += [
-        Buffer(name=f"forward.{slot}", size=rows * width, first=-1, last=99)
-        for slot in range(FORWARD_SLOTS if width else 0)
-    ]
-    return out
-
-
-def _activation(name: str, rows: int, k: int, dtype: str, first: int, last: int) -> list[Buffer]:
-    size = rows * row_bytes(pad_vector(k), item_bytes(dtype))
-    out = [Buffer(name=name, size=size, first=first, last=last)]
-    if dtype == "int8":
-        scale = Buffer(name=f"{name}.scale", size=pad_vector(rows * 4), first=first, last=last)
-        out.append(scale)
-    return out
-
-
-def _layer_buffers(
-    partition: Partition, group: Group, rank: int, rows: int, dtype: str
-) -> list[Buffer]:
-    """Buffers of one layer; the places are those of the layer's operations in the graph.
-
-    A gather buffer lives from the exchange before it, because a faster chip may write it early.
-    """
-    config = partition.config
-    dim = config.head_dim
-    heads = group.heads[rank][1] - group.heads[rank][0]
-    kv = group.kv_heads[rank][1] - group.kv_heads[rank][0]
-    inter = group.inter[rank][1] - group.inter[rank][0]
-
-    def segments(name: str, split: Split, first: int, last: int) -> Buffer:
-        size = segment_offsets(group.shares(split, dim), rows)[-1]
-        return Buffer(name=name, size=size, first=first, last=last)
-
-    layout = KvLayout(kv_heads=max(kv, 1), head_dim=dim, context=1, dtype=dtype)
-    query, scales = layout.query_bytes(heads), layout.query_scale_bytes(heads)
-    return [
-        *_activation("attn.in", rows, config.hidden_size, dtype, 0, 1),
-        Buffer(name="qkv", size=rows * row_bytes((heads + 2 * kv) * dim, 4), first=1, last=2),
-        Buffer(name="query", size=rows * query, first=2, last=3),
-        Buffer(name="query.scale", size=rows * scales, first=2, last=3),
-        segments("attn.out", Split.HEADS, 0, 4),
-        *_activation("o.in", rows, config.num_heads * dim, dtype, 4, 5),
-        segments("o.out", Split.HIDDEN, 3, 6),
-        *_activation("mlp.in", rows, config.hidden_size, dtype, 7, 8),
-        Buffer(name="gate_up", size=rows * row_bytes(2 * inter, 4), first=8, last=9),
-        segments("mlp.mid", Split.INTER, 6, 10),
-        *_activation("down.in", rows, config.intermediate_size, dtype, 10, 11),
-        segments("mlp.out", Split.HIDDEN, 9, 12),
-    ]
-
-
-def _attention_buffers(
-    partition: Partition, group: Group, rank: int, rows: int, options: MemoryOptions
-) -> list[Buffer]:
-    """What ATTEND keeps between its passes."""
-    start, stop = group.kv_heads[rank]
-    if start == stop:
-        return []
-    layout = KvLayout(
-        kv_heads=stop - start, head_dim=partition.config.head_dim, context=options.context,
-        dtype=options.dtype,
-    )  # fmt: skip
-    kept = Scratch(layout, partition.kv_of(group, rank), rows, options.context)
-    int8 = options.dtype == "int8"
-    scores = Buffer(name="scores", size=kept.bytes, first=3, last=3, bulk=int8)
-    stats = Buffer(name="stats", size=kept.known_bytes, first=3, last=3)
-    return [scores, stats] if int8 else [scores]
-
-
-def _head_buffers(
-    partition: Partition, group: Group, rank: int, options: MemoryOptions
-) -> list[Buffer]:
-    start, stop = group.vocab[rank]
-    logits = Buffer(name="logits", size=row_bytes(stop - start, 4), first=21, last=23)
-    top = Buffer(name="top_k", size=row_bytes(2 * options.top_k, 4), first=22, last=23)
-    hidden = _activation("head.in", 1, partition.config.hidden_size, options.dtype, 20, 21)
-    return [*hidden, logits, *([top] if options.top_k else [])]
 
 
 @lru_cache(maxsize=1024)  # most chips of a layout are alike

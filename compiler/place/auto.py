@@ -16,7 +16,8 @@ from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
 from compiler.pipeline import MIN_CHUNK, Options, compile_model, prefill_sizes
-from compiler.place.allocate import MemoryOptions, bytes_needed, chip_classes
+from compiler.place.allocate import bytes_needed, chip_classes
+from compiler.place.buffers import MemoryOptions
 from compiler.place.layout import Layout
 from compiler.place.partition import COLUMN_UNIT, partition
 from compiler.place.target import Target

@@ -15,7 +15,7 @@ from chip.ops.rows import row_bytes
 from chip.spec import vectors
 from compiler.errors import LayoutError
 from compiler.ir import LinkUse
-from compiler.model.graph import Split
+from compiler.model.operation import Split
 from compiler.place.partition import Group, Partition
 from compiler.place.placement import place
 from compiler.place.routes import Flow, Router

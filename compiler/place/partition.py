@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from chip.ops.rows import gated_widths
 from compiler.errors import LayoutError
 from compiler.model.config import ModelConfig
-from compiler.model.graph import Graph, GraphOp, Kind, Split
+from compiler.model.graph import Graph
+from compiler.model.operation import GraphOp, Kind, Split
 from compiler.place.layout import Layout
 
 COLUMN_UNIT = 16  # columns are dealt in whole superlanes
@@ -58,15 +59,20 @@ class Group:
     vocab: tuple[Span, ...]
 
     def spans(self, split: Split) -> tuple[Span, ...]:
-        """Column spans of a split, by rank; QKV has heads, not columns, and is refused."""
+        """Column spans of a split, by rank; heads are not columns, and are refused."""
         table = {Split.HIDDEN: self.hidden, Split.INTER: self.inter, Split.VOCAB: self.vocab}
         return table[split]
 
+    def columns(self, split: Split, head_dim: int) -> tuple[Span, ...]:
+        """Columns of a split value, or rows of a split tensor, by rank; heads are columns, too."""
+        heads = {Split.HEADS: self.heads, Split.KV_HEADS: self.kv_heads}.get(split)
+        if heads is None:
+            return self.spans(split)
+        return tuple((start * head_dim, stop * head_dim) for start, stop in heads)
+
     def shares(self, split: Split, head_dim: int) -> tuple[int, ...]:
         """Columns of a split value that each rank holds."""
-        if split is Split.HEADS:
-            return tuple((stop - start) * head_dim for start, stop in self.heads)
-        return tuple(stop - start for start, stop in self.spans(split))
+        return tuple(stop - start for start, stop in self.columns(split, head_dim))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,17 +178,12 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
     """Return the columns of a LINEAR operation that one rank holds; may be empty."""
     if op.kind is not Kind.LINEAR:
         raise ValueError(f"{op.name}: {op.kind} has no weight matrix")
-    if op.split is Split.QKV:
-        dim = config.head_dim
-        spans = [group.heads[rank], group.kv_heads[rank], group.kv_heads[rank]]
-        columns = [(start * dim, stop * dim) for start, stop in spans]
-    elif op.split is Split.INTER:  # gate and up alternate, so that they meet in the VXM
-        return Weight(name=op.name, pieces=_gated(op.weights, group.inter[rank]), k=op.in_features)
-    else:
-        columns = [group.spans(op.split)[rank]] * len(op.weights)
+    spans = [group.columns(t.split, config.head_dim)[rank] for t in op.tensors]
+    if op.split is Split.INTER:  # gate and up alternate, so that they meet in the VXM
+        return Weight(name=op.name, pieces=_gated(op.weights, spans[0]), k=op.in_features)
     pieces = tuple(
         Piece(tensor=tensor, start=start, stop=stop)
-        for tensor, (start, stop) in zip(op.weights, columns, strict=True)
+        for tensor, (start, stop) in zip(op.weights, spans, strict=True)
         if stop > start
     )
     return Weight(name=op.name, pieces=pieces, k=op.in_features)

@@ -13,8 +13,9 @@ from typing import Any
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, StepKind
-from compiler.model.graph import Split
-from compiler.place.allocate import HANDED
+from compiler.model.layer import RESIDUAL, ROPE
+from compiler.model.operation import GraphOp, Split
+from compiler.place.buffers import HANDED
 from compiler.place.network import Network, flows_between
 from compiler.place.partition import Group, Partition
 
@@ -112,8 +113,8 @@ class Movement:
         rows, host = self.kind.rows, self.partition.layout.chips
         for chip in group.chips:
             for name, offset, width in (
-                ("rope", self.host.rope, self.config.head_dim),
-                ("residual", self.host.embedding, self.config.hidden_size),
+                (ROPE, self.host.rope, self.config.head_dim),
+                (RESIDUAL, self.host.embedding, self.config.hidden_size),
             ):
                 dst = (chip, self.buffers[chip][name])
                 n_vectors = rows * vectors_of(row_bytes(width, 4))
@@ -127,11 +128,11 @@ class Movement:
         rows = self.kind.rows
         flows = self.network.nearest_first(flows_between(group, after))
         residual = rows * vectors_of(row_bytes(self.config.hidden_size, 4))
-        parts = [(name, "residual", piece) for piece in pieces(residual, len(flows))]
+        parts = [(name, RESIDUAL, piece) for piece in pieces(residual, len(flows))]
         senders = list(range(len(parts)))
         if len(after.layers):
             rope = rows * vectors_of(row_bytes(self.config.head_dim, 4))
-            parts.append((f"stage{after.index}.rope", "rope", (0, rope)))
+            parts.append((f"stage{after.index}.rope", ROPE, (0, rope)))
             senders.append(0)
         for sender, (what, buffer, (first, stop)) in zip(senders, parts, strict=True):
             (chip, peers), offset = flows[sender], first * VECTOR_BYTES
@@ -139,18 +140,16 @@ class Movement:
             src = (chip, self.buffers[chip][buffer] + offset)
             self.send(what, src, targets, stop - first)
 
-    def exchange(
-        self, group: Group, name: str, buffer: str, split: Split, after: Group | None = None
-    ) -> None:
-        """All-gather: every chip's segment goes to all others, or to all of the next group."""
-        to, into = (group, buffer) if after is None else (after, HANDED)
-        shares = group.shares(split, self.config.head_dim)
+    def exchange(self, group: Group, op: GraphOp, after: Group | None = None) -> None:
+        """All-gather a result: each chip's segment goes to all others, or all of the next group."""
+        to, into = (group, op.output) if after is None else (after, HANDED)
+        shares = group.shares(op.split, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)
         flows = [flow for flow in flows_between(group, to) if flow[1]]
         for chip, peers in self.network.nearest_first(flows):
             rank = group.chips.index(chip)
             size = offsets[rank + 1] - offsets[rank]
             if size:
-                src = (chip, self.buffers[chip][buffer] + offsets[rank])
+                src = (chip, self.buffers[chip][op.output] + offsets[rank])
                 targets = [(peer, self.buffers[peer][into] + offsets[rank]) for peer in peers]
-                self.send(name, src, targets, vectors_of(size))
+                self.send(op.name, src, targets, vectors_of(size))

@@ -6,6 +6,7 @@ receiver does earlier in the program is already in the list, so the scheduler se
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from chip.ops.attention import Attend, Rope
@@ -22,10 +23,11 @@ from chip.ops.product import (
 )
 from chip.ops.program import Computation
 from chip.ops.rows import row_bytes, segment_offsets
-from chip.ops.vector import Add, Gather, Norm, Silu, TopK
+from chip.ops.vector import Add, Gate, Gather, Norm, TopK
 from compiler.ir import Memory, StepKind
-from compiler.model.graph import GraphOp, Kind, Split
-from compiler.place.allocate import HANDED
+from compiler.model.layer import RESIDUAL
+from compiler.model.operation import GraphOp, Kind, Split
+from compiler.place.buffers import HANDED
 from compiler.place.network import Network
 from compiler.place.partition import Group, Partition, weight_of
 from compiler.schedule.movement import Movement, Transfer, host_memory, result_bytes, vectors_of
@@ -88,13 +90,46 @@ class StepPlanner:
         """Return the address of the scales of a buffer's quantised rows."""
         return self.buffers[chip][f"{buffer}.scale"] if self.dtype == "int8" else None
 
-    def _norm(self, group: Group, op: GraphOp, buffer: str) -> None:
-        """Make quantised rows of the residual: in an operation of its own, or in the product's."""
+    def _operations(
+        self, group: Group, ops: Sequence[GraphOp], leaving: GraphOp | None
+    ) -> Iterator[GraphOp]:
+        """List operations on every chip of a group, in order; yield each when it is listed.
+
+        `leaving`: the product whose result links take even if it is not exchanged.
+        """
+        done: GraphOp | None = None  # by the product in front
+        for op, after in zip(ops, [*ops[1:], None], strict=True):
+            joined = after if after is not None and self._joins(group, op, after) else None
+            if op is not done:
+                self._operation(group, op, joined, leaves=op is leaving)
+            done = joined if op.kind is Kind.LINEAR else None
+            yield op
+
+    def _operation(
+        self, group: Group, op: GraphOp, joined: GraphOp | None, *, leaves: bool
+    ) -> None:
+        """List an operation on every chip of a group, as one with that behind it if `joined`."""
+        match op.kind:
+            case Kind.NORM:
+                self._norm(group, op, joined=joined is not None)
+            case Kind.GATHER:
+                self._gather(group, op, joined=joined is not None)
+            case Kind.LINEAR:
+                self._linear(group, op, joined or op, leaves)
+            case Kind.ROPE | Kind.ATTEND:
+                self._attention(group, op)
+            case Kind.GATE:
+                self._gate(group, op)
+            case Kind.ADD:
+                self._add(group.chips, op, group, op.inputs[1])
+
+    def _norm(self, group: Group, op: GraphOp, *, joined: bool) -> None:
+        """Make quantised rows: in an operation of its own, or in the product that takes them."""
         for chip in group.chips:
-            src, gamma = self.buffers[chip]["residual"], self.constants[chip][op.name]
-            q, scale, eps = self.buffers[chip][buffer], self._scale(chip, buffer), self.eps
-            if self.fuses:
-                self.before[chip, buffer] = NormFirst(
+            src, gamma = self.buffers[chip][op.inputs[0]], self.constants[chip][op.name]
+            q, scale, eps = self.buffers[chip][op.output], self._scale(chip, op.output), self.eps
+            if joined:
+                self.before[chip, op.output] = NormFirst(
                     eps=eps, arrives=self.arrives, src=src, gamma=gamma, q=q, qs=scale
                 )
                 continue
@@ -105,27 +140,31 @@ class StepPlanner:
             self._op(chip, op.name, norm)
         self.arrives = None
 
-    def _gather(self, group: Group, name: str, source: str, buffer: str, split: Split) -> None:
+    def _gather(self, group: Group, op: GraphOp, *, joined: bool) -> None:
         """Make quantised rows of a gather buffer, as `_norm` does."""
-        shares = tuple(group.shares(split, self.config.head_dim))
+        shares = group.shares(op.split, self.config.head_dim)
         for chip in group.chips:
-            src = self.buffers[chip][source]
-            q, scale = self.buffers[chip][buffer], self._scale(chip, buffer)
-            if self.fuses:
-                self.before[chip, buffer] = GatherFirst(shares=shares, src=src, q=q, qs=scale)
+            src = self.buffers[chip][op.inputs[0]]
+            q, scale = self.buffers[chip][op.output], self._scale(chip, op.output)
+            if joined:
+                self.before[chip, op.output] = GatherFirst(shares=shares, src=src, q=q, qs=scale)
                 continue
             gather = Gather(
                 rows=self.kind.rows, dtype=self.dtype, shares=shares, src=src, q=q, s=scale
             )
-            self._op(chip, name, gather)
+            self._op(chip, op.name, gather)
 
-    def _epilogue(self, group: Group, op: GraphOp) -> type[AddTo] | type[Gated] | None:
-        """Return what follows a product as a part of it: of one row that is not exchanged."""
-        if not self.fuses:
-            return None
-        if op.split is Split.HIDDEN and len(group.chips) == 1:
-            return AddTo
-        return Gated if op.split is Split.INTER else None
+    def _joins(self, group: Group, op: GraphOp, after: GraphOp) -> bool:
+        """Whether a product of one row does its neighbour's work: `op` or `after` is the product.
+
+        It norms or gathers what it takes; it gates or adds what it makes, unless that is exchanged.
+        """
+        if not self.fuses or op.output not in after.inputs:
+            return False
+        if after.kind is Kind.LINEAR:
+            return op.kind in (Kind.NORM, Kind.GATHER)
+        kept = not op.exchanged or len(group.chips) == 1
+        return op.kind is Kind.LINEAR and after.kind in (Kind.GATE, Kind.ADD) and kept
 
     def _slot(self, *, host: bool) -> int:
         """Return the cycles that a vector takes on links between chips, or on the host's."""
@@ -146,120 +185,114 @@ class StepPlanner:
             gaps_last=last if leaves and alone else None,
         )
 
-    def _linear(
-        self, group: Group, op: GraphOp, source: str, target: str, *, leaves: bool = False
-    ) -> None:
-        """Every rank's columns of a product; fp16 results go to the rank's own segment.
-
-        `leaves`: links take the result even if it is not exchanged.
-        """
-        epilogue = self._epilogue(group, op)
-        half = op.dtype == "f16" or epilogue is not None
-        offsets = [0] * len(group.chips)
-        if half:
-            shares = group.shares(op.split, self.config.head_dim)
-            offsets = segment_offsets(shares, self.kind.rows)
-        if epilogue is not None:
-            target = "residual" if epilogue is AddTo else "mlp.mid"
+    def _linear(self, group: Group, op: GraphOp, last: GraphOp, leaves: bool) -> None:
+        """Every rank's columns of a product; fp16 results go to the rank's own segment."""
+        (source,) = op.inputs
+        half = op.exchanged or last.exchanged
+        offsets = self._offsets(group, op.split) if half else [0] * len(group.chips)
         for rank, chip in enumerate(group.chips):
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
             rows = Activations(x=self.buffers[chip][source], s=self._scale(chip, source))
-            room, at = LinkRoom(), self.buffers[chip][target] + offsets[rank]
+            room, at = LinkRoom(), self.buffers[chip][last.output] + offsets[rank]
             if self.fuses:
                 out = leaves or (half and len(group.chips) > 1)
                 room = self._on_links(group, op, weight.n, out)
-            result: Plain | AddTo | Gated = Plain(y=at)
-            if epilogue is not None:
-                result = AddTo(r=at) if epilogue is AddTo else Gated(y=at)
             scales = self.constants[chip].get(f"{op.name}.scale")
             matmul = Matmul(
                 rows=self.kind.rows, k=op.in_features, n=weight.n, dtype=self.dtype,
                 out="f16" if half else "f32", source=self.before.get((chip, source), rows),
-                result=result, links=room, w=self.constants[chip][op.name],
-                sw=scales if self.dtype == "int8" else None,
+                result=_result(last, at), links=room,
+                w=self.constants[chip][op.name], sw=scales if self.dtype == "int8" else None,
                 first_column=group.vocab[rank][0] if op.split is Split.VOCAB else None,
             )  # fmt: skip
             self._op(chip, op.name, matmul)
 
-    def _attention(self, group: Group, rope: GraphOp, attend: GraphOp) -> None:
-        layer = rope.name.rsplit(".", 2)[0]
-        shares = group.shares(Split.HEADS, self.config.head_dim)
-        offsets = segment_offsets(shares, self.kind.rows)
-        int8 = self.dtype == "int8"
-        for rank, chip in enumerate(group.chips):
-            (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
-            if last == first:
-                continue
-            buffers, constants = self.buffers[chip], self.constants[chip]
-            heads, kv_heads, dim = last - first, kv_last - kv_first, self.config.head_dim
-            kv, kvs = constants[f"{layer}.kv"], constants[f"{layer}.kv.scale"] if int8 else None
-            q, sq = buffers["query"], self._scale(chip, "query")
-            turned = Rope(
-                rows=self.kind.rows, dtype=self.dtype, heads=heads, kv_heads=kv_heads,
-                head_dim=dim, context=self.context, qkv=buffers["qkv"], rope=buffers["rope"],
-                q=q, sq=sq, kv=kv, kvs=kvs,
-            )  # fmt: skip
-            self._op(chip, rope.name, turned)
-            attended = Attend(
-                rows=self.kind.rows, dtype=self.dtype, heads=heads, kv_heads=kv_heads,
-                head_dim=dim, context=self.context, bucket=self.kind.bucket,
-                kv_of=tuple(self.partition.kv_of(group, rank)), q=q, sq=sq, kv=kv, kvs=kvs,
-                y=buffers["attn.out"] + offsets[rank], scratch=buffers["scores"],
-                stats=buffers["stats"] if int8 else None,
-            )  # fmt: skip
-            self._op(chip, attend.name, attended)
+    def _offsets(self, group: Group, split: Split) -> list[int]:
+        """Return where each rank's segment of a gather buffer begins."""
+        return segment_offsets(group.shares(split, self.config.head_dim), self.kind.rows)
 
-    def _add(self, group: Group, op: GraphOp, source: str, after: Group | None = None) -> None:
-        """Add the group's segments to the residual, on its own chips or on those of the next."""
-        if self.fuses and len(group.chips) == 1:
-            return  # a part of the product
-        shares = tuple(group.shares(Split.HIDDEN, self.config.head_dim))
-        to, source = (group, source) if after is None else (after, HANDED)
-        for chip in to.chips:
-            x, src = self.buffers[chip]["residual"], self.buffers[chip][source]
+    def _cache(self, chip: int, op: GraphOp) -> tuple[int, int | None]:
+        """Return the addresses of the KV cache of an operation's layer, and of its scales."""
+        constants, layer = self.constants[chip], op.name.rsplit(".", 2)[0]
+        scales = constants[f"{layer}.kv.scale"] if self.dtype == "int8" else None
+        return constants[f"{layer}.kv"], scales
+
+    def _attention(self, group: Group, op: GraphOp) -> None:
+        """List ROPE or ATTEND on the ranks that have heads."""
+        for rank, chip in enumerate(group.chips):
+            if group.heads[rank][0] < group.heads[rank][1]:
+                make = self._rope if op.kind is Kind.ROPE else self._attend
+                self._op(chip, op.name, make(group, rank, op))
+
+    def _rope(self, group: Group, rank: int, op: GraphOp) -> Rope:
+        (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
+        buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
+        qkv, rope = op.inputs
+        return Rope(
+            rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
+            head_dim=self.config.head_dim, context=self.context, qkv=buffers[qkv],
+            rope=buffers[rope], q=buffers[op.output],
+            sq=self._scale(group.chips[rank], op.output), kv=kv, kvs=kvs,
+        )  # fmt: skip
+
+    def _attend(self, group: Group, rank: int, op: GraphOp) -> Attend:
+        (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
+        buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
+        (query,) = op.inputs
+        return Attend(
+            rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
+            head_dim=self.config.head_dim, context=self.context, bucket=self.kind.bucket,
+            kv_of=self.partition.kv_of(group, rank), q=buffers[query],
+            sq=self._scale(group.chips[rank], query), kv=kv, kvs=kvs,
+            y=buffers[op.output] + self._offsets(group, op.split)[rank],
+            scratch=buffers["scores"], stats=buffers["stats"] if self.dtype == "int8" else None,
+        )  # fmt: skip
+
+    def _add(self, chips: Sequence[int], op: GraphOp, group: Group, source: str) -> None:
+        """Add the segments of a group's ranks to the residual, on the group's chips or others."""
+        shares = group.shares(Split.HIDDEN, self.config.head_dim)
+        for chip in chips:
+            x, src = self.buffers[chip][op.output], self.buffers[chip][source]
             self._op(chip, op.name, Add(rows=self.kind.rows, shares=shares, x=x, src=src))
 
-    def _silu(self, group: Group, op: GraphOp) -> None:
-        if self.fuses:
-            return  # a part of the product
-        shares = group.shares(Split.INTER, self.config.head_dim)
-        offsets = segment_offsets(shares, self.kind.rows)
+    def _gate(self, group: Group, op: GraphOp) -> None:
+        shares = group.shares(op.split, self.config.head_dim)
+        offsets = self._offsets(group, op.split)
+        (source,) = op.inputs
+        assert op.activation is not None
         for rank, chip in enumerate(group.chips):
             buffers = self.buffers[chip]
             if shares[rank]:
-                silu = Silu(
-                    rows=self.kind.rows, k=self.config.hidden_size, n=shares[rank],
-                    dtype=self.dtype, x=buffers["gate_up"], y=buffers["mlp.mid"] + offsets[rank],
+                gate = Gate(
+                    activation=op.activation, rows=self.kind.rows, k=self.config.hidden_size,
+                    n=shares[rank], dtype=self.dtype, x=buffers[source],
+                    y=buffers[op.output] + offsets[rank],
                 )  # fmt: skip
-                self._op(chip, op.name, silu)
+                self._op(chip, op.name, gate)
+
+    # -- layers
 
     def _layer(self, group: Group, ops: tuple[GraphOp, ...], after: Group | None) -> None:
-        """One layer; `after` is the group that takes over behind it."""
-        norm, qkv, rope, attend, o_proj, add, post, gate_up, silu, down, add_mlp = ops
-        assert (rope.kind, attend.kind, silu.kind) == (Kind.ROPE, Kind.ATTEND, Kind.SILU)
-        self._norm(group, norm, "attn.in")
-        self._linear(group, qkv, "attn.in", "qkv")
-        self._attention(group, rope, attend)
-        self.moves.exchange(group, attend.name, "attn.out", Split.HEADS)
-        self._gather(group, o_proj.name, "attn.out", "o.in", Split.HEADS)
-        self._linear(group, o_proj, "o.in", "o.out")
-        self.moves.exchange(group, o_proj.name, "o.out", Split.HIDDEN)
-        self._add(group, add, "o.out")
+        """One layer; `after` is the group that takes over behind it.
+
+        A group that goes ahead hands the residual over before the layer's last sum, and the next
+        group does that sum. Else the residual is handed over behind the layer.
+        """
         ahead = after if self._goes_ahead(group) else None
+        *_, before_last, last = (op for op in ops if op.kind is Kind.ADD)
+        branch = next(op for op in ops if op.output in last.inputs and op.exchanged)
+        own = ops if ahead is None else ops[: ops.index(last)]
+        for op in self._operations(group, own, branch if after is not None else None):
+            if op.exchanged:
+                self.moves.exchange(group, op, ahead if op is branch else None)
+            if op is before_last and ahead is not None:
+                self.moves.hand_over(group, ahead, op.name)
         if ahead is not None:
-            self.moves.hand_over(group, ahead, add.name)
-        self._norm(group, post, "mlp.in")
-        self._linear(group, gate_up, "mlp.in", "gate_up")
-        self._silu(group, silu)
-        self.moves.exchange(group, silu.name, "mlp.mid", Split.INTER)
-        self._gather(group, down.name, "mlp.mid", "down.in", Split.INTER)
-        self._linear(group, down, "down.in", "mlp.out", leaves=after is not None)
-        self.moves.exchange(group, down.name, "mlp.out", Split.HIDDEN, ahead)
-        self._add(group, add_mlp, "mlp.out", ahead)
-        if after is not None and ahead is None:
-            self.moves.hand_over(group, after, add_mlp.name)
+            self._add(ahead.chips, last, group, HANDED)
+        elif after is not None:
+            self.moves.hand_over(group, after, last.name)
 
     def _goes_ahead(self, group: Group) -> bool:
         """Whether the residual leaves a group before the sum that ends its last layer.
@@ -272,10 +305,10 @@ class StepPlanner:
         return self.kind.decode and len(group.chips) > 1
 
     def _head(self, group: Group) -> None:
-        norm, lm_head = self.partition.graph.head
-        self._norm(group, norm, "head.in")
-        self._linear(group, lm_head, "head.in", "logits", leaves=not self.top_k)
-        host, buffer = self.partition.layout.chips, "logits"
+        ops = self.partition.graph.head
+        for _ in self._operations(group, ops, None if self.top_k else ops[-1]):
+            pass
+        host, buffer = self.partition.layout.chips, ops[-1].output
         for rank, chip in enumerate(group.chips):
             size = result_bytes(self.partition, rank, self.top_k)
             first, last = group.vocab[rank]
@@ -285,7 +318,7 @@ class StepPlanner:
                 buffer = "top_k"
                 top = TopK(
                     k=min(self.top_k, last - first), n=last - first,
-                    x=self.buffers[chip]["logits"], y=self.buffers[chip][buffer],
+                    x=self.buffers[chip][ops[-1].output], y=self.buffers[chip][buffer],
                     first_column=first,
                 )  # fmt: skip
                 self._op(chip, "sample.top_k", top)
@@ -296,5 +329,17 @@ class StepPlanner:
     def _done(self, group: Group) -> None:
         """A prefill step ends with one vector to the host, so that the host knows."""
         host, chip = self.partition.layout.chips, group.chips[0]
-        src = (chip, self.buffers[chip]["residual"])
+        src = (chip, self.buffers[chip][RESIDUAL])
         self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)
+
+
+def _result(op: GraphOp, at: int) -> Plain | AddTo | Gated:
+    """Return how a product ends that is, or does as a part of itself, an operation."""
+    match op.kind:
+        case Kind.ADD:
+            return AddTo(r=at)
+        case Kind.GATE:
+            assert op.activation is not None
+            return Gated(activation=op.activation, y=at)
+        case _:
+            return Plain(y=at)

@@ -16,6 +16,7 @@ NORM_BEFORE = {  # a product -> the norm that may be a part of it
     "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
     "lm_head": "norm",
 }  # fmt: skip
+GATES = {"silu": "mlp.silu"}  # opcode of a gate, and word of an epilogue -> its place
 ADD_AFTER = {"self_attn.o_proj": "self_attn.add", "mlp.down_proj": "mlp.add"}
 CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
 
@@ -47,9 +48,13 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "matmul mlp.gate_up_proj": {
         "x": ("norm post_attention_layernorm q",), "s": ("norm post_attention_layernorm s",),
     },
-    "silu mlp.silu": {"x": ("matmul mlp.gate_up_proj y",)},
-    "send mlp.silu": {"src": ("silu mlp.silu y",)},
-    "gather mlp.down_proj": {"src": ("silu mlp.silu y", "receive mlp.silu dst")},
+    **{f"{gate} {at}": {"x": ("matmul mlp.gate_up_proj y",)} for gate, at in GATES.items()},
+    **{f"send {at}": {"src": (f"{gate} {at} y",)} for gate, at in GATES.items()},
+    "gather mlp.down_proj": {
+        "src": tuple(
+            made for gate, at in GATES.items() for made in (f"{gate} {at} y", f"receive {at} dst")
+        ),
+    },
     "matmul mlp.down_proj": {"x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",)},
     "send mlp.down_proj": {"src": ("matmul mlp.down_proj y",)},
     "add mlp.add": {
@@ -87,7 +92,7 @@ def made_as(operation: Scheduled) -> tuple[int | None, str]:
     epilogue = _epilogue(operation)
     if epilogue == "add":
         return layer, ADD_AFTER.get(place, place)
-    return layer, "mlp.silu" if epilogue == "silu" else place
+    return layer, GATES.get(epilogue or "", place)
 
 
 def _epilogue(operation: Scheduled) -> str | None:

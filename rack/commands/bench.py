@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import BEST, INSTRUCTION_SETS
 from chip.kernels import load as load_kernels
-from compiler.model.graph import Kind
+from compiler.model.operation import Kind
 from compiler.pipeline import CompiledModel
 from rack.commands.command import at_least, model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser

@@ -1,8 +1,8 @@
 """One machine: its chip, its links, how racks are filled and wired. Made by `profile`.
 
 Slots are numbered card by card, rack by rack. Two ways of cabling: `dragonfly` (nodes and racks
-as built) and `free` (each layout plugs its own cables). Two ways of rating a link: its own
-LinkSpec, or an even share of what a chip can send in all.
+as built) and `free` (each layout plugs its own cables). Two ways of rating a link: a LinkSpec of
+its own, or an even share of a chip's egress.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _wired(shape: Dragonfly, n_racks: int) -> Topology:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedEgress:
-    """What a chip sends in all, shared evenly over its cabled ports; bits per second, exact."""
+    """A chip's egress, shared evenly over its cabled ports; bits per second, exact."""
 
     egress_bps: Fraction
     overhead_bytes: int

@@ -1,8 +1,8 @@
 """The keys of a machine's profile: which there are, their bounds, and which have one value only.
 
-Bounds keep every machine that is accepted small enough to be laid out; they are far beyond what is
-built. A key with one value is documented and compared: it is what instruction templates are laid
-for, or what none of them uses.
+Bounds keep every accepted machine small enough to compile; they are far beyond what is built. Some
+keys have one value only: instruction templates rely on that value, or none of them uses the key.
+Such a key documents the machine, and a file with another value is refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Published figures beside the emulator's own: what a row is, and how the table is written.
 
-The rows themselves are in `accuracy_rows`. Every row says which constants of the profile are
-behind our figure, so that a small error of a constant that was fitted to it impresses nobody.
+The rows are in `accuracy_rows`. Every row names the profile's constants behind our figure, because
+a small error proves nothing where a constant was fitted to that figure.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Row:
 
 
 def number(value: float) -> str:
-    """Write a figure as people do: whole where it is, else three digits that count."""
+    """Write a figure: whole numbers as they are, others with three significant digits."""
     if value == int(value):
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"

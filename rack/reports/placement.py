@@ -1,4 +1,4 @@
-"""What is placed where, chip by chip: `--dry-run` of every verb that has one; starts nothing."""
+"""What each chip holds: the `--dry-run` of every verb. Starts nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Tables as text: as wide as the terminal, or as they need where standard output is none.
+"""Tables as text: as wide as the terminal; without a terminal, as wide as they need.
 
-A cell that is too narrow for its words is folded, never cut; text is shown as it is, whatever
-brackets and colons are in it.
+Long cells are folded, never cut. Text is shown as it is: brackets and colons have no meaning.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One step as a picture: stages down, cycles across; below it one layer of one chip, unit by unit.
 
-A stage computes while any unit of any of its chips works, exchanges while it only sends or waits
-for vectors on their way to it, and is idle otherwise. Drawn with matplotlib, which has no display
-to open here.
+A stage computes while any unit of its chips works. It exchanges while it only sends, or waits for
+vectors on their way to it. Otherwise it is idle. Drawn with matplotlib, without a display.
 """
 
 from __future__ import annotations
@@ -215,7 +214,7 @@ def _draw_layer(axes: Axes, title: str, slices: dict[str, list[tuple[int, int, s
 
 
 def _short(name: str) -> str:
-    """Drop what the picture says anyway: self_attn.o_proj is o_proj."""
+    """Drop what the picture shows already: self_attn.o_proj is o_proj."""
     name = name.rpartition(".")[2]
     return {"input_layernorm": "norm", "post_attention_layernorm": "norm"}.get(name, name)
 

@@ -1,9 +1,9 @@
 """A schedule as Chrome trace events, one chip at a time (memory stays that of one program).
 
-One process a chip, one thread a unit and a link's end; a slice is an operation under the name of
-what it computes (its provenance), a flow arrow a transfer. `ts` and `dur` are microseconds of
-emulated time with whole nanoseconds: both ends of a slice are rounded down, so neighbours never
-overlap. The exact cycles are in `args`. Format: "Trace Event Format" of the Chromium project.
+A chip is a process; a unit, or one end of a link, is a thread. A slice is an operation, named by
+its provenance; a flow arrow is a transfer. `ts` and `dur` are microseconds of emulated time in
+whole nanoseconds. Both ends of a slice are rounded down, so neighbours never overlap. The exact
+cycles are in `args`. Format: "Trace Event Format" of the Chromium project.
 """
 
 from __future__ import annotations

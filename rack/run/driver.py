@@ -22,7 +22,8 @@ from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
 from compiler.ir import StepSchedule
 from compiler.model.config import ModelConfig
-from compiler.model.weights import EMBEDDING, WeightSource
+from compiler.model.layer import EMBEDDING
+from compiler.model.weights import WeightSource
 from compiler.pipeline import CompiledModel
 from interconnect.frame import Control
 from interconnect.transport import Transport

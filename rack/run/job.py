@@ -24,7 +24,7 @@ from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
 from compiler.ir import LinkUse, Tensor
-from compiler.model.graph import Kind
+from compiler.model.operation import Kind
 from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
 from compiler.place.partition import Weight, weight_of

@@ -14,7 +14,8 @@ from pathlib import Path
 from compiler.artifact import is_artifact
 from compiler.errors import CapacityError
 from compiler.model.frontend import Model, resolve_model
-from compiler.model.weights import EMBEDDING, WeightsKind
+from compiler.model.layer import EMBEDDING
+from compiler.model.weights import WeightsKind
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.auto import choose_layout, smallest_layout
 from compiler.place.layout import parse_layout

@@ -19,7 +19,8 @@ from compiler.errors import ArtifactError
 from compiler.files import shown
 from compiler.model.config import ModelConfig
 from compiler.model.frontend import Model
-from compiler.model.weights import EMBEDDING, WeightsKind, WeightsRef
+from compiler.model.layer import EMBEDDING
+from compiler.model.weights import WeightsKind, WeightsRef
 from compiler.pipeline import CompiledModel
 from compiler.regular import open_regular
 from rack.errors import ProfileError

@@ -1,6 +1,6 @@
 """The bodies of answers as the OpenAPI document shows them; `responses` makes the real ones.
 
-Tests check every answer against these, so that document and server cannot part.
+Tests check every answer against these models, so document and server agree.
 """
 
 from __future__ import annotations

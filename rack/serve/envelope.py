@@ -1,4 +1,4 @@
-"""Around every request: its id, the rate-limit headers of its answer, and its log line."""
+"""Middleware of every request: its id, the rate-limit headers of its answer, and its log line."""
 
 from __future__ import annotations
 

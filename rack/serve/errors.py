@@ -1,4 +1,4 @@
-"""What the server answers when it does not answer, in the shape the SDKs read.
+"""Errors of the server, and the bodies of refusals as the SDKs read them.
 
 RackError
 ├── ApiError      a request is refused: the status and the four fields of the body

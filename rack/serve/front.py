@@ -1,4 +1,4 @@
-"""What answers before there is anything to serve, and then hands every request on.
+"""The start-up handler: answers until the application is there, then hands every request on.
 
 The address is taken before the model is compiled. Until the application is there, `/health` is
 200 and everything else is 503 with the stage and `retry-after`, so that clients and orchestrators

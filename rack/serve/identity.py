@@ -1,4 +1,4 @@
-"""Who answers: the names a server goes by, its fingerprint, and what marks every answer."""
+"""The server's identity: model names, fingerprint, and the marks of every answer."""
 
 from __future__ import annotations
 

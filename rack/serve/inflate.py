@@ -1,4 +1,4 @@
-"""Bodies that a client sent compressed: gzip, unpacked to no more than a body may have.
+"""Compressed bodies: gzip, unpacked up to the limit of a body.
 
 A small body can unpack to any size, so unpacking stops at the limit. Other encodings are refused.
 """

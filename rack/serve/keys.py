@@ -1,7 +1,7 @@
-"""Who may ask: API keys from a file, compared in constant time.
+"""API keys from a file, compared in constant time.
 
-Only digests are kept, so that a key cannot get into a log, a traceback or a core file by way of
-this module. A key goes by its name everywhere else: in limits, in logs, in messages.
+This module keeps digests only, so no key gets from here into a log, a traceback or a core file.
+Limits, logs and messages use a key's name.
 
 The file has a line per key, `NAME KEY` or only `KEY` (then its name is `key-N`, N the line); `#`
 starts a comment line.

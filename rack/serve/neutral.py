@@ -1,4 +1,4 @@
-"""Parameters that this server does not do, and the values of them that ask for nothing.
+"""Parameters that this server does not support, and their values that ask for nothing.
 
 SDKs and frameworks send many at their neutral default (`n: 1`), which is accepted; so is null.
 Anything else is refused with a 400 that names the parameter, never ignored.

@@ -1,11 +1,11 @@
-"""Time that feels real: a rack's steps end no earlier by the wall clock than by the emulated one.
+"""Real-time pacing: by the wall clock, a rack's steps end no earlier than in emulated time.
 
-Due times are absolute, a request's start plus all of its cycles so far, so that errors of single
-waits do not add up. They are kept by sleeping, never by spinning: a spinning thread would hold the
+Due times are absolute: a request's start plus all of its cycles so far. So errors of single waits
+do not add up. They are kept by sleeping, never by spinning: a spinning thread would hold the
 interpreter's lock against the event loop that sends the tokens. This is the one place where
 emulated time turns into wall time; no emulated figure depends on it.
 
-Where this computer cannot keep up, the time that is lost is told to the client (`Slip`).
+Where this computer cannot keep up, the client is told how much time was lost (`Slip`).
 """
 
 from __future__ import annotations

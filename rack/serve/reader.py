@@ -3,9 +3,9 @@
 A short body of a model without a tokenizer is read here: that takes well under a millisecond, and
 a few at worst. Everything else goes to a process of its own, one after another: tokenizers hold
 the interpreter's lock for as long as a text takes, and a chat template is code from a download,
-which can loop for ever or ask for any amount of memory. Such a process is ended when a request
-takes too long, and a fresh one takes the next. Long bodies have a process apart from short ones,
-which so never wait for them.
+which can loop for ever or ask for any amount of memory. A process is ended when a request
+takes too long, and a fresh one takes the next. Long bodies have a process of their own, so short
+ones never wait for them.
 """
 
 from __future__ import annotations

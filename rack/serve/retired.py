@@ -1,4 +1,4 @@
-"""Models that GroqCloud serves no more, with the day, so that a 404 can say so.
+"""Models that GroqCloud has retired, with the day, for the text of a 404.
 
 The days are those for accounts without a contract. A server that has one of the models under its
 old name serves it. Source of all: https://console.groq.com/docs/deprecations, as each row's grade

@@ -32,7 +32,7 @@ IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that t
 
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends the server, but for those that whoever started it has had ignored (nohup)."""
+"""Signals that end the server, without those that were ignored at its start (nohup)."""
 
 
 class UnchunkedCycle(RequestResponseCycle):

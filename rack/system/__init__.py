@@ -1,0 +1,4 @@
+"""This computer around a process: signals, standard streams, output files, progress.
+
+May import: chip.*, rack.
+"""

@@ -16,8 +16,8 @@ _NO_TOKENIZER = "no tokenizer.json: a byte tokenizer is used (one token per UTF-
 class ByteTokenizer(Tokenizer):
     """Ids 0-255 are bytes, then BOS and EOS unless the model has its own; the rest `<t1234>`.
 
-    The model's own BOS and EOS ids always win, because it is the model that stops on them. A byte
-    that they take, or that the vocabulary is too small for, cannot be written.
+    The model's own BOS and EOS ids always win, because the model stops on them. A byte whose id
+    they take, or that is beyond the vocabulary, cannot be written.
     """
 
     kind = "bytes"

@@ -41,7 +41,7 @@ _TEMPLATE_DATE = datetime(2024, 7, 26)
 
 
 class PromptError(RackError, ValueError):
-    """A prompt, chat or token id that this model's tokenizer cannot take: the client's to fix."""
+    """A prompt, chat or token id that this model's tokenizer cannot take: a client's error."""
 
 
 class _Generation(Extension):
@@ -59,7 +59,7 @@ class ChatTemplate:
     """A model's template, or several by name; `source` None stands for PLAIN_TEMPLATE.
 
     `where` names the file. `tokens` are the special tokens by name. `takes_tools` says whether the
-    template that is used with tools, `source`, names them. Raises ModelError when a template does
+    template for tools, `source`, uses them. Raises ModelError when a template does
     not compile, or none of several is the default.
     """
 

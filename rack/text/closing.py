@@ -5,7 +5,7 @@ quote that ends a string is one token of a hundred thousand. So every fourth tok
 once there is little room left, is a single character that leads towards the end: a closing quote
 or bracket where one is allowed, else what is short to finish.
 
-Tokens are tried rather than looked up: to ask for one takes a microsecond, for all a thousand.
+Tokens are tried one by one: to ask for one takes a microsecond, for all tokens a millisecond.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Closing:
     def draw(self, seed: int, position: int, *, hurry: bool) -> int | None:
         """Return a token that is allowed: the same for the same seed and position.
 
-        None where none was found: then no single character is allowed, nor any token tried.
+        None where no single character and no tried token is allowed.
         """
         haste, which, *tries = uniforms(seed, position, 2 + TRIES)
         kinds = self._kinds()

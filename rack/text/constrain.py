@@ -36,7 +36,7 @@ _LIMITS = llguidance.LLParserLimits(max_lexer_states=30_000, verbose_errors=Fals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What a tokenizer's tokens spell, in a form that another process can be given."""
+    """What a tokenizer's tokens spell, in a form that can be sent to another process."""
 
     vocabulary: str | list[bytes]  # the contents of tokenizer.json, or each token's bytes
     size: int
@@ -111,9 +111,9 @@ def _spelling(tokenizer: Tokenizer) -> Spelling:
 
 
 def refusal(table: llguidance.LLTokenizer, grammar: Grammar, begin: Callable[[int], None]) -> str:
-    """Return why a grammar cannot be kept to, "" if it can.
+    """Return why no answer can meet a grammar, "" if one can.
 
-    `begin` is told before each part's turn, and with the number of parts before the whole's.
+    `begin` is called with each part's number before that part, then with the number of parts.
     """
     for number, part in enumerate(grammar.parts):
         begin(number)
@@ -146,7 +146,7 @@ def compiled(tokenizer: Tokenizer, grammar: Grammar) -> llguidance.LLMatcher:
 
 
 def prepare(tokenizer: Tokenizer, grammar: Grammar) -> None:
-    """Do what takes long before an answer starts. Raises RequestError."""
+    """Do the slow work before an answer starts. Raises RequestError."""
     compiled(tokenizer, grammar)
     _spelling(tokenizer)
 

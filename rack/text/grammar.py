@@ -1,4 +1,4 @@
-"""What an answer is held to: a grammar in llguidance's form, made from JSON schemas.
+"""The grammar that an answer must meet, in llguidance's form, made from JSON schemas.
 
 Pure text to text; `constrain` has the library. Two rewritings of a schema are here. Each gives
 a schema whose values all meet the one that was given: `plain` leaves out what says nothing about
@@ -90,7 +90,7 @@ def _inside(container: Any) -> Iterable[Any]:
 
 
 def plain(schema: Schema) -> Schema:
-    """Leave out unknown formats, and choices that cannot be kept to where there are others.
+    """Leave out unknown formats, and choices that no text can meet where there are others.
 
     No class of a pattern has all control characters: llguidance would take an escaped quote and
     backslash for some of them (`[^"]` would allow a quote).
@@ -123,7 +123,7 @@ def _looks_around(schema: Any) -> bool:
 
 
 def inexact(schema: Schema) -> str:
-    """Return the first keyword whose number llguidance would take for another, "" if none is.
+    """Return the first keyword whose number llguidance would change, "" if there is none.
 
     It has numbers as doubles, spells them with the digits that a double needs, and cuts the bounds
     of integers to 64 bits.
@@ -154,7 +154,7 @@ def _bounds(schema: Schema, key: str, bound: int) -> bool:
 
 
 def _rounded(value: int) -> int:
-    """Return what a double holds of it; the library itself refuses what none does."""
+    """Return the number as a double; the library itself refuses a number that no double holds."""
     with contextlib.suppress(OverflowError):
         return int(float(value))
     return value
@@ -177,7 +177,7 @@ def _scalars(value: Any) -> Iterator[Any]:
 
 
 def narrowed(schema: Schema) -> Schema:
-    """Allow no properties beside those that an object names, as those who call functions expect.
+    """Allow only the properties that an object names, as callers of functions expect.
 
     Where schemas cross (allOf, oneOf, ...) only the outermost object is narrowed.
     """
@@ -202,7 +202,7 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_doubles(schema: Schema) -> Schema:
-    """Make lists of different items lists of at most one: what random items must be held to."""
+    """Limit lists of unique items to one item: random items cannot be kept different."""
     return _rewritten(schema, _single)
 
 

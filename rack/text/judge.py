@@ -1,11 +1,11 @@
-"""Whether a stranger's grammar can be kept to, found out where it can do no harm.
+"""Try a client's grammar in a process of its own, where it can do no harm.
 
 llguidance bounds the work of a token, but not that of building a grammar: `multipleOf` 62615533
 takes gigabytes. So each grammar is first built in a process of its own, which the kernel ends when
-it takes too much CPU time or memory. That process is forked, ready to work, from one that waits:
+it takes too much CPU time or memory. That process is forked from one that waits, ready to work:
 `python -m rack.text.judge FD`, started for the first grammar. It ends with its parent.
 
-Non-goal: hiding the cost. A grammar that passes is built again by who uses it, for as much.
+Non-goal: hiding the cost. The user of a grammar that passes builds it again, at the same cost.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Limits:
 
 
 class JudgeError(RackError):
-    """The judging process has ended, or was told to stop: no verdict."""
+    """There is no verdict: the judging process ended, or was told to stop."""
 
 
 # The part that it is about (their number: all together) and why it is refused: "" if it is not,
@@ -70,7 +70,7 @@ class Judge:
         self._lock = threading.Lock()
 
     def check(self, grammar: Grammar) -> None:
-        """Raise RequestError if a grammar cannot be kept to within the limits.
+        """Raise RequestError for a grammar that cannot be built within the limits.
 
         Raises JudgeError when there is no verdict, because the process ended or `cancel` was
         called.
@@ -198,7 +198,7 @@ def _judged(connection: Connection, table: Any, grammar: Grammar, limits: Limits
 
 
 def _child(connection: Connection, table: Any, grammar: Grammar, limits: Limits) -> NoReturn:
-    """Build a grammar within the limits, telling which part it is at."""
+    """Build a grammar within the limits; report the part at work."""
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         memory = used + limits.memory_bytes

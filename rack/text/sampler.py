@@ -56,7 +56,7 @@ class SamplingParams:
 
 
 def uniform(seed: int, position: int) -> float:
-    """Return the number in [0, 1) that belongs to a seed and a position: 53 bits of Philox."""
+    """Return the number in [0, 1) of a seed and a position: 53 bits of Philox."""
     return uniforms(seed, position, 1)[0]
 
 

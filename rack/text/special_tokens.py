@@ -1,8 +1,8 @@
 """A model's special tokens, gathered from its files as transformers gathers them.
 
 `tokenizer_config.json` names them; `special_tokens_map.json` overrides it in folders from before
-`added_tokens_decoder`; `tokenizer.json` may name the one it pads with. Each is added to the
-tokenizer, so that its text is one token, with a new id where the tokenizer has none for it.
+`added_tokens_decoder`; `tokenizer.json` may name the padding token. Each is added to the tokenizer,
+so that its text is one token; one without an id gets a new id.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 def read_special_tokens(
     folder: Path, config: Mapping[str, Any], inner: tokenizers.Tokenizer
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Give what a chat template knows, by name, and the tokens that got new ids.
+    """Give the tokens that a chat template knows, by name, and the tokens that got new ids.
 
     Each named token has its text, `additional_special_tokens` a list; a token that no file names
     is absent. Raises ModelError, naming file and key.

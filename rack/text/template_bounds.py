@@ -2,9 +2,9 @@
 
 jinja2's sandbox keeps a template from the host; it does not keep it from asking for gigabytes:
 `'x' * 10**10`, `'%10000000000d' % 1`, `'x'.center(10**10)`. Those are refused here, and so is text
-without end, and loops over more numbers in all than a prompt has characters. Nothing is computed
-when a template is only loaded. What is left (loops over messages, formats) is bounded by whoever
-renders: the server does it in a process with limits (rack/serve/reader.py).
+without end, and loops over more numbers in all than a prompt has characters. Loading a template
+computes nothing. What is left (loops over messages, formats) the renderer bounds: the server
+renders in a process with limits (rack/serve/reader.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _as_it_is(context: Context, value: Any) -> Any:
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox; operations that would make too much raise SecurityError."""
+    """The sandbox; operations with too large a result raise SecurityError."""
 
     intercepted_binops = frozenset(("*", "**", "%"))
 
@@ -56,7 +56,7 @@ def _check_numbers(what: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def _modest(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that refuses numbers which would make too much."""
+    """Return a filter that refuses numbers with which its result would be too large."""
 
     @functools.wraps(filter_)  # jinja2 keeps marks on a filter, such as that it takes the context
     def modest(*args: Any, **kwargs: Any) -> Any:
@@ -81,7 +81,7 @@ class _Ranges:
 
 
 def _size(operator: str, left: Any, right: Any) -> int:
-    """Return about how much a result would be, at most; 0 where that does not depend on numbers."""
+    """Return an upper bound of a result's size; 0 where no number decides it."""
     if operator == "%" and isinstance(left, str | bytes):
         text = left if isinstance(left, str) else left.decode("latin-1")
         wide = any(int(digits) > MOST for digits in _DIGITS.findall(text))

@@ -1,4 +1,4 @@
-"""What can be told of a tokenizer's tokens before any text is encoded: bounds, and plain words."""
+"""What a tokenizer's files tell before any text is encoded: bounds, and plain words."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SPACES = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a
 
 
 def longest_token(inner: tokenizers.Tokenizer) -> int | None:
-    """Return the bytes of text that one token stands for at most; None where any number may.
+    """Return the most bytes of text that one token stands for; None where there is no bound.
 
-    There is a bound where every byte of a text is in some token: byte-level BPE with all bytes in
-    its vocabulary, and nothing that drops text on the way.
+    There is a bound where every byte of a text is in some token: a byte-level BPE has all bytes in
+    its vocabulary, and no step before it drops text.
     """
     vocabulary = inner.get_vocab(with_added_tokens=False)
     added = inner.get_added_tokens_decoder().values()

@@ -59,7 +59,7 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Load a model folder's tokenizer, or the byte tokenizer where it has no tokenizer.json.
 
-    Where one is `needed`, because the answers are to be read, there is no stand-in. Raises
+    A `needed` tokenizer, for answers that people read, has no stand-in. Raises
     ModelError, naming the file, when a file is there but cannot be used.
     """
     if folder is not None and folder / "tokenizer.json" in tokenizer_files(folder):
@@ -73,7 +73,7 @@ def load_tokenizer(
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Give the files of a folder that a tokenizer and its templates may be made of."""
+    """Give the files of a folder that a tokenizer and its templates are read from."""
     found = [folder / name for name in FILES if is_file(folder / name)]
     return found + additional_templates(folder)
 

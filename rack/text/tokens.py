@@ -1,4 +1,4 @@
-"""What every tokenizer is: text to token ids and back, whole or as a stream of pieces."""
+"""The interface of tokenizers: text to token ids and back, whole or as a stream of pieces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rack.text.chat_template import ChatTemplate, Message, PromptError
 
 
 class StreamDecoder(Protocol):
-    """Turns ids into text as they come; pieces only ever hold whole characters."""
+    """Turns ids into text as they come; a piece holds whole characters only."""
 
     def feed(self, token_id: int) -> str:
         """Give the text that this id completes, perhaps none."""
@@ -59,7 +59,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _plain_ids(self) -> Sequence[int]:
-        """Give `plain_ids`, perhaps with some that are beyond the vocabulary or end a sequence."""
+        """Give `plain_ids`; some may be beyond the vocabulary or end a sequence."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -99,7 +99,7 @@ class Tokenizer(ABC):
         return self.encode(text) if self.template.is_plain else self._encode_rendered(text)
 
     def fewest_tokens(self, text: str) -> int:
-        """Give a number of tokens that this text has at least, without encoding it."""
+        """Give a lower bound of this text's tokens, without encoding it."""
         if self.longest_token is None:
             return 0
         return -(-len(text.encode("utf-8", "surrogatepass")) // self.longest_token)

@@ -1,9 +1,8 @@
 """Make the tokenizers in chats/ and what transformers renders and encodes with them.
 
-Needs transformers and tokenizers (any recent version), which the tests do not:
-
-    python -m venv goldens-venv && goldens-venv/bin/pip install transformers
-    goldens-venv/bin/python tests/goldens/make_chats.py
+`make goldens` runs this with transformers and tokenizers as requirements.txt has them; the tests
+need neither. A tokenizer that is there is kept, as the templates are: take its file away to train
+it anew.
 
 `chats/goldens.json` has, by case and by chat (tests/chat_cases.py), the text and the ids, or the
 error. The clock stands still on the day that the project's does.
@@ -90,8 +89,10 @@ def main() -> None:
     print(f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}")
     transformers.utils.chat_template_utils.datetime = StoppedClock
     for kind in SPECIAL:
-        content = json.loads(make_tokenizer(kind).to_str())
-        (CHATS / f"{kind}.json").write_text(json.dumps(content, ensure_ascii=False))
+        file = CHATS / f"{kind}.json"
+        if not file.exists():
+            content = json.loads(make_tokenizer(kind).to_str())
+            file.write_text(json.dumps(content, ensure_ascii=False))
     out: dict[str, Any] = {}
     for name in CASES:
         with tempfile.TemporaryDirectory() as home:

@@ -94,21 +94,29 @@ PyObject *bind_add(Call *call, const Table *table, Args a) {
     return done(0);
 }
 
-PyObject *bind_silu(Call *call, const Table *table, Args a) {
+static PyObject *gate(Call *call, Args a, const char *name, Gate *kernel) {
     const Py_buffer *gu, *out;
-    if (!(gu = take(call, a[0], "silu", "f", 2, READ)) ||
+    if (!(gu = take(call, a[0], name, "f", 2, READ)) ||
         !(out = take(call, a[1], "output", "fe", 2, WRITE)))
         return NULL;
     const Py_ssize_t rows = gu->shape[0], n = out->shape[1];
     if (gu->shape[1] != 2 * n) {
-        PyErr_Format(PyExc_ValueError, "silu: wanted %zd columns, got %zd", 2 * n, gu->shape[1]);
+        PyErr_Format(PyExc_ValueError, "%s: wanted %zd columns, got %zd", name, 2 * n,
+                     gu->shape[1]);
         return NULL;
     }
     if (!check_shape(out, "output", rows, n)) return NULL;
     long saturated;
-    UNLOCKED(saturated = table->silu(rows, n, rows_of(gu), rows_of(out), is_half(out)));
+    UNLOCKED(saturated = kernel(rows, n, rows_of(gu), rows_of(out), is_half(out)));
     return counted(saturated);
 }
+
+#define BIND(name)                                               \
+    PyObject *bind_##name(Call *call, const Table *table, Args a) { \
+        return gate(call, a, #name, table->name);                \
+    }
+GATES(BIND)
+#undef BIND
 
 static int check_matmul(const Py_buffer *x, const Py_buffer *w, Py_ssize_t columns) {
     const Py_ssize_t kp = x->shape[1];

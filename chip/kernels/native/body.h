@@ -6,6 +6,8 @@
 #include "attention.h"
 #include "weights.h"
 
+#define ENTRY(name) .name = FN(name),
+
 const Table FN(table) = {
     .name = ISA_NAME,
     .norm = FN(norm),
@@ -16,8 +18,10 @@ const Table FN(table) = {
     .attention_i8 = FN(attention_i8),
     .attention_f16 = FN(attention_f16),
     .add = FN(add),
-    .silu = FN(silu),
+    GATES(ENTRY)
     .synthetic = FN(synthetic),
     .quantize_row = FN(quantize_row),
     .read_words = FN(read_words),
 };
+
+#undef ENTRY

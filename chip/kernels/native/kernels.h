@@ -104,6 +104,12 @@ typedef struct { /* of attention: one item for each token that a row may see */
     void *p; /* the softmax: int8 or fp16 */
 } Scratch;
 
+/* The activations of gates; vmath.h has NAME_f32 of each. */
+#define GATES(F) F(silu)
+
+typedef long Gate(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half); /* out: [rows, n] */
+#define FIELD(name) Gate *name;
+
 /* Functions that return long give the number of saturated fp16 roundings, or -1: out of memory. */
 typedef struct {
     const char *name;
@@ -115,11 +121,12 @@ typedef struct {
     long (*attention_i8)(const Attention *);
     long (*attention_f16)(const Attention *);
     void (*add)(ptrdiff_t rows, Rows x, const Segments *segments);
-    long (*silu)(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half);
+    GATES(FIELD)
     void (*synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out, ptrdiff_t tile_stride);
     float (*quantize_row)(ptrdiff_t k, const float *w, int8_t *q);
     uint64_t (*read_words)(const char *at, ptrdiff_t bytes);
 } Table;
+#undef FIELD
 
 extern const Table table_portable, table_avx2, table_avx512, table_emulated;
 

@@ -63,20 +63,25 @@ static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
     }
 }
 
-static long FN(silu)(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half) {
-    float values[LANES];
-    long saturated = 0;
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        const float *gate = (const float *)(gu.at + r * gu.stride), *up = gate + n;
-        for (ptrdiff_t at = 0; at < n; at += LANES) {
-            const ptrdiff_t count = n - at < LANES ? n - at : LANES;
-            for (ptrdiff_t i = 0; i < count; i++)
-                values[i] = (gate[at + i] * sigmoid_f32(gate[at + i])) * up[at + i];
-            saturated += FN(put)(values, count, out, r, at, half);
-        }
+/* out = activation(gate) * up, for each activation. */
+#define DEFINE_GATE(name)                                                              \
+    static long FN(name)(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half) {   \
+        float values[LANES];                                                           \
+        long saturated = 0;                                                            \
+        for (ptrdiff_t r = 0; r < rows; r++) {                                         \
+            const float *gate = (const float *)(gu.at + r * gu.stride), *up = gate + n; \
+            for (ptrdiff_t at = 0; at < n; at += LANES) {                              \
+                const ptrdiff_t count = n - at < LANES ? n - at : LANES;               \
+                for (ptrdiff_t i = 0; i < count; i++)                                  \
+                    values[i] = name##_f32(gate[at + i]) * up[at + i];                 \
+                saturated += FN(put)(values, count, out, r, at, half);                 \
+            }                                                                          \
+        }                                                                              \
+        return saturated;                                                              \
     }
-    return saturated;
-}
+
+GATES(DEFINE_GATE)
+#undef DEFINE_GATE
 
 INLINE void FN(rotate)(const Rope *p, ptrdiff_t r, const float *x, float *y) {
     const ptrdiff_t half = p->hd / 2;

@@ -63,6 +63,9 @@ INLINE float recip_f32(float x) {
 
 INLINE float sigmoid_f32(float x) { return recip_f32(1.0f + exp_f32(-x)); }
 
+/* Activations of a gate. */
+INLINE float silu_f32(float x) { return x * sigmoid_f32(x); }
+
 /* Sum 320 lanes by a tree; overwrites them. */
 INLINE float lane_tree(float *lanes) {
     for (int width = 160; width >= 5; width /= 2)

@@ -22,7 +22,7 @@ from compiler.codegen.products.gaps import link_turns
 from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE
 from compiler.codegen.products.sums import ARRIVAL, Outputs, added, dequantised
 from compiler.codegen.products.timeline import ColumnGroup
-from compiler.codegen.vector import Run, f32, joined, sigmoid
+from compiler.codegen.vector import ACTIVATIONS, ANY, Run, joined
 
 LEAD = 8  # cycles that the work on two groups is apart
 FAR = 40  # the same where columns' scales come by way of an SXM
@@ -122,14 +122,14 @@ class Drains:
 
     def _follow(self, b: Block, kind: str, scaled: list[Node]) -> None:
         """Do with a group's dequantised sums what follows the product."""
-        if kind == "gate":
-            _gate_in_register(b, scaled[0])
+        if kind == "gate" and isinstance(self.op.result, Gated):
+            ACTIVATIONS[self.op.result.activation](b, scaled[0], GATE.chain)
         elif kind == "up":
             _store_f16(b, b.alu(AluOp.MUL, Held(GATE.gated), scaled[0]), 0)
-        elif self._gated:
+        elif isinstance(self.op.result, Gated):
             for pair in range(len(scaled) // 2):
                 gate, up = scaled[2 * pair : 2 * pair + 2]
-                gated = b.alu(AluOp.MUL, gate, sigmoid(b, gate))
+                gated = ACTIVATIONS[self.op.result.activation](b, gate, ANY)
                 y = b.alu(AluOp.MUL, gated, up, lanes=gate.lanes)
                 _store_f16(b, y, 2 * pair)
         else:
@@ -153,11 +153,3 @@ def _store(b: Block, kind: str, y: Node, j: int) -> None:
 
 def _store_f16(b: Block, y: Node, vector: int) -> None:
     b.alu(AluOp.CVT_F16, y, lanes=y.lanes, out=Ref("y", vector, vectors(2 * y.lanes)))
-
-
-def _gate_in_register(b: Block, gate: Node) -> None:
-    """silu(gate), on ALUs of its own, into a register."""
-    value = b.alu(AluOp.COPY, gate, on=GATE.kept)
-    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, gate, on=GATE.minus), on=GATE.exp)
-    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=GATE.plus), on=GATE.root)
-    b.alu(AluOp.MUL, value, b.alu(AluOp.MUL, r, r, on=GATE.square), on=GATE.gated)

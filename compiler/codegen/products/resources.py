@@ -87,11 +87,14 @@ class GateChain:
     gated: int = alu(14, "silu(gate), until the up columns come")
 
     @property
+    def chain(self) -> tuple[int, ...]:
+        """ALUs of an activation, in order (compiler/codegen/vector.py): the last has the result."""
+        return self.kept, self.minus, self.exp, self.plus, self.root, self.square, self.gated
+
+    @property
     def pinned(self) -> frozenset[int]:
         """ALUs that the drains beside it may not take."""
-        return frozenset(
-            {self.kept, self.minus, self.exp, self.plus, self.root, self.square, self.gated}
-        )
+        return frozenset(self.chain)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,109 @@
+"""What a layer consists of, and the head: the one description of them.
+
+It lists the operations in their order. Each names the buffers that it reads and writes, its
+columns, the axis they are dealt along, and its tensors. All else follows from it: the graph, the
+tensors that a checkpoint must have (compiler/model/weights.py), each chip's share of them
+(compiler/place/partition.py), buffers with their lifetimes (compiler/place/buffers.py) and what
+each chip does in a step (compiler/schedule/steps.py). The verifier has a table of its own.
+
+What differs between architectures is a field of `Architecture` and a line here.
+"""
+
+from __future__ import annotations
+
+from compiler.model.architecture import ARCHITECTURES
+from compiler.model.config import ModelConfig
+from compiler.model.operation import GraphOp, Kind, Split, WeightTensor
+
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+RESIDUAL, ROPE = "residual", "rope"
+ENTERING = (RESIDUAL, ROPE)  # what the host, or the group before, gives to a group
+
+
+def layer(config: ModelConfig) -> tuple[GraphOp, ...]:
+    """Return the operations of a layer in order; names are those within the layer."""
+    hidden, inter = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.q_size, config.kv_size
+    activation = ARCHITECTURES[config.architecture].activation
+    return (
+        _norm("input_layernorm", hidden, "attn.in"),
+        _linear("self_attn.qkv_proj", "attn.in", "qkv", Split.QKV, hidden,
+                ("self_attn.q_proj", heads, Split.HEADS),
+                ("self_attn.k_proj", kv_heads, Split.KV_HEADS),
+                ("self_attn.v_proj", kv_heads, Split.KV_HEADS)),
+        GraphOp(name="self_attn.rope", kind=Kind.ROPE, inputs=("qkv", ROPE), output="query",
+                features=heads, split=Split.HEADS),
+        GraphOp(name="self_attn.attend", kind=Kind.ATTEND, inputs=("query",), output="attn.out",
+                features=heads, split=Split.HEADS, exchanged=True),
+        _gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
+        _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden),
+        _add("self_attn.add", "o.out", hidden),
+        _norm("post_attention_layernorm", hidden, "mlp.in"),
+        _linear("mlp.gate_up_proj", "mlp.in", "gate_up", Split.INTER, hidden,
+                ("mlp.gate_proj", inter, Split.INTER), ("mlp.up_proj", inter, Split.INTER)),
+        GraphOp(name=f"mlp.{activation}", kind=Kind.GATE, inputs=("gate_up",), output="mlp.mid",
+                features=inter, split=Split.INTER, exchanged=True, activation=activation),
+        _gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER),
+        _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden),
+        _add("mlp.add", "mlp.out", hidden),
+    )  # fmt: skip
+
+
+def head(config: ModelConfig) -> tuple[GraphOp, ...]:
+    """Return the operations behind the last layer in order."""
+    return (
+        _norm("norm", config.hidden_size, "head.in", FINAL_NORM),
+        _linear("lm_head", "head.in", "logits", Split.VOCAB, config.hidden_size,
+                ("lm_head", config.vocab_size, Split.VOCAB)),
+    )  # fmt: skip
+
+
+def _norm(name: str, hidden: int, output: str, tensor: str | None = None) -> GraphOp:
+    """Norm the residual."""
+    weight = WeightTensor(name=tensor or f"{name}.weight", rows=hidden, split=Split.NONE)
+    return GraphOp(
+        name=name, kind=Kind.NORM, inputs=(RESIDUAL,), output=output, features=hidden,
+        split=Split.NONE, tensors=(weight,),
+    )  # fmt: skip
+
+
+def _linear(
+    name: str, source: str, output: str, split: Split, k: int, *tensors: tuple[str, int, Split]
+) -> GraphOp:
+    """Multiply by matrices, given as (name, output columns, split), side by side."""
+    weights = tuple(
+        WeightTensor(name=f"{tensor}.weight", rows=rows, split=axis)
+        for tensor, rows, axis in tensors
+    )
+    return GraphOp(
+        name=name, kind=Kind.LINEAR, inputs=(source,), output=output,
+        features=sum(weight.rows for weight in weights), split=split, tensors=weights,
+        in_features=k,
+    )  # fmt: skip
+
+
+def _projection(name: str, source: str, output: str, k: int, hidden: int) -> GraphOp:
+    """Project back to the residual's columns; the result is exchanged."""
+    tensor = WeightTensor(name=f"{name}.weight", rows=hidden, split=Split.HIDDEN)
+    return GraphOp(
+        name=name, kind=Kind.LINEAR, inputs=(source,), output=output, features=hidden,
+        split=Split.HIDDEN, exchanged=True, tensors=(tensor,), in_features=k,
+    )  # fmt: skip
+
+
+def _gather(name: str, source: str, output: str, features: int, split: Split) -> GraphOp:
+    """Join an exchanged value, dealt along `split`, for the product of the same name."""
+    return GraphOp(
+        name=name, kind=Kind.GATHER, inputs=(source,), output=output, features=features,
+        split=split,
+    )  # fmt: skip
+
+
+def _add(name: str, source: str, hidden: int) -> GraphOp:
+    """Add an exchanged value to the residual."""
+    return GraphOp(
+        name=name, kind=Kind.ADD, inputs=(RESIDUAL, source), output=RESIDUAL, features=hidden,
+        split=Split.NONE,
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""The types of a model's graph: an operation, what it reads and writes, and the tensors it holds.
+
+Values are named after the buffers of a step that they lie in (compiler/place/buffers.py). A value
+is either replicated (the residual stream, a norm's output) or split by columns over the chips of a
+group; a split value that another chip needs is exchanged, rounded to fp16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from chip.ops.opcodes import Activation
+
+
+class Kind(StrEnum):
+    """What a graph operation does."""
+
+    NORM = "norm"
+    LINEAR = "linear"
+    GATHER = "gather"
+    ROPE = "rope"
+    ATTEND = "attend"
+    GATE = "gate"
+    ADD = "add"
+
+
+class Split(StrEnum):
+    """Along which axis columns are dealt to the chips of a group."""
+
+    NONE = "replicated"
+    QKV = "query and key/value heads"
+    HEADS = "query heads"
+    KV_HEADS = "key/value heads"
+    HIDDEN = "hidden"
+    INTER = "intermediate"
+    VOCAB = "vocabulary"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightTensor:
+    """A tensor of an operation, by its Hugging Face name: `rows` of it are output columns."""
+
+    name: str
+    rows: int
+    split: Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphOp:
+    """One operation: `name` is its provenance; `inputs` and `output` name buffers of a step."""
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...]
+    output: str
+    features: int  # columns of the output
+    split: Split
+    exchanged: bool = False  # the output is: it is fp16, and every chip gets all columns
+    tensors: tuple[WeightTensor, ...] = ()
+    in_features: int = 0  # K of a LINEAR
+    activation: Activation | None = None  # of a GATE
+
+    @property
+    def dtype(self) -> str:
+        """Type of the output's elements."""
+        return "f16" if self.exchanged else "f32"
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the tensors."""
+        return tuple(tensor.name for tensor in self.tensors)
+
+    def in_layer(self, index: int) -> GraphOp:
+        """Return the operation of one layer, with that layer's names."""
+        tensors = tuple(
+            replace(tensor, name=f"model.layers.{index}.{tensor.name}") for tensor in self.tensors
+        )
+        return replace(self, name=f"layers.{index}.{self.name}", tensors=tensors)
+
+    def __str__(self) -> str:
+        shape = f"[rows, {self.features}] {self.dtype}"
+        inputs = ", ".join(self.inputs)
+        return f"{self.name:<36} {self.kind:<7}({inputs}) -> {self.output} {shape}, {self.split}"

@@ -1,0 +1,187 @@
+"""A step's buffers on one chip: sizes, and lifetimes that follow from the order of operations.
+
+Places of a lifetime count the operations of a group: those of one layer, as all its layers are
+alike, then those of the head. What a chip gets before the first is at place `ENTERED`; the place
+behind the last is that of results, which wait for their links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from chip.ops.kv import KvLayout
+from chip.ops.rows import item_bytes, row_bytes, segment_offsets
+from chip.ops.scratch import Scratch
+from chip.spec import pad_vector
+from compiler.model.layer import ENTERING, RESIDUAL, ROPE
+from compiler.model.operation import GraphOp, Kind, Split
+from compiler.place.partition import Group, Partition
+
+ENTERED = -1
+HANDED = "handed"  # the gather buffer of segments that the group before hands over
+FORWARD_SLOTS = 4  # messages that may pass through a chip at once; the schedule holds back a fifth
+
+Lifetime = tuple[int, int]
+"""First and last place at which a buffer is in use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer:
+    """A buffer of one step: `first` and `last` are its lifetime, in places of the order."""
+
+    name: str
+    size: int
+    first: int
+    last: int
+    bulk: bool = False  # in the bulk slices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryOptions:
+    """What the memory must hold beside the weights."""
+
+    dtype: str
+    context: int  # tokens of KV cache
+    rows: tuple[int, ...]  # row counts of the steps; 1 is decode
+    forward_row_bytes: dict[int, int]  # chip -> the widest row that passes through it
+    top_k: int = 0
+
+
+def lifetimes(order: Sequence[GraphOp]) -> dict[str, Lifetime]:
+    """Return the lifetime of every value: from who writes it first to who reads it last.
+
+    A value that is read before it is written enters from outside, and each layer leaves it to the
+    next: it lives always. A value that nothing reads is a result.
+
+    An exchanged value may come from a faster chip before this one writes its own part: as soon as
+    this chip's part of the exchange before is out, or from the layer's beginning. Then a product
+    (LINEAR) is over. ATTEND and GATE are taken to be at work still: a place more than they need,
+    which is kept because it decides addresses, and with them `schedule_hash`.
+    """
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    sent = 0
+    for place, op in enumerate(order):
+        for name in op.inputs:
+            if first.setdefault(name, ENTERED) == ENTERED:
+                last[name] = len(order)
+            else:
+                last[name] = place
+        first.setdefault(op.output, sent if op.exchanged else place)
+        if op.exchanged:
+            sent = place + (op.kind is Kind.LINEAR)
+    return {name: (start, last.get(name, len(order))) for name, start in first.items()}
+
+
+def step_buffers(
+    partition: Partition, chip: int, rows: int, options: MemoryOptions
+) -> list[Buffer]:
+    """Return the buffers of one step on one chip, with lifetimes."""
+    out = []
+    for group, rank in partition.groups_of(chip):
+        out += _Sizes(partition, group, rank, rows, options).buffers()
+    width = options.forward_row_bytes.get(chip, 0)
+    always = (ENTERED, max(buffer.last for buffer in out))
+    out += [
+        _buffer(f"forward.{slot}", rows * width, always)
+        for slot in range(FORWARD_SLOTS if width else 0)
+    ]
+    return out
+
+
+def _buffer(name: str, size: int, life: Lifetime, *, bulk: bool = False) -> Buffer:
+    return Buffer(name=name, size=size, first=life[0], last=life[1], bulk=bulk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """The buffers of one group on one of its chips."""
+
+    partition: Partition
+    group: Group
+    rank: int
+    rows: int
+    options: MemoryOptions
+
+    def buffers(self) -> list[Buffer]:
+        """Return the buffers of all values, then what is no value of the graph."""
+        group, graph = self.group, self.partition.graph
+        layer = graph.layers[group.layers[0]] if len(group.layers) else ()
+        head = graph.head if group.has_head and self.rows == 1 else ()
+        order = (*layer, *head)
+        lives, results = lifetimes(order), len(order)
+        out = self._entering((ENTERED, results))
+        written: set[str] = set(ENTERING)
+        for place, op in enumerate(order):
+            if op.output not in written:
+                written.add(op.output)
+                out += self._output(op, lives[op.output])
+            if op.kind is Kind.ATTEND:
+                out += self._between_passes((place, place))
+        if head and self.options.top_k:
+            out.append(_buffer("top_k", row_bytes(2 * self.options.top_k, 4), (results, results)))
+        return out
+
+    def _entering(self, always: Lifetime) -> list[Buffer]:
+        """Return the buffers of what the host or the group before gives."""
+        config = self.partition.config
+        widths = {RESIDUAL: config.hidden_size, ROPE: config.head_dim}
+        out = [_buffer(name, self.rows * row_bytes(widths[name], 4), always) for name in ENTERING]
+        if self.group.index and self.rows == 1:  # the last sum of a layer may be left to this group
+            before = self.partition.groups[self.group.index - 1]
+            out.append(_buffer(HANDED, self._segments(before, Split.HIDDEN), (ENTERED, ENTERED)))
+        return out
+
+    def _output(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
+        """Return the buffer of an operation's output, and that of its rows' scales."""
+        if op.kind in (Kind.NORM, Kind.GATHER):
+            return self._quantised(op, life)
+        if op.kind is Kind.ROPE:
+            return self._queries(op, life)
+        if op.exchanged:
+            return [_buffer(op.output, self._segments(self.group, op.split), life)]
+        spans = (
+            self.group.columns(tensor.split, self.partition.config.head_dim)[self.rank]
+            for tensor in op.tensors
+        )
+        own = sum(stop - start for start, stop in spans)
+        return [_buffer(op.output, self.rows * row_bytes(own, 4), life)]
+
+    def _segments(self, group: Group, split: Split) -> int:
+        return segment_offsets(group.shares(split, self.partition.config.head_dim), self.rows)[-1]
+
+    def _quantised(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
+        dtype = self.options.dtype
+        size = self.rows * row_bytes(pad_vector(op.features), item_bytes(dtype))
+        out = [_buffer(op.output, size, life)]
+        if dtype == "int8":
+            out.append(_buffer(f"{op.output}.scale", pad_vector(self.rows * 4), life))
+        return out
+
+    def _queries(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
+        """Return the buffers of packed queries (chip/ops/kv.py)."""
+        start, stop = self.group.heads[self.rank]
+        layout, rows = self._layout(context=1), self.rows
+        return [
+            _buffer(op.output, rows * layout.query_bytes(stop - start), life),
+            _buffer(f"{op.output}.scale", rows * layout.query_scale_bytes(stop - start), life),
+        ]
+
+    def _between_passes(self, life: Lifetime) -> list[Buffer]:
+        """Return what ATTEND keeps between its passes."""
+        start, stop = self.group.kv_heads[self.rank]
+        if start == stop:
+            return []
+        kv_of, context = self.partition.kv_of(self.group, self.rank), self.options.context
+        kept = Scratch(self._layout(context=context), kv_of, self.rows, context)
+        int8 = self.options.dtype == "int8"
+        scores = _buffer("scores", kept.bytes, life, bulk=int8)
+        return [scores, _buffer("stats", kept.known_bytes, life)] if int8 else [scores]
+
+    def _layout(self, *, context: int) -> KvLayout:
+        start, stop = self.group.kv_heads[self.rank]
+        return KvLayout(
+            kv_heads=max(stop - start, 1), head_dim=self.partition.config.head_dim,
+            context=context, dtype=self.options.dtype,
+        )  # fmt: skip
