@@ -80,9 +80,12 @@ class RowDrains(Product):
         return FOLLOWED[place % 2]
 
     def _hold(self, blocks: tuple[Columns, ...], block: Block) -> int:
-        """Return the cycles from its sums' arrival to where the next group's work may begin."""
+        """Return the cycles from its sums' arrival to where the next group's work may begin.
+
+        A gate's activation, be it short or long, has ALUs of its own from dequantisation on.
+        """
         if self._kind(blocks) == "gate":
-            return block.end - ARRIVAL - DEQUANTISED - LEAD
+            return max(DEQUANTISED, block.end - ARRIVAL - DEQUANTISED - LEAD)
         return block.end - ARRIVAL
 
     def _lead(self, blocks: tuple[Columns, ...]) -> int:
