@@ -46,6 +46,11 @@ class WeightTensor:
     split: Split
 
 
+def tensor_name(layer: int, name: str) -> str:
+    """Return the Hugging Face name of a layer's tensor."""
+    return f"model.layers.{layer}.{name}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOp:
     """One operation: `name` is its provenance; `inputs` and `output` name buffers of a step."""
@@ -74,7 +79,7 @@ class GraphOp:
     def in_layer(self, index: int) -> GraphOp:
         """Return the operation of one layer, with that layer's names."""
         tensors = tuple(
-            replace(tensor, name=f"model.layers.{index}.{tensor.name}") for tensor in self.tensors
+            replace(tensor, name=tensor_name(index, tensor.name)) for tensor in self.tensors
         )
         return replace(self, name=f"layers.{index}.{self.name}", tensors=tensors)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,9 +26,8 @@ from chip.kernels.quant import F16_MAX, quantize_weight, write_tiles
 from compiler.errors import ModelError
 from compiler.files import is_file, parse_object, printable, require_json, shown
 from compiler.model.config import ModelConfig
-from compiler.model.graph import build_graph
-from compiler.model.layer import EMBEDDING, LM_HEAD
-from compiler.model.operation import Kind
+from compiler.model.layer import EMBEDDING, LM_HEAD, head, layer
+from compiler.model.operation import GraphOp, Kind, tensor_name
 
 _DTYPES = ("F32", "F16", "BF16")
 # A value is not finite where all bits of its exponent are set.
@@ -47,15 +46,23 @@ def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     `lm_head.weight` is absent where it is tied to the embedding.
     """
-    graph = build_graph(config)
     tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
-    for op in (op for ops in (*graph.layers, graph.head) for op in ops):
-        for tensor in op.tensors:
-            matrix = op.kind is Kind.LINEAR
-            tensors[tensor.name] = (tensor.rows, op.in_features) if matrix else (tensor.rows,)
+    shapes = _shapes(layer(config))
+    for index in range(config.num_layers):
+        tensors |= {tensor_name(index, name): shape for name, shape in shapes.items()}
+    tensors |= _shapes(head(config))
     if config.tie_word_embeddings:
         del tensors[LM_HEAD]
     return tensors
+
+
+def _shapes(ops: Iterable[GraphOp]) -> dict[str, tuple[int, ...]]:
+    """Give the shape of each tensor of some operations."""
+    return {
+        tensor.name: (tensor.rows, op.in_features) if op.kind is Kind.LINEAR else (tensor.rows,)
+        for op in ops
+        for tensor in op.tensors
+    }
 
 
 class WeightSource(Protocol):

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from chip.ops.kv import KvLayout
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import pad_vector
-from compiler.model.layer import ENTERING, RESIDUAL, ROPE
+from compiler.model.config import ModelConfig
+from compiler.model.layer import ENTERING, RESIDUAL, ROPE, layer
+from compiler.model.layer import head as head_of
 from compiler.model.operation import GraphOp, Kind, Split
 from compiler.place.partition import Group, Partition
 
@@ -74,6 +77,15 @@ def lifetimes(order: Sequence[GraphOp]) -> dict[str, Lifetime]:
     return {name: (start, last.get(name, len(order))) for name, start in first.items()}
 
 
+@lru_cache(maxsize=16)
+def _order(
+    config: ModelConfig, *, layers: bool, head: bool
+) -> tuple[tuple[GraphOp, ...], dict[str, Lifetime]]:
+    """Return the operations of a group, of one of its layers and of the head, and lifetimes."""
+    order = (layer(config) if layers else ()) + (head_of(config) if head else ())
+    return order, lifetimes(order)
+
+
 def step_buffers(
     partition: Partition, chip: int, rows: int, options: MemoryOptions
 ) -> list[Buffer]:
@@ -106,11 +118,9 @@ class _Sizes:
 
     def buffers(self) -> list[Buffer]:
         """Return the buffers of all values, then what is no value of the graph."""
-        group, graph = self.group, self.partition.graph
-        layer = graph.layers[group.layers[0]] if len(group.layers) else ()
-        head = graph.head if group.has_head and self.rows == 1 else ()
-        order = (*layer, *head)
-        lives, results = lifetimes(order), len(order)
+        layers, head = len(self.group.layers) > 0, self.group.has_head and self.rows == 1
+        order, lives = _order(self.partition.config, layers=layers, head=head)
+        results = len(order)
         out = self._entering((ENTERED, results))
         written: set[str] = set(ENTERING)
         for place, op in enumerate(order):
@@ -142,7 +152,7 @@ class _Sizes:
         if op.exchanged:
             return [_buffer(op.output, self._segments(self.group, op.split), life)]
         spans = (
-            self.group.columns(tensor.split, self.partition.config.head_dim)[self.rank]
+            self.group.columns(self.rank, tensor.split, self.partition.config.head_dim)
             for tensor in op.tensors
         )
         own = sum(stop - start for start, stop in spans)

@@ -63,16 +63,18 @@ class Group:
         table = {Split.HIDDEN: self.hidden, Split.INTER: self.inter, Split.VOCAB: self.vocab}
         return table[split]
 
-    def columns(self, split: Split, head_dim: int) -> tuple[Span, ...]:
-        """Columns of a split value, or rows of a split tensor, by rank; heads are columns, too."""
-        heads = {Split.HEADS: self.heads, Split.KV_HEADS: self.kv_heads}.get(split)
-        if heads is None:
-            return self.spans(split)
-        return tuple((start * head_dim, stop * head_dim) for start, stop in heads)
+    def columns(self, rank: int, split: Split, head_dim: int) -> Span:
+        """A rank's columns of a split value, or rows of a split tensor; heads are columns, too."""
+        if split is Split.HEADS or split is Split.KV_HEADS:
+            start, stop = (self.heads if split is Split.HEADS else self.kv_heads)[rank]
+            return start * head_dim, stop * head_dim
+        return self.spans(split)[rank]
 
     def shares(self, split: Split, head_dim: int) -> tuple[int, ...]:
         """Columns of a split value that each rank holds."""
-        return tuple(stop - start for start, stop in self.columns(split, head_dim))
+        if split is Split.HEADS:
+            return tuple((stop - start) * head_dim for start, stop in self.heads)
+        return tuple(stop - start for start, stop in self.spans(split))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,7 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
     """Return the columns of a LINEAR operation that one rank holds; may be empty."""
     if op.kind is not Kind.LINEAR:
         raise ValueError(f"{op.name}: {op.kind} has no weight matrix")
-    spans = [group.columns(t.split, config.head_dim)[rank] for t in op.tensors]
+    spans = [group.columns(rank, tensor.split, config.head_dim) for tensor in op.tensors]
     if op.split is Split.INTER:  # gate and up alternate, so that they meet in the VXM
         return Weight(name=op.name, pieces=_gated(op.weights, spans[0]), k=op.in_features)
     pieces = tuple(

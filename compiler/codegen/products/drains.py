@@ -68,9 +68,12 @@ class Drains:
         return Outputs(tuple(block.width for block in blocks))
 
     def hold(self, blocks: tuple[Columns, ...], block: Block) -> int:
-        """Return the cycles from its sums' arrival to where the next group's work may begin."""
+        """Return the cycles from its sums' arrival to where the next group's work may begin.
+
+        A gate's activation, be it short or long, has ALUs of its own from dequantisation on.
+        """
         if self._kind(blocks) == "gate":
-            return block.end - ARRIVAL - DEQUANTISED - LEAD
+            return max(DEQUANTISED, block.end - ARRIVAL - DEQUANTISED - LEAD)
         return block.end - ARRIVAL
 
     def lead(self, blocks: tuple[Columns, ...]) -> int:
