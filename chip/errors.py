@@ -15,8 +15,16 @@ from __future__ import annotations
 from typing import Any
 
 
+def _bare(cls: type[ChipError], args: tuple[Any, ...]) -> ChipError:
+    return cls.__new__(cls, *args)
+
+
 class ChipError(Exception):
     """Base of every error a chip raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own would call __init__ with the message alone instead of the fields.
+        return _bare, (type(self), self.args), self.__dict__
 
 
 class SramError(ChipError):
@@ -67,13 +75,6 @@ class ScheduleViolation(ChipError):
         """Return the keyword fields, to send the error to another process and rebuild it there."""
         names = ("chip", "link", "step", "cycle", "operation", "wanted", "got")
         return {name: getattr(self, name) for name in names}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_violation, (self.what, self.fields())
-
-
-def _rebuild_violation(what: str, fields: dict[str, Any]) -> ScheduleViolation:
-    return ScheduleViolation(what, **fields)
 
 
 class IssueError(ChipError):

@@ -136,15 +136,15 @@ class ModelConfig:
         return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Rebuild from `to_dict`; raises ModelError on a missing, unknown or wrong field."""
-        _exact_fields("model config", cls, data)
-        scaling = data["rope_scaling"]
+        _exact_fields("model config", cls, values)
+        scaling = values["rope_scaling"]
         if scaling is not None:
             _exact_fields("model config: rope_scaling", Llama3RopeScaling, scaling)
             scaling = Llama3RopeScaling(**scaling)
-        eos = tuple(data["eos_token_ids"])
-        return cls(**{**data, "rope_scaling": scaling, "eos_token_ids": eos})
+        eos = tuple(values["eos_token_ids"])
+        return cls(**{**values, "rope_scaling": scaling, "eos_token_ids": eos})
 
 
 def _exact_fields(what: str, cls: type[Any], data: Mapping[str, Any]) -> None:
