@@ -16,7 +16,8 @@ NORM_BEFORE = {  # a product -> the norm that may be a part of it
     "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
     "lm_head": "norm",
 }  # fmt: skip
-GATES = {"silu": "mlp.silu"}  # opcode of a gate, and word of an epilogue -> its place
+# opcode of a gate, and word of an epilogue -> its place
+GATES = {"silu": "mlp.silu"}
 ADD_AFTER = {"self_attn.o_proj": "self_attn.add", "mlp.down_proj": "mlp.add"}
 CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
 
