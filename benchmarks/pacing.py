@@ -39,7 +39,7 @@ from rack.run.engine import Engine
 from rack.run.session import Prepared, Session, prepare
 from rack.run.timing_rack import TimingRack
 from rack.serve.pacing import Pacer
-from rack.serve.runner import Failed, Finished, Job, Runner
+from rack.serve.runner import Failed, Finished, QueuedRequest, Runner
 from rack.system.provenance import code_version
 from rack.text.sampler import SamplingParams
 
@@ -99,7 +99,9 @@ def release_errors(
     try:
         assert ready.wait(DEADLINE_SECONDS), "the rack did not start"
         runner.submit(
-            Job(prompt, params, lambda e: isinstance(e, Finished | Failed) and ended.put(e))
+            QueuedRequest(
+                prompt, params, lambda e: isinstance(e, Finished | Failed) and ended.put(e)
+            )
         )
         assert isinstance(ended.get(timeout=DEADLINE_SECONDS), Finished)
     finally:

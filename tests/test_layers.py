@@ -8,6 +8,8 @@ docs/architecture.md.
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -215,3 +217,20 @@ def test_instructions_know_nothing_of_their_bytes_or_of_the_machine(
         rooms = {".".join(name.split(".")[:2]) for name in ours(path)}
         wrong = rooms - may - {room, "chip.errors", "chip.floorplan", "chip.spec"}
         assert not wrong, f"{module_of(path)} imports {sorted(wrong)}"
+
+
+OUTSIDE = sorted(
+    path for folder in ("benchmarks", "examples") for path in (ROOT / folder).glob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path.stem)
+def test_what_benchmarks_and_examples_import_is_there(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                there = hasattr(module, alias.name) or importlib.util.find_spec(
+                    f"{node.module}.{alias.name}"
+                )
+                assert there, f"{path.name}: {node.module} has no {alias.name}"
