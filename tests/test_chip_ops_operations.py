@@ -21,7 +21,7 @@ from plain_ops import (
 )
 from schedules import compiled, machine
 
-from chip.ops.opcodes import Opcode, bound_values, plain, shape_of
+from chip.ops.opcodes import Opcode, bound_values, plain, shape_key, shape_of
 from chip.ops.program import Program
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from compiler.codegen.products.row import lay_out
@@ -149,6 +149,9 @@ def test_a_shape_has_no_address(dtype: str) -> None:
             assert set(bound_values(shape).values()) == {0}
             assert bound_values(shape).keys() == bound_values(operation.op).keys()
             assert plain(shape) == plain(operation.op) | bound_values(shape)
+            assert shape_key(shape) == shape_key(operation.op)
+    operations = [o.op for p in programs_of(model) for o in p.operations]
+    assert len({*map(shape_key, operations)}) == len({*map(shape_of, operations)})
     assert len(model.costs.known) < sum(len(p.operations) for p in programs_of(model)) / 2
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from chip.errors import ProgramError
 from chip.floorplan import hops, mem, sxm
 from chip.isa.issue import delays
-from chip.ops.opcodes import described, shape_of
+from chip.ops.opcodes import Key, described, shape_key, shape_of
 from chip.ops.program import Computation
 from chip.spec import ChipSpec
 
@@ -46,16 +46,23 @@ class CostModel:
     spec: ChipSpec
     build: Callable[[Computation], Cost] | None = None
     known: dict[Computation, Cost] = field(default_factory=dict)
+    _by_key: dict[Key, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def cost(self, operation: Computation) -> Cost:
         """Return an operation's cost. Raises ProgramError where it is not known, TemplateError,
         with the shape, for one that this chip cannot do."""
-        shape = shape_of(operation)
+        key = shape_key(operation)
+        found = self._by_key.get(key)
+        if found is None:
+            found = self._by_key[key] = self._of_shape(shape_of(operation))
+        return found
+
+    def _of_shape(self, shape: Computation) -> Cost:
         found = self.known.get(shape)
         if found is None:
             if self.build is None:
                 raise ProgramError(
-                    f"{operation.opcode} of {described(shape)}: wanted its cost from the compiler, "
+                    f"{shape.opcode} of {described(shape)}: wanted its cost from the compiler, "
                     "got none"
                 )
             found = self.known[shape] = self.build(shape)
@@ -75,7 +82,8 @@ class CostModel:
 
     def only(self, operations: Iterable[Computation]) -> CostModel:
         """Return a model of no more than these operations, to be handed to chips."""
-        known = {shape_of(operation): self.cost(operation) for operation in operations}
+        apart = {shape_key(operation): operation for operation in operations}
+        known = {shape_of(one): self.cost(one) for one in apart.values()}
         return CostModel(spec=self.spec, known=known)
 
     def check_spec(self, spec: ChipSpec) -> None:

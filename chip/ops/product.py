@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chip.ops.opcodes import BOUND, MXM, WORD, Activation, Opcode, Use
+from chip.ops.opcodes import BOUND, MXM, PART, WORD, Activation, Opcode, Use
 from chip.ops.rows import item_bytes, row_bytes
 from chip.ops.vector import quantised, segments
 from chip.spec import pad_vector
@@ -145,9 +145,9 @@ class Matmul:
     n: int
     dtype: str
     out: str
-    source: Activations | NormFirst | GatherFirst
-    result: Plain | AddTo | Gated
-    links: LinkRoom = NO_ROOM
+    source: Activations | NormFirst | GatherFirst = field(metadata=PART)
+    result: Plain | AddTo | Gated = field(metadata=PART)
+    links: LinkRoom = field(default=NO_ROOM, metadata=PART)
     w: int = field(metadata=BOUND)
     sw: int | None = field(default=None, metadata=BOUND)
     first_column: int | None = field(default=None, metadata=BOUND)
