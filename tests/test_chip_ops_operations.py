@@ -22,6 +22,7 @@ from plain_ops import (
 from schedules import compiled, machine
 
 from chip.ops.opcodes import Opcode, bound_values, plain, shape_key, shape_of
+from chip.ops.product import Activations, AddTo, LinkRoom, Matmul, Plain
 from chip.ops.program import Program
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from compiler.codegen.products.row import lay_out
@@ -153,6 +154,24 @@ def test_a_shape_has_no_address(dtype: str) -> None:
     operations = [o.op for p in programs_of(model) for o in p.operations]
     assert len({*map(shape_key, operations)}) == len({*map(shape_of, operations)})
     assert len(model.costs.known) < sum(len(p.operations) for p in programs_of(model)) / 2
+
+
+def test_an_absent_operand_is_another_shape() -> None:
+    """Shares of a list of logits have a first column, other products of the same sizes none."""
+    source, result = Activations(x=64, s=None), Plain(y=128)
+    one = Matmul(rows=1, k=64, n=32, dtype="fp16", out="f32", source=source, result=result, w=0)
+    for other in (
+        replace(one, first_column=0),
+        replace(one, source=replace(source, s=0)),
+        replace(one, n=64),
+        replace(one, links=LinkRoom(pace=2)),
+        replace(one, result=AddTo(r=0)),
+    ):
+        assert shape_key(other) != shape_key(one)
+        assert shape_of(other) != shape_of(one)
+    moved = replace(one, w=320, source=replace(source, x=0), result=replace(result, y=0))
+    assert shape_key(moved) == shape_key(one)
+    assert shape_of(moved) == shape_of(one)
 
 
 def programs_of(model: CompiledModel) -> list[Program]:

@@ -91,19 +91,29 @@ Key = tuple[object, ...]
 
 
 @lru_cache(maxsize=64)
-def _shape_getter(of: type[Any]) -> tuple[Callable[[Any], object] | None, tuple[str, ...]]:
-    """Return what gets a dataclass's unbound values, and the names of its parts."""
+def _shape_fields(
+    of: type[Any],
+) -> tuple[Callable[[Any], object] | None, tuple[str, ...], tuple[str, ...]]:
+    """Return what gets a dataclass's unbound values, its `BOUND` fields that may be absent, and
+    its parts."""
     parts = tuple(one.name for one in fields(of) if "part" in one.metadata)
     names = [n for n, bound in _fields(of) if not bound and n not in parts]  # type: ignore[arg-type]
-    return (attrgetter(*names) if names else None), parts
+    optional = tuple(
+        one.name for one in fields(of) if "bound" in one.metadata and one.default is None
+    )
+    return (attrgetter(*names) if names else None), optional, parts
 
 
 def shape_key(operation: object) -> Key:
-    """Return a tuple that is equal for operations of equal shape."""
+    """Return a tuple that is equal for operations of equal shape, and for no others."""
     of = type(operation)
-    getter, parts = _shape_getter(of)  # type: ignore[arg-type]  # a type is hashable
-    key: Key = (of, None if getter is None else getter(operation))
-    return (*key, *(shape_key(getattr(operation, part)) for part in parts)) if parts else key
+    getter, optional, parts = _shape_fields(of)  # type: ignore[arg-type]  # a type is hashable
+    return (
+        of,
+        None if getter is None else getter(operation),
+        *[getattr(operation, name) is None for name in optional],
+        *[shape_key(getattr(operation, part)) for part in parts],
+    )
 
 
 def bound_values(operation: object) -> dict[str, int]:
