@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
-def slow_tests() -> set[str]:
+@cache
+def slow_tests() -> frozenset[str]:
     """Return the tests of slow.txt: FILE::TEST and the CPU seconds that it took, a line each."""
     lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
-    return {line.split()[0] for line in lines if line and not line.startswith("#")}
+    return frozenset(line.split()[0] for line in lines if line and not line.startswith("#"))
+
+
+def defined_tests(path: Path) -> set[str]:
+    """Return the tests that a file defines, as slow.txt writes them."""
+    names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {f"{path.relative_to(ROOT).as_posix()}::{name}" for name in names}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--quick`, do not import a file when slow.txt lists all its tests."""
+    if not config.getoption("--quick") or not collection_path.match("test_*.py"):
+        return None
+    return defined_tests(collection_path) <= slow_tests() or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import slow_tests
+from conftest import defined_tests, slow_tests
 from test_layers import FILES, PACKAGES, ROOT, ours, tree_of
 
 from rack.machines.profile_keys import KNOWN, REMOVED
@@ -190,15 +190,10 @@ def test_the_glossary_has_words_that_are_in_use() -> None:
 
 
 def known_tests() -> set[str]:
-    return {
-        f"{path.relative_to(ROOT).as_posix()}::{node.name}"
-        for path in (ROOT / "tests").glob("test_*.py")
-        for node in tree_of(path).body
-        if isinstance(node, ast.FunctionDef)
-    }
+    return {test for path in (ROOT / "tests").glob("test_*.py") for test in defined_tests(path)}
 
 
-def test_the_tests_of_slow_txt_are_there() -> None:
+def test_the_defined_tests_slow_txt_are_there() -> None:
     assert slow_tests() - known_tests() == set()
     assert len(slow_tests()) < len(known_tests()) / 3
 

@@ -168,25 +168,27 @@ def test_what_cannot_fit_is_refused_before_it_is_encoded(monkeypatch: pytest.Mon
     assert encoded == []
 
 
-HOSTILE = {
-    "a long text": json.dumps(chat("x" * 4_000_000)).encode(),
-    "deep": b'{"model": "tiny", "messages": ' + b"[" * 4_000_000,
-    "deep objects": b'{"model": "tiny", "user": ' + b'{"a":' * 500_000,
-    "a long number": b'{"model": "tiny", "seed": ' + b"1" * 4_000_000 + b"}",
-    "ids": json.dumps({"model": "tiny", "prompt": [1] * 1_300_000}).encode(),
-    "large ids": json.dumps({"model": "tiny", "prompt": [10**15] * 200_000}).encode(),
-    "messages": json.dumps(chat() | {"messages": [{}] * 100_000}).encode(),
-    "keys": json.dumps(chat() | {f"key{n}": n for n in range(200_000)}).encode(),
-    "no json": b"\xff" * 4_000_000,
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "a long text": lambda: json.dumps(chat("x" * 4_000_000)).encode(),
+    "deep": lambda: b'{"model": "tiny", "messages": ' + b"[" * 4_000_000,
+    "deep objects": lambda: b'{"model": "tiny", "user": ' + b'{"a":' * 500_000,
+    "a long number": lambda: b'{"model": "tiny", "seed": ' + b"1" * 4_000_000 + b"}",
+    "ids": lambda: json.dumps({"model": "tiny", "prompt": [1] * 1_300_000}).encode(),
+    "large ids": lambda: json.dumps({"model": "tiny", "prompt": [10**15] * 200_000}).encode(),
+    "messages": lambda: json.dumps(chat() | {"messages": [{}] * 100_000}).encode(),
+    "keys": lambda: json.dumps(chat() | {f"key{n}": n for n in range(200_000)}).encode(),
+    "no json": lambda: b"\xff" * 4_000_000,
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_other_routes_answer_while_a_hostile_body_is_read(name: str) -> None:
+    body = HOSTILE[name]()
+
     async def scenario(served: Served) -> int:
         async with alive(served):
             path = TEXT if "ids" in name else CHAT
-            return (await served.client.post(path, content=HOSTILE[name])).status_code
+            return (await served.client.post(path, content=body)).status_code
 
     assert ask(scenario) in (400, 413)
 
