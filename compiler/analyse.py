@@ -1,6 +1,6 @@
-"""Where a step's cycles go: the critical path by part, the busiest link and unit, the roofline.
+"""Analyse where a step's cycles go: critical path by part, busiest link and unit, roofline.
 
-Read off the finished schedule, so it cannot differ from what runs.
+All figures are read from the finished schedule, so they cannot differ from what runs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def analyse(compiled: CompiledModel, schedule: StepSchedule) -> Analysis:
 
 
 def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str, int]:
-    """Walk back from the last result: what each cycle was spent on."""
+    """Walk back from the last result and count cycles by what they were spent on."""
     parts = dict.fromkeys(PARTS, 0)
     nodes = [list(program.operations) for program in schedule.programs]
     sends = {
@@ -85,7 +85,7 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str,
         if at <= 0:
             return parts
         previous = _before(nodes[node], current, compiled)
-        if previous is None:  # held back by a NOP: for whatever ended last before it
+        if previous is None:  # a NOP held it back: go on with what ended last before it
             earlier = [o for o in nodes[node] if o.end <= at and not isinstance(o.op, Send)]
             if not earlier:
                 parts["exchange"] += at
@@ -99,7 +99,7 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str,
 def _before(
     operations: list[Scheduled], current: Scheduled, compiled: CompiledModel
 ) -> Scheduled | None:
-    """Return the operation that let `current` start just then, by its first or last vector."""
+    """Return the operation whose first or last vector decided when `current` starts."""
     wanted, op = [], current.op
     passes_on = isinstance(op, Send) and op.forward is not None
     if isinstance(op, Send):
@@ -123,7 +123,7 @@ def _before(
 
 
 def _given(operation: Scheduled, compiled: CompiledModel, *, landed: bool) -> tuple[int, int]:
-    """When an operation's first and last results are there; `landed`: in SRAM."""
+    """Return when an operation's first and last results are there; `landed`: in SRAM."""
     op = operation.op
     if isinstance(op, Send | Receive):
         behind = receive_cycles(compiled.chip) if landed else 0
@@ -161,7 +161,7 @@ def _stream_bytes(op: Operation) -> int:
 
 
 def _roofline(compiled: CompiledModel, schedule: StepSchedule) -> tuple[int, int]:
-    """Cycles that reading weights and cache takes at full stream rate, group after group."""
+    """Return the cycles to read weights and cache at full stream rate, and the bytes read."""
     per_chip = [
         sum(_stream_bytes(operation.op) for operation in program.operations)
         for program in schedule.programs

@@ -4,10 +4,11 @@
     schedules.msgpack    links, memories, every step
     chip_0000.bin …      the constants of each chip's SRAM: weights, then scales and norms
 
-The manifest has every file's size and SHA-256, and a digest of itself; a file that it does not name
-is refused. Opening checks the manifest, all sizes, and all files but the images, which each chip
-checks as it reads them (rack/run/stored.py). Links, memories and operations are laid out anew and
-must be what is stored (compiler/replay.py), so an artifact holds no more power than its cycles.
+The manifest has the size and SHA-256 of every file, and a digest of itself. A file that it does not
+name is refused. Opening an artifact checks the manifest, all sizes, and the contents of all files
+but the images: each chip checks its own image as it reads it (rack/run/stored.py). Links, memories
+and operations are laid out again and must equal what is stored (compiler/replay.py). So an artifact
+decides nothing but cycles.
 """
 
 from __future__ import annotations
@@ -58,19 +59,19 @@ def image_name(chip: int) -> str:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Say whether a folder is an artifact, a damaged one perhaps, rather than a model."""
+    """Say whether a folder is an artifact, even a damaged one, rather than a model."""
     return os.path.lexists(folder / MANIFEST) and not any(folder.glob("*.safetensors"))
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 over all of a manifest but its digest, however it is spaced: 64 hex digits."""
+    """Return the SHA-256 of a manifest without its digest: 64 hex digits. Spacing is ignored."""
     content = {key: value for key, value in manifest.items() if key != "digest"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Return what a manifest says of a file: its size and its SHA-256."""
+    """Return a file's entry in the manifest: its size and its SHA-256."""
     data = path.read_bytes()
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -90,16 +91,16 @@ def write_artifact(
     extra: Mapping[str, Any],
     copies: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write everything; `images` gives (chip, its regions of constants) one after another.
+    """Write an artifact. `images` yields (chip, regions of its constants), one chip at a time.
 
-    `extra` is kept in the manifest as it is, and `copies` are taken into the folder, by their
-    names there. Raises ArtifactError where the folder is in use.
+    `extra` is added to the manifest as it is. `copies` are files to copy, by their names in the
+    folder. Raises ArtifactError when the folder has files.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder}: wanted an empty or new folder, got one with files")
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
-    for chip, regions in images:  # each is made as it is asked for
+    for chip, regions in images:  # made one by one, as the loop asks
         entries[image_name(chip)] = _write(folder / image_name(chip), regions)
     entries[SCHEDULES] = _write(folder / SCHEDULES, [msgpack.packb(stored_form(compiled))])
     for name, path in (copies or {}).items():
@@ -126,7 +127,7 @@ def write_artifact(
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    """Write a file; return what the manifest says of it."""
+    """Write a file; return its entry in the manifest."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
         for part in parts:
@@ -137,7 +138,7 @@ def _write(path: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Table:
-    """Read the manifest, and check it and that the folder holds its files and no others.
+    """Read and check the manifest. The folder must hold its files and no others.
 
     Raises ArtifactError.
     """
@@ -188,16 +189,13 @@ def _check_folder(folder: Path, files: Table) -> None:
 
 
 def _is_inside(name: str) -> bool:
-    """Tell whether a name stays in the folder: no way up, and written as paths are."""
+    """Say whether a name stays in the folder: relative, normal, without `..`."""
     path = Path(name)
     return not path.is_absolute() and ".." not in path.parts and str(path) == name
 
 
 def check_file(folder: Path, manifest: Table, name: str, most: int = MOST_COPIED) -> bytes:
-    """Return a file of the artifact, whose SHA-256 is what the manifest says.
-
-    Raises ArtifactError.
-    """
+    """Return a file of the artifact. Raises ArtifactError if its SHA-256 is not the manifest's."""
     entry, path = manifest.table("files").table(name), folder / name
     try:
         data = read_file(path, most)
@@ -213,10 +211,10 @@ def check_file(folder: Path, manifest: Table, name: str, most: int = MOST_COPIED
 def read_artifact(
     folder: Path, target: Target, manifest: Table | None = None
 ) -> tuple[CompiledModel, Table]:
-    """Rebuild the compiled model on a machine, and give the manifest. Raises ArtifactError.
+    """Rebuild the compiled model for a machine; return it and the manifest.
 
-    Everything but cycles is laid out again and must be what is stored; so must the hash of the
-    schedules be the manifest's.
+    Everything but cycles is laid out again and must equal what is stored. The hash of the
+    schedules must equal the manifest's. Raises ArtifactError.
     """
     manifest = manifest or read_manifest(folder)
     config, layout, options = _settings(manifest)
@@ -227,7 +225,7 @@ def read_artifact(
         steps = _read_steps(ground, target, stored)
     except ArtifactError:
         raise
-    except CompilerError as error:  # what the manifest asks for cannot be
+    except CompilerError as error:  # the manifest asks for what cannot be compiled
         raise ArtifactError(f"{manifest.what}: stale: {error}") from None
     compiled = compiled_model(config, target, layout, ground, steps)
     digest, wanted = schedule_digest(compiled), manifest.text("schedule_hash", HEX)
@@ -239,7 +237,7 @@ def read_artifact(
 
 
 def _settings(manifest: Table) -> tuple[ModelConfig, Layout, Options]:
-    """Return what the model was compiled with."""
+    """Return the settings that the model was compiled with."""
     model = manifest.table("model")
     model.text("name")
     model.items("eos_token_ids")
@@ -264,7 +262,7 @@ def _settings(manifest: Table) -> tuple[ModelConfig, Layout, Options]:
 
 
 def _check_files(folder: Path, manifest: Table, layout: Layout) -> bytes:
-    """Check every file but the images, which must be there; return the schedules."""
+    """Check every file but the images, which must only be there; return the schedules."""
     files = manifest.table("files")
     images = {image_name(chip) for chip in range(layout.chips)}
     for name in sorted(images):
@@ -310,7 +308,7 @@ def _check_same(what: str, was: object, now: object) -> None:
 
 
 def stored_form(compiled: CompiledModel) -> dict[str, Any]:
-    """Return what is kept in schedules.msgpack, in its types."""
+    """Return the contents of schedules.msgpack, in its types."""
     steps = [_step_form(step) for step in compiled.steps.values()]
     return {**_head_form(compiled), "steps": steps}
 

@@ -1,7 +1,7 @@
-"""Values of a file that anybody may have written, taken one by one with their type and bounds.
+"""Read values of a file that anybody may have written: each is checked for type and bounds.
 
-What is not as wanted is refused by file and key, so that nothing behind this module meets a wrong
-type, a number without bound or a missing key.
+A wrong value is refused by file and key. So the code that uses the values meets no wrong type, no
+number out of bounds and no missing key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST = 1 << 62  # of any number: below the 64 bits of files and arrays
 
 
 class Table:
-    """One object of a file. `what` names the file, and the key that the object is under."""
+    """One object of a file. `what` names the file and the object's key."""
 
     def __init__(self, what: str, data: object) -> None:
         self.what = what
@@ -29,7 +29,7 @@ class Table:
         self._data = data
 
     def raw(self, key: str) -> Any:
-        """Return a value as it is. Raises ArtifactError where there is none."""
+        """Return a value as it is. Raises ArtifactError if there is none."""
         if key not in self._data:
             raise ArtifactError(f"{self.what}: {key}: wanted a value, got nothing")
         return self._data[key]
@@ -69,7 +69,7 @@ class Table:
         return Table(f"{self.what}: {key}", self.raw(key))
 
     def names(self) -> list[str]:
-        """Return the keys. Raises ArtifactError for one that is no plain text."""
+        """Return the keys. Raises ArtifactError if one is not plain text."""
         for key in self._data:
             if not isinstance(key, str) or not key.isprintable():
                 raise ArtifactError(f"{self.what}: wanted keys of plain text, got {shown(key)}")
@@ -87,7 +87,7 @@ class Table:
 
 
 def whole(what: str, value: object, least: int = 0, most: int = MOST) -> int:
-    """Return a value that is an integer in `least`..`most`. Raises ArtifactError."""
+    """Return a value if it is an integer in `least`..`most`; else raise ArtifactError."""
     if type(value) is not int or not least <= value <= most:
         raise ArtifactError(f"{what}: wanted an integer in {least}..{most}, got {shown(value)}")
     return value

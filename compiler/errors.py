@@ -1,8 +1,8 @@
-"""What the compiler refuses, and why.
+"""The compiler's errors.
 
     CompilerError            root: catch this to catch everything the compiler refuses
       ModelError             a model's files or configuration cannot be used
-      LayoutError            a layout that cannot be parsed, cabled, or does not suit the model
+      LayoutError            a layout cannot be parsed or cabled, or does not suit the model
       CapacityError          the model does not fit; names the bytes missing and what would fit
       ScheduleError          the verifier refuses a schedule
       LoweringError          an operation has no instructions
@@ -19,7 +19,7 @@ _LONGEST = 600  # characters of one part of an error
 
 
 def one_line(text: str) -> str:
-    """Give a text from anywhere as one line that can be printed, its middle left out if long."""
+    """Return any text as one printable line; a long one loses its middle."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 100]} … {text[-80:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -51,7 +51,7 @@ class ModelError(CompilerError):
 
 
 class LayoutError(CompilerError):
-    """A layout that cannot be parsed, cabled, or does not suit the model."""
+    """A layout that cannot be parsed or cabled, or that does not suit the model."""
 
 
 class LoweringError(CompilerError):
@@ -59,7 +59,7 @@ class LoweringError(CompilerError):
 
 
 class CapacityError(CompilerError):
-    """A model that does not fit: the chip, the bytes missing and the smallest layout that fits."""
+    """A model does not fit: the chip, the bytes missing and the smallest layout that fits."""
 
     def __init__(
         self,
@@ -98,4 +98,4 @@ class ScheduleError(CompilerError):
 
 
 class ArtifactError(CompilerError):
-    """An artifact that is missing, corrupt, stale or of another version, by file name."""
+    """An artifact is missing, corrupt, stale or of another version; the text names the file."""

@@ -1,8 +1,8 @@
-"""The files of a model folder, read whole, and what is refused in their place.
+"""Read the files of a model folder whole.
 
-A file is absent only where nothing has its name: a directory, a dangling link, a pipe or a file
-that may not be read is an error, and none of them is waited for. JSON may start with a byte order
-mark, and has each key once. Non-goal: tensors, which compiler/model/weights.py maps.
+A file is absent only if nothing has its name. A directory, a dangling link, a pipe or an unreadable
+file is an error, and reading waits for none of them. JSON may start with a byte order mark and has
+each key once. Non-goal: tensors, which compiler/model/weights.py maps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from compiler.errors import ModelError, one_line
 
 MOST_BYTES = 1 << 28
-"""The largest file that is read whole; the largest published tokenizer.json has a tenth of it."""
+"""The largest file that is read whole: ten times the largest published tokenizer.json."""
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
@@ -33,15 +33,15 @@ _repr.maxstring, _repr.maxother, _repr.maxlong = 120, 60, 40
 
 
 def shown(value: object) -> str:
-    """Show a value of a file in an error: its repr, cut where it is long or deep."""
+    """Return a value's repr for an error, cut where it is long or deep."""
     try:
         return _repr.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python prints
         return "a very long number"
 
 
 def is_file(path: Path) -> bool:
-    """Say whether a file is there; ModelError where something else is, or it cannot be known."""
+    """Say whether a file is there. Raises ModelError for anything else, or if it cannot tell."""
     mode = _found(path, os.lstat)
     if mode is None:
         return False
@@ -56,13 +56,13 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Say whether a folder is there; ModelError where it cannot be known, never for absence."""
+    """Say whether a folder is there. Raises ModelError if it cannot tell, never for absence."""
     mode = _found(path, os.stat)
     return mode is not None and stat.S_ISDIR(mode)
 
 
 def names_in(folder: Path) -> list[str]:
-    """List a folder, in order; none where it is absent."""
+    """Return the sorted names in a folder; none if it is absent."""
     if not is_folder(folder):
         if is_file(folder):
             raise ModelError(str(folder), "a folder", "a file")
@@ -74,7 +74,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def _found(path: Path, look: Callable[[Path], os.stat_result]) -> int | None:
-    """Give the mode of what has this name, None where nothing has."""
+    """Return the mode of the file with this name, or None."""
     try:
         return look(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +90,7 @@ def _reason(error: OSError) -> str:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """Give a file's contents, None where it is absent."""
+    """Return a file's contents; None if it is absent."""
     if not is_file(path):
         return None
     try:
@@ -103,7 +103,7 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_text(path: Path) -> str | None:
-    """Give a file's text, without a byte order mark; None where it is absent."""
+    """Return a file's text without a byte order mark; None if it is absent."""
     data = read_bytes(path)
     try:
         return None if data is None else data.decode("utf-8-sig")
@@ -112,13 +112,13 @@ def read_text(path: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Give a JSON file's object, None where it is absent."""
+    """Return a JSON file's object; None if it is absent."""
     data = read_bytes(path)
     return None if data is None else parse_object(str(path), data)
 
 
 def require_json(path: Path) -> dict[str, Any]:
-    """Give a JSON file's object; ModelError where it is absent."""
+    """Return a JSON file's object. Raises ModelError if it is absent."""
     value = read_json(path)
     if value is None:
         raise ModelError(str(path), "a file", "nothing")
@@ -126,7 +126,7 @@ def require_json(path: Path) -> dict[str, Any]:
 
 
 def parse_object(where: str, data: bytes) -> dict[str, Any]:
-    """Read a JSON object. A key that comes twice is refused: no two readers agree on it."""
+    """Read a JSON object. A key that comes twice is refused, because readers differ on it."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)

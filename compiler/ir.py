@@ -1,7 +1,7 @@
-"""What the passes hand on, as plain data: links, memories, steps, schedules.
+"""The plain data that the passes share: links, memories, steps, schedules.
 
-Types only, so that the verifier can read what it checks without importing the passes that made it
-(DESIGN section 4), and the rack can carry it without importing the compiler's passes.
+This module has types only. So the verifier reads a schedule without importing the passes that made
+it (docs/design.md, section 4), and the rack carries it without importing them either.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from chip.ops.program import Program
 
-NEVER = int(np.iinfo(np.int64).max)  # when a chip begins a step that it has no part in
+NEVER = int(np.iinfo(np.int64).max)  # the begin of a step for a chip that has no part in it
 INSTRUCTION_BYTES = 0  # reported, not reserved: docs/decisions/0006-where-instructions-live.md
 
 
@@ -23,8 +23,8 @@ INSTRUCTION_BYTES = 0  # reported, not reserved: docs/decisions/0006-where-instr
 class LinkUse:
     """A directed link that the schedule uses, between logical nodes; the host is node n_chips.
 
-    A vector is received in the last cycle of its window; without drift and jitter it comes in the
-    middle of it.
+    A vector is received in the last cycle of its window. Without drift and jitter it comes in the
+    middle of the window.
     """
 
     id: int
@@ -38,7 +38,7 @@ class LinkUse:
 
     @property
     def slack_cycles(self) -> int:
-        """Cycles by which a vector may come before or after its nominal time."""
+        """Most cycles by which a vector may come before or after its nominal time."""
         return self.rx_window_cycles // 2
 
     def to_list(self) -> list[Any]:
@@ -62,9 +62,9 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What a chip's memory holds. `buffers` maps a step's row count to buffer addresses.
+    """The contents of a chip's memory. `buffers` maps a step's row count to buffer addresses.
 
-    Weights and keys and values lie from address 0 on, everything else from `work_start` on
+    Weights, keys and values lie from address 0 on, everything else from `work_start` on
     (`chip.sram.work_start`).
     """
 
@@ -84,7 +84,7 @@ class Memory:
 
     @property
     def constant_regions(self) -> tuple[tuple[int, int], ...]:
-        """(first byte, bytes) of the two regions that constants lie in: the SRAM image."""
+        """(first byte, bytes) of the two regions of constants: the SRAM image."""
         ends = [0, self.work_start]
         for tensor in self.tensors:
             if tensor.kind != "kv":
@@ -107,7 +107,7 @@ def _addresses(tensors: tuple[Tensor, ...]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepKind:
-    """Rows per step, context bucket, and whether it ends in logits (decode) or not (prefill)."""
+    """Rows per step, context bucket, and decode (ends in logits) or prefill (does not)."""
 
     rows: int
     bucket: int
@@ -155,8 +155,8 @@ class ScheduledTransfer:
 class StepSchedule:
     """Every operation and transfer of one step. Program n_chips is the host's.
 
-    `begins` and `ends` are worked out once, here: when each program's first operation starts
-    (NEVER without one) and when its last one has ended (0 without one).
+    `begins` is when each program's first operation starts (NEVER without one), `ends` when its
+    last one has ended (0 without one). Both are computed once, here.
     """
 
     kind: StepKind

@@ -1,7 +1,7 @@
-"""Independent checks on the other cores, in forked copies of this process.
+"""Run independent checks on the other cores, in forked copies of this process.
 
-What is checked is too large to be sent (a schedule of 300 chips is gigabytes as objects), and a
-fork shares it. A copy gives back nothing but the error it met, and this process goes on meanwhile.
+A schedule of 300 chips is gigabytes of objects: too large to be sent, but a fork shares it. A copy
+returns only the error that it met. This process goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MOST_DESCRIPTORS = 1 << 20
 
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
-    """Keep the cycle collector from walking millions of objects that all stay (a fifth of the time
-    of a large compilation)."""
+    """Turn the cycle collector off. It would walk millions of objects that all stay alive, which
+    takes a fifth of the time of a large compilation."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -38,12 +38,12 @@ def collector_off() -> Iterator[None]:
 
 
 class Checks:
-    """Checks that run in copies while this process goes on, and here when it leaves the context.
+    """Checks that run in copies while this process goes on. Leaving the context runs the rest.
 
-    Leaving raises the error of the first check, in the order of `add`, that fails; CompilerError
-    for a copy that ended without a word, or not within half an hour. Without `forked`, or where
-    the system cannot fork, all run here. `tick` is called while there is waiting to do; what it
-    raises ends the copies.
+    Leaving raises the error of the first check that fails, in the order of `add`. It raises
+    CompilerError for a copy that ends without an answer or takes over half an hour. Without
+    `forked`, or if the system cannot fork, all checks run in this process. `tick` is called while
+    this process waits; an error that it raises ends the copies.
     """
 
     def __init__(self, *, forked: bool, tick: Callable[[], None] = lambda: None) -> None:
@@ -59,7 +59,7 @@ class Checks:
         return self
 
     def add(self, check: Check) -> None:
-        """Take a check on; begin the next one elsewhere if there is a core for it."""
+        """Add a check; start the next one in a copy if a core is free."""
         self._checks.append(check)
         self._begin()
 
@@ -99,12 +99,12 @@ class Checks:
         pid, pipe = copy
         self._copies.remove(copy)
         os.close(pipe)
-        os.kill(pid, signal.SIGKILL)  # it has answered, or nobody listens any more
+        os.kill(pid, signal.SIGKILL)  # it has answered, or its answer is not wanted any more
         os.waitpid(pid, 0)
 
 
 def _failures(checks: Sequence[Check], share: Sequence[int]) -> dict[int, Exception]:
-    """Run a share until a check fails: its place and error."""
+    """Run a share of the checks until one fails; return its place and error."""
     for place in share:
         try:
             checks[place]()
@@ -114,7 +114,7 @@ def _failures(checks: Sequence[Check], share: Sequence[int]) -> dict[int, Except
 
 
 def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
-    """Start a copy that runs a share; returns its process and the pipe of its answer."""
+    """Start a copy that runs a share; return its process and the pipe of its answer."""
     reads, writes = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the copy takes no locks of threads
@@ -123,7 +123,7 @@ def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
         os.close(writes)
         return pid, reads
     try:
-        os.closerange(3, writes)  # a server's sockets are not this copy's to keep open
+        os.closerange(3, writes)  # the copy must not keep a server's sockets open
         os.closerange(writes + 1, _MOST_DESCRIPTORS)
         answer = pickle.dumps(_failures(checks, share))
         with os.fdopen(writes, "wb") as pipe:
@@ -140,12 +140,14 @@ def _answer(pipe: int, until: float, tick: Callable[[], None]) -> dict[int, Exce
         while not poller.poll(TICK_SECONDS * 1e3):
             tick()
             if time.monotonic() > until:
-                raise CompilerError(f"a check was not done within {DEADLINE_SECONDS} s")
+                raise CompilerError(
+                    f"schedule check: wanted an answer within {DEADLINE_SECONDS} s, got none"
+                )
         part = os.read(pipe, 1 << 16)
         if not part:
             break
         data += part
     if not data:
-        raise CompilerError("a process that checked schedules ended without a word")
+        raise CompilerError("schedule check: wanted an answer from its process, got none")
     failed: dict[int, Exception] = pickle.loads(data)
     return failed

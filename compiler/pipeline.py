@@ -1,7 +1,7 @@
-"""From a model and a layout to everything that a run needs: the passes in order.
+"""Compile a model for a layout: the passes in order.
 
 graph -> partition -> network -> memory -> steps -> schedule -> verify -> schedule_hash. Each pass
-is a function of the one before; nothing here reads weights.
+is a function of the results before it. Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from compiler.schedule.steps import StepPlanner
 from compiler.verify.verifier import verify
 
 FORMAT_VERSION = 4
-MAX_CHUNK = 128  # prompt tokens per prefill step, unless asked for otherwise
-MIN_CHUNK = 16  # the chunk that the default context leaves room for
+MAX_CHUNK = 128  # most prompt tokens per prefill step by default
+MIN_CHUNK = 16  # prefill chunk for which the default context leaves room
 FIRST_BUCKET = 256
 WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
 DTYPES = ("int8", "fp16")
@@ -45,7 +45,7 @@ DTYPES = ("int8", "fp16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What may be asked of a compilation; None lets the compiler choose."""
+    """The options of a compilation; None lets the compiler choose."""
 
     dtype: str = "int8"
     max_model_len: int | None = None
@@ -71,7 +71,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledModel:
-    """A compiled model: what each chip holds and does, and every cycle of it."""
+    """A compiled model: each chip's memory and programs, to the cycle."""
 
     config: ModelConfig
     target_name: str
@@ -98,10 +98,11 @@ class CompiledModel:
         return self.steps[StepKind(rows=size, bucket=bucket, decode=decode).name]
 
     def cycles_until(self, name: str, following: str | None) -> int:
-        """Cycles from the base of step `name` to that of the next: of `following` where it may
-        begin before this one has ended, else of whatever comes. Raises KeyError for no step.
+        """Return the cycles from the base of step `name` to the base of the next step.
 
-        Clocks that stray are set at the start of a step, so there steps do not overlap.
+        If `following` is given, it may begin before this step has ended. With clocks that stray
+        steps never overlap, because clocks are set at the start of a step. Raises KeyError for an
+        unknown step.
         """
         step = self.steps[name]
         if following is None or self.network.clock.strays:
@@ -114,7 +115,7 @@ class CompiledModel:
 
 
 def prefill_sizes(chunk: int) -> tuple[int, ...]:
-    """Row counts that prefill is compiled for: the chunk, then quarters of it down to 4."""
+    """Return the row counts of prefill steps: the chunk, then quarters of it down to 4."""
     sizes = [chunk]
     while sizes[-1] > 4:
         sizes.append(sizes[-1] // 4)
@@ -143,9 +144,10 @@ def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
 def fit_options(
     split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> MemoryOptions:
-    """Choose context and prefill chunk: the largest context that fits, then the largest chunk.
+    """Choose the largest context that fits, then the largest prefill chunk.
 
-    Raises CapacityError where even the smallest, or what was asked for, does not fit.
+    Values that were asked for are taken as they are; `allocate_chip` refuses what does not fit.
+    Raises CompilerError if the context asked for is more than the model's positions.
     """
     limit = split.config.max_position_embeddings
     asked = options.max_model_len
@@ -164,7 +166,7 @@ def fit_options(
 
 
 def largest_context(split: Partition, network: Network, spec: ChipSpec, options: Options) -> int:
-    """Return the largest context that fits with the chunk that is asked for, or the smallest."""
+    """Return the largest context that fits with the chunk asked for, else with the smallest."""
     limit = split.config.max_position_embeddings
     enough = _fits(split, network, spec, options)
     chunk = options.prefill_chunk or min(MIN_CHUNK, limit)
@@ -174,7 +176,7 @@ def largest_context(split: Partition, network: Network, spec: ChipSpec, options:
 def _fits(
     split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> Callable[[int, int], bool]:
-    """Return what says whether a context and a prefill chunk fit all chips."""
+    """Return a test of whether a context and a prefill chunk fit all chips."""
     forward = forward_rows(split, network)
     chips = chip_classes(split, forward).values()
 
@@ -186,7 +188,7 @@ def _fits(
 
 
 def _rows_at_once(split: Partition, network: Network) -> int:
-    """Rows whose residual passes a link within the time that a chip may count on its own."""
+    """Return how many rows' residuals pass a link while a chip may count on its own."""
     if not network.sync:
         return MAX_CHUNK
     slot = max(link.slot_cycles for link in network.links)
@@ -220,7 +222,7 @@ def _largest(fits: Any, limit: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What steps are scheduled on: everything of a compiled model but its cycles."""
+    """The ground on which steps are scheduled: a compiled model without its cycles."""
 
     partition: Partition
     network: Network
@@ -244,7 +246,7 @@ class Ground:
 
 
 def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Options) -> Ground:
-    """Deal a model over chips, cable them and give every tensor its address.
+    """Deal a model over chips, cable the chips and give every tensor its address.
 
     Raises LayoutError, CapacityError or CompilerError.
     """
@@ -261,7 +263,7 @@ def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Option
 
 
 def forward_slots(planner: StepPlanner) -> dict[int, tuple[list[int], int]]:
-    """Return the addresses at which chips hold messages that pass through, none used yet."""
+    """Return each forwarding chip's addresses for messages that pass through; 0 are in use."""
     return {
         chip: ([buffers[f"forward.{slot}"] for slot in range(FORWARD_SLOTS)], 0)
         for chip, buffers in enumerate(planner.buffers)
@@ -292,10 +294,10 @@ def compile_model(
     """Compile a model for a layout on a machine.
 
     `kinds`: "all" steps, "decode" steps only, or an "estimate" (the smallest bucket's decode
-    step, not verified, which nothing may run). `contexts` keeps only the buckets that hold these,
-    each cut to the largest there is. `progress` is told, often, of the steps that are done; what
-    it raises ends the compilation. Raises LayoutError, CapacityError or CompilerError; a
-    ScheduleError is our own bug.
+    step, not verified; nothing may run it). `contexts` keeps only the buckets that these contexts
+    need; a larger one counts as the largest. `progress` is called often with the steps done and
+    the steps in all; an error that it raises ends the compilation. Raises LayoutError,
+    CapacityError or CompilerError. A ScheduleError is our own bug.
     """
     options = options or Options()
     ground = lay_out(config, target, layout, options)
@@ -322,7 +324,7 @@ def compiled_model(
     config: ModelConfig, target: Target, layout: Layout, ground: Ground,
     steps: dict[str, StepSchedule],
 ) -> CompiledModel:  # fmt: skip
-    """Put a compiled model together, without its hash yet."""
+    """Return a compiled model that has no hash yet."""
     return CompiledModel(
         config=config, target_name=target.name, chip=target.chip, layout=layout,
         dtype=ground.memory.dtype, max_model_len=ground.memory.context,
@@ -347,9 +349,9 @@ def _wanted(kinds: str, chunk: int, buckets: tuple[int, ...]) -> list[StepKind]:
 
 
 def schedule_digest(compiled: CompiledModel) -> str:
-    """SHA-256 over everything that decides what runs when: 64 hex digits.
+    """Return the SHA-256 of everything that decides what runs when: 64 hex digits.
 
-    A model's name decides nothing: a folder may have any.
+    The model's name is left out: a folder may have any name.
     """
     digest = hashlib.sha256()
     config = {key: value for key, value in compiled.config.to_dict().items() if key != "name"}

@@ -1,6 +1,6 @@
-"""Files that somebody else has written: only regular ones are read, and only so much of them.
+"""Read files that somebody else has written: only regular files, and only up to a size.
 
-A pipe would hold the reader up for ever, and a device has no end.
+A pipe would block the reader for ever, and a device has no end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """Return a regular file's bytes. Raises OSError, also where there are more than `most`."""
+    """Return a regular file's bytes. Raises OSError, also for more than `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:

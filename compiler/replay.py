@@ -1,8 +1,8 @@
-"""A step out of a file: what is done is planned anew, only when it is done comes from the file.
+"""Rebuild a step of an artifact: the compiler plans the operations, the file gives their cycles.
 
-So a file cannot make a chip do what the compiler would not: operations, operands, links and
-addresses are the compiler's own, and must be the file's. Cycles are believed here, within bounds;
-every chip and every link checks them as it runs.
+Operations, operands, links and addresses are the compiler's own, and the file's must equal them. So
+a file cannot make a chip do what the compiler would not. This module takes the file's cycles within
+bounds; every chip and every link checks them at run time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def replay_step(ground: Ground, kind: StepKind, target: Target, stored: Table) -
 
 
 class Replay(Scheduler):
-    """A scheduler that looks its cycles up instead of working them out."""
+    """A scheduler that looks up its cycles in the stored step."""
 
     def __init__(
         self, target: Target, ground: Ground, stored: Table,

@@ -1,4 +1,4 @@
-"""What goes where: stages and shares, cables and slots, and addresses in SRAM.
+"""Placement: layers to stages, columns to chips, chips to slots and cables, tensors to addresses.
 
 May import: chip, chip.ops, interconnect, compiler.model, compiler.
 """

@@ -1,11 +1,10 @@
 """Give every tensor of a chip its SRAM address: weights, scales, norms, KV cache, buffers.
 
-Weights, keys and values lie in the bulk slices from address 0 on, each on a window of 64 vectors,
-so that any of them loads into the planes without two reads in one slice; behind them what attention
-keeps between its passes. Scales, norms and the step's other buffers lie in the work slices, which
-nothing else touches. Buffers share addresses where
-their lifetimes do not meet. Steps follow each other, so each row count has its own arrangement
-of the buffers. What does not fit is refused.
+Weights, keys and values lie in the bulk slices from address 0 on. Each begins a window of 64
+vectors, so that it loads into the planes without two reads in one slice. Attention's scratch lies
+behind them. Scales, norms and the step's other buffers lie in the work slices, which nothing else
+uses. Buffers share addresses if their lifetimes do not overlap. Steps do not share buffers, so each
+row count has its own arrangement. A model that does not fit is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
 
 
 def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, str, int]]:
-    """(name, kind, bytes) of every weight, scale and norm of a chip, in address order."""
+    """Return (name, kind, bytes) of every weight, scale and norm of a chip, in address order."""
     out: list[tuple[str, str, int]] = []
     for group, rank in partition.groups_of(chip):
         for op in partition.ops(group):
@@ -46,7 +45,7 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
 def kv_tensors(
     partition: Partition, chip: int, dtype: str, context: int
 ) -> list[tuple[str, str, int]]:
-    """(name, kind, bytes) of the KV cache of each layer of a chip that has KV heads."""
+    """Return (name, kind, bytes) of each layer's KV cache, for a chip that has KV heads."""
     out = []
     for group, rank in partition.groups_of(chip):
         start, stop = group.kv_heads[rank]
@@ -66,7 +65,7 @@ def kv_tensors(
 
 @lru_cache(maxsize=1024)  # most chips of a layout are alike
 def place_buffers(buffers: tuple[Buffer, ...]) -> tuple[dict[str, int], int]:
-    """First fit by falling size: offsets by name, and the bytes taken."""
+    """Place buffers by first fit, largest first; return offsets by name and the bytes taken."""
     placed: list[tuple[int, Buffer]] = []
     for buffer in sorted(buffers, key=lambda b: (-b.size, b.name)):
         offset = 0
@@ -91,7 +90,7 @@ def _lay(tensors: list[tuple[str, str, int]], start: int, align: int) -> tuple[l
 def _place(
     partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
 ) -> tuple[Memory, int]:
-    """Place everything, whether it fits or not; return also the bytes missing."""
+    """Place everything even if it does not fit; return the memory and the bytes missing."""
     work = work_start(spec)
     fixed = constants(partition, chip, options.dtype)
     caches = kv_tensors(partition, chip, options.dtype, options.context)
@@ -124,7 +123,7 @@ def _place(
 def allocate_chip(
     partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
 ) -> Memory:
-    """Place everything on one chip. Raises CapacityError with the bytes missing."""
+    """Return the memory of one chip. Raises CapacityError with the bytes missing."""
     memory, missing = _place(partition, chip, options, spec)
     if missing:
         raise CapacityError(
@@ -140,7 +139,7 @@ def allocate_chip(
 def chip_classes(
     partition: Partition, forward_row_bytes: dict[int, int]
 ) -> dict[tuple[object, ...], int]:
-    """Group chips that need equally much memory: a key for the class, and one chip of it."""
+    """Return the classes of chips that need equal memory: a key, and one chip of the class."""
     classes: dict[tuple[object, ...], int] = {}
     for group in partition.groups:
         for rank, chip in enumerate(group.chips):
@@ -154,6 +153,6 @@ def chip_classes(
 
 
 def bytes_needed(partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec) -> int:
-    """Bytes one chip needs: more than it has when either bulk or work slices are too small."""
+    """Return the bytes that a chip needs: more than it has if bulk or work slices are too small."""
     memory, missing = _place(partition, chip, options, spec)
     return spec.sram_bytes + missing if missing else spec.sram_bytes - memory.free_bytes

@@ -1,8 +1,8 @@
 """Choose a layout: the fewest racks that fit, then the fewest emulated cycles per token.
 
-For each group size the fewest stages that fit are taken, since more only add hops; head groups are
-none, the smallest that fits, the group's size, or all chips that are left. Candidates are ranked
-on a model cut to two stages, and the best few are scheduled whole. Ties: fewer chips, then
+Each group size gets the fewest stages that fit, because more stages only add hops. The head group
+is none, the smallest that fits, one of the group's size, or all chips that are left. Candidates are
+ranked by a model cut to two stages; the best few are then scheduled whole. Ties: fewer chips, then
 smaller groups.
 """
 
@@ -23,7 +23,7 @@ from compiler.place.partition import COLUMN_UNIT, partition
 from compiler.place.target import Target
 
 GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
-MIN_CONTEXT = 1728  # an automatic layout leaves room for this much, or for the model's own limit
+MIN_CONTEXT = 1728  # an automatic layout has room for this, or for the model's own limit if smaller
 RANK_BUCKET = 512  # context at which candidates are compared
 FINALISTS = 3
 MAX_RACKS = 64
@@ -47,7 +47,7 @@ class _Search:
         )  # fmt: skip
 
     def excess(self, layout: Layout) -> int:
-        """Bytes that the fullest chip lacks; zero or less when the layout fits."""
+        """Return the bytes that the fullest chip lacks; zero or less if the layout fits."""
         split = partition(build_graph(self.config), layout)
         needed = max(
             bytes_needed(split, chip, self.memory, self.target.chip)
@@ -56,7 +56,7 @@ class _Search:
         return needed - self.target.chip.sram_bytes
 
     def head_excess(self, head: int) -> int:
-        """The same for a head group alone, whatever holds the layers."""
+        """Return the same for a head group alone."""
         layout = Layout(stages=1, group=1, head=head)
         split = partition(build_graph(replace(self.config, num_layers=1)), layout)
         chips = [chip for chip in chip_classes(split, {}).values() if chip in layout.head_chips]
@@ -92,7 +92,7 @@ class _Search:
         return low
 
     def candidates(self, chips: int) -> Iterator[Layout]:
-        """Layouts of at most `chips` chips that fit."""
+        """Yield the layouts of at most `chips` chips that fit."""
         for group in GROUP_SIZES:
             stages = self.fewest_stages(group, chips // group)
             if stages is None:
@@ -101,15 +101,15 @@ class _Search:
             shared = Layout(stages=stages, group=group)
             if self.excess(shared) <= 0:
                 yield shared
-            units = -(-self.config.vocab_size // COLUMN_UNIT)  # more chips would hold nothing
+            units = -(-self.config.vocab_size // COLUMN_UNIT)  # further chips would be empty
             for head in sorted({self.smallest_head, group, min(left, units)}):
                 if self.smallest_head <= head <= left:
                     yield Layout(stages=stages, group=group, head=head)
 
     def estimate(self, layout: Layout) -> int:
-        """Cycles per token, from models cut to one and to two stages.
+        """Return the estimated cycles per token, from models cut to one and to two stages.
 
-        Where a cut machine has no way between its chips, the whole model is scheduled instead.
+        If the chips of a cut machine cannot be connected, the whole model is scheduled instead.
         """
         if layout.stages <= 2:
             return self.cycles(layout, self.config)
@@ -127,7 +127,7 @@ class _Search:
         return two + (two - one) * (self.config.num_layers - 2 * per_stage) // per_stage
 
     def cycles(self, layout: Layout, config: ModelConfig) -> int:
-        """Cycles of one decode step at RANK_BUCKET, scheduled whole."""
+        """Return the cycles of one decode step at RANK_BUCKET, scheduled whole."""
         context = self.memory.context
         bucket = min(RANK_BUCKET, context)
         options = replace(self.options, max_model_len=context, buckets=(bucket,))
@@ -139,9 +139,10 @@ def choose_layout(
     config: ModelConfig, target: Target, options: Options,
     progress: Callable[[int, int], None] = lambda done, layouts: None,
 ) -> Layout:  # fmt: skip
-    """Return the layout that `--layout auto` means. Raises CompilerError where nothing fits.
+    """Return the layout that `--layout auto` means. Raises CompilerError if none fits.
 
-    `progress` is told of the layouts that were tried; what it raises ends the search.
+    `progress` is called with the layouts tried and their count; an error that it raises ends the
+    search.
     """
     search = _Search(config, target, replace(options, binding=None))
     for racks in range(1, MAX_RACKS + 1):
@@ -171,7 +172,7 @@ def choose_layout(
 
 
 def smallest_layout(config: ModelConfig, target: Target, options: Options) -> Layout | None:
-    """Return the layout with the fewest chips that fits, for the error that says what would."""
+    """Return the layout with the fewest chips that fits, for a CapacityError's advice."""
     search = _Search(config, target, replace(options, binding=None))
     for racks in range(1, MAX_RACKS + 1):
         found = list(search.candidates(racks * target.chips_per_rack))

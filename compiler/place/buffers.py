@@ -1,8 +1,8 @@
-"""A step's buffers on one chip: sizes, and lifetimes that follow from the order of operations.
+"""A step's buffers on one chip: their sizes, and lifetimes derived from the order of operations.
 
-Places of a lifetime count the operations of a group: those of one layer, as all its layers are
-alike, then those of the head. What a chip gets before the first is at place `ENTERED`; the place
-behind the last is that of results, which wait for their links.
+A lifetime counts the operations of a group as places: those of one layer, because all layers are
+alike, then those of the head. Place `ENTERED` is before the first operation, for what a chip
+receives. The place behind the last one is for results, which wait for their links.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compiler.place.partition import Group, Partition
 
 ENTERED = -1
 HANDED = "handed"  # the gather buffer of segments that the group before hands over
-FORWARD_SLOTS = 4  # messages that may pass through a chip at once; the schedule holds back a fifth
+FORWARD_SLOTS = 4  # messages that may pass through a chip at once; a fifth one waits
 
 Lifetime = tuple[int, int]
 """First and last place at which a buffer is in use."""
@@ -42,7 +42,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryOptions:
-    """What the memory must hold beside the weights."""
+    """The options that decide how much a memory holds beside the weights."""
 
     dtype: str
     context: int  # tokens of KV cache
@@ -52,15 +52,15 @@ class MemoryOptions:
 
 
 def lifetimes(order: Sequence[GraphOp]) -> dict[str, Lifetime]:
-    """Return the lifetime of every value: from who writes it first to who reads it last.
+    """Return the lifetime of every value: from its first write to its last read.
 
     A value that is read before it is written enters from outside, and each layer leaves it to the
-    next: it lives always. A value that nothing reads is a result.
+    next: it always lives. A value that nothing reads is a result.
 
-    An exchanged value may come from a faster chip before this one writes its own part: as soon as
-    this chip's part of the exchange before is out, or from the layer's beginning. Then a product
-    (LINEAR) is over. ATTEND and GATE are taken to be at work still: a place more than they need,
-    which is kept because it decides addresses, and with them `schedule_hash`.
+    A faster chip may send its part of an exchanged value before this chip writes its own part: as
+    soon as this chip's part of the exchange before has left, or from the layer's beginning. By
+    then a product (LINEAR) is over. ATTEND and GATE count as still at work: one place more than
+    they need. It is kept because it decides addresses, and with them `schedule_hash`.
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -81,7 +81,7 @@ def lifetimes(order: Sequence[GraphOp]) -> dict[str, Lifetime]:
 def _order(
     config: ModelConfig, *, layers: bool, head: bool
 ) -> tuple[tuple[GraphOp, ...], dict[str, Lifetime]]:
-    """Return the operations of a group, of one of its layers and of the head, and lifetimes."""
+    """Return the operations of one layer and of the head, as far as asked for, and lifetimes."""
     order = (layer(config) if layers else ()) + (head_of(config) if head else ())
     return order, lifetimes(order)
 
@@ -117,7 +117,7 @@ class _Sizes:
     options: MemoryOptions
 
     def buffers(self) -> list[Buffer]:
-        """Return the buffers of all values, then what is no value of the graph."""
+        """Return the buffers of all values, and those that hold no value of the graph."""
         layers, head = len(self.group.layers) > 0, self.group.has_head and self.rows == 1
         order, lives = _order(self.partition.config, layers=layers, head=head)
         results = len(order)
@@ -134,17 +134,17 @@ class _Sizes:
         return out
 
     def _entering(self, always: Lifetime) -> list[Buffer]:
-        """Return the buffers of what the host or the group before gives."""
+        """Return the buffers of values from the host or from the group before."""
         config = self.partition.config
         widths = {RESIDUAL: config.hidden_size, ROPE: config.head_dim}
         out = [_buffer(name, self.rows * row_bytes(widths[name], 4), always) for name in ENTERING]
-        if self.group.index and self.rows == 1:  # the last sum of a layer may be left to this group
+        if self.group.index and self.rows == 1:  # this group may do the last sum of the one before
             before = self.partition.groups[self.group.index - 1]
             out.append(_buffer(HANDED, self._segments(before, Split.HIDDEN), (ENTERED, ENTERED)))
         return out
 
     def _output(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
-        """Return the buffer of an operation's output, and that of its rows' scales."""
+        """Return the buffer of an operation's output, and the one of its scales if it has any."""
         if op.kind in (Kind.NORM, Kind.GATHER):
             return self._quantised(op, life)
         if op.kind is Kind.ROPE:
@@ -179,7 +179,7 @@ class _Sizes:
         ]
 
     def _between_passes(self, life: Lifetime) -> list[Buffer]:
-        """Return what ATTEND keeps between its passes."""
+        """Return the buffers that ATTEND needs between its passes."""
         start, stop = self.group.kv_heads[self.rank]
         if start == stop:
             return []

@@ -1,4 +1,4 @@
-"""Layouts: how many pipeline stages, chips per stage, chips of the head group. `8x4+4`."""
+"""Layouts such as `8x4+4`: pipeline stages, chips per stage, chips of the head group."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ class Layout:
 
 
 def parse_layout(text: str) -> Layout:
-    """Parse `PxT` or `PxT+H`. Raises LayoutError for anything else, for zero counts and for more
-    chips than can be laid out in reasonable time: every chip of a stage talks to every other."""
+    """Parse `PxT` or `PxT+H`. Raises LayoutError for anything else.
+
+    Counts are bounded, so that any layout is laid out in reasonable time: every chip of a stage
+    talks to every other.
+    """
     match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})(?:\+([0-9]{1,9}))?", text.strip())
     if match is None:
         raise LayoutError(f"layout {shown(text)}: wanted PxT or PxT+H, such as 8x4+4")

@@ -1,9 +1,10 @@
-"""Which chips talk, over which cables: cabling, a tree for every message (place/routes.py).
+"""The network of a layout: its cables, and a tree of links for every message (place/routes.py).
 
-Where cables are free (any port to any chip) the compiler lays one per pair in a group and one from
-rank to rank of groups that follow; where a chip has too few ports, groups become circulant graphs
-and the rest is forwarded. Links are named by logical chips; the binding says which physical slot
-each logical chip sits in, and follows the cables (compiler/place/placement.py) unless it is given.
+Where any port may be cabled to any chip, the compiler lays one cable per pair of chips in a group,
+and one from rank to rank of successive groups. If a chip has too few ports, groups become circulant
+graphs and chips forward the other messages. Links are named by logical chips. The binding gives
+each logical chip its physical slot. It is derived from the cables (compiler/place/placement.py)
+unless it is given.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """Links in use, and for every message the links of its tree, nearest to its source first."""
+    """The links in use, and the links of every message's tree, nearest to the source first."""
 
     links: tuple[LinkUse, ...]
     routes: dict[Flow, tuple[int, ...]]
@@ -44,7 +45,7 @@ class Network:
         return stall_cycles(self.clock, self.sync)
 
     def forwarders(self) -> dict[int, list[Flow]]:
-        """Chips that pass on what they do not want themselves, with the messages they serve."""
+        """Return the chips that forward messages meant only for others, with those messages."""
         out: dict[int, list[Flow]] = {}
         for (source, targets), route in self.routes.items():
             for chip in sorted({self.links[link].src for link in route} - {source, *targets}):
@@ -52,7 +53,7 @@ class Network:
         return out
 
     def nearest_first(self, flows: Iterable[Flow]) -> list[Flow]:
-        """Sort messages that start together: those that need fewer hops keep links for less."""
+        """Sort messages that start together by their hops: the shorter ones free links sooner."""
         return sorted(flows, key=self._hops)
 
     def _hops(self, flow: Flow) -> int:
@@ -64,7 +65,7 @@ class Network:
 
 
 def stage_pairs(partition: Partition) -> list[Pair]:
-    """(source, destination) of the cables between groups: rank i from rank i mod size."""
+    """Return (source, destination) of the cables between groups: to rank i from i mod size."""
     out = []
     for before, after in zip(partition.groups, partition.groups[1:], strict=False):
         for rank, chip in enumerate(after.chips):
@@ -73,13 +74,13 @@ def stage_pairs(partition: Partition) -> list[Pair]:
 
 
 def group_pairs(partition: Partition) -> list[Pair]:
-    """Ordered pairs inside groups that exchange vectors; a head group exchanges none."""
+    """Return the ordered pairs of chips that exchange vectors in a group; a head group has none."""
     groups = [group for group in partition.groups if len(group.layers)]
     return [(a, b) for group in groups for a in group.chips for b in group.chips if a != b]
 
 
 def flows_between(before: Group, after: Group) -> list[Flow]:
-    """Messages from each chip of a group to all of the next; inside a group, to all others."""
+    """Return the messages from each chip of a group to all of the next, or to its own others."""
     if before is after:
         return [(a, tuple(b for b in before.chips if b != a)) for a in before.chips]
     return [(chip, after.chips) for chip in before.chips]
@@ -88,7 +89,7 @@ def flows_between(before: Group, after: Group) -> list[Flow]:
 def build_network(
     partition: Partition, target: Target, binding: Sequence[int] | None = None
 ) -> Network:
-    """Cable the layout and route every message. Raises LayoutError when one has no way."""
+    """Cable the layout and route every message. Raises LayoutError if a message has no way."""
     n_chips = partition.layout.chips
     slots = tuple(binding) if binding is not None else tuple(range(n_chips))
     if len(slots) != n_chips or len(set(slots)) != n_chips or min(slots) < 0:
@@ -120,7 +121,7 @@ def _trees(
     partition: Partition, target: Target, topology: Topology, slots: tuple[int, ...],
     slot_cycles: int,
 ) -> Iterator[tuple[Flow, tuple[Link, ...]]]:  # fmt: skip
-    """Every message with its tree: inside each group, then from each group to the next."""
+    """Yield every message with its tree: inside each group, then from each group to the next."""
     layers = [group for group in partition.groups if len(group.layers)]
     following = zip(partition.groups, partition.groups[1:], strict=False)
     spec = target.link_spec(max(1, topology.max_ports_used))
@@ -140,7 +141,7 @@ def _trees(
 
 
 class _Cabling:
-    """A layout's cables, trained: latencies, and how far the clocks at their ends may be apart."""
+    """A layout's trained cables: their latencies, and the slack for the clocks at their ends."""
 
     def __init__(self, target: Target, topology: Topology, slots: tuple[int, ...]) -> None:
         self.clock = target.clock
@@ -150,7 +151,7 @@ class _Cabling:
         self.sync = self._paths(topology, slots) if self.clock.strays else ()
 
     def _paths(self, topology: Topology, slots: tuple[int, ...]) -> tuple[SyncPath, ...]:
-        """Each chip's way from the root, the first logical chip, over any cable there is."""
+        """Return each chip's way from the root (the first logical chip), over any cable."""
         ways = {slots[0]: (), **paths_from(topology, slots[0])}
         return tuple(
             tuple(SyncHop(link.dst, self.latency(link)) for link in ways[slot]) for slot in slots
@@ -161,7 +162,7 @@ class _Cabling:
         return self.clock.trained_cycles(self.spec.latency_cycles, cable)
 
     def use(self, link: Link, number: int) -> LinkUse:
-        """Return a cable's direction as the schedule's link of this number."""
+        """Return one direction of a cable as the schedule's link of this number."""
         a, b, latency = self.logical[link.src], self.logical[link.dst], self.latency(link)
         slack = 0
         if self.sync:
@@ -186,7 +187,7 @@ def _cable(partition: Partition, target: Target, slots: tuple[int, ...]) -> Topo
 
 
 def _group_cables(partition: Partition, distances: int | None) -> set[Pair]:
-    """All pairs of each group, or only ranks 1, 2, 4, ... apart when ports are short."""
+    """Return all pairs of each group, or only ranks 1, 2, 4, … apart if ports are short."""
     if distances is None:
         return {(a, b) for a, b in group_pairs(partition) if a < b}
     out = set()
@@ -204,9 +205,9 @@ def _add_host_links(
     partition: Partition, target: Target, links: list[LinkUse], routes: dict[Flow, tuple[int, ...]],
     sync: tuple[SyncPath, ...],
 ) -> None:  # fmt: skip
-    """One host port per chip of the first group (in) and of the last groups (out).
+    """Add one host port per chip of the first group (in) and of the last groups (out).
 
-    The host's port is paced by the root chip's clock (assumption: its DMA engine is that chip's).
+    The root chip's clock paces the host's port (assumption: its DMA engine is that chip's).
     """
     host, spec = partition.layout.chips, target.host_link
     out = sorted({*partition.groups[-1].chips, partition.last_layers.chips[0]})

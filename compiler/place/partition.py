@@ -1,7 +1,7 @@
 """Deal a model over a layout: layers to stages, output columns to the chips of a group.
 
-Every matrix is split by output columns only (law 2), in multiples of 16; attention by KV head,
-which is replicated where a group has more chips than heads. Shares may be uneven or empty.
+Every matrix is split by output columns only (law 2), in multiples of 16. Attention is split by KV
+head; heads are replicated if a group has more chips than heads. Shares may be uneven or empty.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Rows `start:stop` of one Hugging Face matrix, which are output columns of the product."""
+    """Rows `start:stop` of one Hugging Face matrix: output columns of the product."""
 
     tensor: str
     start: int
@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
-    """One matrix of one chip: its output columns are the pieces, in order; `k` is the input."""
+    """One matrix of one chip: its output columns are the pieces in order, `k` its input width."""
 
     name: str
     pieces: tuple[Piece, ...]
@@ -46,7 +46,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Chips that work on the same layers, and how the columns are dealt to them, by rank."""
+    """Chips that work on the same layers, and each rank's columns."""
 
     index: int
     chips: tuple[int, ...]
@@ -59,19 +59,19 @@ class Group:
     vocab: tuple[Span, ...]
 
     def spans(self, split: Split) -> tuple[Span, ...]:
-        """Column spans of a split, by rank; heads are not columns, and are refused."""
+        """Return the column spans of a split, by rank. Refuses heads, which are not columns."""
         table = {Split.HIDDEN: self.hidden, Split.INTER: self.inter, Split.VOCAB: self.vocab}
         return table[split]
 
     def columns(self, rank: int, split: Split, head_dim: int) -> Span:
-        """A rank's columns of a split value, or rows of a split tensor; heads are columns, too."""
+        """Return a rank's columns of a split value, or rows of a split tensor; also for heads."""
         if split is Split.HEADS or split is Split.KV_HEADS:
             start, stop = (self.heads if split is Split.HEADS else self.kv_heads)[rank]
             return start * head_dim, stop * head_dim
         return self.spans(split)[rank]
 
     def shares(self, split: Split, head_dim: int) -> tuple[int, ...]:
-        """Columns of a split value that each rank holds."""
+        """Return how many columns of a split value each rank holds."""
         if split is Split.HEADS:
             return tuple((stop - start) * head_dim for start, stop in self.heads)
         return tuple(stop - start for start, stop in self.spans(split))
@@ -99,7 +99,7 @@ class Partition:
         return [(g, g.chips.index(chip)) for g in self.groups if chip in g.chips]
 
     def kv_of(self, group: Group, rank: int) -> tuple[int, ...]:
-        """Return, for each query head of a rank, which of the rank's KV heads it reads."""
+        """Return for each query head of a rank the KV head, of the rank's own, that it reads."""
         per_kv, kv_first = (
             self.config.num_heads // self.config.num_kv_heads,
             group.kv_heads[rank][0],
@@ -120,7 +120,7 @@ def deal(total: int, ranks: int, unit: int) -> tuple[Span, ...]:
 
 
 def deal_heads(heads: int, kv_heads: int, ranks: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Deal query heads and the KV heads they need; replicated where ranks exceed those."""
+    """Deal query heads and their KV heads. KV heads are replicated if there are more ranks."""
     per_kv = heads // kv_heads
     if ranks <= kv_heads:
         kv = deal(kv_heads, ranks, 1)

@@ -1,9 +1,9 @@
-"""Which physical slot each logical chip sits in, where the cables are laid already.
+"""Place logical chips in physical slots when the cables are fixed.
 
-Logical chips fill nodes in order. The nodes are walked so that each has cables to the one before,
-many if possible, and in each node the chips with cables from the node before come first and those
-with cables to the next node last: there the groups begin and end. Where layouts lay their own
-cables, slots are as good as each other.
+Logical chips fill nodes in order. The walk over the nodes prefers a next node with cables to the
+one before, many if possible. In each node, chips with cables from the node before come first and
+chips with cables to the next node last, because groups begin and end there. If a layout lays its
+own cables, all slots are equally good.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def place(topology: Topology, chips: int) -> tuple[int, ...]:
 
 
 def _nodes(topology: Topology) -> tuple[list[list[int]], dict[int, int]]:
-    """Chips joined by local cables: the nodes, and the node of each chip."""
+    """Return the nodes (chips joined by local cables), and the node of each chip."""
     nodes: list[list[int]] = []
     node_of: dict[int, int] = {}
     for first in range(topology.n_chips):
@@ -54,7 +54,7 @@ def _nodes(topology: Topology) -> tuple[list[list[int]], dict[int, int]]:
 
 
 def _walk(cables: _Cables, nodes: Sequence[Sequence[int]], chips: int) -> list[int]:
-    """The nodes that hold so many chips, in order: of two walks the one that has more cables."""
+    """Return nodes, in order, that hold so many chips: the walk with more cables of two."""
     return max(
         (_steps(cables, nodes, chips, eager) for eager in (True, False)),
         key=lambda walk: _worth(cables, walk),
@@ -62,16 +62,16 @@ def _walk(cables: _Cables, nodes: Sequence[Sequence[int]], chips: int) -> list[i
 
 
 def _worth(cables: _Cables, walk: Sequence[int]) -> tuple[int, int]:
-    """Steps along a cable, and all cables along the steps."""
+    """Return the count of steps that have a cable, and of all cables along the steps."""
     along = [len(cables[a][b]) for a, b in pairwise(walk)]
     return sum(map(bool, along)), sum(along)
 
 
 def _steps(cables: _Cables, nodes: Sequence[Sequence[int]], chips: int, eager: bool) -> list[int]:
-    """Go next to the linked node that has the fewest others left to go on to (Warnsdorff).
+    """Walk by Warnsdorff's rule: go next to the linked node with the fewest ways onward.
 
-    `eager`: first of all to the one with the most cables. Where none is left, the walk goes on
-    with the first node that it has not seen.
+    `eager`: prefer the node with the most cables. If no linked node is left, the walk goes on with
+    the first node that it has not seen.
     """
     walk, left = [0], set(range(1, len(nodes)))
     held = len(nodes[0])
@@ -92,7 +92,7 @@ def _chips(
     node: Sequence[int], placed: Sequence[int], before: Sequence[tuple[int, int]],
     out: Sequence[int],
 ) -> list[int]:  # fmt: skip
-    """A node's chips: first those that the last chips of the node before have cables to."""
+    """Sort a node's chips: first those with cables from the last chips of the node before."""
     place_of = {slot: place for place, slot in enumerate(placed)}
     peer: dict[int, int] = {}
     for there, here in before:

@@ -1,9 +1,9 @@
-"""Every message's way to all who want it: a tree of links, each link taken once.
+"""Route every message to its targets: a tree of links, each link used once.
 
-A message goes to one chip or to several. Where it must leave a node it does so as rarely as
-possible, because cables between nodes are few; then it comes as early as possible, which counts
-the hops and the messages that already wait for a link. A chip on the way passes on what it
-receives for itself; one that does not want the message needs a slot for it.
+A message goes to one chip or to several. It leaves a node as rarely as possible, because cables
+between nodes are few. Of such ways it takes the fastest, by hops and by the messages that already
+wait for each link. A target on the way passes on what it receives. Any other chip needs a slot to
+hold the message.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Flow = tuple[int, tuple[int, ...]]
 
 @dataclass(slots=True)
 class Router:
-    """Finds ways for messages that travel at the same time, one after another.
+    """Routes messages that travel at the same time, one after another.
 
     Only chips in `allowed` pass messages on. `hop_cycles`: from one chip's departure to the next
-    one's; `message_cycles`: how long a message keeps a link.
+    one's; `message_cycles`: how long a message occupies a link.
     """
 
     topology: Topology
@@ -36,7 +36,7 @@ class Router:
     def tree(self, flow: Flow) -> tuple[Link, ...]:
         """Return the links of a message's tree, nearest to the source first.
 
-        Raises UnreachableError for a target without a way to it.
+        Raises UnreachableError if a target cannot be reached.
         """
         search = _Search(self, *flow)
         search.run()
@@ -45,7 +45,7 @@ class Router:
         return tuple(search.tree)
 
     def waiting(self, link: Link) -> int:
-        """Cycles for which other messages keep a link."""
+        """Return the cycles for which other messages occupy a link."""
         return self._load.get(link.id, 0) * self.message_cycles
 
 
@@ -75,7 +75,7 @@ class _Search:
                 self._relax(chip)
 
     def _join(self, target: int) -> set[int]:
-        """Take the way to a target into the tree; return the chips on it."""
+        """Add the way to a target to the tree; return the chips on it."""
         way = []
         chip = target
         while chip not in self._joined:
@@ -101,6 +101,6 @@ class _Search:
                 heapq.heappush(self._heap, (*new, link.id, link.dst))
 
     def _cycles(self, link: Link) -> int:
-        """Cycles that a hop costs; a hop to a chip that does not want the message, one more."""
+        """Return the cost of a hop in cycles, with a message's time more for a mere forwarder."""
         aside = 0 if link.dst in self.targets else self.router.message_cycles
         return self.router.hop_cycles + self.router.waiting(link) + aside

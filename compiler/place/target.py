@@ -1,6 +1,7 @@
-"""The machine a model is compiled for, as far as the compiler needs to know it.
+"""The interface of the machine that a model is compiled for.
 
-`rack.machines.hardware.Hardware` is one; tests make their own. The compiler names no product.
+`rack.machines.hardware.Hardware` implements it; tests have their own. The compiler names no
+product.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Target(Protocol):
     def ports_per_chip(self) -> int: ...
 
     def topology(self, n_chips: int, pairs: Sequence[tuple[int, int]]) -> Topology:
-        """Cable at least `n_chips` physical slots; `pairs` are chips that want to talk."""
+        """Cable at least `n_chips` physical slots; `pairs` are chips that need a cable."""
 
     def link_spec(self, ports_in_use: int) -> LinkSpec:
         """Return the chip-to-chip link when the busiest chip cables `ports_in_use` ports."""

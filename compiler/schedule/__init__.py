@@ -1,4 +1,4 @@
-"""What happens when: the steps of a model, with every operation and transfer on its cycle.
+"""The schedule: the steps of a model, with every operation and transfer on its cycle.
 
 May import: chip, chip.ops, compiler.model, compiler.place, compiler.
 """

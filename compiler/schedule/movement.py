@@ -1,7 +1,7 @@
-"""What moves between chips in a step: messages, who sends them, and where they land.
+"""The messages between chips in a step: their senders and their destination addresses.
 
-Columns of a result go from the chip that made them to all that need the whole; what every chip of
-a group holds goes to the next group in pieces, one from each sender.
+Each chip sends its columns of a result to all chips that need the whole. A value that every chip
+of a group holds goes to the next group in pieces, one from each sender.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ def vectors_of(n_bytes: int) -> int:
 
 
 def result_bytes(partition: Partition, rank: int, top_k: int) -> int:
-    """Bytes a head chip returns for a decode step: its logits, or (id, logit) of the largest."""
+    """Return the bytes of a head chip's decode result: its logits, or its largest (id, logit)."""
     start, stop = partition.groups[-1].vocab[rank]
     return row_bytes(2 * min(top_k, stop - start) if top_k else stop - start, 4)
 
 
 def pieces(n_vectors: int, senders: int) -> list[tuple[int, int]]:
-    """Cut what all of a group's chips hold into a piece for each sender: (first, stop) vectors.
+    """Cut a value that all chips of a group hold into a piece for each sender: (first, stop).
 
-    A hop's latency is worth some 30 vectors, so shorter pieces would not come sooner.
+    Pieces count vectors. A hop's latency is worth some 30 vectors, so shorter pieces would not
+    come sooner.
     """
     count = max(1, min(senders, n_vectors // PIECE_VECTORS))
     return [(n_vectors * n // count, n_vectors * (n + 1) // count) for n in range(count)]
@@ -70,7 +71,7 @@ def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
 
 
 def forward_rows(split: Partition, network: Network) -> dict[int, int]:
-    """Bytes of the widest row that each forwarding chip passes on."""
+    """Return for each forwarding chip the bytes of the widest row that it passes on."""
     config = split.config
     residual, rope = row_bytes(config.hidden_size, 4), row_bytes(config.head_dim, 4)
     widest: dict[int, int] = {}  # of what a chip sends
@@ -90,7 +91,7 @@ def forward_rows(split: Partition, network: Network) -> dict[int, int]:
 
 
 class Movement:
-    """Appends the messages of one step to `items`. `buffers`: of each chip, name -> address."""
+    """Appends the messages of one step to `items`. `buffers`: for each chip, name -> address."""
 
     def __init__(
         self, partition: Partition, network: Network, kind: StepKind, host: HostMemory,
@@ -109,7 +110,7 @@ class Movement:
         self.items.append(transfer)
 
     def enter(self, group: Group) -> None:
-        """Bring residual and RoPE rows from the host to the first group."""
+        """Send residual and RoPE rows from the host to the first group."""
         rows, host = self.kind.rows, self.partition.layout.chips
         for chip in group.chips:
             for name, offset, width in (
@@ -121,9 +122,9 @@ class Movement:
                 self.send(f"host.{name}", (host, offset), [dst], n_vectors)
 
     def hand_over(self, group: Group, after: Group, name: str) -> None:
-        """Bring residual and RoPE rows from a group whose chips all hold them to the next one.
+        """Send residual and RoPE rows from a group, whose chips all hold them, to the next one.
 
-        RoPE rows go behind: they are wanted later, and a chip's step begins with what comes first.
+        RoPE rows go last, because they are needed later.
         """
         rows = self.kind.rows
         flows = self.network.nearest_first(flows_between(group, after))
@@ -141,7 +142,7 @@ class Movement:
             self.send(what, src, targets, stop - first)
 
     def exchange(self, group: Group, op: GraphOp, after: Group | None = None) -> None:
-        """All-gather a result: each chip's segment goes to all others, or all of the next group."""
+        """All-gather a result: each chip sends its segment to all others, or to the next group."""
         to, into = (group, op.output) if after is None else (after, HANDED)
         shares = group.shares(op.split, self.config.head_dim)
         offsets = segment_offsets(shares, self.kind.rows)

@@ -1,9 +1,9 @@
-"""When a chip stops for its counter to be set right again (RUNTIME_DESKEW).
+"""Schedule the stops at which a chip realigns its counter (RUNTIME_DESKEW).
 
-A chip counts on its own for at most `realign_cycles`. It stops only where it does nothing anyway if
-it finds such a place in the second half of that time, and makes one otherwise. While it stops, no
-unit works, no packet leaves and no vector is received. Chips stop each on its own: they need not
-agree, because the counter they are set to is common.
+A chip counts on its own for at most `realign_cycles`. If it is idle for long enough in the second
+half of that time, it stops there; else the schedule makes an idle place. During a stop no unit
+works, no packet leaves and no vector is received. Each chip stops by itself. Chips need not agree
+on that, because they all realign to one common counter.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from compiler.place.network import Network
 
 
 class Counter:
-    """One node's SAC, as the scheduler fills the node's time, more or less from front to back.
+    """One node's SAC. The scheduler fills the node's time roughly from front to back.
 
-    `spans` has the stops so far, each (from, to). What is placed later may still go into the idle
-    time in front of the last one, which is then shorter; nothing goes further back. A vector is
-    read up to `lead` cycles before it leaves, and written up to `landed` cycles after it has come.
+    `spans` has the stops so far, each (from, to). Later work may still go into the idle time
+    before the last stop, which is then shorter, but no further back. A vector is read up to `lead`
+    cycles before it leaves, and written up to `landed` cycles after it has come.
     """
 
     __slots__ = ("_chip", "_interval", "_quiet", "_stall", "landed", "lead", "spans", "strays")
@@ -37,11 +37,11 @@ class Counter:
 
     @property
     def settled(self) -> int:
-        """The first cycle at which the next step may begin: there the chip is set right again."""
+        """The first cycle at which the next step may begin: the chip realigns there."""
         return self._quiet + self._stall if self.strays else 0
 
     def room(self, start: int, length: int) -> int:
-        """Return when something may start that wants to at `start`. Raises CompilerError."""
+        """Return the first cycle, from `start` on, with room for `length`. Raises CompilerError."""
         if not self.strays:
             return start
         if self._fits(start, length):
@@ -57,7 +57,7 @@ class Counter:
         return start
 
     def _fits(self, start: int, length: int) -> bool:
-        """Whether something can still be placed in front of the last stop."""
+        """Say whether something can still be placed before the last stop."""
         if not self.spans:
             return False
         aligned = self.spans[-2][1] if len(self.spans) > 1 else 0
@@ -66,13 +66,13 @@ class Counter:
         return start >= aligned and in_time
 
     def _stops(self, start: int, length: int) -> bool:
-        """Whether the counter is set right before something placed here."""
+        """Say whether the counter must be realigned before something placed here."""
         since = max(start, self._quiet) - self._aligned
         free = start - self._quiet >= self._stall and 2 * since >= self._interval
         return free or start + length - self._aligned > self._interval
 
     def take(self, start: int, end: int) -> None:
-        """Note something that was given room from `start` to `end`."""
+        """Take the room from `start` to `end`."""
         if not self.strays:
             return
         if self._fits(start, end - start):
@@ -87,10 +87,10 @@ class Counter:
 def meet(
     sender: Counter, receiver: Counter, start: int, stream: int, flight: int, slot: int
 ) -> int:
-    """Return when a transfer may start so that both ends have room, and take it there.
+    """Take room for a transfer at both its ends, and return when it starts.
 
-    It takes the sender `stream` cycles; its vectors are received from `flight` cycles after its
-    start, one a `slot`, in a cycle each. Ways between port and memory come on top.
+    It occupies the sender for `stream` cycles. Its vectors are received from `flight` cycles after
+    its start, one a `slot`, in a cycle each. The ways between port and memory come on top.
     """
     if not (sender.strays or receiver.strays):
         return start

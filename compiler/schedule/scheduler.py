@@ -1,11 +1,11 @@
-"""Place every operation and every transfer of a step on the cycle (DESIGN sections 5 and 7).
+"""Place every operation and every transfer of a step on its cycle (docs/design.md, 5 and 7).
 
-As soon as possible, in issue order per unit: an operation starts when its units are free and its
-operands will be there when it needs them. A result has a first and a last vector, and what comes in
-between comes evenly: so a finished column leaves while the next is computed, and the first arrived
-vector of an all-gather is used before the last has come. A transfer that would reach a buffer still
-in use is held back by a NOP in its sender's program. Where clocks stray, vectors are received as
-late as the slack of their link allows, and chips stop to realign their counters
+Everything is placed as soon as possible, in issue order per unit. An operation starts when its
+units are free and its operands will be there in time. A result has a first and a last vector;
+those between come evenly. So a finished column leaves while the next is computed, and the first
+vector of an all-gather is used before the last has come. If a transfer would reach a buffer that is
+still in use, a NOP in its sender's program holds it back. With clocks that stray, vectors are
+received as late as the slack of their link allows, and chips stop to realign their counters
 (compiler/schedule/realign.py). Times are relative to the step's base. Non-goals: reordering,
 splitting.
 """
@@ -25,10 +25,10 @@ from compiler.schedule.steps import Planned
 
 
 class _Place:
-    """One region of a node's memory: what its accesses so far mean to the next one.
+    """One region of a node's memory, with the times that the next access depends on.
 
-    `first` and `last` are when its last write gives its first and its last vector, `busy` when its
-    last access ends; `near` has the regions that share bytes with it, itself included.
+    `first` and `last` are when its last write gives its first and its last vector. `busy` is when
+    its last access ends. `near` has the regions that share bytes with it, itself included.
     """
 
     __slots__ = ("busy", "first", "last", "near", "region")
@@ -39,7 +39,7 @@ class _Place:
         self.near = [self]
 
     def readable(self, first: int, last: int) -> int:
-        """When a reader may start that needs its first and last vector so much later."""
+        """Return when a reader may start that takes its first and last vector so much later."""
         start = 0
         for other in self.near:
             start = max(start, other.first - first, other.last - last)
@@ -57,7 +57,7 @@ class _Place:
 
 
 class _Node:
-    """Clocks of one node: when each unit is free, and what happens to its memory."""
+    """The clocks of one node: when each unit and each region of memory is free."""
 
     __slots__ = ("_places", "counter", "free", "operations")
 
@@ -105,7 +105,7 @@ class Scheduler:
         self.nodes[item.chip].operations.append(operation)
 
     def _span(self, item: Planned) -> tuple[int, int, int]:
-        """Give an operation its place in time: (start, end, NOPs in front of it)."""
+        """Return an operation's place in time: (start, end, NOPs before it)."""
         node, op = self.nodes[item.chip], item.op
         sources = [(name, node.at(region)) for name, region in op.reads() if name not in CONSTANTS]
         results = [node.at(region) for _, region in op.writes()]
@@ -128,7 +128,7 @@ class Scheduler:
         return start, end, start - ready
 
     def _place_transfer(self, item: Transfer) -> None:
-        """Place a message's tree of hops; who has received it passes it on from there."""
+        """Place a message's tree of hops; each chip that has received it passes it on."""
         targets = dict(item.targets)
         at: dict[int, tuple[int, ScheduledTransfer | None]] = {item.src: (item.src_address, None)}
         for number in self.network.routes[item.src, tuple(targets)]:
@@ -146,7 +146,7 @@ class Scheduler:
         self, item: Transfer, link: LinkUse, dst: int,
         origin: tuple[int, ScheduledTransfer | None],
     ) -> ScheduledTransfer:  # fmt: skip
-        """Place SEND and RECEIVE of one hop. `origin`: the address, and the hop that led there."""
+        """Place SEND and RECEIVE of one hop. `origin`: source address, and the hop to it."""
         src, arrived = origin
         start, nop = self._departure(item.vectors, link, (src, dst), arrived)
         first = start + link.slot_cycles + link.latency_cycles + link.slack_cycles
@@ -166,7 +166,7 @@ class Scheduler:
         self, vectors: int, link: LinkUse, addresses: tuple[int, int],
         arrived: ScheduledTransfer | None,
     ) -> tuple[int, int]:  # fmt: skip
-        """Give a hop its place in time: (cycle of departure, NOPs in front of its SEND)."""
+        """Return a hop's place in time: (cycle of departure, NOPs before its SEND)."""
         sender, receiver = self.nodes[link.src], self.nodes[link.dst]
         size, stream = vectors * VECTOR_BYTES, vectors * link.slot_cycles
         source, target = sender.at((addresses[0], size)), receiver.at((addresses[1], size))
@@ -188,7 +188,7 @@ class Scheduler:
         return start, start - ready
 
     def _put(self, node: int, transfer: ScheduledTransfer, op: Send | Receive, nop: int) -> None:
-        """Put one end of a transfer in its node's program."""
+        """Add one end of a transfer to its node's program."""
         start, end = transfer.first_arrive, transfer.arrive
         if isinstance(op, Send):
             slot = self.network.links[transfer.link].slot_cycles

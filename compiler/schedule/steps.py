@@ -1,7 +1,7 @@
-"""One step as a list of operations and transfers in dependency order, without cycles yet.
+"""List the operations and transfers of one step in dependency order, without cycles yet.
 
-The order is by place in the graph, then by chip: when a transfer is planned, everything that its
-receiver does earlier in the program is already in the list, so the scheduler sees every hazard.
+The order is by place in the graph, then by chip. When a transfer is planned, everything that its
+receiver does before it is already in the list. So the scheduler sees every hazard.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class StepPlanner:
     ) -> Iterator[GraphOp]:
         """List operations on every chip of a group, in order; yield each when it is listed.
 
-        `leaving`: the product whose result links take even if it is not exchanged.
+        `leaving`: the product whose result leaves over links even if it is not exchanged.
         """
         done: GraphOp | None = None  # by the product in front
         for op, after in zip(ops, [*ops[1:], None], strict=True):
@@ -108,7 +108,7 @@ class StepPlanner:
     def _operation(
         self, group: Group, op: GraphOp, joined: GraphOp | None, *, leaves: bool
     ) -> None:
-        """List an operation on every chip of a group, as one with that behind it if `joined`."""
+        """List an operation on every chip of a group; if `joined`, it is one with the next."""
         match op.kind:
             case Kind.NORM:
                 self._norm(group, op, joined=joined is not None)
@@ -124,7 +124,7 @@ class StepPlanner:
                 self._add(group.chips, op, group, op.inputs[1])
 
     def _norm(self, group: Group, op: GraphOp, *, joined: bool) -> None:
-        """Make quantised rows: in an operation of its own, or in the product that takes them."""
+        """Norm and quantise rows: in an operation of its own, or in the product that takes them."""
         for chip in group.chips:
             src, gamma = self.buffers[chip][op.inputs[0]], self.constants[chip][op.name]
             q, scale, eps = self.buffers[chip][op.output], self._scale(chip, op.output), self.eps
@@ -141,7 +141,7 @@ class StepPlanner:
         self.arrives = None
 
     def _gather(self, group: Group, op: GraphOp, *, joined: bool) -> None:
-        """Make quantised rows of a gather buffer, as `_norm` does."""
+        """Quantise the rows of a gather buffer: in an operation of its own, or in the product."""
         shares = group.shares(op.split, self.config.head_dim)
         for chip in group.chips:
             src = self.buffers[chip][op.inputs[0]]
@@ -155,9 +155,9 @@ class StepPlanner:
             self._op(chip, op.name, gather)
 
     def _joins(self, group: Group, op: GraphOp, after: GraphOp) -> bool:
-        """Whether a product of one row does its neighbour's work: `op` or `after` is the product.
+        """Say whether a product of one row does its neighbour's work; `op` or `after` is it.
 
-        It norms or gathers what it takes; it gates or adds what it makes, unless that is exchanged.
+        It norms or gathers its input. It gates or adds its result, unless that is exchanged.
         """
         if not self.fuses or op.output not in after.inputs:
             return False
@@ -171,9 +171,10 @@ class StepPlanner:
         return max(link.slot_cycles for link in self.network.links if link.is_host == host)
 
     def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> LinkRoom:
-        """Return what a product must know of links: the pace of its result, and room for vectors.
+        """Return a product's link parameters: the pace of its result, and room for vectors.
 
-        A chip alone has nothing on its links until its result leaves; one of several may.
+        The links of a single chip are idle until its result leaves; those of one of several may not
+        be.
         """
         slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
         alone = len(group.chips) == 1
@@ -186,7 +187,7 @@ class StepPlanner:
         )
 
     def _linear(self, group: Group, op: GraphOp, last: GraphOp, leaves: bool) -> None:
-        """Every rank's columns of a product; fp16 results go to the rank's own segment."""
+        """List every rank's columns of a product; fp16 results go to the rank's own segment."""
         (source,) = op.inputs
         half = op.exchanged or last.exchanged
         offsets = self._offsets(group, op.split) if half else [0] * len(group.chips)
@@ -275,10 +276,10 @@ class StepPlanner:
     # -- layers
 
     def _layer(self, group: Group, ops: tuple[GraphOp, ...], after: Group | None) -> None:
-        """One layer; `after` is the group that takes over behind it.
+        """List one layer; `after` is the group that takes over behind it.
 
         A group that goes ahead hands the residual over before the layer's last sum, and the next
-        group does that sum. Else the residual is handed over behind the layer.
+        group does that sum. Any other group hands it over after the layer.
         """
         ahead = after if self._goes_ahead(group) else None
         *_, before_last, last = (op for op in ops if op.kind is Kind.ADD)
@@ -295,12 +296,12 @@ class StepPlanner:
             self.moves.hand_over(group, after, last.name)
 
     def _goes_ahead(self, group: Group) -> bool:
-        """Whether the residual leaves a group before the sum that ends its last layer.
+        """Say whether the residual leaves a group before the sum that ends its last layer.
 
-        So it does in a decode step, while the MLP runs: then only the MLP's result is left to go,
-        and the next group adds it. Not from a chip alone, which adds with no exchange before; nor
-        with chunks of a prompt, which follow each other: it would keep the next group waiting with
-        half of its input.
+        In a decode step it leaves while the MLP runs. Then only the MLP's result is left to send,
+        and the next group adds it. A single chip does not go ahead: it adds without an exchange.
+        Neither do chunks of a prompt, which follow each other: the next group would wait with half
+        of its input.
         """
         return self.kind.decode and len(group.chips) > 1
 
@@ -327,14 +328,14 @@ class StepPlanner:
             self.moves.send("host.result", src, [dst], vectors_of(size))
 
     def _done(self, group: Group) -> None:
-        """A prefill step ends with one vector to the host, so that the host knows."""
+        """End a prefill step with one vector to the host, which tells it that the step is over."""
         host, chip = self.partition.layout.chips, group.chips[0]
         src = (chip, self.buffers[chip][RESIDUAL])
         self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)
 
 
 def _result(op: GraphOp, at: int) -> Plain | AddTo | Gated:
-    """Return how a product ends that is, or does as a part of itself, an operation."""
+    """Return the epilogue of a product for the operation that it is, or does as its last part."""
     match op.kind:
         case Kind.ADD:
             return AddTo(r=at)

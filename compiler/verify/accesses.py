@@ -1,6 +1,6 @@
-"""What the verifier knows of one node's memory: every access of every operation, with its cycles.
+"""Collect every access to one node's memory, with its cycles, from the schedule.
 
-Collected from the schedule; judged in compiler/verify/memory.py.
+compiler/verify/memory.py judges them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from compiler.ir import Memory
 class Access:
     """One operation's use of one region, in absolute cycles.
 
-    `first` and `last` are when its first and last vectors are taken or given; between them
-    vectors follow evenly.
+    `first` and `last` are when its first and last vectors are read or written. The vectors between
+    them follow evenly.
     """
 
     operation: Scheduled
@@ -38,7 +38,7 @@ class Access:
 
 @dataclass(slots=True)
 class Node:
-    """What happens in the memory of one node."""
+    """The accesses to one node's memory, by region."""
 
     label: str
     limit: int
@@ -51,7 +51,7 @@ class Node:
 
 
 def collect(operation: Scheduled, node: Node, step: int, base: int, costs: CostModel) -> None:
-    """Note what an operation reads and writes. Raises ScheduleError outside the memory."""
+    """Add an operation's reads and writes. Raises ScheduleError for one outside the memory."""
     op, start, end = operation.op, base + operation.start, base + operation.end
     reads, writes, spec = op.reads(), op.writes(), costs.spec
     for name, region in (*reads, *writes):
@@ -83,7 +83,7 @@ def collect(operation: Scheduled, node: Node, step: int, base: int, costs: CostM
 
 
 def shares_of(operation: Scheduled) -> tuple[int, ...] | None:
-    """Return the segments' widths of an operation that reads a gather buffer."""
+    """Return the widths of the segments that an operation reads, None if it reads none."""
     op = operation.op
     if isinstance(op, Matmul):
         return op.source.shares if isinstance(op.source, GatherFirst) else None
@@ -91,7 +91,7 @@ def shares_of(operation: Scheduled) -> tuple[int, ...] | None:
 
 
 def _taken(operation: Scheduled, operand: str, costs: CostModel) -> tuple[int, int]:
-    """When an operand's first and last vectors are taken, after the operation's start."""
+    """Return when an operand's first and last vectors are read, after the operation's start."""
     op = operation.op
     if isinstance(op, Send | Receive):
         return 0, (operation.end - operation.start) // op.vectors * (op.vectors - 1)

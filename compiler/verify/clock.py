@@ -1,7 +1,7 @@
-"""The verifier's clocks: do receive windows and stops allow for what clocks may stray?
+"""Check that receive windows and stops are long enough for clocks that stray.
 
-From the profile's numbers alone, in fractions of a cycle: how far two programs may be apart when a
-vector passes between them, and how far a counter may be off when a chip stops to set it right.
+From the profile's numbers alone, in fractions of a cycle, it computes how far apart two programs
+may be when a vector passes between them, and how far off a counter may be when a chip realigns it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compiler.ir import LinkUse, StepSchedule
 from interconnect.clock import ClockSpec, SyncPath
 
 _Busy = tuple[int, int, str]
-"""From, to, the operation's name."""
+"""First cycle, end, the operation's name."""
 _Bounds = tuple[Fraction, Fraction]
 """Most cycles early, most cycles late."""
 
@@ -57,7 +57,7 @@ def _check_nothing_stops(steps: Sequence[tuple[StepSchedule, int]]) -> None:
 
 
 def _counter_bounds(clock: ClockSpec, path: SyncPath) -> _Bounds:
-    """How far a chip's HAC may be off the root's, hop by hop from the root."""
+    """Return how far a chip's HAC may be off the root's: the sum over the hops from the root."""
     drift, jitter = Fraction(clock.drift_ppm, 10**6), Fraction(clock.jitter_mcycles, 1000)
     early = late = Fraction(0)
     for hop in path:
@@ -85,9 +85,9 @@ def _check_window(link: LinkUse, clock: ClockSpec, src: _Bounds, dst: _Bounds) -
 
 
 def _busy(operation: Scheduled, spec: ChipSpec) -> _Busy:
-    """When a chip has to do with an operation: also while a vector is on its way to or from a port.
+    """Return when an operation keeps a chip busy, with a vector's way to or from a port.
 
-    A RECEIVE's end is its last vector's arrival, in a cycle of its own.
+    A RECEIVE ends when its last vector arrives, in a cycle of its own.
     """
     start, end = operation.start, operation.end
     if isinstance(operation.op, Send):
@@ -100,7 +100,7 @@ def _busy(operation: Scheduled, spec: ChipSpec) -> _Busy:
 def _check_stops(
     program: Program, busy: Sequence[_Busy], cycles: int, interval: int, off: Fraction
 ) -> None:
-    """A chip counts alone for no longer than it may, and does nothing while it stops."""
+    """Check that a chip does nothing while it stops, and never counts alone for too long."""
     quiet = max((end for _, end, _ in busy), default=0)
     stops = [*program.realign, (quiet, cycles)]
     where, aligned, at = f"chip {program.chip}, step {program.step}", 0, 0

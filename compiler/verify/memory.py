@@ -1,8 +1,9 @@
-"""The verifier's memory half: for every byte that is read, which operation wrote it last.
+"""Check memory: for every byte that is read, the right operation wrote it last.
 
-Stale bytes of another layer or step, two live tensors at one address and segments in the wrong
-place of a gather buffer are refused by name (what may be read is in compiler/verify/sources.py).
-A write may not fall on constants, on another layer's cache, or under a read that goes on.
+It refuses by name stale bytes of another layer or step, two live tensors at one address, and
+segments in the wrong place of a gather buffer. compiler/verify/sources.py says what each operand
+may read. A write must not touch constants, another layer's cache, or bytes that are still being
+read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def check_memory(
 
 
 def _check_host(schedule: StepSchedule, links: Sequence[LinkUse], host: int) -> None:
-    """The host sends from where the driver writes, and takes results where the driver reads."""
+    """Check that the host sends from where the driver writes and receives where it reads."""
     memory = schedule.host
     sources = {"rope": memory.rope, "residual": memory.embedding}
     for operation in schedule.programs[host].operations:
@@ -120,7 +121,7 @@ def _check_tensors(node: Node, tensors: list[Tensor]) -> None:
 
 
 def _check_own(node: Node, region: Region, access: Access, tensors: dict[str, Tensor]) -> None:
-    """A constant or a cache is where this operation's own tensor lies."""
+    """Check that a constant or a cache operand is the operation's own tensor."""
     base = norm_before(access.operation) if access.operand == "gamma" else access.operation.name
     name = base + CONSTANTS.get(access.operand, "")
     if access.operand in CACHES:
@@ -136,7 +137,7 @@ def _check_own(node: Node, region: Region, access: Access, tensors: dict[str, Te
 def _check_writers(
     node: Node, near: dict[Region, list[Region]], tensors: dict[str, Tensor]
 ) -> None:
-    """Nobody writes over constants; two writers may not touch the same bytes at the same time."""
+    """Check that no write touches constants, and no two writes touch a byte at the same time."""
     apart = sorted(tensors.values(), key=lambda tensor: tensor.address)
     ends = [tensor.address + tensor.size for tensor in apart]
     for region, accesses in node.writes.items():
@@ -170,7 +171,7 @@ def _check_apart(node: Node, accesses: list[Access]) -> None:
 def _written(
     node: Node, region: Region, access: Access, near: list[Region]
 ) -> list[tuple[Region, Access]]:
-    """Return the last writes of the region's bytes, latest first: all of them, untouched."""
+    """Return the last writes of all bytes of the region, latest first; check their times."""
     reader = access.operation
     latest: list[tuple[Region, Access]] = []
     for other in near:
@@ -233,7 +234,7 @@ def _subtract(a: Region, b: Region) -> list[Region]:
 def _check_sources(
     node: Node, region: Region, access: Access, found: list[tuple[Region, Access]]
 ) -> None:
-    """Only the operations that this operand is computed from may have written it."""
+    """Check that an operation from which this operand is computed wrote it."""
     reader = access.operation
     if not is_known(reader, access.operand):
         raise ScheduleError(f"{node.label}: {reader.name} ({reader.opcode}) is of no known model")
@@ -252,10 +253,10 @@ def _check_places(
     node: Node, region: Region, access: Access, found: list[tuple[Region, Access]],
     nodes: Sequence[Node], links: Sequence[LinkUse],
 ) -> None:  # fmt: skip
-    """What came over links lies in its place of what is read.
+    """Check that vectors from links lie in their place of the operand.
 
-    That is where it lay on the chip that made it; in a gather buffer behind the segments of chips
-    with lower numbers, because columns are dealt to chips in that order.
+    It is their place in the value on the chip that made it. In a gather buffer it is behind the
+    segments of chips with lower numbers, because columns are dealt to chips in that order.
     """
     reader = access.operation
     parts = []
@@ -280,7 +281,7 @@ def _check_places(
 
 
 def _made_at(receive: Scheduled, step: int, sent: int, source: Node) -> int:
-    """Return where the value lies, on the chip that made it, of which a part was sent."""
+    """Return the address of the whole value, of which a part was sent, on the chip that made it."""
     for (address, size), writes in source.writes.items():
         if address <= sent < address + size and any(
             write.step == step and made_as(write.operation) == place_of(receive.name)
@@ -307,7 +308,7 @@ def _origin(
 def _check_passed_on(
     node: Node, read: tuple[Region, Access], forward: int, near: list[Region]
 ) -> None:  # fmt: skip
-    """What is forwarded is what came, untouched until it has left."""
+    """Check that a SEND forwards the received vectors, and nothing changes them before."""
     region, access = read
     send = access.operation
     came, receive = node.receives[access.step, forward]

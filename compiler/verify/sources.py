@@ -1,7 +1,7 @@
-"""The verifier's knowledge of a Llama: what each operand is computed from.
+"""The verifier's table of a Llama: the results from which each operand is computed.
 
-Read off the model, not off the planner: one table says for every operand of every operation which
-results it may be, so that bytes of another tensor, layer or operand are refused by name.
+The table follows the model, not the planner. For every operand of every operation it has the
+results that the operand may be. So bytes of another tensor, layer or operand are refused by name.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def place_of(name: str) -> tuple[int | None, str]:
 
 
 def made_as(operation: Scheduled) -> tuple[int | None, str]:
-    """Return layer and place under which an operation's result is known.
+    """Return layer and place of an operation's result in the table.
 
-    A product with an epilogue is known as the operation that it stands for.
+    A product with an epilogue has the place of the operation that it replaces.
     """
     layer, place = place_of(operation.name)
     epilogue = _epilogue(operation)
@@ -103,7 +103,7 @@ def _epilogue(operation: Scheduled) -> str | None:
 
 
 def norm_before(operation: Scheduled) -> str:
-    """Return the name of the norm that an operation is or has as its prologue."""
+    """Return the name of the norm that an operation is, or that its prologue replaces."""
     place = place_of(operation.name)[1]
     prefix = operation.name.removesuffix(place)
     return prefix + NORM_BEFORE.get(place, place) if _is_norm(operation) else operation.name
@@ -115,7 +115,7 @@ def _is_norm(operation: Scheduled) -> bool:
 
 
 def is_known(reader: Scheduled, operand: str) -> bool:
-    """Say whether the operation, with this operand, is one of a Llama's."""
+    """Say whether the table has the operation with this operand."""
     key, name = _read_as(reader, operand)
     return name in _SOURCES.get(key, {})
 
@@ -133,7 +133,7 @@ def may_read(reader: Scheduled, operand: str, writer: Scheduled, result: str) ->
 
 
 def _read_as(reader: Scheduled, operand: str) -> tuple[str, str]:
-    """Return the key and operand under which a read is known, prologue and epilogue apart."""
+    """Return a read's key and operand in the table; prologues and epilogues have their own."""
     place, opcode = place_of(reader.name)[1], str(reader.opcode)
     op = reader.op
     if isinstance(op, Matmul) and operand == "src":

@@ -1,12 +1,13 @@
 """Check a schedule from the schedule alone; shares no code with the passes that made it.
 
-It recomputes every duration from the chip's spec, every arrival from the link's numbers, and
-(compiler/verify/memory.py) for every byte that is read which operation wrote it last, and
-(compiler/verify/clock.py) whether receives leave room for clocks that stray. Refused, by
-name: two operations on a unit at once, a link over capacity, a receive without a send (or the
-reverse), vectors forwarded before they came, a read of bytes not yet written or written by
-another operation (live tensors that overlap), a write under a read, an address outside the
-memory. Steps may overlap in time: pass several (schedule, base).
+It recomputes every duration from the chip's spec and every arrival from the link's numbers. For
+every byte that is read it finds the operation that wrote it last (compiler/verify/memory.py). It
+checks that receives leave room for clocks that stray (compiler/verify/clock.py).
+
+It refuses by name: two operations on a unit at once, a link over capacity, a receive without a send
+(or the reverse), vectors forwarded before they came, a read of bytes not yet written or written by
+another operation (live tensors that overlap), a write under a read, an address outside the memory.
+Steps may overlap in time: pass several (schedule, base).
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def verify(
     clock: ClockSpec = EXACT,
     sync: Sequence[SyncPath] = (),
 ) -> None:
-    """Check `steps`, each with its base cycle. Raises ScheduleError naming what is wrong.
+    """Check `steps`, each with its base cycle. Raises ScheduleError with the culprits' names.
 
-    `sync` has each chip's way down the tree that aligns clocks, where they stray.
+    `sync` has each chip's way down the tree that aligns clocks; it is empty for exact clocks.
     """
     for schedule, base in steps:
         _check_shape(schedule, base, len(memories))
@@ -92,7 +93,7 @@ def _check_forward(
     links: Sequence[LinkUse],
     spec: ChipSpec,
 ) -> None:
-    """A vector that is passed on leaves no sooner than `forward_cycles` after it came."""
+    """Check that a forwarded vector leaves no sooner than `forward_cycles` after it came."""
     op = operation.op
     if not isinstance(op, Send) or op.forward is None:
         return
@@ -114,7 +115,7 @@ def _check_forward(
 
 
 def _ends_of(schedule: StepSchedule) -> dict[Opcode, dict[int, tuple[int, Scheduled]]]:
-    """Return for SEND and for RECEIVE: transfer -> (node, operation)."""
+    """Return for SEND and for RECEIVE the map transfer -> (node, operation)."""
     ends: dict[Opcode, dict[int, tuple[int, Scheduled]]] = {opcode: {} for opcode in MOVES}
     for program in schedule.programs:
         for operation in program.operations:
@@ -130,7 +131,7 @@ def _ends_of(schedule: StepSchedule) -> dict[Opcode, dict[int, tuple[int, Schedu
 
 
 def _check_transfers(schedule: StepSchedule, links: Sequence[LinkUse]) -> None:
-    """Every transfer has one SEND and one RECEIVE, at its ends, at its cycles."""
+    """Check that every transfer has one SEND and one RECEIVE, at its ends and on its cycles."""
     ends = _ends_of(schedule)
     for transfer in schedule.transfers:
         if not 0 <= transfer.link < len(links) or transfer.vectors < 1:
@@ -176,7 +177,7 @@ def _check_end(
 
 
 def _check_links(steps: Sequence[tuple[StepSchedule, int]], links: Sequence[LinkUse]) -> None:
-    """Packets of a link follow one another; each arrives a slot and a latency after it left."""
+    """Check that a link's packets do not overlap, and arrive a slot and a latency after leaving."""
     carried: dict[int, list[tuple[int, ScheduledTransfer]]] = defaultdict(list)
     for schedule, base in steps:
         for transfer in schedule.transfers:
