@@ -1,4 +1,4 @@
-"""What happens when a program runs: the chip, its unit clocks and its executors.
+"""Running a program: the chip, its unit clocks and its executors.
 
 May import: chip, chip.isa, chip.ops, chip.kernels, chip.machine.
 """

@@ -1,9 +1,9 @@
-"""A chip: memory, programs, and the loop that walks a program when its vectors are there.
+"""A chip: memory, programs, and the loop that runs a program as its vectors come.
 
 Sans-I/O: step messages and arrivals go in, departures come out through a callback. The chip waits
-only for data, and checks each arrival against its own program (law 3). Departure cycles are the
-chip's own: at load its unit clocks are replayed against its spec and must equal the schedule.
-The host port is a chip whose program has no computations.
+only for data, and checks each arrival against its own program (law 3). It computes departure cycles
+itself: at load it replays its unit clocks against its spec, and they must equal the schedule. The
+host port is a chip whose program has no computations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StepMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """Vectors that came over a link, with the cycles at which the link delivered them."""
+    """Vectors that came over a link, with the cycles of their delivery."""
 
     link: int
     sequence: int
@@ -52,7 +52,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipLink:
-    """What a chip knows of a link at one of its ports."""
+    """A chip's view of a link at one of its ports."""
 
     name: str
     slot_cycles: int
@@ -68,12 +68,12 @@ class Departure(Protocol):
 
 
 Watch = Callable[[Opcode, Callable[[], bool]], Callable[[], bool]]
-"""Wraps what a chip does for each operation, to measure it; chosen at load."""
+"""Wraps the action of each operation, to measure it; chosen at load."""
 
 
 @dataclass(slots=True)
 class Loaded:
-    """A program, and what it does, in working order."""
+    """A program, and its actions in working order."""
 
     program: Program
     actions: list[Callable[[], bool]]  # False: waiting for vectors
@@ -110,7 +110,7 @@ class Chip:
     def load_program(self, program: Program) -> None:
         """Check the program's cycles against this chip's own clocks, and bind it.
 
-        Raises ScheduleViolation where they differ, ProgramError for an unknown link.
+        Raises ScheduleViolation if they differ, ProgramError for an unknown link.
         """
         slots = {number: link.slot_cycles for number, link in self.links.items()}
         UnitClocks(program, self.costs, slots).check()
@@ -165,7 +165,7 @@ class Chip:
         return action
 
     def _take(self, operation: Scheduled, op: Receive) -> Arrival | None:
-        """Return the arrival that a RECEIVE wants, None while it has not come."""
+        """Return the arrival that a RECEIVE waits for; None if it has not come yet."""
         inbox = self._inbox[op.link]
         if not inbox:
             return None
@@ -178,7 +178,7 @@ class Chip:
     # -- run
 
     def begin(self, message: StepMessage) -> None:
-        """Queue a step. Raises ProgramError for one that is not loaded or has too many rows."""
+        """Queue a step. Raises ProgramError if it is not loaded or has too many rows."""
         loaded = self._programs.get(message.step)
         if loaded is None:
             raise ProgramError(
@@ -192,7 +192,7 @@ class Chip:
         self._queue.append(message)
 
     def receive(self, arrival: Arrival) -> None:
-        """Take vectors from a link. Raises ScheduleViolation for a frame it already had."""
+        """Take vectors from a link. Raises ScheduleViolation if the frame came before."""
         before = self._consumed.get(arrival.link, (-1, -1))
         if (arrival.sequence, arrival.transfer) <= before:
             link = self.links[arrival.link]
@@ -204,7 +204,7 @@ class Chip:
         self._inbox[arrival.link].append(arrival)
 
     def advance(self) -> bool:
-        """Run until vectors are missing or no step is queued; True when idle."""
+        """Run until vectors are missing or no step is queued; return True if idle."""
         while True:
             actions, place = self._actions, self._next
             while place < len(actions):
@@ -220,7 +220,7 @@ class Chip:
             self._start(self._queue.popleft())
 
     def _check_taken(self) -> None:
-        """At the end of a program nothing of its step may be left over."""
+        """Check that at the end of a program no arrival of its step is left over."""
         message = self._message
         assert message is not None
         for number, inbox in self._inbox.items():
@@ -242,7 +242,7 @@ class Chip:
         self._actions = self._programs[message.step].actions
 
     def _hold_units(self, message: StepMessage) -> None:
-        """Steps may overlap in time, but not on a unit: raise ScheduleViolation where they do."""
+        """Take a step's units. Raises ScheduleViolation if steps overlap in time on a unit."""
         base = message.base_cycle
         for unit, (first, last) in self._programs[message.step].spans.items():
             free = self._free.get(unit, 0)
@@ -270,8 +270,8 @@ class Chip:
     def wait_order(self) -> tuple[int, int] | None:
         """Return (step number, transfer) that this chip waits for, or None when it is idle.
 
-        Programs keep the schedule's order of transfers, so of all chips that wait the one with the
-        least order lacks vectors that its sender has already sent: it saw the fault first.
+        Programs keep the schedule's order of transfers. So of all waiting chips the one with the
+        least order saw the fault first: its sender has already sent the vectors that it lacks.
         """
         waiting = self._waiting()
         if waiting is None or self._message is None:
@@ -279,7 +279,7 @@ class Chip:
         return self._message.sequence, waiting[1].transfer
 
     def missing(self) -> ScheduleViolation | None:
-        """Return the violation to raise when a deadline passes: what this chip still waits for."""
+        """Return the violation for a missed deadline: the vectors that this chip still lacks."""
         waiting = self._waiting()
         if waiting is None or self._message is None:
             return None

@@ -1,8 +1,8 @@
-"""The chip's own clocks: when each operation of a program can start, worked out from the program.
+"""The chip's own clocks: they compute from a program when each of its operations can start.
 
-Done once per step at load, because nothing in it depends on data (law 3). The chip trusts only
-the cycles at which its Receives are issued; everything else follows from its own spec, its links'
-slots, its units and its operands, and must equal the schedule.
+This is done once per step at load, because nothing in it depends on data (law 3). The chip trusts
+only the cycles at which its Receives are issued. Everything else follows from its own spec, its
+links' slots, its units and its operands, and must equal the schedule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def unit_spans(program: Program) -> dict[str, tuple[int, int]]:
 
 
 class UnitClocks:
-    """Replays one program against one chip's spec; `check` raises where the schedule differs."""
+    """Replays one program against one chip's spec; `check` raises if the schedule differs."""
 
     def __init__(
         self, program: Program, costs: CostModel, slot_cycles: Mapping[int, int]
@@ -36,15 +36,15 @@ class UnitClocks:
         self.program, self.costs, self.slot_cycles = program, costs, slot_cycles
         self.spec = costs.spec
         self.unit_free: dict[str, int] = {}
-        # Every region ever written or read: when its last write gave its first vector, when it
-        # gave its last, and when its last read ended.
+        # Every region ever written or read: when its last write gave its first and its last
+        # vector, and when its last read ended.
         self.begun: dict[Region, int] = {}
         self.written: dict[Region, int] = {}
         self.read: dict[Region, int] = {}
         self.received: dict[int, Scheduled] = {}
 
     def check(self) -> None:
-        """Raise ScheduleViolation for the first operation whose cycles the chip would not keep."""
+        """Raise ScheduleViolation for the first operation whose cycles differ from the chip's."""
         for operation in self.program.operations:
             start, end = self._clock(operation)
             for what, wanted, got in (
@@ -89,7 +89,7 @@ class UnitClocks:
         return self.slot_cycles[move.link]
 
     def _send_ready(self, send: Send, slot: int) -> int:
-        """Forwarded vectors leave as they come; everything else waits for its operand."""
+        """Return when a SEND may start: forwarded vectors as they come, others when written."""
         arrived = None if send.forward is None else self.received.get(send.forward)
         tail = (send.vectors - 1) * slot
         if arrived is None:

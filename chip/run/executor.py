@@ -1,6 +1,6 @@
 """The fast executor: binds each scheduled operation to a kernel and views of SRAM, once at load.
 
-The per-step loop then only calls what is bound, with the step's valid rows and positions.
+The per-step loop then only makes the bound calls, with the step's valid rows and positions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from chip.sram import Sram
 
 @dataclass(slots=True)
 class StepState:
-    """What changes from step to step: how many rows are valid, and where they stand."""
+    """The state of a step: its valid rows and their positions."""
 
     rows: int = 0
     positions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
@@ -135,7 +135,7 @@ class Binder(Views):
         return run
 
     def _prologue(self, op: Matmul) -> tuple[Bound | None, int, int | None]:
-        """Return what makes a product's activations, and the places of these and their scales."""
+        """Return the call that makes a product's activations, their address and their scales'."""
         made = op.source
         if isinstance(made, Activations):
             return None, made.x, made.s
@@ -151,7 +151,7 @@ class Binder(Views):
         return self._gather(gather), made.q, made.qs
 
     def _epilogue(self, op: Matmul) -> tuple[NDArray[Any], Bound | None]:
-        """Return where a product goes [rows, n], and what follows it as a part of it."""
+        """Return a product's output [rows, n], and the call that is its epilogue."""
         shape, kernels, result = (op.rows, op.n), self.kernels, op.result
         if isinstance(result, AddTo):
             delta, total = np.empty(shape, np.float16), self.f32(result.r, *shape)

@@ -1,8 +1,8 @@
 """A chip that runs its programs as TSP instructions: the reference executor.
 
-Same messages, arrivals and departures as `chip.run.chip.Chip`, but every scheduled operation is
-lowered to instructions, which the machine of chip/machine runs. What departs, and when, comes from
-the program's Send instructions; the schedule's own cycles are only compared with them.
+It has the messages, arrivals and departures of `chip.run.chip.Chip`. But every scheduled operation
+is lowered to instructions, which the machine of chip/machine runs. The program's Send instructions
+decide the departures and their cycles, which must equal the schedule's.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Lower = Callable[[Program], Sequence[Issue]]
 class ReferenceChip(Chip):
     """One chip whose programs are lowered by `lower`; `ports` are its links' ports.
 
-    A program is lowered and resolved when it first runs. Raises IssueError then for what the
-    hardware could not do.
+    A program is lowered and resolved when it first runs. Then IssueError is raised for
+    instructions that the hardware cannot run.
     """
 
     def __init__(self, *args: Any, lower: Lower, ports: Mapping[int, int], **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ class ReferenceChip(Chip):
         super()._start(message)
 
     def machine(self, program: Program) -> tuple[Machine, list[Scheduled]]:
-        """Lower and resolve a program; with the operation of each of its crossings."""
+        """Lower and resolve a program; return also the operation of each of its crossings."""
         moves, crossings = [], []
         for operation in program.operations:
             if isinstance(operation.op, Send | Receive):
@@ -135,8 +135,8 @@ class ReferenceChip(Chip):
     def _hashed(self, program: Program, machine: Machine) -> Callable[[Scheduled], None]:
         """Return the update of the state's hash share, to be called before an operation departs.
 
-        The share is the emulator's, not the chip's: it is taken from the logits that the program
-        leaves in memory.
+        The share belongs to the emulator, not to the chip: it is computed from the logits that the
+        program leaves in memory.
         """
         heads = [
             (place, op, op.result.y, op.first_column)

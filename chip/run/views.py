@@ -1,4 +1,4 @@
-"""Views of a chip's SRAM as the kernels want them: rows, segments, packed heads, caches."""
+"""Views of a chip's SRAM for the kernels: rows, segments, packed heads, caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the models of one architecture have in common, beside the sizes that each states."""
+"""Architectures: the features that all models of one architecture share, apart from sizes."""
 
 from __future__ import annotations
 

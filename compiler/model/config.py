@@ -1,8 +1,8 @@
-"""What a model is: the sizes and constants that define it, checked, without its weights.
+"""A model's configuration: the sizes and constants that define it, checked, without weights.
 
-Read from `config.json` by compiler/model/frontend.py, carried by compiler/model/presets.py, stored
-in the artifact as a plain dict. Non-goal: any arithmetic; the RoPE frequencies follow from these
-numbers in the chip's own vector arithmetic.
+compiler/model/frontend.py reads it from `config.json`, compiler/model/presets.py has some, and an
+artifact stores it as a plain dict. Non-goal: any arithmetic. Chips compute the RoPE frequencies
+from these numbers in their own vector arithmetic.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Llama3RopeScaling:
             )
 
 
-# The most of each that is taken for a model: beyond what is published for Llamas, and little enough
-# to be compiled, or refused for its memory, in bounded time.
+# The largest sizes that are accepted: larger than those of published Llamas, and small enough that
+# the model is compiled, or refused for its memory, in bounded time.
 _SIZES = {
     "hidden_size": 1 << 17,
     "intermediate_size": 1 << 20,
@@ -128,11 +128,11 @@ class ModelConfig:
 
     @property
     def kv_size(self) -> int:
-        """Elements of all key heads together, and of all value heads."""
+        """Elements of all key heads together; all value heads have as many."""
         return self.num_kv_heads * self.head_dim
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain JSON/msgpack types, for the artifact; `from_dict` is the inverse."""
+        """Return plain JSON/msgpack types, for the artifact; `from_dict` is the inverse."""
         return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
 
     @classmethod

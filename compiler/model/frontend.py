@@ -1,8 +1,8 @@
-"""From what a user names (a preset, a folder, a Hub id) to a checked model description.
+"""Resolve the name of a model (a preset, a folder, a Hub id) to a checked model description.
 
-The one place that reads `config.json` and `generation_config.json`. What the emulator does not
-implement is refused by the key's name, never ignored: a model that runs, runs as published. A key
-that is not there has transformers' default, and whoever runs the model is told.
+This is the one place that reads `config.json` and `generation_config.json`. A setting that the
+emulator does not implement is refused by its key, never ignored: a model that runs, runs as
+published. An absent key has transformers' default, and the user is told so.
 Non-goals: reading weights (compiler/model/weights.py), tokenizers (rack/text), the network.
 """
 
@@ -40,8 +40,8 @@ __all__ = [
     "resolve_model",
 ]
 
-# What transformers' LlamaConfig takes for a key that is absent or null. The sizes that every
-# checkpoint states (hidden_size, …) are asked for; num_key_value_heads and head_dim follow from
+# The defaults of transformers' LlamaConfig for a key that is absent or null. The sizes that every
+# checkpoint states (hidden_size, …) are required; num_key_value_heads and head_dim follow from
 # them.
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000,
@@ -52,7 +52,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _LLAMA3_KEYS = tuple(field.name for field in fields(Llama3RopeScaling))
-# What differs between checkpoints of one preset (base, instruct, fine-tuned).
+# Keys that differ between checkpoints of one preset (base, instruct, fine-tuned).
 _MAY_DIFFER = {"name", "bos_token_id", "eos_token_ids"}
 
 
@@ -60,8 +60,8 @@ _MAY_DIFFER = {"name", "bos_token_id", "eos_token_ids"}
 class Model:
     """A model ready to compile: its configuration, where its weights come from, its files.
 
-    `folder` holds the tokenizer files; None for a preset without weights. `notices` say what the
-    files left open.
+    `folder` holds the tokenizer files; None for a preset without weights. `notices` name the keys
+    that the files left out.
     """
 
     config: ModelConfig
@@ -73,8 +73,8 @@ class Model:
 def resolve_model(name_or_path: str, weights: str | Path | None = None, seed: int = 0) -> Model:
     """Find a model by preset name, folder or cached Hub id; opens no weights, no network.
 
-    A preset without `weights` gets synthetic ones from `seed`; with `weights`, that folder's
-    tensors and special token ids. A `weights` folder must agree with the model. ModelError if not.
+    A preset without `weights` gets synthetic ones from `seed`. With `weights`, it gets that
+    folder's tensors and special token ids. Raises ModelError if the folder is of another model.
     """
     preset = PRESETS.get(name_or_path)
     if preset is not None and weights is None:
@@ -100,7 +100,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Give a folder's configuration, and what to say about it."""
+    """Return a folder's configuration, and the notices about it."""
     path, name = folder / "config.json", _folder_name(folder)
     raw = require_json(path)
     architecture = _architecture(path, raw)
@@ -138,7 +138,7 @@ def _notice(path: Path, taken: list[str]) -> tuple[str, ...]:
 
 
 def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
-    """Let `model_type` say what the model is where `architectures` does not."""
+    """Return the architecture by `architectures`, else by `model_type`."""
     named, kind = raw.get("architectures"), raw.get("model_type")
     known = list(ARCHITECTURES.values())
     if named not in (None, []) or kind is None:
@@ -154,7 +154,7 @@ def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
 
 
 def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
-    """Return keys that change the arithmetic, with the values that do not; the first is shown."""
+    """Return keys that change the arithmetic, with their harmless values; errors show the first."""
     return {
         "attention_bias": (False, None),
         "mlp_bias": (False, None),
@@ -260,9 +260,9 @@ def _scaling(path: Path, key: str, rope: Mapping[str, Any]) -> Llama3RopeScaling
 def _special_tokens(
     folder: Path, raw: Mapping[str, Any]
 ) -> tuple[tuple[Any, Path], tuple[list[Any], Path]]:
-    """Give BOS and every EOS with the file that says so.
+    """Return BOS and every EOS, each with the file that states it.
 
-    generation_config.json's EOS wins, as it does in transformers.
+    The EOS of generation_config.json wins, as in transformers.
     """
     path, other = folder / "config.json", folder / "generation_config.json"
     generation = _or(read_json(other), {})
@@ -277,7 +277,7 @@ def _special_tokens(
 
 
 def _check_agree(wanted: ModelConfig, got: ModelConfig, folder: Path) -> None:
-    """Refuse weights of another model: everything that shapes the arithmetic must be equal."""
+    """Refuse weights of another model: all keys that change the arithmetic must be equal."""
     theirs = got.to_dict()
     for key, value in wanted.to_dict().items():
         if key not in _MAY_DIFFER and theirs[key] != value:
@@ -311,13 +311,13 @@ def _model_folder(name_or_path: str) -> tuple[Path, str]:
 
 
 def _hub_cache() -> Path:
-    """Give huggingface_hub's cache folder, by its own environment variables."""
+    """Return huggingface_hub's cache folder, by its own environment variables."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
 def _cached(hub_id: str) -> Path | None:
-    """Find the snapshot that `main` points to, as huggingface_hub lays its cache out."""
+    """Return the snapshot that `main` points to in huggingface_hub's cache, or None."""
     repo = _hub_cache() / f"models--{hub_id.replace('/', '--')}"
     main = read_text(repo / "refs" / "main")
     if main is None:

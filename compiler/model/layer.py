@@ -1,12 +1,12 @@
-"""What a layer consists of, and the head: the one description of them.
+"""The one description of a layer and of the head.
 
-It lists the operations in their order. Each names the buffers that it reads and writes, its
-columns, the axis they are dealt along, and its tensors. All else follows from it: the graph, the
+It lists their operations in order. Each operation names the buffers that it reads and writes, its
+columns, the axis along which they are dealt, and its tensors. From this list follow the graph, the
 tensors that a checkpoint must have (compiler/model/weights.py), each chip's share of them
-(compiler/place/partition.py), buffers with their lifetimes (compiler/place/buffers.py) and what
-each chip does in a step (compiler/schedule/steps.py). The verifier has a table of its own.
+(compiler/place/partition.py), buffers with their lifetimes (compiler/place/buffers.py) and each
+chip's operations in a step (compiler/schedule/steps.py). The verifier has a table of its own.
 
-What differs between architectures is a field of `Architecture` and a line here.
+A difference between architectures is a field of `Architecture` and a line here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def layer(config: ModelConfig) -> tuple[GraphOp, ...]:
 
 
 def head(config: ModelConfig) -> tuple[GraphOp, ...]:
-    """Return the operations behind the last layer in order."""
+    """Return the operations after the last layer, in order."""
     return (
         _norm("norm", config.hidden_size, "head.in", FINAL_NORM),
         _linear("lm_head", "head.in", "logits", Split.VOCAB, config.hidden_size,

@@ -1,8 +1,8 @@
-"""The types of a model's graph: an operation, what it reads and writes, and the tensors it holds.
+"""The types of a model's graph: operations, their inputs and outputs, and their tensors.
 
-Values are named after the buffers of a step that they lie in (compiler/place/buffers.py). A value
-is either replicated (the residual stream, a norm's output) or split by columns over the chips of a
-group; a split value that another chip needs is exchanged, rounded to fp16.
+A value has the name of its buffer in a step (compiler/place/buffers.py). It is either replicated
+(the residual stream, a norm's output) or split by columns over the chips of a group. If another
+chip needs a split value, it is rounded to fp16 and exchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from chip.ops.opcodes import Activation
 
 
 class Kind(StrEnum):
-    """What a graph operation does."""
+    """The kinds of graph operations."""
 
     NORM = "norm"
     LINEAR = "linear"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Split(StrEnum):
-    """Along which axis columns are dealt to the chips of a group."""
+    """The axis along which columns are dealt to the chips of a group."""
 
     NONE = "replicated"
     QKV = "query and key/value heads"

@@ -1,4 +1,4 @@
-"""Models known by name: the public configuration, without weights.
+"""Models known by name: their public configurations, without weights.
 
 Sources: meta-llama/Llama-3.1-8B and meta-llama/Llama-3.1-70B-Instruct, `config.json` and
 `generation_config.json` on the Hugging Face Hub. The tiny ones are made up for tests and have

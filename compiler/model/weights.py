@@ -1,8 +1,8 @@
-"""Where weights come from: safetensors files, or seeded synthetic values.
+"""Sources of weights: safetensors files, or seeded synthetic values.
 
-A `WeightsRef` is small and picklable: it goes to every chip, which opens it and reads its own
-rows only. Rows of a Hugging Face matrix are output columns (its shape is [N, K]), so a chip's
-share is a contiguous slice of a memory-mapped file. The one place that reads safetensors.
+A `WeightsRef` is small and picklable. Every chip gets it, opens it and reads only its own rows.
+Rows of a Hugging Face matrix are output columns (its shape is [N, K]), so a chip's share is a
+contiguous slice of a memory-mapped file. This is the one place that reads safetensors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ I8 = NDArray[np.int8]
 
 
 def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Give every tensor of the model by its Hugging Face name: [N, K] matrices, [n] vectors.
+    """Return every tensor's shape by its Hugging Face name: [N, K] matrices, [n] vectors.
 
     `lm_head.weight` is absent where it is tied to the embedding.
     """
@@ -57,7 +57,7 @@ def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(ops: Iterable[GraphOp]) -> dict[str, tuple[int, ...]]:
-    """Give the shape of each tensor of some operations."""
+    """Return the shape of each tensor of some operations."""
     return {
         tensor.name: (tensor.rows, op.in_features) if op.kind is Kind.LINEAR else (tensor.rows,)
         for op in ops
@@ -69,32 +69,31 @@ class WeightSource(Protocol):
     """Opened weights. Names are Hugging Face names; a tied LM head answers to its own name.
 
     All arrays are the caller's own copies. Raises ModelError for an unknown name, and for a value
-    that is not finite or that fp16 cannot hold, with its row and column. `notices` say what was
-    left unread.
+    that is not finite or too large for fp16, with its row and column. `notices` name the tensors
+    that are not read.
     """
 
     notices: tuple[str, ...]
 
     def check_finite(self, name: str) -> None:
-        """Look through a whole matrix for a value that is not finite, without converting it."""
+        """Refuse a matrix with a value that is not finite. Nothing is converted."""
 
     def f32_rows(self, name: str, start: int, stop: int) -> F32:
-        """Give rows [start, stop) of a matrix: [stop - start, K] float32."""
+        """Return rows [start, stop) of a matrix: [stop - start, K] float32."""
 
     def f16_rows(self, name: str, start: int, stop: int) -> F16:
-        """Give rows [start, stop) of a matrix: [stop - start, K] float16, to the nearest even."""
+        """Return rows [start, stop) as [stop - start, K] float16, rounded to nearest even."""
 
     def vector(self, name: str) -> F32:
-        """Give a whole vector: [n] float32."""
+        """Return a whole vector: [n] float32."""
 
     def int8_rows(self, name: str, start: int, stop: int) -> tuple[I8, F32]:
-        """Give rows [start, stop) quantised: [stop - start, K] int8 and their scales, float32."""
+        """Return rows [start, stop) as [stop - start, K] int8, and their scales as float32."""
 
     def fill_int8(self, name: str, start: int, stop: int, block: I8, at: int) -> F32:
-        """Write rows [start, stop), quantised, into columns `at` on of a tiled block.
+        """Quantise rows [start, stop) into a tiled block from column `at` on; return their scales.
 
-        block: [ceil(K / 320), columns, 320] (`tile_weights` of chip.kernels.quant); gives the rows'
-        scales.
+        block: [ceil(K / 320), columns, 320] (`tile_weights` of chip.kernels.quant).
         """
 
     def describe(self) -> str:
@@ -110,7 +109,7 @@ class WeightsKind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsRef:
-    """A promise of weights, cheap to make and to pickle; `open` keeps it.
+    """A reference to weights, cheap to make and to pickle; `open` opens them.
 
     `folder` is set for SAFETENSORS only, `seed` for SYNTHETIC only.
     """
@@ -122,17 +121,17 @@ class WeightsRef:
 
     @classmethod
     def from_folder(cls, config: ModelConfig, folder: str | Path) -> WeightsRef:
-        """Name a folder of safetensors; nothing is read yet."""
+        """Return a reference to a folder of safetensors; nothing is read yet."""
         path = Path(folder).absolute()  # another process may have another working directory
         return cls(kind=WeightsKind.SAFETENSORS, config=config, folder=path, seed=None)
 
     @classmethod
     def synthetic(cls, config: ModelConfig, seed: int) -> WeightsRef:
-        """Name seeded synthetic weights."""
+        """Return a reference to seeded synthetic weights."""
         return cls(kind=WeightsKind.SYNTHETIC, config=config, folder=None, seed=seed)
 
     def open(self) -> WeightSource:
-        """Open and check every tensor's presence, shape and type; raises ModelError."""
+        """Open the weights; check every tensor's presence, shape and type. Raises ModelError."""
         if self.kind is WeightsKind.SYNTHETIC:
             assert self.seed is not None
             return _Synthetic(self.config, self.seed)
@@ -140,7 +139,7 @@ class WeightsRef:
         return _Safetensors(self.config, self.folder)
 
     def digest_rows(self, name: str) -> str | None:
-        """Give the SHA-256 of a matrix as its file has it; None where a seed says it all.
+        """Return the SHA-256 of a matrix as its file has it; None for synthetic weights.
 
         Raises ModelError as `open` does.
         """
@@ -156,7 +155,7 @@ class WeightsRef:
 
 
 class _Checked:
-    """What both sources share: names, tying and ranges."""
+    """The checks that both sources share: names, tying and ranges."""
 
     notices: tuple[str, ...] = ()
 
@@ -165,7 +164,7 @@ class _Checked:
         self._tied = config.tie_word_embeddings
 
     def _matrix(self, name: str, start: int, stop: int) -> tuple[str, int]:
-        """Give the stored name and K; rows out of range are the caller's bug."""
+        """Return the stored name and K; rows out of range are the caller's bug."""
         name, shape = self._find(name)
         assert len(shape) == 2, (name, shape)
         assert 0 <= start <= stop <= shape[0], (name, shape, start, stop)
@@ -283,7 +282,7 @@ class _Safetensors(_Checked):
                 self.f32_rows(name, first, last)  # finds which, and raises
 
     def digest_rows(self, name: str) -> str:
-        """Give the SHA-256 of a matrix as it is stored, row after row."""
+        """Return the SHA-256 of a matrix as it is stored, row after row."""
         name, k = self._matrix(name, 0, 0)
         (rows, _), step = self._shapes[name], max(1, _BLOCK_ELEMENTS // k)
         digest = hashlib.sha256()
@@ -307,7 +306,7 @@ class _Safetensors(_Checked):
     def _refuse_value(
         self, name: str, bad: NDArray[np.bool_], rows: F32, start: int, wanted: str
     ) -> None:
-        """Refuse the first bad value of rows from `start` on, by its place."""
+        """Refuse the first bad value of rows from `start` on, by row and column."""
         at = tuple(map(int, np.argwhere(bad)[0]))
         place = f"element {at[0]}" if len(at) == 1 else f"row {start + at[0]}, column {at[1]}"
         what = f"{self._paths[name]}: {name}: {place}"
@@ -315,16 +314,16 @@ class _Safetensors(_Checked):
 
 
 def _blocks(start: int, stop: int, k: int) -> Iterator[tuple[int, int]]:
-    """Cut rows of k elements into blocks that are converted at a time."""
+    """Cut rows of k elements into blocks, which are converted one at a time."""
     step = max(1, _BLOCK_ELEMENTS // k)
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
 
 
 def _tensor_files(folder: Path, names: list[str]) -> tuple[dict[str, Path], list[Path]]:
-    """Find the file of each tensor, and every file that holds some.
+    """Return the file of each tensor, and every file that holds some.
 
-    One file wins over an index, as it does in transformers.
+    A single file wins over an index, as in transformers.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     has_index = is_file(index)
@@ -348,7 +347,7 @@ def _tensor_files(folder: Path, names: list[str]) -> tuple[dict[str, Path], list
 
 
 def _open_file(path: Path) -> Any:
-    """Map one file; the library checks that its header covers exactly the bytes it has."""
+    """Map one file; the library checks that the header covers exactly the file's bytes."""
     if not is_file(path):
         raise ModelError(str(path), "a file", "nothing")
     try:
@@ -367,7 +366,7 @@ def _open_file(path: Path) -> Any:
 
 
 def _whole_size(path: Path) -> str:
-    """Say how long a file that cannot be opened should be, if its header can still be read."""
+    """Return for an error the length that a broken file's header states, if it can be read."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
@@ -379,7 +378,7 @@ def _whole_size(path: Path) -> str:
 
 
 def _all_tensors(files: Mapping[Path, Any]) -> dict[str, Path]:
-    """Give the file of each tensor; ModelError where two have it."""
+    """Return the file of each tensor. Raises ModelError if two files have one."""
     out: dict[str, Path] = {}
     for path, file in files.items():
         for name in sorted(file.keys()):

@@ -1,4 +1,4 @@
-"""The verbs of the command line: what each parses and what it prints.
+"""The verbs of the command line: their parsing and printing.
 
 May import: chip.*, compiler.*, rack, rack.system, rack.machines, rack.text, rack.run, rack.reports,
 rack.serve.

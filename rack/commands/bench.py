@@ -1,7 +1,7 @@
-"""`python -m rack.bench MODEL`: wall figures against this machine's memory, emulated ones beside.
+"""`python -m rack.bench MODEL`: wall figures against this machine's memory, and emulated figures.
 
-Everything is measured in one run: read bandwidth of all cores, start-up by stage, prefill, decode,
-where the chips' time went, memory of every process. Medians over the repeats.
+One run measures everything: read bandwidth of all cores, start-up by stage, prefill, decode, the
+chips' time by part, memory of every process. Figures are medians over the repeats.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @model_command(build_parser)
 def main(args: argparse.Namespace, config: RunConfig) -> None:
-    """Print what was measured, or the placement of what would be."""
+    """Print the measured figures, or the placement alone."""
     at_least(args, 1, "prompt_tokens", "decode_tokens", "repeats")
     if args.dry_run:
         show_placement(prepare(config, runs=False), as_json=args.json)
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
 
 
 def read_bandwidth() -> list[float]:
-    """Bytes per second that all cores together read from memory, in each of a few passes."""
+    """Return the bytes per second that all cores together read from memory, for a few passes."""
     cores = len(os.sched_getaffinity(0))
     data = [np.ones(READ_BYTES // 8, np.uint64) for _ in range(cores)]
     passes = []
@@ -86,7 +86,7 @@ def read_bandwidth() -> list[float]:
 
 
 def _read(data: NDArray[np.uint64]) -> None:
-    """Read an array once, by the native reader's several streams where it was built."""
+    """Read an array once; the native reader, if it was built, reads it in several streams."""
     if BEST is None:
         np.bitwise_or.reduce(data)
     else:
@@ -96,7 +96,7 @@ def _read(data: NDArray[np.uint64]) -> None:
 
 
 def products(compiled: CompiledModel) -> tuple[int, int]:
-    """Weight elements that a decode step reads, and multiply-adds of one prefill row."""
+    """Return the weight elements of a decode step, and the multiply-adds of one prefill row."""
     graph = compiled.partition.graph
     layers = sum(
         op.features * op.in_features for ops in graph.layers for op in ops if op.kind is Kind.LINEAR
@@ -106,9 +106,9 @@ def products(compiled: CompiledModel) -> tuple[int, int]:
 
 
 def room(prompt: int | None, decode: int, limit: int) -> int:
-    """Return the prompt's tokens: those wanted, or what is left. Raises ConfigError.
+    """Return the count of prompt tokens: as asked for, or as fit. Raises ConfigError.
 
-    One token more is in the context: the prompt's last, with which decode begins.
+    The context holds one token more: the prompt's last, with which decode begins.
     """
     context, left = f"(the context is {limit}, see --max-model-len)", limit - decode - 1
     if left < 1:
@@ -122,7 +122,7 @@ def room(prompt: int | None, decode: int, limit: int) -> int:
 
 
 def measure(config: RunConfig, prompt: int | None, decode: int, repeats: int) -> dict[str, Any]:
-    """Measure a run; returns what is printed. Raises KNOWN_ERRORS."""
+    """Measure a run; return the report. Raises KNOWN_ERRORS."""
     stages: dict[str, float] = {}
     started = time.perf_counter()
     prepared = prepare(config)
@@ -158,7 +158,7 @@ def measure(config: RunConfig, prompt: int | None, decode: int, repeats: int) ->
 
 
 def _memory(prepared: Prepared) -> dict[str, Any]:
-    """Proportional set sizes of this process and all it started, in MB."""
+    """Return the proportional set sizes of this process and its descendants, in MB."""
     me = psutil.Process()
     sizes = {}
     for process in (me, *me.children(recursive=True)):
@@ -234,7 +234,7 @@ def _report(
 
 
 def text_of(report: dict[str, Any]) -> str:
-    """Return the report for a person; without data there is no word of bandwidth."""
+    """Return the report as text; without data it has no bandwidth."""
     decode, prefill, memory = report["decode"], report["prefill"], report["memory"]
     stages = ", ".join(f"{k} at {v:.1f} s" for k, v in report["startup_stages_s"].items())
     head = f"{report['model']} {report['dtype']} on {report['hardware']} {report['layout']}"

@@ -1,4 +1,4 @@
-"""From a command line to an exit code: the one place where a verb is parsed, run and ended.
+"""Run a verb, from its command line to its exit code. Every verb goes through this module.
 
 0   done
 1   refused, failed or interrupted: one line on standard error (rack/system/shell.py)
@@ -29,13 +29,14 @@ class UsageError(Exception):
 
 
 class Main(Protocol):
-    """The main function of a verb: a command line, or the process's own, to an exit code."""
+    """The main function of a verb: takes a command line (default: the process's own), returns an
+    exit code."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
 def command(build_parser: Parser) -> Callable[[Work], Main]:
-    """Make the main function of a verb from what it does with its flags."""
+    """Make the main function of a verb from a function of its parsed flags."""
     return lambda work: _main(build_parser, arguments, work, work)
 
 
@@ -50,7 +51,7 @@ def _main(
     run: Callable[[_T], int | None],
     work: Callable[..., int | None],
 ) -> Main:
-    """`work` gives the function its name and text; what it returns is the exit code, None for 0."""
+    """`work` gives the function its name and text. It returns the exit code, None for 0."""
 
     @verb
     @wraps(work)
@@ -66,7 +67,7 @@ def _main(
 
 
 def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
-    """Check flags, as far as they are given. Raises UsageError for one below `least`."""
+    """Check those of the flags that are given. Raises UsageError for one below `least`."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < least:
@@ -74,5 +75,5 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
 
 
 def show_placement(prepared: Prepared, *, as_json: bool = False) -> None:
-    """Print what is placed where: `--dry-run`."""
+    """Print the placement: `--dry-run`."""
     put(placement(prepared, as_json=as_json))

@@ -1,7 +1,7 @@
 """`python -m rack.compile MODEL -o DIR`: write a compiled model with its SRAM images.
 
-`rack.generate DIR` and `rack.serve DIR` then start from it. Tokenizer files are copied in; the
-embedding table stays where the weights are, and they must not have changed.
+`rack.generate DIR` and `rack.serve DIR` then start from it. Tokenizer files are copied into it. The
+embedding table stays with the weights, which must not change.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _write(config: RunConfig, output: str, *, as_json: bool) -> None:
 
 
 def _images(prepared: Prepared, progress: StartProgress) -> Iterator[tuple[int, list[memoryview]]]:
-    """Each chip's constants, region by region, one chip in memory at a time."""
+    """Yield each chip's constants, region by region, with one chip in memory at a time."""
     compiled = prepared.compiled
     source = prepared.model.weights_ref.open()
     for chip in range(compiled.layout.chips):

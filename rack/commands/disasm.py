@@ -1,8 +1,9 @@
-"""`python -m rack.disasm DIR --chip N --op NAME`: what an artifact's chips do, as instructions.
+"""`python -m rack.disasm DIR --chip N --op NAME`: the instructions of an artifact's chips.
 
-Of an operation or transfer, or with `--queue` of one instruction queue in the whole step. Cycles
-are the step's; the text assembles again (chip/isa/assembly.py). With neither, the chip's scheduled
-operations are listed. `--draw` draws an operation's instructions instead of listing them.
+`--op` lists those of an operation or transfer, `--queue` those of one instruction queue in the
+whole step. Cycles are relative to the step; the text assembles again (chip/isa/assembly.py).
+Without both flags the chip's scheduled operations are listed. `--draw` draws an operation's
+instructions instead of listing them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 def listing(compiled: CompiledModel, program: Program, name: str) -> str:
     """Return every operation of that name: its line in the schedule, then the instructions.
 
-    Raises ConfigError where the program has none.
+    Raises ConfigError if the program has none.
     """
     parts = []
     for operations, issues in lowered(compiled, program, name):
@@ -94,8 +95,7 @@ def lowered(
 ) -> list[tuple[list[Scheduled], list[Issue]]]:
     """Return the operations of that name with their instructions. Raises ConfigError for none.
 
-    A transfer's instructions find their place among all others, so the whole step is lowered for
-    them.
+    The place of a transfer's instructions depends on all others, so the whole step is lowered.
     """
     found = [operation for operation in program.operations if operation.name == name]
     if not found:
@@ -125,7 +125,7 @@ def write_picture(compiled: CompiledModel, program: Program, name: str, path: st
 
 
 def queue_listing(compiled: CompiledModel, program: Program, name: str) -> str:
-    """Return all that one queue does in a step. Raises ConfigError for one that does nothing."""
+    """Return all instructions of a queue in a step. Raises ConfigError if it is idle."""
     try:
         queue = parse_queue(name, compiled.chip)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The flags that verbs share, each written once: parsers to be parents of a verb's own.
+"""The flags that verbs share, each defined once: parent parsers for the parser of a verb.
 
 Every flag of `model_flags` is also a variable and a key of `--config FILE.toml` (rack/run/config).
 """
@@ -27,21 +27,21 @@ from rack.run.config import (
 from rack.system.kubernetes import service_variables
 from rack.system.progress import say
 
-MOST_DIGITS = 100  # of an integer; Python reads some thousands
+MOST_DIGITS = 100  # of an integer; Python would read some thousands
 
 
 def _of(values: Sequence[str]) -> str:
-    """Return a closed set of values as argparse shows one."""
+    """Return a closed set of values in the form of argparse."""
     return f"{{{','.join(values)}}}"
 
 
 def profile_choices() -> str:
-    """Return what `--hardware` takes."""
+    """Return the values of `--hardware`, as shown in help."""
     return "|".join([*profile_names(), "FILE.toml"])
 
 
 def _groups() -> dict[str, dict[str, tuple[str, str]]]:
-    """Return title -> key of `RunConfig` -> (what stands for the value, help)."""
+    """Return title -> key of `RunConfig` -> (metavar, help)."""
     return {
         "model": {
             "weights": ("DIR", "config.json and safetensors; a preset without runs on synthetic"),
@@ -90,7 +90,7 @@ def verb_parser(
 
 
 def model_flags() -> argparse.ArgumentParser:
-    """Return MODEL and the flags that `RunConfig` is made from; absent flags stay None."""
+    """Return MODEL and the flags of `RunConfig`; absent flags stay None."""
     parser = argparse.ArgumentParser(add_help=False)
     defaults = {field.name: field.default for field in fields(RunConfig)}
     for title, keys in _groups().items():
@@ -109,7 +109,7 @@ def model_flags() -> argparse.ArgumentParser:
 
 
 def output_flags(*, json: bool = True, dry_run: bool = True) -> argparse.ArgumentParser:
-    """Return the flags for what a verb prints."""
+    """Return the flags of a verb's output."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("output")
     if json:
@@ -122,7 +122,7 @@ def output_flags(*, json: bool = True, dry_run: bool = True) -> argparse.Argumen
 
 
 def count(most: int) -> Callable[[str], int]:
-    """Return an argparse type: an integer up to `most`; what the least is, the verb says."""
+    """Return an argparse type: an integer up to `most`. The verb checks the least."""
 
     def integer(text: str) -> int:
         digits = text.strip().lstrip("+-")
@@ -155,7 +155,7 @@ def arguments(
 
 
 def run_config(args: argparse.Namespace) -> RunConfig:
-    """Return what flags, environment and file give. Raises ConfigError."""
+    """Return the configuration from flags, environment and file. Raises ConfigError."""
     if foreign := service_variables(os.environ, ENV_PREFIX):
         say(
             f"NOTE: {', '.join(foreign)}: ignored, as Kubernetes sets them for a service; a pod's "

@@ -89,7 +89,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
 def result(
     prepared: Prepared, session: Session, completion: Completion, ready: float, wall: float
 ) -> dict[str, Any]:
-    """Return the machine-readable form of a completion (DESIGN section 8)."""
+    """Return the machine-readable form of a completion (docs/design.md, section 8)."""
     config = prepared.config
     decode = completion.wall_decode_seconds
     return {

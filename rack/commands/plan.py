@@ -1,4 +1,4 @@
-"""`python -m rack.plan MODEL`: what a model needs and what a token costs; starts nothing."""
+"""`python -m rack.plan MODEL`: the size of a model and the cost of a token; starts nothing."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
 
 
 def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
-    """Return what clocks that stray cost a step, against the same machine with exact ones."""
+    """Return the cost of straying clocks to a step, against the same machine with exact ones."""
     compiled, hardware = prepared.compiled, prepared.hardware
     network, cost = compiled.network, 0
     if network.clock.strays:
@@ -127,7 +127,7 @@ def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any
 
 
 def instructions(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
-    """Return what the step's programs take as instructions, by chip. Raises LoweringError."""
+    """Return the size of the step's programs as instructions, by chip. Raises LoweringError."""
     compiled = prepared.compiled
     sizes = step_sizes(compiled, schedule)
     weights = [memory.constant_bytes for memory in compiled.memories]
@@ -170,7 +170,7 @@ def _decode_report(analysis: Analysis, clock_hz: int) -> dict[str, Any]:
 
 
 def text_of(report: dict[str, Any]) -> str:
-    """Return the report for a person."""
+    """Return the report as text."""
     decode = report["decode"]
     head = (
         f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "

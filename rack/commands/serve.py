@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 @model_command(build_parser)
 def main(args: argparse.Namespace, config: RunConfig) -> int:
-    """Run the server, or show the placement; 1 where a rack did not close in time."""
+    """Run the server, or show the placement; return 1 if a rack did not close in time."""
     if args.max_queue < 0:
         raise UsageError(f"--max-queue: wanted 0 or more, got {args.max_queue}")
     if args.replicas < 1:

@@ -1,6 +1,6 @@
 """`python -m rack.trace MODEL -o trace.json.gz`: a schedule on a time line; starts nothing.
 
-Shown are one decode step, steps by name (`--step`, repeatable), or a whole request
+It shows one decode step, steps by name (`--step`, repeatable), or a whole request
 (`--prompt-tokens`, `--max-tokens`) as the engine runs it. `-o` writes Chrome trace events for
 ui.perfetto.dev, `--png` draws the first step.
 """
@@ -132,7 +132,7 @@ class _Recorder(TimingRack):
 def request_steps(prepared: Prepared, prompt_tokens: int, max_tokens: int) -> list[PlacedStep]:
     """Return the steps that the engine runs for a request, with their base cycles.
 
-    Raises RequestError for a prompt that leaves no room in the context.
+    Raises RequestError if the prompt leaves no room in the context.
     """
     limit = prepared.compiled.max_model_len
     if prompt_tokens >= limit:
@@ -147,9 +147,9 @@ def request_steps(prepared: Prepared, prompt_tokens: int, max_tokens: int) -> li
 
 
 def write_trace(path: str, prepared: Prepared, steps: Sequence[PlacedStep]) -> int:
-    """Write the events of `steps`, gzipped where the name ends in .gz; returns their number.
+    """Write the events of `steps`, gzipped if the name ends in .gz; return their number.
 
-    The same schedule gives the same bytes. Raises ConfigError where the file cannot be written.
+    The same schedule gives the same bytes. Raises ConfigError if the file cannot be written.
     """
     compiled = prepared.compiled
     head: dict[str, Any] = {
@@ -171,7 +171,7 @@ def write_trace(path: str, prepared: Prepared, steps: Sequence[PlacedStep]) -> i
 
 
 def _write(file: BinaryIO | GzipFile, head: dict[str, Any], events: Iterator[Event]) -> int:
-    """One event a line, so that memory does not grow with the trace."""
+    """Write one event a line, so that memory does not grow with the trace."""
     file.write(json.dumps(head)[:-1].encode() + b', "traceEvents": [')
     count = 0
     for event in events:
@@ -184,7 +184,7 @@ def _write(file: BinaryIO | GzipFile, head: dict[str, Any], events: Iterator[Eve
 
 @contextmanager
 def _text(raw: BinaryIO, zipped: bool) -> Iterator[BinaryIO | GzipFile]:
-    """Wrap a new file; a gzip without name and time in it, so that its bytes are always equal."""
+    """Wrap a new file; a gzip has no name and time in it, so its bytes are always equal."""
     if not zipped:
         yield raw
         return

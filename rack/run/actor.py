@@ -2,9 +2,9 @@
 
 Ray places, watches and ends it; no step and no vector goes through Ray.
 
-Ray would have the actor import this project from the folder that the driver was started in,
-whatever lies there. So the shell travels whole, by value: it needs nothing of ours, and puts the
-folder that the driver runs from first on the path before anything is imported.
+Ray would make the actor import this project from the driver's working directory, whatever lies
+there. So the shell is pickled by value and imports nothing of ours. Before any import it puts the
+folder of the driver's code first on the path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def node_address() -> str:
-    """Return this machine's address as the cluster knows it, whatever other networks it is on."""
+    """Return this machine's address in the cluster; it may have others in other networks."""
     here = ray.get_runtime_context().get_node_id()
     (address,) = (n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == here)
     return str(address)
@@ -38,7 +38,7 @@ class ChipActor:
             sys.path.insert(0, root)
 
     def run(self, job: ChipJob, seat: Seat) -> int:
-        """Run the chip's loop; gives the process id at its end."""
+        """Run the chip's loop; return the process id when it ends."""
         from dataclasses import replace
 
         from rack.run.worker import ChipWorker
@@ -51,7 +51,7 @@ class ChipActor:
 def start_actor(
     root: str, job: ChipJob, seat: Seat, strategy: Any, memory_bytes: int
 ) -> tuple[Any, Any]:
-    """Start an actor where `strategy` says: its handle, and the reference of its running loop."""
+    """Start an actor by `strategy`; return its handle and the reference of its running loop."""
     actor = ChipActor.options(  # type: ignore[attr-defined]
         scheduling_strategy=strategy, memory=memory_bytes, name=None
     ).remote(root)

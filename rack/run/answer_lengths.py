@@ -1,8 +1,8 @@
-"""How long answers are where no model ends them: a seeded distribution of lengths.
+"""Lengths of the timing executor's answers: a seeded distribution.
 
-The timing executor draws tokens at random, so nothing in them says where an answer ends. Real
-answers differ in length, and a load test needs that they do. A request's length follows from its
-seed and its prompt alone, so that the same request always gets the same answer.
+The timing executor draws tokens at random, so no token ends an answer. Real answers differ in
+length, and a load test needs that. A request's length follows from its seed and its prompt alone,
+so the same request always gets the same answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIELDS = {"fixed": 1, "uniform": 2, "lognormal": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLengths:
-    """Tokens of an answer that neither `max_tokens` nor the context ends first."""
+    """The distribution of answers' tokens, unless `max_tokens` or the context ends them first."""
 
     quantile: Callable[[float], float]  # of a number in (0, 1)
 
@@ -58,7 +58,7 @@ def answer_lengths(spec: str) -> AnswerLengths | None:
 
 
 def _quantile(kind: str, values: Sequence[float]) -> Callable[[float], float] | None:
-    """Return the distribution's quantile function, None for values that it cannot have."""
+    """Return the distribution's quantile function; None if its parameters are not valid."""
     first, last = values[0], values[-1]
     if not 1 <= first <= MOST:  # also not a number
         return None

@@ -1,9 +1,9 @@
 """Chips as Ray actors: one placement group per rack, one bundle per card.
 
-A bundle lies on one machine, so the chips of a card share it; a rack's bundles are packed on as
-few machines as possible. Memory is declared, so that Ray refuses what does not fit. Where no
-cluster is named (`RAY_ADDRESS`) and none was started with `ray start` on this machine, a local one
-is started and ended with us; `RAY_ADDRESS=local` always starts one (rack/run/membership.py).
+A bundle lies on one machine, so the chips of a card share a machine. A rack's bundles are packed
+on as few machines as possible. Memory is declared, so Ray refuses a rack that does not fit. If no
+cluster is named (`RAY_ADDRESS`) and none runs on this machine, a local one is started, and ended
+with this process; `RAY_ADDRESS=local` always starts one (rack/run/membership.py).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class RayLauncher:
         self._one_machine = len(self._machines) == 1
 
     def bind(self, node: int, folder: str) -> str:
-        """See `Launcher.bind`; between machines every node binds tcp on its own address."""
+        """See `Launcher.bind`; with several machines every node binds tcp on its own address."""
         if self._one_machine:
             return f"ipc://{os.path.join(folder, str(node))}"
         return f"tcp://{node_address()}:*" if node == self._host else "tcp://{node_ip}:*"
 
     def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
-        """See `Launcher.start`. Raises RackError where the cluster has no room."""
+        """See `Launcher.start`. Raises RackError if the cluster has no room."""
         memory = [job.used_bytes + PROCESS_BYTES for job, _ in jobs]
         places = self._place(memory)
         for (job, seat), bytes_needed in zip(jobs, memory, strict=True):
@@ -92,7 +92,7 @@ class RayLauncher:
         return places
 
     def _check_joined(self, group: Any) -> None:
-        """Refuse a machine that came after the addresses were chosen: ipc does not reach it."""
+        """Refuse a machine that joined after the addresses were chosen: ipc does not reach it."""
         used = set(ray.util.placement_group_table(group)["bundles_to_node_id"].values())
         if self._one_machine and not used <= self._machines:
             raise RackError("a machine joined the cluster while this run started: start it again")

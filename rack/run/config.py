@@ -1,8 +1,8 @@
-"""What a run is made from: flags, environment, file and defaults, resolved once into `RunConfig`.
+"""The configuration of a run: flags, environment, file and defaults give one `RunConfig`.
 
 Precedence: flag, then environment (`LPU_RACK_DTYPE`, …), then `--config FILE.toml`, then default.
-An unknown key or variable is an error, but for those that Kubernetes sets (`system.kubernetes`).
-The resolved configuration goes into every result.
+An unknown key or variable is an error, except variables that Kubernetes sets (`system.kubernetes`).
+Every result has the resolved configuration.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RunConfig:
         return int(self.returns.removeprefix("topk:"))
 
     def asked(self, name: str) -> bool:
-        """Say whether a key was given, by flag, variable or file, or is not at its default."""
+        """Say whether a flag, a variable or the file gave a key, or it differs from its default."""
         default = next(key.default for key in fields(self) if key.name == name)
         return name in self.given or getattr(self, name) != default
 
@@ -86,13 +86,13 @@ class RunConfig:
 
 
 KEYS = tuple(key.name for key in fields(RunConfig) if key.name != "given")
-"""What flags, variables and files may give."""
+"""The keys that flags, variables and files may give."""
 
 
 def resolve(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> RunConfig:
     """Combine flags, environment, file and defaults.
 
-    Raises ConfigError, which names the variable where one is wrong, else the key.
+    Raises ConfigError, which names the wrong variable, or else the key.
     """
     environ = os.environ if environ is None else environ
     given: dict[str, tuple[str, Any]] = {}  # key -> what to call it, and its value

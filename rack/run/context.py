@@ -1,4 +1,4 @@
-"""What would give a request more room: the sentence that goes with a prompt that is too long."""
+"""The advice for a prompt that is too long: how to get more context."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rack.run.session import Prepared, options_of
 
 
 def context_advice(prepared: Prepared) -> str:
-    """Say which flag or which machine raises the context; or that nothing does."""
+    """Say which flag or which machine raises the context, or that none does."""
     compiled, config = prepared.compiled, prepared.config
     most, now = compiled.config.max_position_embeddings, compiled.max_model_len
     if now >= most:

@@ -1,12 +1,13 @@
-"""What the host and a chip say to each other about a run, and when: kinds, states, transitions.
+"""The control protocol of the host and a chip: kinds of messages, states, transitions.
 
     STARTED --hello--> LOADING --ready--> LOADED --peers--> SERVING --stop--> STOPPED
         \\                 \\                 \\                 \\
          +-----------------+-----error-------+-----------------+--> FAILED
 
-Both ends follow the same table, each by what it says and hears; neither takes a message that is
-not in it. Frames of vectors are no part of this: those of a faster chip may come at any time. Sans
-I/O, as in h11: a transport carries the messages (interconnect/frame.py has their form).
+Both ends follow the same table with every message that they send or receive. A message that the
+table does not allow is refused. Frames of vectors are not part of the protocol: those of a faster
+chip may come at any time. Sans-I/O, as in h11: a transport carries the messages
+(interconnect/frame.py has their form).
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ class ControlKind(StrEnum):
 
 
 class Sender(Enum):
-    """Who says a message."""
+    """The sender of a message."""
 
     HOST = "the host"
     CHIP = "the chip"
 
 
 class ChipState(Enum):
-    """How far a chip is in a run."""
+    """The state of a chip in a run."""
 
     STARTED = "started"
     LOADING = "loading"
@@ -89,7 +90,7 @@ class Conversation:
         self.state = ChipState.STARTED
 
     def take(self, sender: Sender, message: Control) -> ControlKind:
-        """Go on with a message; gives its kind. Raises ControlError for one that may not come."""
+        """Take a message and return its kind. Raises ControlError if it is not allowed now."""
         following = TRANSITIONS[self.state]
         for (who, kind), state in following.items():
             if (who, kind) == (sender, message.kind):

@@ -1,9 +1,9 @@
-"""Run schedules on clocks that stray: does each vector come in its window, by its chip's clock?
+"""Run schedules on clocks that stray, and check that every vector comes in its window.
 
-No data and no chips: each chip's clock and counter are played exactly (interconnect/clock.py), and
-for every transfer of every step the real time of its arrival is held against the real times at
-which the receiver's program opens and closes its window. What does not hold is a ScheduleViolation.
-Steps are played by the thousand, one element of an array each.
+There are no data and no chips. Each chip's clock and counter are simulated exactly
+(interconnect/clock.py). For every transfer of every step the real time of its arrival is compared
+with the real times at which the receiver's program opens and closes its window. An arrival outside
+is a ScheduleViolation. Thousands of steps run at once, each an element of arrays.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BLOCK = 4096  # steps played at a time
 class DriftingClocks:
     """The clocks of a compiled model's chips, and the checks of a run on them.
 
-    `drifts` chooses the drift of physical slots, in ppm, within what the profile allows; the other
-    slots have what the profile's seed draws.
+    `drifts` sets the drift of physical slots in ppm, within the profile's bounds. The profile's
+    seed draws the drift of the other slots.
     """
 
     def __init__(self, compiled: CompiledModel, drifts: Mapping[int, int] | None = None) -> None:
@@ -41,9 +41,9 @@ class DriftingClocks:
         self._clocks = [*clocks, keeper]  # the host's port keeps the root's time
 
     def run(self, schedule: StepSchedule, first_base: int, count: int = 1) -> int:
-        """Play a step `count` times, one after another; returns the cycle at which they end.
+        """Run a step `count` times in a row; return the cycle at which the last one ends.
 
-        Raises ScheduleViolation for the first vector that comes outside its window and the first
+        Raises ScheduleViolation for the first vector that comes outside its window, or the first
         chip that stops too late to realign; RequestError for a run that is too long to count.
         """
         end = first_base + count * schedule.cycles

@@ -1,8 +1,8 @@
 """The host's side of a rack: sends steps and embeddings, takes results, checks their cycles.
 
-The host port is a chip without computations: its program for a step sends embedding and RoPE rows
-and receives results, through the same link models and the same checks as everything else. How
-messages are moved while the driver waits (`pump`) and what to do at a deadline is the rack's.
+The host port is a chip without computations. Its program for a step sends embedding and RoPE rows
+and receives results, through the same link models and checks as on any chip. The rack decides how
+messages move while the driver waits (`pump`), and what happens at a deadline.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step gave: logits of every vocabulary column, or (ids, values) of the largest."""
+    """A step's result: logits of every vocabulary column, or (ids, values) of the largest."""
 
     cycles: int  # from this step's base to the next one's
     logits: F32 | None = None  # [vocab]
@@ -132,7 +132,7 @@ class Driver:
         return StepResult(cycles=cycles, logits=self._logits(schedule), hash_share=share)
 
     def _results(self, schedule: StepSchedule) -> list[tuple[int, tuple[int, int]]]:
-        """(offset in the host's memory, vocabulary span) of every head chip's result."""
+        """Return (offset in the host's memory, vocabulary span) of every head chip's result."""
         group = self.compiled.partition.groups[-1]
         spans = dict(zip(group.chips, group.vocab, strict=True))
         return [(offset, spans[chip]) for chip, offset in schedule.host.results.items()]

@@ -1,8 +1,8 @@
 """The request engine: prefill, decode, sampling and stopping for one sequence at a time.
 
-A synchronous object without I/O: `Engine.generate` returns a `Completion`; iterating over it runs
-the rack one step per token. Emulated time is counted in cycles as the steps report them; wall time
-is kept beside it under other names.
+`Engine` is synchronous and does no I/O. `Engine.generate` returns a `Completion`; iterating over it
+runs the rack, one step per token. Emulated time is the sum of the cycles that steps report; wall
+time is kept apart, under other names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rack.text.sampler import SamplingParams, sample, uniform
 from rack.text.tokenizer import Tokenizer
 
 HURRY = 512
-"""After so many random tokens, or half of those that it may have, a constrained text is ended."""
+"""A constrained text of random tokens is ended after so many, or after half of its limit."""
 
 
 class Rack(Protocol):
@@ -48,7 +48,7 @@ class Rack(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
-    """One completion token. `text` is what became printable with it, and may be empty."""
+    """One completion token. `text` is the text that it made printable; it may be empty."""
 
     token_id: int
     text: str
@@ -57,7 +57,7 @@ class TokenEvent:
 
 
 class StopScanner:
-    """Lets text through, but holds back what may be the beginning of a stop string."""
+    """Lets text through, but holds back a possible beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = stops
@@ -65,7 +65,7 @@ class StopScanner:
         self._held = ""
 
     def feed(self, text: str) -> str:
-        """Take text, return what may be shown. After a hit nothing more is shown."""
+        """Take text; return the text to show. After a hit there is none."""
         if self.hit:
             return ""
         self._held += text
@@ -80,7 +80,7 @@ class StopScanner:
         return shown
 
     def flush(self) -> str:
-        """Return what was held back, at the end."""
+        """Return the text held back, at the end."""
         shown, self._held = ("" if self.hit else self._held), ""
         return shown
 
@@ -90,7 +90,7 @@ class StopScanner:
 
 
 class Completion:
-    """One request on its way: iterate for tokens, read the totals at any time.
+    """One request in progress: iterate for tokens, read the totals at any time.
 
     `prompt_cycles` and `decode_cycles` (one entry per token) are emulated; `wall_*` are seconds.
     """
@@ -123,7 +123,7 @@ class Completion:
 
     @property
     def data_hash(self) -> str | None:
-        """SHA-256 over the hash sums of the sampled positions, then the token ids (law 5).
+        """Return the SHA-256 of the hash sums of the sampled positions, then the token ids (law 5).
 
         None without data (timing executor).
         """
@@ -210,7 +210,7 @@ def check_request(
     compiled: CompiledModel, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams,
     *, executor: str,
 ) -> None:  # fmt: skip
-    """Refuse what the rack cannot do, before anything runs. Raises RequestError."""
+    """Check a request before anything runs. Raises RequestError if the rack cannot do it."""
     vocab, limit = compiled.config.vocab_size, compiled.max_model_len
     if not prompt:
         raise RequestError(param="prompt", wanted="at least one token", got="none")
@@ -233,7 +233,7 @@ def check_request(
 
 
 def _check_top_k(top: int, tokenizer: Tokenizer, params: SamplingParams) -> None:
-    """Refuse what needs more logits than the `top` largest that this rack returns."""
+    """Refuse parameters that need more logits than the `top` largest, which this rack returns."""
     drawn = params.temperature > 0
     if drawn and not 0 < params.top_k <= top:
         raise RequestError(
@@ -253,7 +253,7 @@ def _check_top_k(top: int, tokenizer: Tokenizer, params: SamplingParams) -> None
 class Engine:
     """Runs completions on a rack, one after another.
 
-    `answers` says how long those are that no data ends (timing executor); None: without end.
+    `answers` gives the lengths of the timing executor's answers; None: they have no end.
     """
 
     def __init__(
@@ -270,12 +270,12 @@ class Engine:
         return Completion(self, prompt, params)
 
     def max_tokens(self, prompt_tokens: int, params: SamplingParams) -> int:
-        """Return how many tokens a completion may have: what was asked, or what fits."""
+        """Return the most tokens of a completion: as many as asked for, or as fit."""
         room = self.compiled.max_model_len - prompt_tokens
         return room if params.max_tokens is None else min(room, params.max_tokens)
 
     def natural_end(self, prompt: Sequence[int], params: SamplingParams) -> int | None:
-        """Return after how many tokens a completion ends by itself where no data says it."""
+        """Return the length at which a completion without data ends by itself, None for never."""
         if self._answers is None or params.ignore_eos or params.grammar is not None:
             return None
         return max(params.min_tokens, self._answers.of(prompt, params.seed))

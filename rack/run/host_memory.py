@@ -1,8 +1,8 @@
-"""Does a model fit this computer? What the chips need, what is free, and what follows.
+"""Choose the executor by this computer's memory: the chips' need against what is free.
 
-A newcomer who starts a model that is too big gets the timing executor and the reason, instead of
-a machine that swaps; whoever asked for `--executor fast` is refused with the numbers. Only this
-host is looked at: a Ray cluster's memory is Ray's to declare and refuse.
+If a model is too big, the default falls back to the timing executor and gives the reason, so that
+the computer does not swap. With `--executor fast` such a model is refused with the numbers. Only
+this host's memory counts: in a Ray cluster, Ray refuses what does not fit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CGROUP_PAIRS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryDecision:
-    """Which executor to run, and what the user must be told about it, if anything."""
+    """The executor to run, and a notice for the user, if any."""
 
     executor: str
     notice: str | None
@@ -38,9 +38,9 @@ class MemoryDecision:
 def decide_executor(
     executor: str, *, asked_for: bool, needed_bytes: int, free_bytes: int | None
 ) -> MemoryDecision:
-    """Choose the executor from the numbers. Raises ConfigError where `asked_for` cannot be.
+    """Choose the executor from the numbers. Raises ConfigError if `asked_for` does not fit.
 
-    `free_bytes` None means that this system does not say; then nothing is refused.
+    `free_bytes` is None if this system does not tell it; then nothing is refused.
     """
     if executor == "timing" or free_bytes is None or needed_bytes <= free_bytes:
         return MemoryDecision(executor=executor, notice=None)
@@ -59,12 +59,12 @@ def decide_executor(
 
 
 def needed_bytes(used_sram_bytes: int, chips: int, transport: str) -> int:
-    """Return what a run takes on this host: filled SRAM, processes, and the rest."""
+    """Return the bytes that a run needs on this host: filled SRAM, processes, and the rest."""
     return used_sram_bytes + (0 if transport == "local" else chips * PROCESS_BYTES) + BASE_BYTES
 
 
 def free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int | None:
-    """Return the memory that may still be taken: the host's, or the container's where lower."""
+    """Return the free memory: the host's or the container's, whichever is less."""
     try:
         lines = meminfo.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) ->
 
 
 def _file_cache(limit: Path) -> int:
-    """Return the bytes of a group's usage that are cached files, which give way."""
+    """Return the cached files in a control group's usage: bytes that the kernel frees on demand."""
     try:
         lines = (limit.parent / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -91,7 +91,7 @@ def _file_cache(limit: Path) -> int:
 
 
 def executor_asked_for(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> bool:
-    """Say whether a flag, the environment or the file names an executor; a default does not."""
+    """Say whether a flag, the environment or the file names an executor."""
     if args.executor is not None or ENV_PREFIX + "EXECUTOR" in environ:
         return True
     text = Path(args.config).read_text(encoding="utf-8") if args.config else ""
@@ -102,7 +102,7 @@ def fit_to_memory(
     prepared: Prepared, *, asked_for: bool, free: Callable[[], int | None] | None = None,
     environ: Mapping[str, str] = os.environ, racks: int = 1,
 ) -> tuple[Prepared, str | None]:  # fmt: skip
-    """Return what will run here, and the notice that goes with it. Raises ConfigError."""
+    """Return the model with the executor that fits here, and its notice. Raises ConfigError."""
     config, memories = prepared.config, prepared.compiled.memories
     if config.transport == "ray" and environ.get("RAY_ADDRESS", "local") != "local":
         return prepared, None

@@ -1,6 +1,6 @@
-"""What one chip process needs to become its chip: small, picklable, the same for every transport.
+"""The job of one chip process: small, picklable, the same for every transport.
 
-The weights are not in it: a chip opens the `WeightsRef` and reads its own columns only.
+A job has no weights in it: a chip opens the `WeightsRef` and reads only its own columns.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLoad:
-    """One constant: the weight whose columns it holds, or the norm's Hugging Face name."""
+    """One constant to load: a weight, by its columns, or a norm, by its Hugging Face name."""
 
     tensor: Tensor
     weight: Weight | None = None
@@ -64,7 +64,7 @@ class ChipJob:
 
 
 def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
-    """Return what a chip knows of its links."""
+    """Return a chip's view of its links."""
     return {
         link.id: ChipLink(
             name=link.name, slot_cycles=link.slot_cycles, rx_window_cycles=link.rx_window_cycles
@@ -74,12 +74,12 @@ def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
 
 
 def links_of(compiled: CompiledModel, node: int) -> tuple[LinkUse, ...]:
-    """Links with one end at a node."""
+    """Return the links with one end at a node."""
     return tuple(link for link in compiled.network.links if node in (link.src, link.dst))
 
 
 def programs_of(compiled: CompiledModel, node: int) -> tuple[Program, ...]:
-    """Every step's program of a node."""
+    """Return a node's programs, one for each step."""
     return tuple(step.programs[node] for step in compiled.steps.values())
 
 
@@ -87,7 +87,7 @@ def chip_job(
     compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None,
     executor: str = "fast",
 ) -> ChipJob:  # fmt: skip
-    """Cut one chip's part out of a compiled model."""
+    """Return one chip's part of a compiled model."""
     memory = compiled.memories[index]
     weights_of: dict[str, Weight] = {}
     norms: dict[str, str] = {}
@@ -127,20 +127,20 @@ def chip_job(
 
 
 def ports_of(links: Sequence[LinkUse], node: int) -> dict[int, int]:
-    """Number a chip's ports by its links, each direction from 0 on: link -> port."""
+    """Return link -> port: a chip's links numbered in their order, each direction from 0 on."""
     out = [sorted(link.id for link in links if link.src == node)]
     out.append(sorted(link.id for link in links if link.dst == node))
     return {link: port for links in out for port, link in enumerate(links)}
 
 
 def reserve_tensors(job: ChipJob, sram: Sram) -> None:
-    """Name every constant and cache of a chip; SramError where two overlap."""
+    """Reserve every constant and cache of a chip. Raises SramError if two overlap."""
     for tensor in (*(load.tensor for load in job.loads), *job.caches):
         sram.reserve(tensor.name, tensor.address, tensor.size)
 
 
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
-    """Put weights, scales and norms at their addresses; the caches start as zeros."""
+    """Load weights, scales and norms to their addresses; fill the caches with zeros."""
     for load in job.loads:
         if load.norm:
             values = source.vector(load.norm)
@@ -150,7 +150,7 @@ def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
 
 
 def _load_matrix(weight: Weight, dtype: str, sram: Sram, source: WeightSource) -> None:
-    """Write a matrix block by block into its tiles; nothing of it is held elsewhere whole."""
+    """Write a matrix into its tiles, block by block, so that no second copy of it exists."""
     item = 1 if dtype == "int8" else 2
     kind = np.int8 if item == 1 else np.float16
     flat: NDArray[Any] = sram.tensor(weight.name).view(kind)
@@ -173,7 +173,7 @@ def _load_matrix(weight: Weight, dtype: str, sram: Sram, source: WeightSource) -
 
 
 def _blocks(weight: Weight) -> Iterator[list[tuple[str, int, int]]]:
-    """Rows of the pieces for each block of 320 columns; the last block may be short."""
+    """Yield the rows of the pieces for each block of 320 columns; the last may be short."""
     rows: list[tuple[str, int, int]] = []
     room = BLOCK_COLUMNS
     for piece in weight.pieces:
@@ -193,7 +193,7 @@ def _blocks(weight: Weight) -> Iterator[list[tuple[str, int, int]]]:
 def build_chip(
     job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
 ) -> Chip:
-    """Make the chip: memory, weights, programs. Raises what loading or checking raises."""
+    """Make the chip: memory, weights, programs. Errors of loading and checking pass through."""
     sram = Sram(job.spec.sram_bytes)
     reserve_tensors(job, sram)
     if job.images is not None:

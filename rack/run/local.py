@@ -1,6 +1,6 @@
 """A rack in one process: the same programs, links and frames, moved by queues in one thread.
 
-Nothing can be late here: when no chip can go on and the host still waits, vectors are missing.
+Nothing can be late here. If no chip can go on while the host still waits, vectors are missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rack.run.stored import Images
 class LocalRack:
     """All chips of a compiled model, in this process.
 
-    `slots` gives links other slot cycles than the compiler was told; `faults` are injected at the
+    `slots` gives links other slot cycles than those of the schedule. `faults` are injected at the
     senders' transports.
     """
 
@@ -61,7 +61,7 @@ class LocalRack:
         self, name: str, positions: Sequence[int], tokens: Sequence[int],
         following: str | None = None,
     ) -> StepResult:  # fmt: skip
-        """Run one step. Raises ScheduleViolation where the run departs from the schedule."""
+        """Run one step. Raises ScheduleViolation if the run differs from the schedule."""
         schedule = self.compiled.steps[name]
         return self.driver.run_step(schedule, positions, tokens, self._pump, following)
 
@@ -73,7 +73,7 @@ class LocalRack:
             raise self._missing()
 
     def _missing(self) -> ScheduleViolation:
-        """Return what the chip that saw the fault first waits for."""
+        """Return the missing vectors of the chip that saw the fault first."""
         chips = [node.chip for node in (*self.nodes, self.driver.node)]
         waits = [(order, chip) for chip in chips if (order := chip.wait_order()) is not None]
         violation = min(waits, key=lambda item: item[0])[1].missing()
@@ -89,10 +89,10 @@ class LocalRack:
         return self._watch.parts()
 
     def check(self) -> None:
-        """Chips of this process live as long as it does."""
+        """Do nothing: chips in this process cannot die alone."""
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         for node in (*self.nodes, self.driver.node):
             node.transport.close()
             node.chip.sram.close()

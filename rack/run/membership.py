@@ -1,12 +1,12 @@
-"""Taking part in a Ray cluster: the one that is named, one that runs here, or one of our own.
+"""Join a Ray cluster: the one that is named, one that runs here, or one of our own.
 
-Rules. An address that nobody answers at is given up within a minute. A Ray of our own listens on
-loopback only and has a token of its own, which ends with it; one that other machines are to reach
-is started with `ray start`. A cluster that asks for a token gets the user's (`~/.ray/auth_token`,
-RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH), whether or not RAY_AUTH_MODE says so. Ray's own handlers of
-signals are kept out.
+Rules. An address at which nobody answers is given up within a minute. A Ray of our own listens on
+loopback only and has its own token, which ends with it. Start a Ray that other machines should
+reach with `ray start`. A cluster that asks for a token gets the user's (`~/.ray/auth_token`,
+RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH), even without RAY_AUTH_MODE. Ray does not replace this
+process's signal handlers.
 
-Tested with the versions of Ray that pyproject.toml allows, whose private parts it needs.
+This module needs private parts of Ray; it is tested with the versions that pyproject.toml allows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rack.errors import RackError
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least: nothing of ours goes through it
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 10.0
-"""How long a cluster's control service may be away before the racks on it are given up."""
+"""How long a cluster's control service may be silent before its racks are given up."""
 STARTUP_VARIABLE = "RAY_worker_maximum_startup_concurrency"
 SOCKET_PATH_BYTES = 103  # of the shortest system
 SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
@@ -49,7 +49,7 @@ _LOOPBACK_ONLY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 def join_ray(chips: int) -> None:
     """Connect to the cluster that is named or running here, or start a local one.
 
-    Raises RackError for an address that cannot be used. `leave_ray` is the way back.
+    Raises RackError for an address that cannot be used. `leave_ray` undoes it.
     """
     address = os.environ.get("RAY_ADDRESS") or None
     if address and address.startswith("ray://"):
@@ -57,7 +57,7 @@ def join_ray(chips: int) -> None:
             f"RAY_ADDRESS: wanted HOST:PORT or auto, on a machine of the cluster, got {address}: "
             "chips send to this process, which a Ray client's machine does not let them"
         )
-    # Ray starts as many processes at once as it has CPUs, and warns of more: chips all start.
+    # Ray starts as many processes at once as it has CPUs, and warns of more: every chip needs one.
     os.environ.setdefault(STARTUP_VARIABLE, str(chips))
     try:
         with _without_handlers():
@@ -82,7 +82,7 @@ def leave_ray() -> None:
 
 
 def _running(address: str | None) -> str | None:
-    """HOST:PORT of the cluster to join; None to start one."""
+    """Return HOST:PORT of the cluster to join; None to start one."""
     if address == "local":
         return None
     if address not in (None, "auto"):
@@ -103,7 +103,7 @@ def _running(address: str | None) -> str | None:
 
 
 def _check_answers(address: str) -> None:
-    """Raise ConnectionError where nobody listens; Ray itself would try for many minutes."""
+    """Raise ConnectionError if nobody listens; Ray itself would try for many minutes."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
@@ -116,7 +116,7 @@ def _check_answers(address: str) -> None:
 
 
 def _join(address: str) -> None:
-    """Connect to a cluster that listens. Raises ConnectionError where it does not let us in."""
+    """Connect to a cluster that listens. Raises ConnectionError if it refuses our token."""
     try:
         _ask(address)
     except ray.exceptions.AuthenticationError:
@@ -164,13 +164,13 @@ def _use_tokens() -> None:
 
 
 def _read_again() -> None:
-    """Let Ray see what has become of its variables since it was imported."""
+    """Let Ray read its environment variables again; they changed since its import."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _place() -> str | None:
-    """Where Ray is to keep its files; None for its own choice. Raises RackError."""
+    """Return the folder for Ray's files; None for Ray's own choice. Raises RackError."""
     parent = get_default_system_temp_dir()
     short = len(os.fsencode(parent)) + SESSION_BYTES <= SOCKET_PATH_BYTES
     folder = Path(parent if short else "/tmp") / "ray"
@@ -194,7 +194,7 @@ def _owner(path: Path) -> str:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let Ray take loopback for this machine's address, as it does on systems without clusters."""
+    """Let Ray use loopback as this machine's address, as on systems without clusters."""
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ.update(_LOOPBACK_ONLY)  # for the processes that Ray starts
@@ -208,10 +208,10 @@ def _loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_handlers() -> Iterator[None]:
-    """Keep this process's handlers of signals, which Ray would replace.
+    """Keep this process's signal handlers, which Ray would replace.
 
-    It sets one for SIGTERM, and some in C, which print a trace and can corrupt the heap when the
-    signal comes in the middle of an allocation.
+    Ray sets one for SIGTERM, and some in C. Those print a trace, and can corrupt the heap if the
+    signal comes during an allocation.
     """
     disabled = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
     setter = utils.set_sigterm_handler
@@ -225,7 +225,7 @@ def _without_handlers() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of Ray's says, in one line; of several it is the first one that does."""
+    """Return the reason of an error in one line; "Failed to connect" has it in its cause."""
     told = error.__cause__ if str(error).startswith("Failed to connect") else None
     return " ".join(str(told or error).split())
 
@@ -233,8 +233,8 @@ def _reason(error: Exception) -> str:
 class Membership:
     """This process in a cluster: joined for its first rack, left after its last.
 
-    A Ray that was there before is left alone. Several racks may start at once. A server, whose
-    racks start again, holds it meanwhile: every start and end of Ray leaves sockets open.
+    A Ray that ran before is left running. Several racks may start at once. A server restarts
+    racks, so it holds its membership meanwhile: every start and end of Ray leaves sockets open.
     """
 
     def __init__(self) -> None:
@@ -245,7 +245,7 @@ class Membership:
         self._silent_since: float | None = None
 
     def join(self, chips: int) -> None:
-        """Take part for one more rack. Raises RackError."""
+        """Join for one more rack. Raises RackError."""
         with self._lock:
             if self._racks and not self.answers():
                 raise RackError(f"{self._lost}; other racks of this process still leave it")
@@ -258,14 +258,14 @@ class Membership:
             self._racks += 1
 
     def leave(self) -> None:
-        """Take part for one rack less."""
+        """Leave for one rack; the last one leaves the cluster."""
         with self._lock:
             self._racks -= 1
             self._leave_if_unused()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Stay, once joined, also while there is no rack."""
+        """Stay in the cluster, once joined, even while there is no rack."""
         with self._lock:
             self._holds += 1
         try:
@@ -280,7 +280,7 @@ class Membership:
             leave_ray()
 
     def _still_there(self) -> bool:
-        """Whether a cluster that was held can be used; one that is gone is left."""
+        """Say whether the held cluster still answers; leave it if not."""
         if not self._holds or not self._ours or not ray.is_initialized():
             return False
         if self.answers():
@@ -289,7 +289,7 @@ class Membership:
         return False
 
     def answers(self) -> bool:
-        """Whether the cluster can be asked anything: without its GCS every call hangs."""
+        """Say whether the cluster's GCS answers: without it every call to Ray hangs."""
         try:
             _check_answers(self._address)
         except ConnectionError:
@@ -297,9 +297,9 @@ class Membership:
         return True
 
     def check(self) -> None:
-        """Raise RackError when the cluster has not answered for a while.
+        """Raise RackError if the cluster has not answered for a while.
 
-        Steps do not need it, but a minute later Ray would end this process where it stands.
+        Steps do not need the cluster, but a minute later Ray would end this process at once.
         """
         now = time.monotonic()
         if self.answers():

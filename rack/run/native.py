@@ -1,7 +1,8 @@
-"""Which native parts this process runs without, why, and what to do: said once by every run.
+"""Notices about native parts that this process runs without: why, and what to do about it.
 
-Without a compiler, or with an extension that another Python or another machine has built, the same
-bits come from slower code (the NumPy twin, ZeroMQ): nobody should take its speed for the product's.
+Without a compiler, or with an extension built for another Python or machine, the same bits come
+from slower code (the NumPy twin, ZeroMQ). Every run says so once, so that nobody takes its speed
+for the product's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ AGAIN = (
 
 
 def native_notices(executor: str, transport: str) -> Iterator[str]:
-    """What to say of a run. Raises ConfigError where $LPU_KERNELS names what is not there."""
+    """Yield the notices of a run. Raises ConfigError if $LPU_KERNELS names absent kernels."""
     if executor == "timing":
         return
     try:

@@ -1,6 +1,6 @@
 """A chip (or the host's port) with its link endpoints on a transport: a thin shell, no thread.
 
-Frames go through the link model on their way in; what leaves carries the chip's own cycle.
+Incoming frames pass the link model; outgoing frames carry the chip's own cycle.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rack.errors import ControlError
 from rack.run.control import ChipState, ControlKind, Sender
 
 LinkSlots = Mapping[int, int]
-"""Link id -> slot cycles that the link really has, for experiments that slow one."""
+"""Link id -> the link's real slot cycles, for experiments with a slower link."""
 
 
 class ChipNode:
@@ -57,7 +57,7 @@ class ChipNode:
         self.transport.send(self._targets[link], frame)
 
     def handle(self, message: Message) -> None:
-        """Take one message. Raises ScheduleViolation or ControlError for one that should not be."""
+        """Take one message. Raises ScheduleViolation or ControlError if it is not allowed."""
         if isinstance(message, Frame):
             self._frame(message)
         elif message.kind == ControlKind.STEP:
@@ -68,10 +68,10 @@ class ChipNode:
             raise self._refused(f"{ControlKind.EPOCH} or {ControlKind.STEP}", message.kind)
 
     def _enter(self, epoch: int) -> None:
-        """Begin an epoch, at the host's word; frames of a faster chip may be waiting for it.
+        """Begin an epoch when the host says so; frames of a faster chip may be waiting for it.
 
         Messages of different senders have no order, and steps of the old epoch may still come
-        from the host, so a frame alone begins nothing.
+        from the host. So a frame alone begins nothing.
         """
         if epoch <= self.epoch:
             raise self._refused(f"an epoch after {self.epoch}", f"epoch {epoch}")
@@ -113,7 +113,7 @@ class ChipNode:
         )
 
     def pump(self, timeout_s: float) -> bool:
-        """Handle what has come (waiting up to `timeout_s` for the first), run; True on progress."""
+        """Handle messages, waiting up to `timeout_s` for the first; run. True on progress."""
         message = self.transport.receive(timeout_s)
         progress = message is not None
         while message is not None:
@@ -124,7 +124,7 @@ class ChipNode:
 
 
 def step_control(message: StepMessage) -> Control:
-    """Return the step message as it travels."""
+    """Return the control message that carries a step message."""
     return Control(
         ControlKind.STEP,
         {

@@ -1,12 +1,12 @@
 """Chips as plain processes of this host: ZeroMQ without Ray.
 
-A process is `python -m rack.run.worker JOB`; JOB is a pickle in the rack's private folder, which
-the chip removes when it has read it. Nothing of the parent's `__main__` is needed.
+A process is `python -m rack.run.worker JOB`. JOB is a pickle in the rack's private folder; the chip
+removes it when it has read it. The parent's `__main__` is not needed.
 
-Chips live as long as a pipe that only this process can write to: however it ends, and however far
-they are in their start, they read its end on their standard input and end too. They are in process
-groups of their own, so that a key pressed at the terminal is for this process alone; where it dies
-of it, the system wakes even chips that were stopped.
+The standard input of every chip is a pipe that only this process can write to. However this process
+ends, and however far a chip is in its start, the chip reads the end of the pipe and ends too. Chips
+are in process groups of their own, so a signal from the terminal reaches this process alone. If it
+dies of the signal, the system wakes even stopped chips.
 """
 
 from __future__ import annotations

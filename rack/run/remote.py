@@ -1,7 +1,7 @@
-"""A rack whose chips are other processes, met over ZeroMQ: start, run, watch, stop.
+"""A rack whose chips are other processes, reached over ZeroMQ: start, run, watch, stop.
 
-What starts the processes (Ray, or plain processes) is a `Launcher`; from the first hello on both
-are the same. Every wait has a deadline and names what it waited for.
+A `Launcher` starts the processes, by Ray or as plain processes; from the first hello on both are
+alike. Every wait has a deadline, and its error names what was missing.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Launcher(Protocol):
     def dead(self) -> dict[int, str]:
         """Return the chips whose process has ended, with the reason.
 
-        Raises RackError where whatever runs them is gone as a whole.
+        Raises RackError if the system that runs them is gone as a whole.
         """
 
     def stop(self) -> None:
-        """End every process, by force if need be."""
+        """End every process, by force if necessary."""
 
 
 class RemoteRack:
@@ -116,7 +116,7 @@ class RemoteRack:
             raise
 
     def _meet(self) -> None:
-        """Wait for every chip's hello and ready, and tell all where the others are."""
+        """Wait for every chip's hello and ready, and send all the addresses of the others."""
         endpoints = {self._chips: self._socket.endpoint}
         rings: list[list[Any]] = []
         ready: set[int] = set()
@@ -192,7 +192,7 @@ class RemoteRack:
             self.driver.node.handle(message)
 
     def _receive(self, missing: list[int], purpose: str) -> Message | None:
-        """Take one message; errors that chips report, death and deadlines are raised here."""
+        """Take one message. Raises for an error that a chip reports, a dead chip or a deadline."""
         now = time.monotonic()
         message = self._socket.receive(max(0.0, min(POLL_SECONDS, self._deadline - now)))
         if isinstance(message, Control):
@@ -206,7 +206,7 @@ class RemoteRack:
         return message
 
     def _hear(self, message: Control) -> None:
-        """Take what a chip says, in its turn; raise what it has failed of, or ControlError."""
+        """Take a chip's message. Raises the error that it reports, or ControlError out of turn."""
         chip = message.values["chip"]
         if chip not in self._talks:
             raise ControlError(
@@ -228,7 +228,7 @@ class RemoteRack:
 
     def _died(self, dead: dict[int, str]) -> Exception:
         chip, reason = min(dead.items())
-        # A last word may still be in the socket: it says more than the exit code does.
+        # Its error may still be in the socket: it says more than the exit code does.
         while (message := self._socket.receive(0)) is not None:
             if isinstance(message, Control) and message.kind == ControlKind.ERROR:
                 return self._reported(message.values)
@@ -239,7 +239,7 @@ class RemoteRack:
         )
 
     def _late(self, missing: list[int], purpose: str) -> Exception:
-        """Say who is to blame for a deadline: a chip that does not answer, or missing vectors."""
+        """Return the error for a deadline: a chip that does not answer, or missing vectors."""
         if self._step == "start":
             return ChipFailedError(
                 chip=missing[0], step="start",
@@ -262,7 +262,7 @@ class RemoteRack:
         )
 
     def _first_wait(self, skip: set[int]) -> tuple[list[int], str]:
-        """Ask every chip what it waits for: the chips that do not say, and the earliest wait."""
+        """Ask every chip what it waits for; return the silent chips and the earliest wait."""
         self.collect_reports(skip)
         silent = [c for c in range(self._chips) if c not in self._reports and c not in skip]
         waits = [values for values in self._reports.values() if "order" in values]
@@ -284,12 +284,12 @@ class RemoteRack:
         return self._reports
 
     def saturated(self) -> int:
-        """Values that saturated when rounded to fp16, over all chips that answer."""
+        """Count the values that saturated when rounded to fp16, over all chips that answer."""
         self._check_usable()
         return sum(int(values["saturated"]) for values in self.collect_reports(set()).values())
 
     def times(self) -> dict[str, float]:
-        """Seconds that all chips together spent by part, since they were loaded."""
+        """Return the seconds of all chips together, by part, since they were loaded."""
         self._check_usable()
         total: dict[str, float] = {}
         for values in self.collect_reports(set()).values():
@@ -298,7 +298,7 @@ class RemoteRack:
         return total
 
     def check(self) -> None:
-        """Raise what has gone wrong since the last step: a chip died, the cluster is lost."""
+        """Raise the error of a chip that died or a cluster that was lost since the last step."""
         self._check_usable()
         try:
             if dead := self.launcher.dead():

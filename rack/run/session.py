@@ -1,4 +1,4 @@
-"""From a resolved configuration to a rack that answers: the one place that puts the parts together.
+"""Make a rack that answers from a resolved configuration: the one place that joins all parts.
 
 `prepare` compiles and starts nothing; `open_rack` starts chips; `Session` is both with an engine.
 """
@@ -34,7 +34,7 @@ from rack.text.tokenizer import Tokenizer, load_other_tokenizer, load_tokenizer
 
 
 def quiet(stage: str, done: int, total: int) -> None:
-    """A Progress that tells nobody."""
+    """A Progress that does nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +52,14 @@ class Prepared:
 
     @property
     def answers(self) -> AnswerLengths | None:
-        """How long answers are that no model ends; None where a model does, or nothing."""
+        """The lengths of the timing executor's answers; None for other executors, or no end."""
         if self.config.executor != "timing":
             return None
         return answer_lengths(self.config.answer_tokens or DEFAULT)
 
     @property
     def notices(self) -> list[str]:
-        """What a user must be told of a run: what its numbers or its speed are not.
+        """The notices for the user of a run, about the limits of its numbers or its speed.
 
         Raises ConfigError as `native_notices` does.
         """
@@ -83,9 +83,9 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """Resolve the model and the machine, choose the layout, compile. Raises KNOWN_ERRORS.
 
-    What only looks at the schedule (`runs` False) needs no weights: config.json will do. A
+    A verb that only looks at the schedule (`runs` False) needs no weights, only config.json. A
     CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
-    What `progress` raises ends it.
+    An error that `progress` raises ends the preparation.
     """
     images: Images | None = None
     found: tuple[str, ...] = ()
@@ -110,9 +110,10 @@ def prepare(
 
 
 def _check_weights(config: RunConfig, model: Model, runs: bool) -> tuple[str, ...]:
-    """Refuse missing or damaged files before anything is compiled; give what is to be said.
+    """Refuse missing or damaged files before anything is compiled; return the notices.
 
-    Chips check what they load; the embedding is theirs only in part, and is looked through here.
+    Chips check the weights that they load. They load only a part of the embedding, if any, so it
+    is checked here.
     """
     if config.executor == "timing" or not runs:
         return ()
@@ -122,7 +123,7 @@ def _check_weights(config: RunConfig, model: Model, runs: bool) -> tuple[str, ..
 
 
 def _tokenizer(config: RunConfig, model: Model, runs: bool) -> Tokenizer:
-    """Load the model's tokenizer, or the one that is asked for in its place."""
+    """Load the model's tokenizer, or the one asked for instead."""
     c = model.config
     if config.tokenizer is None:
         real = config.executor != "timing" and model.weights_ref.kind is WeightsKind.SAFETENSORS
@@ -135,7 +136,7 @@ def _tokenizer(config: RunConfig, model: Model, runs: bool) -> Tokenizer:
 
 
 def options_of(config: RunConfig) -> Options:
-    """Return what a configuration asks of the compiler."""
+    """Return the compiler's options in a configuration."""
     return Options(
         dtype=config.dtype,
         max_model_len=config.max_model_len,
@@ -170,7 +171,7 @@ def _compile(
 
 
 def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
-    """Start the chips of a prepared model on the transport it asks for."""
+    """Start the chips of a prepared model on the configured transport."""
     config = prepared.config
     if config.executor == "timing":
         return TimingRack(prepared.compiled)
@@ -191,7 +192,7 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
 
 @contextlib.contextmanager
 def shared_by_racks(config: RunConfig) -> Iterator[None]:
-    """Keep what racks share as they start again and again: the Ray cluster, where they use one."""
+    """Hold the Ray cluster, if racks use one, while racks stop and start again."""
     if config.transport != "ray" or config.executor == "timing":
         yield
         return

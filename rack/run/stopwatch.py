@@ -1,6 +1,7 @@
-"""Where a chip's wall time goes: kernels, exchange, waiting, and the rest, which is Python.
+"""Measure a chip's wall time by part: kernels, exchange, waiting, and the rest, which is Python.
 
-Wraps a chip's actions at load (`chip.run.chip.Watch`); costs two clock readings per operation.
+A stopwatch wraps a chip's actions at load (`chip.run.chip.Watch`). It costs two clock readings per
+operation.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from chip.ops.program import MOVES
 
 
 class Stopwatch:
-    """Adds up seconds by part since it was made."""
+    """Adds up seconds by part, from its making on."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.seconds = {"kernels": 0.0, "exchange": 0.0, "waiting": 0.0}
 
     def watch(self, opcode: Opcode, action: Callable[[], bool]) -> Callable[[], bool]:
-        """Return the action with its time added up."""
+        """Return the action, wrapped so that its time is added up."""
         part, seconds, clock = "exchange" if opcode in MOVES else "kernels", self.seconds, time
 
         def timed() -> bool:
@@ -36,6 +37,6 @@ class Stopwatch:
         self.seconds["waiting"] += seconds
 
     def parts(self) -> dict[str, float]:
-        """Return seconds by part; what is left of the time passed is Python."""
+        """Return seconds by part; the rest of the elapsed time is Python."""
         passed = time.perf_counter() - self.started
         return {**self.seconds, "python": passed - sum(self.seconds.values())}

@@ -1,7 +1,7 @@
-"""Start from an artifact instead of a model: what it holds, and whether it still fits.
+"""Start from an artifact instead of a model, if it still fits the configuration.
 
-An artifact is refused when the machine's profile, the weights or the wanted options are not those
-it was made from; what differs is named. Each chip checks its own SRAM image as it reads it.
+An artifact is refused if the machine's profile, the weights or the wanted options are not those of
+its making; the error names the difference. Each chip checks its own SRAM image as it reads it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Images:
     def read(self, chip: int, regions: Sequence[memoryview]) -> None:
         """Read a chip's image into the regions of its memory. Raises ArtifactError.
 
-        Its digest is worked out of what was read, so no byte is read twice.
+        The digest is computed from the bytes in memory, so no byte is read twice.
         """
         name = image_name(chip)
         path, digest = self.folder / name, hashlib.sha256()
@@ -63,16 +63,16 @@ class Images:
 
 
 def machine_entry(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
-    """Return what a manifest says of the machine: every number, and where its profile is."""
+    """Return the machine's entry in a manifest: every number, and the path of its profile."""
     shipped = config.hardware in profile_names()
     name = config.hardware if shipped else os.path.abspath(config.hardware)
     return {"profile": name, **hardware.to_dict()}
 
 
 def weights_entry(weights: WeightsRef) -> dict[str, Any]:
-    """Return what a manifest says of the weights: enough to open them, and to see a change.
+    """Return the weights' entry in a manifest: enough to open them, and to notice a change.
 
-    Images hold all but the embedding's rows, which the host looks up as it runs.
+    Images hold all weights but the embedding, whose rows the host looks up at run time.
     """
     entry = _weights_files(weights)
     digest = weights.digest_rows(EMBEDDING)
@@ -93,9 +93,9 @@ def _weights_files(weights: WeightsRef) -> dict[str, Any]:
 def load_stored(
     config: RunConfig, *, runs: bool = True
 ) -> tuple[Model, Hardware, CompiledModel, Images]:
-    """Read an artifact. Raises ArtifactError for one that is corrupt, stale or made otherwise.
+    """Read an artifact. Raises ArtifactError if it is corrupt, stale or made with other options.
 
-    The embedding is looked through only where it will be used: not with `runs` False.
+    The embedding is checked only if it will be used: not with `runs` False.
     """
     folder = Path(config.model)
     manifest = read_manifest(folder)
@@ -112,7 +112,7 @@ def load_stored(
 
 
 def _hardware(config: RunConfig, folder: Path, manifest: Table) -> Hardware:
-    """Return the machine asked for, else the one it was made for, which must be as it was."""
+    """Return the machine asked for, else the artifact's own. Refuses one that has changed."""
     stored = manifest.table("machine")
     made = stored.text("profile")
     profile = config.hardware if config.asked("hardware") else made
@@ -129,7 +129,7 @@ def _hardware(config: RunConfig, folder: Path, manifest: Table) -> Hardware:
 
 
 def _difference(key: str, was: object, now: object) -> str | None:
-    """Name the first value that is not as it was."""
+    """Return a text that names the first changed value, None if there is none."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for name in {**was, **now}:
             inner = f"{key}.{name if name.isprintable() else ascii(name):.80}".removeprefix(".")
@@ -149,7 +149,7 @@ def _difference(key: str, was: object, now: object) -> str | None:
 
 
 def _check_options(config: RunConfig, folder: Path, manifest: Table) -> None:
-    """Refuse options that are neither what was asked for when it was made nor what came of it."""
+    """Refuse options that equal neither those asked for at its making nor their results."""
     made = manifest.table("config")
     for name in OPTIONS:
         wanted = getattr(config, name)

@@ -1,7 +1,7 @@
 """The timing executor: answers every step from its schedule, with no data and no chips.
 
-Tokens are then drawn by the engine from a seeded generator, and every answer is marked as such.
-Where the machine's clocks drift, every step is played on them too (rack/run/drift.py).
+The engine then draws tokens from a seeded generator, and every answer says so. If the machine's
+clocks drift, every step also runs on drifting clocks (rack/run/drift.py).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class TimingRack:
         self, name: str, positions: Sequence[int], tokens: Sequence[int],
         following: str | None = None,
     ) -> StepResult:  # fmt: skip
-        """Return the cycles of a step. Raises KeyError for a step that was not compiled."""
+        """Return the cycles of a step. Raises KeyError if it was not compiled."""
         cycles = self.compiled.cycles_until(name, following)
         self._run(name, 1, cycles)
         return StepResult(cycles=cycles)
 
     def run_steps(self, name: str, count: int) -> int:
-        """Run a step `count` times; returns the cycles of all. Raises as `DriftingClocks.run`."""
+        """Run a step `count` times; return the cycles of all. Raises as `DriftingClocks.run`."""
         cycles = count * self.compiled.steps[name].cycles
         self._run(name, count, cycles)
         return cycles
@@ -50,15 +50,15 @@ class TimingRack:
             self._clocks.run(self.compiled.steps[name], begin, count)
 
     def saturated(self) -> int:
-        """No data, so nothing saturates."""
+        """Return 0: without data nothing saturates."""
         return 0
 
     def times(self) -> dict[str, float]:
-        """No chips, no time."""
+        """Return no parts: there are no chips."""
         return {}
 
     def check(self) -> None:
-        """No chips, so none is dead."""
+        """Do nothing: there are no chips that could be dead."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to free."""

@@ -1,8 +1,8 @@
 """One chip in a process of its own: joins the run over ZeroMQ, loads, then moves messages.
 
-The same for a Ray actor and for a plain process. Everything after the start goes over ZeroMQ, in
+A Ray actor and a plain process run the same loop. After the start all messages go over ZeroMQ, in
 the order of rack/run/control.py. A failure is sent to the host with its fields and ends the loop;
-the host decides what it means.
+the host decides what to do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """Where a chip process finds the run: its own address, the host's, the key."""
+    """A chip process's access to the run: its own address, the host's, the key."""
 
     bind: str
     host_endpoint: str
@@ -111,7 +111,7 @@ class ChipWorker:
             self.socket.close()
 
     def _hello(self) -> dict[str, Any]:
-        """Say who this chip is, where it is reached, and which code it runs."""
+        """Return this chip's hello: its number, its address, and the code that it runs."""
         return {
             "chip": self.job.index, "pid": os.getpid(), "endpoint": self.socket.endpoint,
             "rings": self.socket.rings, "where": f"{ROOT} on {platform.node()}",
@@ -136,7 +136,7 @@ class ChipWorker:
         return True
 
     def _control(self, message: Control) -> bool:
-        """Do what the host says; False where that is to stop. Raises ControlError."""
+        """Do what the host says; return False for stop. Raises ControlError."""
         kind = self._talk.take(Sender.HOST, message)
         if kind is ControlKind.STOP:
             return False
@@ -166,7 +166,7 @@ class ChipWorker:
 
 
 def kernels_like(name: str | None) -> Kernels:
-    """Return the kernels of that name. Raises RackError where they do not run here."""
+    """Return the kernels of that name. Raises RackError if they do not run here."""
     try:
         return load_kernels(name)
     except ValueError as error:
@@ -178,9 +178,9 @@ def kernels_like(name: str | None) -> Kernels:
 
 
 def own_core(chip: int) -> None:
-    """Keep this thread, and those it starts, on one core: the chips of a group on different ones.
+    """Bind this thread, and the threads it starts, to one core; a group's chips to different ones.
 
-    A message then wakes no core but its receiver's. Harmless where the system cannot do it.
+    A message then wakes only its receiver's core. Does nothing if the system cannot do it.
     """
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
@@ -188,15 +188,15 @@ def own_core(chip: int) -> None:
 
 
 def one_blas_thread() -> None:
-    """Let the chip processes we start use one BLAS thread each: chips are the parallelism."""
+    """Let each chip process that we start use one BLAS thread: chips are the parallelism."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def end_with_parent(folder: str) -> threading.Thread:
-    """End this process as soon as its standard input does, and with it the rack's folder.
+    """End this process, and remove the rack's folder, as soon as standard input ends.
 
-    The other end of that pipe is the parent's: this is how a chip learns that it is gone, even if
-    that was before the chip's first instruction. Returns the thread that waits for it.
+    The parent has the other end of that pipe. So a chip notices that the parent is gone, even if it
+    went before the chip's first instruction. Returns the thread that waits for it.
     """
 
     def watch() -> None:
