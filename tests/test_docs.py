@@ -1,4 +1,4 @@
-"""What the documents and comments say of the code: rooms and what they import, paths, words.
+"""What the documents and comments say of the code: rooms and what they import, paths, flags, words.
 
 Run as a script, this file writes anew what follows from the code: the last column of the table in
 docs/contributing.md, "May import" in each folder's __init__.py, and tests/slow.txt without tests
@@ -11,12 +11,14 @@ import ast
 import re
 import textwrap
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import defined_tests, slow_tests
 from test_layers import FILES, PACKAGES, ROOT, ours, tree_of
 
+from rack.commands.verbs import VERBS
 from rack.machines.profile_keys import KNOWN, REMOVED
 
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -166,6 +168,30 @@ def test_links_lead_somewhere() -> None:
         inside = [target for target in targets if "://" not in target]
         dead += [f"{path.name}: {to}" for to in inside if not (path.parent / to).exists()]
     assert dead == []
+
+
+# Commands: verbs that are shown take the flags that they are shown with.
+
+COMMAND = re.compile(r"(?:python -m rack\.|lpu-rack )(\w+)((?:[^`\n|]|\\\n)*)")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+
+@cache
+def flags_of(verb: str) -> set[str]:
+    module = import_module(f"rack.commands.{verb}")
+    return set(FLAG.findall(module.build_parser().format_help()))
+
+
+def test_commands_have_the_flags_that_documents_show() -> None:
+    shown = [
+        (path.name, verb, flag)
+        for path in DOCS
+        for verb, rest in COMMAND.findall(path.read_text(encoding="utf-8"))
+        for flag in FLAG.findall(rest)
+        if verb in VERBS
+    ]
+    assert {verb for _, verb, _ in shown} == set(VERBS)
+    assert [one for one in shown if one[2] not in flags_of(one[1])] == []
 
 
 # Words: docs/glossary.md has only those that are in use.
