@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -151,6 +151,7 @@ def test_a_shape_has_no_address(dtype: str) -> None:
             assert bound_values(shape).keys() == bound_values(operation.op).keys()
             assert plain(shape) == plain(operation.op) | bound_values(shape)
             assert shape_key(shape) == shape_key(operation.op)
+            assert not any(map(is_dataclass, plain(shape).values()))  # parts are marked as such
     operations = [o.op for p in programs_of(model) for o in p.operations]
     assert len({*map(shape_key, operations)}) == len({*map(shape_of, operations)})
     assert len(model.costs.known) < sum(len(p.operations) for p in programs_of(model)) / 2

@@ -12,11 +12,11 @@ end), and `reads()` and `writes()`: the operands with their regions, in a fixed 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Region = tuple[int, int]
 """(first byte, bytes) in SRAM."""
@@ -28,7 +28,7 @@ operation's instructions are bound to them."""
 WORD = {"word": True}
 """Marks a field that the opcode, or a part's word, gives: the plain form has it there alone."""
 PART = {"part": True}
-"""Marks a field that is a dataclass with `BOUND` fields of its own."""
+"""Marks a part: a field that is never absent, and a dataclass whose fields are marked, too."""
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 CHIP_UNITS = (*MXM, "VXM", "SXM")
 CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
@@ -56,32 +56,55 @@ class Activation(StrEnum):
 
 
 D = TypeVar("D")
+Getter = Callable[[Any], tuple[Any, ...]]
+
+
+class _Layout(NamedTuple):
+    """What the fields of a dataclass are, by name; `bound` and `plain` in their order."""
+
+    bound: tuple[tuple[str, bool], ...]  # those that are bound, and parts: each with which it is
+    plain: tuple[tuple[str, bool], ...]  # those that the plain form has, and parts
+    parts: tuple[str, ...]
+    optional: tuple[str, ...]  # those that are bound, and may be absent
+    shape: Getter  # the values of all that are neither bound nor parts
 
 
 @lru_cache(maxsize=64)
-def _fields(of: type[Any]) -> tuple[tuple[str, bool], ...]:
-    """Return the names of a dataclass's fields, each with whether it is `BOUND`."""
-    return tuple((one.name, "bound" in one.metadata) for one in fields(of))
+def _layout(of: type[Any]) -> _Layout:
+    marked = [(one.name, one.metadata) for one in fields(of)]
+    defaults = {one.name: one.default for one in fields(of)}
+    return _Layout(
+        bound=tuple(
+            (name, "part" in mark) for name, mark in marked if "bound" in mark or "part" in mark
+        ),
+        plain=tuple((name, "part" in mark) for name, mark in marked if "word" not in mark),
+        parts=tuple(name for name, mark in marked if "part" in mark),
+        optional=tuple(name for name, mark in marked if "bound" in mark and defaults[name] is None),
+        shape=_getter(
+            [name for name, mark in marked if "bound" not in mark and "part" not in mark]
+        ),
+    )
 
 
-@lru_cache(maxsize=64)
-def _plain_fields(of: type[Any]) -> tuple[str, ...]:
-    """Return the names of the fields that the plain form has under their own names."""
-    return tuple(one.name for one in fields(of) if "word" not in one.metadata)
+def _getter(names: list[str]) -> Getter:
+    """Return what gets a tuple of the values of some fields."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda operation: tuple(getattr(operation, name) for name in names)
 
 
-def _fields_of(operation: object) -> tuple[tuple[str, bool], ...]:
-    return _fields(type(operation))  # type: ignore[arg-type]  # a type is hashable
+def _layout_of(operation: object) -> _Layout:
+    return _layout(type(operation))  # type: ignore[arg-type]  # a type is hashable
 
 
 def shape_of(operation: D) -> D:
     """Return the operation with all that is `BOUND` set to 0: what its cost depends on."""
     changed: dict[str, Any] = {}
-    for name, bound in _fields_of(operation):
+    for name, part in _layout_of(operation).bound:
         value = getattr(operation, name)
-        if is_dataclass(value):
+        if part:
             changed[name] = shape_of(value)
-        elif bound and value is not None:
+        elif value is not None:
             changed[name] = 0
     return replace(operation, **changed)  # type: ignore[type-var]
 
@@ -90,40 +113,26 @@ Key = tuple[object, ...]
 """What a cost depends on, as a tuple: cheaper to make than the shape, so costs are found by it."""
 
 
-@lru_cache(maxsize=64)
-def _shape_fields(
-    of: type[Any],
-) -> tuple[Callable[[Any], object] | None, tuple[str, ...], tuple[str, ...]]:
-    """Return what gets a dataclass's unbound values, its `BOUND` fields that may be absent, and
-    its parts."""
-    parts = tuple(one.name for one in fields(of) if "part" in one.metadata)
-    names = [n for n, bound in _fields(of) if not bound and n not in parts]  # type: ignore[arg-type]
-    optional = tuple(
-        one.name for one in fields(of) if "bound" in one.metadata and one.default is None
-    )
-    return (attrgetter(*names) if names else None), optional, parts
-
-
 def shape_key(operation: object) -> Key:
     """Return a tuple that is equal for operations of equal shape, and for no others."""
     of = type(operation)
-    getter, optional, parts = _shape_fields(of)  # type: ignore[arg-type]  # a type is hashable
+    layout = _layout(of)  # type: ignore[arg-type]  # a type is hashable
     return (
         of,
-        None if getter is None else getter(operation),
-        *[getattr(operation, name) is None for name in optional],
-        *[shape_key(getattr(operation, part)) for part in parts],
+        layout.shape(operation),
+        *[getattr(operation, name) is None for name in layout.optional],
+        *[shape_key(getattr(operation, name)) for name in layout.parts],
     )
 
 
 def bound_values(operation: object) -> dict[str, int]:
     """Return what is `BOUND`, by name: addresses, and numbers that instructions are given."""
     out: dict[str, int] = {}
-    for name, bound in _fields_of(operation):
+    for name, part in _layout_of(operation).bound:
         value = getattr(operation, name)
-        if is_dataclass(value):
+        if part:
             out |= bound_values(value)
-        elif bound and value is not None:
+        elif value is not None:
             out[name] = value
     return out
 
@@ -134,11 +143,11 @@ def plain(operation: object) -> dict[str, Any]:
     This is the form that is hashed and stored. A part gives its `word` under its `role`.
     """
     out: dict[str, Any] = {}
-    for name in _plain_fields(type(operation)):  # type: ignore[arg-type]  # a type is hashable
+    for name, part in _layout_of(operation).plain:
         value = getattr(operation, name)
-        if is_dataclass(value):
+        if part:
             if role := getattr(value, "role", None):
-                out[role] = value.word  # type: ignore[union-attr]
+                out[role] = value.word
             out |= plain(value)
         elif value is not None:
             out[name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from compiler.model.config import ModelConfig
 from compiler.model.layer import head, layer
@@ -21,6 +22,7 @@ class Graph:
         return "\n".join(str(op) for ops in (*self.layers, self.head) for op in ops)
 
 
+@lru_cache(maxsize=8)  # a search for a layout asks for few graphs, each often
 def build_graph(config: ModelConfig) -> Graph:
     """Build the graph of a model: every layer, then the head."""
     operations = layer(config)

@@ -7,6 +7,7 @@ head; heads are replicated if a group has more chips than heads. Shares may be u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from chip.ops.rows import gated_widths
 from compiler.errors import LayoutError
@@ -112,6 +113,7 @@ class Partition:
         return layers + (list(self.graph.head) if group.has_head else [])
 
 
+@lru_cache(maxsize=256)  # groups of a layout are alike, and so are the layouts of a search
 def deal(total: int, ranks: int, unit: int) -> tuple[Span, ...]:
     """Deal `total` columns over `ranks` in units, as evenly as units allow; shares may be empty."""
     units = -(-total // unit)
@@ -119,6 +121,7 @@ def deal(total: int, ranks: int, unit: int) -> tuple[Span, ...]:
     return tuple((edges[rank], edges[rank + 1]) for rank in range(ranks))
 
 
+@lru_cache(maxsize=64)
 def deal_heads(heads: int, kv_heads: int, ranks: int) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
     """Deal query heads and their KV heads. KV heads are replicated if there are more ranks."""
     per_kv = heads // kv_heads
