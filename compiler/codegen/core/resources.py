@@ -138,22 +138,23 @@ class Resources:
     owners: tuple[Owner, ...]
 
     def __post_init__(self) -> None:
+        held = [list(owner.holdings()) for owner in self.owners]
         for number, owner in enumerate(self.owners):
-            for other in self.owners[:number]:
+            for before, other in enumerate(self.owners[:number]):
                 both = range(
                     max(owner.phases.start, other.phases.start),
                     min(owner.phases.stop, other.phases.stop),
                 )
                 if both:
-                    self._refuse_shared(other, owner, self.phases[both.start])
+                    self._refuse_shared(held[number], held[before], self.phases[both.start])
 
-    def _refuse_shared(self, one: Owner, other: Owner, phase: str) -> None:
-        for held in other.holdings():
-            for before in one.holdings():
+    def _refuse_shared(self, late: list[Holding], early: list[Holding], phase: str) -> None:
+        for held in late:
+            for before in early:
                 if shared := before.meets(held):
                     raise TemplateError(
                         f"resources of {self.template}: {held.kind} {min(shared)} is held by "
-                        f"{one.name} ({before.purpose}) and by {other.name} ({held.purpose}), "
+                        f"{before.owner} ({before.purpose}) and by {held.owner} ({held.purpose}), "
                         f"both at work in phase {phase}"
                     )
 
