@@ -29,6 +29,7 @@ from compiler.place.layout import Layout
 from compiler.place.network import Network, build_network
 from compiler.place.partition import Partition, partition
 from compiler.place.target import Target
+from compiler.schedule.assembly import Assembly, Times
 from compiler.schedule.interval import initiation_cycles
 from compiler.schedule.movement import forward_rows
 from compiler.schedule.scheduler import Scheduler
@@ -274,10 +275,15 @@ def forward_slots(planner: StepPlanner) -> dict[int, tuple[list[int], int]]:
 def schedule_step(ground: Ground, kind: StepKind, target: Target) -> StepSchedule:
     """Plan one step and place it in time."""
     planner = ground.planner(kind)
-    scheduler = Scheduler(ground.costs, ground.network, forward_slots(planner))
+    return assembled(ground, planner, target, Scheduler(ground.costs, ground.network))
+
+
+def assembled(ground: Ground, planner: StepPlanner, target: Target, times: Times) -> StepSchedule:
+    """Place a planned step at given times."""
+    assembly = Assembly(times, ground.network, forward_slots(planner))
     for item in planner.plan():
-        scheduler.place(item)
-    return scheduler.finish(kind, planner.host, target.host_turnaround_cycles)
+        assembly.place(item)
+    return assembly.finish(planner.kind, planner.host, target.host_turnaround_cycles)
 
 
 @collector_off()

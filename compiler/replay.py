@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from chip.ops.program import Program
 from compiler.checked import Table, whole
 from compiler.errors import ArtifactError
-from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
-from compiler.pipeline import Ground, forward_slots
+from compiler.ir import LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.pipeline import Ground, assembled
+from compiler.place.network import Network
 from compiler.place.target import Target
-from compiler.schedule.scheduler import Scheduler
+from compiler.schedule.assembly import Stops
 from compiler.schedule.steps import Planned
 
 MAX_CYCLES = 1 << 42  # of a step; interconnect/clock.py counts no further
@@ -24,29 +24,24 @@ TIMES = 3  # an operation's start, end and NOPs are the last items of its plain 
 
 def replay_step(ground: Ground, kind: StepKind, target: Target, stored: Table) -> StepSchedule:
     """Plan a step and give it the cycles of its stored form. Raises ArtifactError."""
-    planner = ground.planner(kind)
-    replay = Replay(target, ground, stored, forward_slots(planner))
-    for item in planner.plan():
-        replay.place(item)
-    return replay.finish(kind, planner.host, target.host_turnaround_cycles)
+    return assembled(ground, ground.planner(kind), target, _Stored(ground.network, stored))
 
 
-class Replay(Scheduler):
-    """A scheduler that looks up its cycles in the stored step."""
+class _Stored:
+    """Looks the cycles of a step up (`Times` of an assembly)."""
 
-    def __init__(
-        self, target: Target, ground: Ground, stored: Table,
-        forward: dict[int, tuple[list[int], int]],
-    ) -> None:  # fmt: skip
-        super().__init__(ground.costs, ground.network, forward)
-        self._stored = stored
+    def __init__(self, network: Network, stored: Table) -> None:
+        self._network, self._stored = network, stored
         self._programs: list[Any] = stored.items("programs")
-        if len(self._programs) != len(self.nodes):
-            stored.refuse("programs", f"one for each of {len(self.nodes)} nodes", self._programs)
+        self._placed = [0] * (len(network.binding) + 1)  # operations of each node so far
+        if len(self._programs) != len(self._placed):
+            nodes = len(self._placed)
+            stored.refuse("programs", f"one for each of {nodes} nodes", self._programs)
 
-    def _times(self, node: int) -> tuple[int, int, int]:
+    def _next(self, node: int) -> tuple[int, int, int]:
         """Return (start, end, NOPs) of the node's next operation."""
-        program, number = self._programs[node], len(self.nodes[node].operations)
+        program, number = self._programs[node], self._placed[node]
+        self._placed[node] += 1
         what = f"{self._stored.what}: programs: node {node}: operation {number}"
         if not isinstance(program, list) or len(program) <= number:
             raise ArtifactError(f"{what}: wanted one, got nothing")
@@ -58,39 +53,32 @@ class Replay(Scheduler):
             raise ArtifactError(f"{what}: wanted an end from cycle {start} on, got {end}")
         return start, end, nop
 
-    def _span(self, item: Planned) -> tuple[int, int, int]:
-        return self._times(item.chip)
+    def span(self, item: Planned) -> tuple[int, int, int]:
+        """Return an operation's (start, end, NOPs in front of it)."""
+        return self._next(item.chip)
 
-    def _departure(
+    def departure(
         self, vectors: int, link: LinkUse, addresses: tuple[int, int],
         arrived: ScheduledTransfer | None,
     ) -> tuple[int, int]:  # fmt: skip
-        start, _, nop = self._times(link.src)
+        """Return a hop's (cycle of departure, NOPs in front of its SEND)."""
+        start, _, nop = self._next(link.src)
+        self._placed[link.dst] += 1  # its RECEIVE, whose cycles follow
         return start, nop
 
-    def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
-        """Return the step, with the stops and the length that were stored."""
-        last = max(operation.end for node in self.nodes for operation in node.operations)
-        cycles = self._stored.integer("cycles", last + turnaround_cycles, MAX_CYCLES)
-        stops = self._stored.items("realign")
-        if len(stops) != len(self.nodes):
-            self._stored.refuse("realign", f"a list for each of {len(self.nodes)} nodes", stops)
-        programs = tuple(
-            Program(
-                chip=index, step=kind.name, rows=kind.rows, operations=tuple(node.operations),
-                realign=self._spans(index, stops[index], cycles),
-            )
-            for index, node in enumerate(self.nodes)
-        )  # fmt: skip
-        return StepSchedule(
-            kind=kind, programs=programs, transfers=tuple(self.transfers), host=host, cycles=cycles
-        )
+    def close(self, end: int) -> tuple[int, list[Stops]]:
+        """Return the length of the step and each node's stops, which were stored."""
+        cycles = self._stored.integer("cycles", end, MAX_CYCLES)
+        stops, nodes = self._stored.items("realign"), len(self._placed)
+        if len(stops) != nodes:
+            self._stored.refuse("realign", f"a list for each of {nodes} nodes", stops)
+        return cycles, [self._spans(node, found, cycles) for node, found in enumerate(stops)]
 
-    def _spans(self, node: int, stored: object, cycles: int) -> tuple[tuple[int, int], ...]:
+    def _spans(self, node: int, stored: object, cycles: int) -> Stops:
         what, at = f"{self._stored.what}: realign: node {node}", 0
         if not isinstance(stored, list) or not all(isinstance(span, list) for span in stored):
             raise ArtifactError(f"{what}: wanted a list of spans")
-        if stored and not self.network.sync:
+        if stored and not self._network.sync:
             raise ArtifactError(f"{what}: wanted no stops, as clocks are exact, got {len(stored)}")
         out = []
         for span in stored:

@@ -15,6 +15,7 @@ from chip.ops.opcodes import Opcode
 from compiler.errors import ScheduleError
 from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
 from compiler.place.network import Network
+from compiler.schedule.assembly import Assembly
 from compiler.schedule.movement import Transfer
 from compiler.schedule.scheduler import Scheduler
 from compiler.verify.verifier import _check_links, _check_transfers
@@ -33,12 +34,13 @@ def one_link(slot: int, latency: int) -> Network:
 
 def placed(network: Network, wanted: list[tuple[int, int]]) -> StepSchedule:
     """Transfers of so many vectors, each held back by a buffer that is read until some cycle."""
-    scheduler = Scheduler(CostModel(spec=CHIP), network, {})
+    scheduler = Scheduler(CostModel(spec=CHIP), network)
+    assembly = Assembly(scheduler, network, {})
     address = 0
     for number, (vectors, busy_until) in enumerate(wanted):
         size = vectors * 320
         scheduler.nodes[1].at((address, size)).read(busy_until)
-        scheduler.place(
+        assembly.place(
             Transfer(
                 name=f"transfer.{number}",
                 src=0,
@@ -49,7 +51,7 @@ def placed(network: Network, wanted: list[tuple[int, int]]) -> StepSchedule:
         )
         address += size
     kind = StepKind(rows=1, bucket=1, decode=True)
-    return scheduler.finish(kind, HostMemory(embedding=0, rope=0, results={}, size=0), 0)
+    return assembly.finish(kind, HostMemory(embedding=0, rope=0, results={}, size=0), 0)
 
 
 @settings(max_examples=200, deadline=None)

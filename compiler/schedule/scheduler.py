@@ -13,13 +13,11 @@ splitting.
 from __future__ import annotations
 
 from chip.ops.cost import CostModel, receive_cycles, send_lead_cycles
-from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import CONSTANTS, Region
-from chip.ops.program import Program, Scheduled
 from chip.spec import VECTOR_BYTES
-from compiler.ir import HostMemory, LinkUse, ScheduledTransfer, StepKind, StepSchedule
+from compiler.ir import LinkUse, ScheduledTransfer
 from compiler.place.network import Network
-from compiler.schedule.movement import Transfer
+from compiler.schedule.assembly import Stops
 from compiler.schedule.realign import Counter, meet
 from compiler.schedule.steps import Planned
 
@@ -59,12 +57,11 @@ class _Place:
 class _Node:
     """The clocks of one node: when each unit and each region of memory is free."""
 
-    __slots__ = ("_places", "counter", "free", "operations")
+    __slots__ = ("_places", "counter", "free")
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
         self.free: dict[str, int] = {}
-        self.operations: list[Scheduled] = []
         self._places: dict[Region, _Place] = {}
 
     def at(self, region: Region) -> _Place:
@@ -80,32 +77,16 @@ class _Node:
 
 
 class Scheduler:
-    """Places one step's planned items, in order."""
+    """Works out when a step's items are done, as they come (`Times` of an assembly)."""
 
-    def __init__(
-        self, costs: CostModel, network: Network, forward: dict[int, tuple[list[int], int]]
-    ) -> None:
-        self.costs, self.spec, self.network = costs, costs.spec, network
-        self.n_chips = len(network.binding)
+    def __init__(self, costs: CostModel, network: Network) -> None:
+        self.costs, self.spec = costs, costs.spec
         ways = send_lead_cycles(self.spec), receive_cycles(self.spec)
-        self.nodes = [_Node(Counter(network, chip, *ways)) for chip in range(self.n_chips + 1)]
-        self.transfers: list[ScheduledTransfer] = []
-        # chip -> (addresses of its forward slots, how many were used)
-        self.forward = {chip: (slots, 0) for chip, (slots, _) in forward.items()}
+        nodes = range(len(network.binding) + 1)
+        self.nodes = [_Node(Counter(network, chip, *ways)) for chip in nodes]
 
-    def place(self, item: Planned | Transfer) -> None:
-        if isinstance(item, Planned):
-            self._place_operation(item)
-        else:
-            self._place_transfer(item)
-
-    def _place_operation(self, item: Planned) -> None:
-        start, end, nop = self._span(item)
-        operation = Scheduled(op=item.op, name=item.name, start=start, end=end, nop=nop)
-        self.nodes[item.chip].operations.append(operation)
-
-    def _span(self, item: Planned) -> tuple[int, int, int]:
-        """Return an operation's place in time: (start, end, NOPs before it)."""
+    def span(self, item: Planned) -> tuple[int, int, int]:
+        """Give an operation its place in time: (start, end, NOPs in front of it)."""
         node, op = self.nodes[item.chip], item.op
         sources = [(name, node.at(region)) for name, region in op.reads() if name not in CONSTANTS]
         results = [node.at(region) for _, region in op.writes()]
@@ -127,42 +108,7 @@ class Scheduler:
             place.write(end - stream, end)
         return start, end, start - ready
 
-    def _place_transfer(self, item: Transfer) -> None:
-        """Place a message's tree of hops; each chip that has received it passes it on."""
-        targets = dict(item.targets)
-        at: dict[int, tuple[int, ScheduledTransfer | None]] = {item.src: (item.src_address, None)}
-        for number in self.network.routes[item.src, tuple(targets)]:
-            link = self.network.links[number]
-            address = targets.get(link.dst)
-            address = self._forward_slot(link.dst) if address is None else address
-            at[link.dst] = address, self._hop(item, link, address, at[link.src])
-
-    def _forward_slot(self, chip: int) -> int:
-        slots, used = self.forward[chip]
-        self.forward[chip] = (slots, used + 1)
-        return slots[used % len(slots)]
-
-    def _hop(
-        self, item: Transfer, link: LinkUse, dst: int,
-        origin: tuple[int, ScheduledTransfer | None],
-    ) -> ScheduledTransfer:  # fmt: skip
-        """Place SEND and RECEIVE of one hop. `origin`: source address, and the hop to it."""
-        src, arrived = origin
-        start, nop = self._departure(item.vectors, link, (src, dst), arrived)
-        first = start + link.slot_cycles + link.latency_cycles + link.slack_cycles
-        transfer = ScheduledTransfer(
-            id=len(self.transfers), name=item.name, link=link.id, src=link.src, dst=link.dst,
-            vectors=item.vectors, depart=start, first_arrive=first,
-            arrive=first + (item.vectors - 1) * link.slot_cycles,
-        )  # fmt: skip
-        self.transfers.append(transfer)
-        at: dict[str, int] = {"link": link.id, "transfer": transfer.id, "vectors": item.vectors}
-        sent = Send(**at, src=src, forward=None if arrived is None else arrived.id)
-        self._put(link.src, transfer, sent, nop)
-        self._put(link.dst, transfer, Receive(**at, dst=dst), 0)
-        return transfer
-
-    def _departure(
+    def departure(
         self, vectors: int, link: LinkUse, addresses: tuple[int, int],
         arrived: ScheduledTransfer | None,
     ) -> tuple[int, int]:  # fmt: skip
@@ -187,26 +133,10 @@ class Scheduler:
         target.write(start + flight + landed, start + flight + stream - link.slot_cycles + landed)
         return start, start - ready
 
-    def _put(self, node: int, transfer: ScheduledTransfer, op: Send | Receive, nop: int) -> None:
-        """Add one end of a transfer to its node's program."""
-        start, end = transfer.first_arrive, transfer.arrive
-        if isinstance(op, Send):
-            slot = self.network.links[transfer.link].slot_cycles
-            start, end = transfer.depart, transfer.depart + transfer.vectors * slot
-        operation = Scheduled(op=op, name=transfer.name, start=start, end=end, nop=nop)
-        self.nodes[node].operations.append(operation)
+    def close(self, end: int) -> tuple[int, list[Stops]]:
+        """Return the cycles of the step, at least `end`, and each node's stops.
 
-    def finish(self, kind: StepKind, host: HostMemory, turnaround_cycles: int) -> StepSchedule:
-        programs = tuple(
-            Program(
-                chip=index, step=kind.name, rows=kind.rows, operations=tuple(node.operations),
-                realign=tuple(node.counter.spans),
-            )
-            for index, node in enumerate(self.nodes)
-        )  # fmt: skip
-        last = max(operation.end for p in programs for operation in p.operations)
-        last = max(last, *(node.counter.settled - turnaround_cycles for node in self.nodes))
-        return StepSchedule(
-            kind=kind, programs=programs, transfers=tuple(self.transfers), host=host,
-            cycles=last + turnaround_cycles,
-        )  # fmt: skip
+        It is over when every chip is set right again.
+        """
+        cycles = max(end, *(node.counter.settled for node in self.nodes))
+        return cycles, [tuple(node.counter.spans) for node in self.nodes]

@@ -13,6 +13,7 @@ from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, LinkUse, StepKind
 from compiler.place.network import Network
 from compiler.place.routes import Flow
+from compiler.schedule.assembly import Assembly
 from compiler.schedule.movement import Transfer
 from compiler.schedule.scheduler import Scheduler
 from rack.machines.hardware import Hardware
@@ -51,13 +52,13 @@ def exchange_cycles(hardware: Hardware, paths: Sequence[ChipPath], vectors: int)
     )  # fmt: skip
     size = vectors * VECTOR_BYTES
     forward = {chip: ([size * chips], size) for chip in range(chips)}
-    scheduler = Scheduler(CostModel(spec=hardware.chip), network, forward)
+    assembly = Assembly(Scheduler(CostModel(spec=hardware.chip), network), network, forward)
     for number, path in enumerate(paths):  # each to a place of its own
-        scheduler.place(
+        assembly.place(
             Transfer(
                 name="exchange", src=path[0], src_address=path[0] * size, vectors=vectors,
                 targets=((path[-1], (chips + 1 + number) * size),),
             )
         )  # fmt: skip
     host = HostMemory(embedding=0, rope=0, results={}, size=0)
-    return scheduler.finish(StepKind(rows=1, bucket=1, decode=False), host, 0).cycles
+    return assembly.finish(StepKind(rows=1, bucket=1, decode=False), host, 0).cycles
