@@ -37,12 +37,11 @@ class StepState:
 Bound = Callable[[StepState], None]
 
 
-class Binder(Views):
+class Binder:
     """Makes bound operations for one chip."""
 
     def __init__(self, sram: Sram, kernels: Kernels) -> None:
-        super().__init__(sram)
-        self.kernels = kernels
+        self.sram, self.views, self.kernels = sram, Views(sram), kernels
 
     def bind(self, op: Computation) -> Bound:
         """Return the operation as a call."""
@@ -63,10 +62,10 @@ class Binder(Views):
     # -- operations
 
     def _norm(self, op: Norm) -> Bound:
-        x, gamma = self.f32(op.x, op.rows, op.hidden), self.vector(op.gamma, op.hidden)
+        x, gamma = self.views.f32(op.x, op.rows, op.hidden), self.views.vector(op.gamma, op.hidden)
         y, eps, kernels = self._quantised(op.q, op, op.hidden), op.eps, self.kernels
         if op.s is not None:
-            s = self.vector(op.s, op.rows)
+            s = self.views.vector(op.s, op.rows)
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -81,13 +80,13 @@ class Binder(Views):
         return run_f16
 
     def _quantised(self, address: int, op: Norm | Gather | Matmul, k: int) -> NDArray[Any]:
-        return self.activation(address, op.rows, k, op.dtype)
+        return self.views.activation(address, op.rows, k, op.dtype)
 
     def _gather(self, op: Gather) -> Bound:
-        segments, kernels = self.segments(op.src, op.shares, op.rows), self.kernels
+        segments, kernels = self.views.segments(op.src, op.shares, op.rows), self.kernels
         y = self._quantised(op.q, op, sum(op.shares))
         if op.s is not None:
-            s = self.vector(op.s, op.rows)
+            s = self.views.vector(op.s, op.rows)
 
             def run(state: StepState) -> None:
                 n = state.rows
@@ -110,7 +109,7 @@ class Binder(Views):
         if op.sw is not None:
             assert scale_at is not None
             w = self.sram.view(op.w, np.int8, (size,), (1,))
-            sw, s = self.vector(op.sw, op.n), self.vector(scale_at, op.rows)
+            sw, s = self.views.vector(op.sw, op.n), self.views.vector(scale_at, op.rows)
 
             def product(n: int) -> int:
                 return kernels.matmul_i8(x[:n], s[:n], w, sw, y[:n])
@@ -154,27 +153,27 @@ class Binder(Views):
         """Return a product's output [rows, n], and the call that is its epilogue."""
         shape, kernels, result = (op.rows, op.n), self.kernels, op.result
         if isinstance(result, AddTo):
-            delta, total = np.empty(shape, np.float16), self.f32(result.r, *shape)
+            delta, total = np.empty(shape, np.float16), self.views.f32(result.r, *shape)
             return delta, lambda state: kernels.add(total[: state.rows], [delta[: state.rows]])
         if isinstance(result, Gated):
             gate_up = np.empty(shape, np.float32)
             return gate_up, self._gated(
-                result.activation, gate_up, self.f16(result.y, op.rows, op.n // 2)
+                result.activation, gate_up, self.views.f16(result.y, op.rows, op.n // 2)
             )
-        return (self.f32 if op.out == "f32" else self.f16)(result.y, *shape), None
+        return (self.views.f32 if op.out == "f32" else self.views.f16)(result.y, *shape), None
 
     def _rope(self, op: Rope) -> Bound:
         kernels, dim = self.kernels, op.head_dim
-        qkv = self.f32(op.qkv, op.rows, (op.heads + 2 * op.kv_heads) * dim)
+        qkv = self.views.f32(op.qkv, op.rows, (op.heads + 2 * op.kv_heads) * dim)
         stride = row_bytes(dim, 4)
         shape, strides = (op.rows, 2, dim // 2), (stride, dim * 2, 4)
         rope = self.sram.view(op.rope, np.float32, shape, strides)
-        packed = self.queries(op)
+        packed = self.views.queries(op)
         q = packed.heads
-        k, ks = self.cache(op, op.context, value=False)
-        v, vs = self.cache(op, op.context, value=True)
+        k, ks = self.views.cache(op, op.context, value=False)
+        v, vs = self.views.cache(op, op.context, value=True)
         if op.dtype == "int8":
-            packed_scales = self.query_scales(op)
+            packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
@@ -197,13 +196,13 @@ class Binder(Views):
         return run_f16
 
     def _attend(self, op: Attend) -> Bound:
-        kernels, kv_of, packed = self.kernels, op.kv_of, self.queries(op)
+        kernels, kv_of, packed = self.kernels, op.kv_of, self.views.queries(op)
         q = packed.heads
-        out = self.f16(op.y, op.rows, op.heads * op.head_dim)
-        k, ks = self.cache(op, op.bucket, value=False)
-        v, vs = self.cache(op, op.bucket, value=True)
+        out = self.views.f16(op.y, op.rows, op.heads * op.head_dim)
+        k, ks = self.views.cache(op, op.bucket, value=False)
+        v, vs = self.views.cache(op, op.bucket, value=True)
         if op.dtype == "int8":
-            packed_scales = self.query_scales(op)
+            packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
@@ -227,8 +226,8 @@ class Binder(Views):
         return run_f16
 
     def _add(self, op: Add) -> Bound:
-        x, kernels = self.f32(op.x, op.rows, sum(op.shares)), self.kernels
-        segments = self.segments(op.src, op.shares, op.rows)
+        x, kernels = self.views.f32(op.x, op.rows, sum(op.shares)), self.kernels
+        segments = self.views.segments(op.src, op.shares, op.rows)
 
         def run(state: StepState) -> None:
             n = state.rows
@@ -237,8 +236,8 @@ class Binder(Views):
         return run
 
     def _gate(self, op: Gate) -> Bound:
-        gate_up = self.f32(op.x, op.rows, 2 * op.n)
-        return self._gated(op.activation, gate_up, self.f16(op.y, op.rows, op.n))
+        gate_up = self.views.f32(op.x, op.rows, 2 * op.n)
+        return self._gated(op.activation, gate_up, self.views.f16(op.y, op.rows, op.n))
 
     def _gated(
         self, activation: Activation, gate_up: NDArray[np.float32], out: NDArray[np.float16]
@@ -269,7 +268,7 @@ class Binder(Views):
         return run
 
     def _topk(self, op: TopK) -> Bound:
-        logits, kernels, k = self.vector(op.x, op.n), self.kernels, op.k
+        logits, kernels, k = self.views.vector(op.x, op.n), self.kernels, op.k
         ids = self.sram.view(op.y, np.uint32, (k,), (4,))
         values = self.sram.view(op.y + 4 * k, np.float32, (k,), (4,))
         first = op.first_column
