@@ -7,7 +7,8 @@
     ├── IssueError          instructions that the hardware cannot run
     └── ScheduleViolation   the run and the schedule disagree; names chip, link, cycle, operation
 
-Each keeps its fields and survives pickle, because errors cross processes.
+Each keeps its fields and survives pickle, because errors cross processes. The root sees to it, here
+and in the other packages: no two of them share a file that all may import.
 """
 
 from __future__ import annotations
@@ -15,16 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def _bare(cls: type[ChipError], args: tuple[Any, ...]) -> ChipError:
-    return cls.__new__(cls, *args)
-
-
 class ChipError(Exception):
     """Base of every error a chip raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own would call __init__ with the message alone instead of the fields.
-        return _bare, (type(self), self.args), self.__dict__
+        # Exception's own would call __init__ with the message instead of the fields.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class SramError(ChipError):

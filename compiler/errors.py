@@ -25,16 +25,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _bare(cls: type[CompilerError], args: tuple[Any, ...]) -> CompilerError:
-    return cls.__new__(cls, *args)
-
-
 class CompilerError(Exception):
     """Root of every error the compiler raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own would call __init__ with the formatted message instead of the fields.
-        return _bare, (type(self), self.args), self.__dict__
+        # Exception's own would call __init__ with the message instead of the fields.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class ModelError(CompilerError):

@@ -19,16 +19,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def _bare(cls: type[InterconnectError], args: tuple[Any, ...]) -> InterconnectError:
-    return cls.__new__(cls, *args)
-
-
 class InterconnectError(Exception):
     """Root of the package's errors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own would call __init__ with the formatted message instead of the fields.
-        return _bare, (type(self), self.args), self.__dict__
+        # Exception's own would call __init__ with the message instead of the fields.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class SpecError(InterconnectError, ValueError):

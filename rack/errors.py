@@ -25,16 +25,12 @@ from compiler.errors import one_line
 from compiler.files import printable
 
 
-def _bare(cls: type[RackError], args: tuple[Any, ...]) -> RackError:
-    return cls.__new__(cls, *args)
-
-
 class RackError(Exception):
     """Root of the package's errors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own would call __init__ with the formatted message instead of the fields.
-        return _bare, (type(self), self.args), self.__dict__
+        # Exception's own would call __init__ with the message instead of the fields.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class ProfileError(RackError, ValueError):
