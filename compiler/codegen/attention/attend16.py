@@ -10,11 +10,13 @@ ones cross the chip. Numerics: chip/kernels/twin.py, attention_f16.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
-from chip.floorplan import Queue, Role, alu, hops, mem, mxm, sxm
+from chip.floorplan import Role, alu, hops, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Transpose
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Stream, group
@@ -51,132 +53,166 @@ class Query(NamedTuple):
     head: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """A stretch of the template: blocks, instructions, what is fetched, and when it is over."""
+
+    placed: tuple[Placed, ...] = ()
+    fixed: tuple[Issue, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Batch:
-    """Lays out a batch of rows: what is placed, fetched and issued, and `at`, until when."""
+    """Lays out a batch of rows, stretch by stretch: each begins at a cycle, `at`."""
 
-    def __init__(self, op: Attend, spec: ChipSpec, rows: int) -> None:
-        self.rows, self.kv_of = rows, op.kv_of
-        self.op, self.spec, self.delay, self.layout = op, spec, delays(spec), op.layout
-        self.per, self.dim = self.layout.heads_per_group, op.head_dim
-        self.chunks = -(-op.bucket // LANES)
-        self.to_mxm = hops(alu(0), mxm(0, Role.LOAD), spec)
-        permuted = self.delay["ACC"].d_func + self.delay["PERMUTE"].d_func
-        self.drain_delay = permuted + self.to_mxm  # from accumulators through the SXM to the VXM
-        self.placed: list[Placed] = []
-        self.fixed: list[Issue] = []
-        self.fetches: list[Fetch] = []
-        self.at = 0
+    op: Attend
+    spec: ChipSpec
+    rows: int
 
-    @classmethod
-    def lay_out(cls, op: Attend, spec: ChipSpec, rows: int) -> _Batch:
+    def lay_out(self) -> Laid:
         """Place queries and scores group by group, the softmax, values group by group, results."""
-        batch = cls(op, spec, rows)
-        every = [Query(row, head) for row in range(rows) for head in range(len(op.kv_of))]
-        groups = sorted({head // batch.per for head in op.kv_of})
-        of = {g: [q for q in every if op.kv_of[q.head] // batch.per == g] for g in groups}
-        batch._zeros()
+        kv_of, per = self.op.kv_of, self.per
+        every = [Query(row, head) for row in range(self.rows) for head in range(len(kv_of))]
+        groups = sorted({head // per for head in kv_of})
+        of = {g: [q for q in every if kv_of[q.head] // per == g] for g in groups}
+        stretches: list[Callable[[int], Laid]] = [self._zeros]
         for g in groups:
-            batch._queries(of[g])
-            for chunk in range(batch.chunks):
-                batch._scores(g, of[g], chunk)
-        batch._softmax(every)
+            stretches.append(partial(self._queries, of[g]))
+            stretches += [partial(self._scores, g, of[g], chunk) for chunk in range(self.chunks)]
+        stretches.append(partial(self._softmax, every))
         for g in groups:
-            for half in range(2 * batch.chunks):
-                batch._values(g, of[g], half)
-        batch._results()
-        return batch
+            stretches += [partial(self._values, g, of[g], half) for half in range(2 * self.chunks)]
+        at, laid = 0, []
+        for stretch in (*stretches, self._results):
+            laid.append(stretch(at))
+            at = laid[-1].end
+        return Laid(
+            placed=tuple(chain.from_iterable(one.placed for one in laid)),
+            fixed=tuple(chain.from_iterable(one.fixed for one in laid)),
+            fetches=tuple(chain.from_iterable(one.fetches for one in laid)),
+            end=at,
+        )
 
-    def _issue(self, queue: Queue, cycle: int, instruction: object, n: int = 1, d: int = 1) -> None:
-        self.fixed.append(Issue(queue, cycle, instruction, n, d))  # type: ignore[arg-type]
+    @property
+    def per(self) -> int:
+        """KV heads in a cached vector."""
+        return self.op.layout.heads_per_group
 
-    def _place(self, block: Block, start: int, row: int = 0, **shift: int) -> None:
-        self.placed.append(Placed(block=block, start=start, n=1, row=row, shift=shift))
+    @property
+    def chunks(self) -> int:
+        """Tiles of keys in a bucket."""
+        return -(-self.op.bucket // LANES)
+
+    @property
+    def to_mxm(self) -> int:
+        """Cycles from the VXM to the planes, and back."""
+        return hops(alu(0), mxm(0, Role.LOAD), self.spec)
+
+    @property
+    def drain_delay(self) -> int:
+        """Cycles from accumulators through the SXM to the VXM."""
+        delay = delays(self.spec)
+        return delay["ACC"].d_func + delay["PERMUTE"].d_func + self.to_mxm
 
     def _lane(self, head: int) -> int:
         """Return the first lane of a query head's KV head."""
-        return self.kv_of[head] % self.per * self.layout.pitch
+        return self.op.kv_of[head] % self.per * self.op.layout.pitch
 
     def _number(self, query: Query) -> int:
-        return query.row * len(self.kv_of) + query.head
+        return query.row * len(self.op.kv_of) + query.head
 
     def _scratch(self, query: Query, chunk: int) -> int:
         return ITEM * (self._number(query) * self.chunks + chunk)
 
     # -- activations
 
-    def _fill(self, block: Block, start: int, slot: int) -> None:
+    def _fill(self, block: Block, start: int, slot: int) -> list[Issue]:
         """Let what a block's first instruction gives go to a slot of both pairs of planes."""
         arrive = start + block.nodes[0].done + self.to_mxm
-        for pair in (0, 1):
-            fill = ABC(stream=Stream(pair == 1, FEED.stream), slot=slot)
-            self._issue(mxm(2 * pair, Role.FEED), arrive, fill)
+        return [
+            Issue(
+                mxm(2 * pair, Role.FEED),
+                arrive,
+                ABC(stream=Stream(pair == 1, FEED.stream), slot=slot),
+            )
+            for pair in (0, 1)
+        ]
 
-    def _zeros(self) -> None:
+    def _zeros(self, at: int) -> Laid:
         block = zeros_block(self.spec)
-        self._place(block, self.at)
-        self._fill(block, self.at, ZEROS)
-        self.at += aligned(block.end)
+        fill = self._fill(block, at, ZEROS)
+        return Laid(placed=(_place(block, at),), fixed=tuple(fill), end=at + aligned(block.end))
 
-    def _queries(self, queries: list[Query]) -> None:
+    def _queries(self, queries: list[Query], at: int) -> Laid:
         """Bring queries to the planes, each in the lanes of its KV head: slots 1 and up."""
         blocks = {head: self._query_block(head) for head in dict.fromkeys(q.head for q in queries)}
+        placed, fixed = [], []
         for i, query in enumerate(queries):
             block = blocks[query.head]
-            self._place(block, self.at, query.row)
-            self._fill(block, self.at, 1 + i)
+            placed.append(_place(block, at, query.row))
+            fixed += self._fill(block, at, 1 + i)
             last = i == len(queries) - 1
-            self.at += aligned(block.end) if last else block.initiation_interval(C2C_TURN)
+            at += aligned(block.end) if last else block.initiation_interval(C2C_TURN)
+        return Laid(placed=tuple(placed), fixed=tuple(fixed), end=at)
 
     def _query_block(self, head: int) -> Block:
-        place, own = head % self.per * self.layout.pitch, self._lane(head)
-        spread = [None] * own + [place + d for d in range(self.dim)]
+        place, own = head % self.per * self.op.layout.pitch, self._lane(head)
+        spread = [None] * own + [place + d for d in range(self.op.head_dim)]
         return query_block(self.spec, Ref("q", head // self.per, 1), tuple(spread))
 
     # -- scores
 
-    def _scores(self, g: int, queries: list[Query], chunk: int) -> None:
+    def _scores(self, g: int, queries: list[Query], chunk: int, at: int) -> Laid:
         """Multiply up to 320 tokens' keys by every query of a group."""
-        bucket, n = self.op.bucket, len(queries)
+        bucket, n, delay = self.op.bucket, len(queries), delays(self.spec)
         windows = -(-min(LANES, bucket - chunk * LANES) // WINDOW_VECTORS)
-        first = self.layout.head_offset(g * self.per, value=False) // VECTOR_BYTES + LANES * chunk
-        loaded = self.at + self.delay["READ"].d_func + self.to_mxm
+        head = self.op.layout.head_offset(g * self.per, value=False)
+        first = head // VECTOR_BYTES + LANES * chunk
+        loaded = at + delay["READ"].d_func + self.to_mxm
         fed = loaded + windows + 1
-        summed = fed + self.delay["ABC"].d_func
+        summed = fed + delay["ABC"].d_func
+        fixed: list[Issue] = []
+        fetches = []
         for pair in (0, 1):
             load, feed, acc = (mxm(2 * pair, role) for role in Role)
             for run in range(2 * windows):
                 token = first + RUN * (2 * run + pair)
                 stream = Stream(pair == 1, KEYS16.stream + run % 2 * RUN)
-                self.fetches.append(Fetch(load, loaded + run // 2, token, stream))
+                fetches.append(Fetch(load, loaded + run // 2, token, stream))
             weights = LW(
                 stream=Stream(pair == 1, KEYS16.stream),
                 count=PAIR_COLUMNS,
                 column=0,
                 step=PAIR_COLUMNS,
             )
-            self._issue(load, loaded, weights, windows)
-            self._issue(feed, fed - 1, IW(columns=PAIR_COLUMNS * windows))
+            fixed.append(Issue(load, loaded, weights, windows))
+            fixed.append(Issue(feed, fed - 1, IW(columns=PAIR_COLUMNS * windows)))
             for half, activation in enumerate(
                 (ABC(slot=1, step=1, fp16=True), ABC(slot=ZEROS, fp16=True))
             ):
-                self._issue(feed, fed + half, activation, n, 2)
+                fixed.append(Issue(feed, fed + half, activation, n, 2))
                 add = ACC(slot=0, step=1, first=True, half=half)
-                self._issue(acc, summed + half, add, n, 2)
-        block = score_block(self.spec, self.dim, chunk)
+                fixed.append(Issue(acc, summed + half, add, n, 2))
+        block = score_block(self.spec, self.op.head_dim, chunk)
         pace = block.initiation_interval(C2C_TURN)
         start = aligned(summed + 2 * n + self.drain_delay)
-        for i, query in enumerate(queries):
-            scratch = self._scratch(query, chunk)
-            self._place(block, start + i * pace, query.row, scratch=scratch)
+        placed = tuple(
+            _place(block, start + i * pace, query.row, scratch=self._scratch(query, chunk))
+            for i, query in enumerate(queries)
+        )
         for pair in (0, 1):
-            self._drain_scores(pair, windows, start - self.drain_delay, n, pace)
-        self.at = start + (n - 1) * pace + aligned(block.end)
+            fixed += self._drain_scores(pair, windows, start - self.drain_delay, n, pace)
+        return Laid(
+            placed=placed, fixed=tuple(fixed), fetches=tuple(fetches),
+            end=start + (n - 1) * pace + aligned(block.end),
+        )  # fmt: skip
 
-    def _drain_scores(self, pair: int, windows: int, at: int, n: int, pace: int) -> None:
+    def _drain_scores(self, pair: int, windows: int, at: int, n: int, pace: int) -> list[Issue]:
         lanes = PAIR_COLUMNS * windows
         out = group(Stream(pair == 0, SUMS16.left), vectors(4 * lanes))
         acc = ACC(slot=0, step=1, first=False, half=1, product=False, lanes=lanes, out=out)
-        self._issue(mxm(2 * pair, Role.DRAIN), at, acc, n, pace)
         spread = tuple(
             token // (2 * RUN) * RUN + token % RUN if token // RUN % 2 == pair else None
             for token in range(WINDOW_VECTORS * windows)
@@ -184,95 +220,113 @@ class _Batch:
         turn = Permute(
             src=out, dst=group(Stream(pair == 0, SUMS16.turned), 4), item=4, lanes=lanes, map=spread
         )
-        self._issue(sxm(pair, SUMS16.queues), at + self.delay["ACC"].d_func + 1, turn, n, pace)
+        turned = at + delays(self.spec)["ACC"].d_func + 1
+        return [
+            Issue(mxm(2 * pair, Role.DRAIN), at, acc, n, pace),
+            Issue(sxm(pair, SUMS16.queues), turned, turn, n, pace),
+        ]
 
     # -- softmax
 
-    def _softmax(self, queries: list[Query]) -> None:
+    def _softmax(self, queries: list[Query], at: int) -> Laid:
         overlap = len(queries) > 1 and self.chunks <= MOST_OVERLAPPED
         block = row_block(partial(softmax_block, self.spec, self.chunks), overlap)
         interval = block.interval or aligned(block.end)
-        for i, query in enumerate(queries):
-            self._place(block, self.at + i * interval, scratch=self._scratch(query, 0))
-        self.at += (len(queries) - 1) * interval + aligned(block.end)
+        placed = tuple(
+            _place(block, at + i * interval, scratch=self._scratch(query, 0))
+            for i, query in enumerate(queries)
+        )
+        return Laid(placed=placed, end=at + (len(queries) - 1) * interval + aligned(block.end))
 
     # -- values
 
-    def _values(self, g: int, queries: list[Query], half: int) -> None:
+    def _values(self, g: int, queries: list[Query], half: int, at: int) -> Laid:
         """Multiply 160 tokens' values by the weights of every query of a group."""
-        tokens = min(HALF, self.op.bucket - half * HALF)
-        feed, acc = mxm(2, Role.FEED), mxm(2, Role.DRAIN)
+        tokens, delay = min(HALF, self.op.bucket - half * HALF), delays(self.spec)
+        feed, fixed = mxm(2, Role.FEED), []
         if tokens <= 0:  # nothing: the tile's other half is weights of zero
             for query in queries:
-                self._issue(feed, self.at, ABC(slot=ZEROS, fp16=True))
-                self._add(acc, self.at + self.delay["ABC"].d_func, query, half)
-                self.at += 1
-            return
-        installed = self._turn(g, half, tokens)
+                fixed.append(Issue(feed, at, ABC(slot=ZEROS, fp16=True)))
+                fixed.append(self._add(at + delay["ABC"].d_func, query, half))
+                at += 1
+            return Laid(fixed=tuple(fixed), end=at)
+        turned = self._turn(g, half, tokens, at)
         block = weight_block(self.spec)
         late = block.nodes[0].done + self.to_mxm
-        start = max(installed - late, self.at)
+        start = max(turned.end - late, at)
         start += start % 2  # so that no read falls on the C2C's turn
+        placed = []
         for query in queries:
             scratch = self._scratch(query, half // 2) + half % 2
-            self._place(block, start, scratch=scratch)
-            self._issue(feed, start + late, ABC(stream=Stream(True, FEED.stream), fp16=True))
-            self._add(acc, start + late + self.delay["ABC"].d_func, query, half)
+            placed.append(_place(block, start, scratch=scratch))
+            arrived = ABC(stream=Stream(True, FEED.stream), fp16=True)
+            fixed.append(Issue(feed, start + late, arrived))
+            fixed.append(self._add(start + late + delay["ABC"].d_func, query, half))
             start += 2
-        self.at = start + late
+        return Laid(
+            placed=tuple(placed), fixed=(*turned.fixed, *fixed), fetches=turned.fetches,
+            end=start + late,
+        )  # fmt: skip
 
-    def _add(self, acc: Queue, cycle: int, query: Query, half: int) -> None:
-        self._issue(acc, cycle, ACC(slot=self._number(query), first=half < 2, half=half % 2))
+    def _add(self, cycle: int, query: Query, half: int) -> Issue:
+        acc = ACC(slot=self._number(query), first=half < 2, half=half % 2)
+        return Issue(mxm(2, Role.DRAIN), cycle, acc)
 
-    def _turn(self, g: int, half: int, tokens: int) -> int:
-        """Install tokens' values as lanes; return from when on activations may come."""
-        unit, load = sxm(1, VALUES16.queue), mxm(2, Role.LOAD)
+    def _turn(self, g: int, half: int, tokens: int, at: int) -> Laid:
+        """Install tokens' values as lanes; from its end on activations may come."""
+        unit, load, delay = sxm(1, VALUES16.queue), mxm(2, Role.LOAD), delays(self.spec)
         farthest = hops(mem(0, self.spec.slices // 2 - 1), unit, self.spec)
-        at = self.at + self.delay["READ"].d_func + farthest
-        first = self.layout.head_offset(g * self.per, value=True) // VECTOR_BYTES + HALF * half
+        at += delay["READ"].d_func + farthest
+        head = self.op.layout.head_offset(g * self.per, value=True)
+        first = head // VECTOR_BYTES + HALF * half
         runs = -(-tokens // RUN)
         out, groups = Stream(True, VALUES16.tokens), self._columns(g) // RUN
-        self.fetches += [Fetch(unit, at + run, first + RUN * run, out) for run in range(runs)]
-        self._issue(unit, at, Transpose(src=out, dst=out, groups=groups, item=2), runs)
-        loaded = at + self.delay["TRANSPOSE"].d_func + hops(unit, load, self.spec)
-        self._issue(load, loaded, LW(stream=out, count=RUN, column=0, step=RUN), groups)
-        self._issue(mxm(2, Role.FEED), loaded + groups, IW(columns=RUN * groups))
-        return loaded + groups + 1
+        loaded = at + delay["TRANSPOSE"].d_func + hops(unit, load, self.spec)
+        return Laid(
+            fixed=(
+                Issue(unit, at, Transpose(src=out, dst=out, groups=groups, item=2), runs),
+                Issue(load, loaded, LW(stream=out, count=RUN, column=0, step=RUN), groups),
+                Issue(mxm(2, Role.FEED), loaded + groups, IW(columns=RUN * groups)),
+            ),
+            fetches=tuple(Fetch(unit, at + run, first + RUN * run, out) for run in range(runs)),
+            end=loaded + groups + 1,
+        )
 
     def _columns(self, g: int) -> int:
         """Count the lanes of a group's heads, in whole runs."""
         heads = min(self.per, self.op.kv_heads - g * self.per)
-        return -(-heads * self.layout.pitch // RUN) * RUN
+        return -(-heads * self.op.layout.pitch // RUN) * RUN
 
     # -- results
 
-    def _results(self) -> None:
+    def _results(self, at: int) -> Laid:
         """Put a row's heads side by side, 320 values at a time, in fp16."""
-        n = len(self.kv_of) * self.dim
-        self.at += self.delay["ABC"].d_func + 1
+        dim = self.op.head_dim
+        n = len(self.op.kv_of) * dim
+        at += delays(self.spec)["ABC"].d_func + 1
+        placed, fixed = [], []
         for first in range(0, n, LANES):
             lanes = min(LANES, n - first)
-            heads = range(first // self.dim, -(-(first + lanes) // self.dim))
+            heads = range(first // dim, -(-(first + lanes) // dim))
             block = result_block(self.spec, len(heads), lanes)
             for row in range(self.rows):
-                start = aligned(self.at + self.drain_delay)
-                self._place(block, start, row, y=first * 2 // VECTOR_BYTES)
+                start = aligned(at + self.drain_delay)
+                placed.append(_place(block, start, row, y=first * 2 // VECTOR_BYTES))
                 for i, head in enumerate(heads):
-                    self._drain(Query(row, head), first, start - self.drain_delay + i)
-                self.at = start - self.drain_delay + aligned(block.end)
-        self.at += self.drain_delay
+                    fixed += self._drain(Query(row, head), first, start - self.drain_delay + i)
+                at = start - self.drain_delay + aligned(block.end)
+        return Laid(placed=tuple(placed), fixed=tuple(fixed), end=at + self.drain_delay)
 
-    def _drain(self, query: Query, first: int, at: int) -> None:
+    def _drain(self, query: Query, first: int, at: int) -> list[Issue]:
         """Bring a query's sums to their lanes among 320 results."""
-        head = query.head
-        columns = self._columns(self.kv_of[head] // self.per)
+        head, dim = query.head, self.op.head_dim
+        columns, lane = self._columns(self.op.kv_of[head] // self.per), self._lane(head)
         out = group(Stream(False, SUMS16.left), vectors(4 * columns))
         acc = ACC(
             slot=self._number(query), first=False, half=1, product=False, lanes=columns, out=out
         )
-        self._issue(mxm(2, Role.DRAIN), at, acc)
         spread = [
-            self._lane(head) + value % self.dim if value // self.dim == head else None
+            lane + value % dim if value // dim == head else None
             for value in range(first, first + LANES)
         ]
         turn = Permute(
@@ -282,7 +336,12 @@ class _Batch:
             lanes=columns,
             map=tuple(spread),
         )
-        self._issue(sxm(1, SUMS16.queues), at + self.delay["ACC"].d_func + 1, turn)
+        turned = at + delays(self.spec)["ACC"].d_func + 1
+        return [Issue(mxm(2, Role.DRAIN), at, acc), Issue(sxm(1, SUMS16.queues), turned, turn)]
+
+
+def _place(block: Block, start: int, row: int = 0, **shift: int) -> Placed:
+    return Placed(block=block, start=start, n=1, row=row, shift=shift)
 
 
 def fits(op: Attend, spec: ChipSpec) -> bool:
@@ -299,13 +358,13 @@ def attend16(op: Attend, spec: ChipSpec) -> Template:
     rows, batch = op.rows, op.kept.batch
     placed: list[Placed] = []
     controls = []
-    at, made = 0, _Batch.lay_out(op, spec, batch)
+    at, made = 0, _Batch(op, spec, batch).lay_out()
     for row in range(0, rows, batch):
         if rows - row < batch:
-            made = _Batch.lay_out(op, spec, rows - row)
+            made = _Batch(op, spec, rows - row).lay_out()
         placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
         controls.append(Control(spec, at, made.fixed, made.fetches))
-        at += aligned(made.at)
+        at += aligned(made.end)
     steps = {
         "q": op.layout.query_bytes(op.heads) // VECTOR_BYTES,
         "y": row_bytes(len(op.kv_of) * op.head_dim, 2) // VECTOR_BYTES,
