@@ -93,12 +93,10 @@ def step_buffers(
     out = []
     for group, rank in partition.groups_of(chip):
         out += _Sizes(partition, group, rank, rows, options).buffers()
-    width = options.forward_row_bytes.get(chip, 0)
-    always = (ENTERED, max(buffer.last for buffer in out))
-    out += [
-        _buffer(f"forward.{slot}", rows * width, always)
-        for slot in range(FORWARD_SLOTS if width else 0)
-    ]
+    if width := options.forward_row_bytes.get(chip, 0):
+        always = (ENTERED, max(buffer.last for buffer in out))
+        slots = range(FORWARD_SLOTS)
+        out += [_buffer(f"forward.{slot}", rows * width, always) for slot in slots]
     return out
 
 
@@ -151,11 +149,10 @@ class _Sizes:
             return self._queries(op, life)
         if op.exchanged:
             return [_buffer(op.output, self._segments(self.group, op.split), life)]
-        spans = (
-            self.group.columns(self.rank, tensor.split, self.partition.config.head_dim)
-            for tensor in op.tensors
-        )
-        own = sum(stop - start for start, stop in spans)
+        own, dim = 0, self.partition.config.head_dim
+        for tensor in op.tensors:
+            start, stop = self.group.columns(self.rank, tensor.split, dim)
+            own += stop - start
         return [_buffer(op.output, self.rows * row_bytes(own, 4), life)]
 
     def _segments(self, group: Group, split: Split) -> int:
