@@ -55,6 +55,9 @@ class ChipSpec:
     mxm_activation_slots: int  # rows that a plane's activation buffer holds
     mxm_accumulator_rows: int  # rows that a plane's accumulators hold
     delays: tuple[tuple[str, int, int], ...]  # (instruction, d_func, d_skew), sorted; chip/isa
+    # how a compiler uses the MEM slices beside the VXM, in each hemisphere (chip/sram.py)
+    work_slices: int = 1  # of buffers, scales and norms
+    feed_slices: int = 0  # of rows that wait for the MXM; 0: they are among the buffers
 
     def __post_init__(self) -> None:
         delays = tuple(sorted((str(name), func, skew) for name, func, skew in self.delays))
@@ -62,8 +65,8 @@ class ChipSpec:
         for field in fields(self):
             if field.name == "delays":
                 continue
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            value, least = getattr(self, field.name), field.name != "feed_slices"
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"chip.{field.name}: wanted a positive integer, got {value!r}")
         self._check_delays()
         if self.lanes != VECTOR_BYTES:
@@ -84,7 +87,7 @@ class ChipSpec:
 
     def __hash__(self) -> int:
         """Hash a few fields: costs are looked up by spec for every operation."""
-        return hash((self.clock_hz, self.sram_bytes, self.streams))
+        return hash((self.clock_hz, self.sram_bytes, self.work_slices, self.feed_slices))
 
     def _check_delays(self) -> None:
         for name, func, skew in self.delays:
@@ -93,6 +96,11 @@ class ChipSpec:
                     f"chip.delays.{name}: wanted [d_func, d_skew], integers >= 0, "
                     f"got {[func, skew]!r}"
                 )
+
+    @property
+    def near_slices(self) -> int:
+        """Slices of a hemisphere, from the VXM outwards, that hold no weights and no cache."""
+        return self.work_slices + self.feed_slices
 
     @property
     def words_per_bank(self) -> int:

@@ -31,16 +31,33 @@ class Location(NamedTuple):
 def work_start(spec: ChipSpec) -> int:
     """Return the byte address at which the work slices begin.
 
-    The slice beside the VXM in each hemisphere is a work slice: buffers, scales and norms live
+    The slices beside the VXM in each hemisphere are work slices: buffers, scales and norms live
     there, and nothing else, so that vector programs never meet a weight or cache read.
     """
-    return spec.sram_bytes // spec.slices * (spec.slices - spec.hemispheres)
+    return spec.sram_bytes // spec.slices * (spec.slices - spec.hemispheres * spec.work_slices)
 
 
-def work_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
-    """Return (hemisphere, slice, word of the slice) of a work vector: sides take turns."""
-    at = vector - work_start(spec) // VECTOR_BYTES
-    return at % spec.hemispheres, 0, at // spec.hemispheres
+def feed_start(spec: ChipSpec) -> int:
+    """Return the byte address at which the feed slices begin; they end where work slices begin.
+
+    They lie behind the work slices and hold rows on their way to the MXM, so that products read
+    rows while the VXM reads and writes buffers.
+    """
+    return spec.sram_bytes // spec.slices * (spec.slices - spec.hemispheres * spec.near_slices)
+
+
+def near_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
+    """Return (hemisphere, slice, word of the slice) of a vector of the work or feed slices.
+
+    Sides take turns; a side's vectors take turns between the slices of its kind.
+    """
+    at, first, count = vector - work_start(spec) // VECTOR_BYTES, 0, spec.work_slices
+    if at < 0:
+        at = vector - feed_start(spec) // VECTOR_BYTES
+        first, count = spec.work_slices, spec.feed_slices
+    turn, hemisphere = divmod(at, spec.hemispheres)
+    word, index = divmod(turn, count)
+    return hemisphere, first + index, word
 
 
 def bulk_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
@@ -51,8 +68,9 @@ def bulk_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
     """
     run, place = divmod(vector, RUN)
     turn, hemisphere = divmod(run, spec.hemispheres)
-    word, index = divmod(turn * RUN + place, spec.slices // spec.hemispheres - 1)
-    return hemisphere, index + 1, word
+    bulk = spec.slices // spec.hemispheres - spec.near_slices
+    word, index = divmod(turn * RUN + place, bulk)
+    return hemisphere, index + spec.near_slices, word
 
 
 def locate(spec: ChipSpec, address: int) -> Location:
@@ -64,7 +82,7 @@ def locate(spec: ChipSpec, address: int) -> Location:
         raise SramError(
             f"address {address}: wanted a multiple of {VECTOR_BYTES} below {spec.sram_bytes}"
         )
-    place = work_place if address >= work_start(spec) else bulk_place
+    place = near_place if address >= feed_start(spec) else bulk_place
     hemisphere, index, at = place(spec, address // VECTOR_BYTES)
     bank, word = divmod(at, spec.words_per_bank)
     return Location(hemisphere, index, bank, word)
@@ -78,14 +96,19 @@ def places(spec: ChipSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     per = spec.slices // spec.hemispheres
     vectors = np.arange(spec.sram_bytes // VECTOR_BYTES)
-    first = work_start(spec) // VECTOR_BYTES
     run, place = np.divmod(vectors, RUN)
     turn, side = np.divmod(run, spec.hemispheres)
-    word, index = np.divmod(turn * RUN + place, per - 1)
-    work = np.arange(len(vectors) - first)
-    side[first:], index[first:] = work % spec.hemispheres, -1
-    word[first:] = work // spec.hemispheres
-    return (side * per + index + 1).astype(np.int64), word.astype(np.int64)
+    word, index = np.divmod(turn * RUN + place, per - spec.near_slices)
+    index += spec.near_slices
+    regions = ((feed_start(spec), spec.work_slices, spec.feed_slices),
+               (work_start(spec), 0, spec.work_slices))  # fmt: skip
+    for start, first, count in regions:
+        if count:
+            near = np.arange(len(vectors) - start // VECTOR_BYTES)
+            turn, side[-len(near) :] = np.divmod(near, spec.hemispheres)
+            word[-len(near) :], own = np.divmod(turn, count)
+            index[-len(near) :] = first + own
+    return (side * per + index).astype(np.int64), word.astype(np.int64)
 
 
 class Sram:

@@ -17,23 +17,25 @@ from chip.machine.resolve import resolve
 from chip.ops.opcodes import Opcode
 from chip.ops.program import Scheduled
 from chip.run.executor import Binder, StepState
-from chip.spec import VECTOR_BYTES, pad_vector
-from chip.sram import Sram, work_start
+from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
+from chip.sram import Sram, feed_start, work_start
 from compiler.codegen.lower import lower_operation
 
 BULK = ("w", "kv")
 
 
-def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str, Any]:
+def placed(
+    opcode: Opcode, shape: Mapping[str, Any], first: int = 0, spec: ChipSpec = CHIP
+) -> dict[str, Any]:
     """Give an operation's operands addresses: weights in bulk memory, the others in work memory.
 
-    Work operands begin `first` vectors into it.
+    Work operands begin `first` vectors into it. Rows for the MXM lie in feed slices, if there are.
     """
     a = dict(shape)
     known = ("x", "s", "sw", "gamma", "src", "r", "qs", "qkv", "rope", "q", "sq", "kvs", "scratch",
              "stats", "y", "w", "kv")  # fmt: skip
     names = [name for name in known if a.get(name) is True]
-    bulk, work = 0, work_start(CHIP) + first * VECTOR_BYTES
+    bulk, work = 0, work_start(spec) + first * VECTOR_BYTES
     sizes = dict.fromkeys(names, 0)
     for name in names:
         a[name] = 0
@@ -43,6 +45,8 @@ def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str
     for name in names:
         if name in BULK or (name == "scratch" and a["dtype"] == "int8"):
             a[name], bulk = bulk, bulk + -(-sizes[name] // (64 * VECTOR_BYTES)) * 64 * VECTOR_BYTES
+        elif name == "x" and opcode is Opcode.MATMUL and spec.feed_slices:
+            a[name] = feed_start(spec)
         else:
             a[name], work = work, work + pad_vector(sizes[name])
     return a
@@ -50,7 +54,7 @@ def placed(opcode: Opcode, shape: Mapping[str, Any], first: int = 0) -> dict[str
 
 def both(
     opcode: Opcode, a: Mapping[str, Any], data: Mapping[str, NDArray[Any]],
-    positions: tuple[int, ...],
+    positions: tuple[int, ...], spec: ChipSpec = CHIP,
 ) -> tuple[list[bytes], int]:  # fmt: skip
     """Run an operation both ways on `data`; the bytes of its results, and what saturated.
 
@@ -61,18 +65,18 @@ def both(
     touched = operands(opcode, a)
     results, counts = [], []
     operation = scheduled(
-        opcode=opcode, name=str(opcode), args=dict(a), start=0, end=cycles(opcode, a, CHIP), nop=0
+        opcode=opcode, name=str(opcode), args=dict(a), start=0, end=cycles(opcode, a, spec), nop=0
     )
     noise = {region: rng.integers(0, 256, region[1]).astype(np.uint8) for _, region in touched[0]}
     for lowered in (False, True):
-        sram = Sram(CHIP.sram_bytes)
+        sram = Sram(spec.sram_bytes)
         for (at, size), bytes_ in noise.items():
             sram.bytes[at : at + size] = bytes_
         for name, value in data.items():
             flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
             sram.bytes[a[name] : a[name] + len(flat)] = flat
         if lowered:
-            counts.append(_lowered(operation, sram, positions))
+            counts.append(_lowered(operation, sram, positions, spec))
         else:
             state = StepState(rows=len(positions), positions=np.array(positions, np.int64))
             Binder(sram, Kernels()).bind(operation.op)(state)
@@ -85,16 +89,16 @@ def both(
     return results[0], counts[0]
 
 
-def _lowered(operation: Scheduled, sram: Sram, positions: tuple[int, ...]) -> int:
-    valid = np.zeros(CHIP.sram_bytes // VECTOR_BYTES, np.bool_)
+def _lowered(operation: Scheduled, sram: Sram, positions: tuple[int, ...], spec: ChipSpec) -> int:
+    valid = np.zeros(spec.sram_bytes // VECTOR_BYTES, np.bool_)
     read, written = operands(operation.opcode, args(operation))
     for _, (at, size) in [*read, *(pair for pair in written if pair[0] in ("kv", "kvs"))]:
         valid[at // VECTOR_BYTES : -(-(at + size) // VECTOR_BYTES)] = True
-    memory = whole_chip(CHIP, valid)
-    issues = lower_operation(operation, CHIP)
+    memory = whole_chip(spec, valid)
+    issues = lower_operation(operation, spec)
     assert min(issue.cycle for issue in issues) >= 0
     assert max(i.last_cycle for i in issues if isinstance(i.instruction, Write)) < operation.end
-    resolved = resolve(issues, CHIP, memory)
+    resolved = resolve(issues, spec, memory)
     run = Machine(resolved, memory, sram.bytes.reshape(-1, VECTOR_BYTES))
     run.run(positions)
     return run.units.counter.saturated

@@ -1,7 +1,7 @@
 """Bind a chip's program for one step to instructions: templates at addresses and absolute cycles.
 
 An operation's template (compiler/codegen) fixes every cycle; here its memory operands get their
-slice and stream from the operand's address (`chip.sram.work_place`), its rows their numbers, and
+slice and stream from the operand's address (`chip.sram.near_place`), its rows their numbers, and
 all cycles the operation's start. Transfers are placed around the computations
 (compiler/codegen/lower_links.py).
 """
@@ -21,7 +21,7 @@ from chip.ops.program import Program, Scheduled
 from chip.ops.rows import segment_offsets
 from chip.ops.vector import Add, Gather
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import work_place
+from chip.sram import near_place
 from compiler.codegen.core.builder import (
     LANES,
     Access,
@@ -124,7 +124,7 @@ class _Binder:
 
     def taps(self, ref: Ref, west: Stream, east: Stream) -> Group:
         """Streams of a reference's vectors; west and east: the stream of each side's slice."""
-        side = work_place(self.spec, self.vector(ref))[0]
+        side = near_place(self.spec, self.vector(ref))[0]
         return tuple(
             Tap((west, east)[(side + n) % 2], n // 2 * self.block.stride) for n in range(ref.count)
         )
@@ -167,7 +167,7 @@ class _Binder:
     def _access(self, access: Access, start: int) -> Iterator[Issue]:
         first = self.vector(access.ref)
         for n in range(access.ref.count):
-            side, index, word = work_place(self.spec, first + n)
+            side, index, word = near_place(self.spec, first + n)
             beat = n // 2 * access.stride
             cycle = start + self.block.issue_cycle(access, side, beat)
             if access.write:

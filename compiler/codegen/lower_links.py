@@ -20,7 +20,7 @@ from chip.ops import moves
 from chip.ops.cost import TURNS, receive_cycles, send_lead_cycles
 from chip.ops.program import Move, Program, Scheduled
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import work_place
+from chip.sram import near_place
 from compiler.codegen.core.builder import C2C_TURN
 from compiler.codegen.resources import C2C_QUEUES, C2C_STREAMS, TRANSFERS
 from compiler.errors import LoweringError
@@ -207,7 +207,7 @@ class _Way:
         self.spec, self.port, self.name, self.n = spec, port, name, n
         self.send = isinstance(op, moves.Send)
         address = op.src if isinstance(op, moves.Send) else op.dst
-        side, index, self.word = work_place(spec, address // VECTOR_BYTES + n)
+        side, index, self.word = near_place(spec, address // VECTOR_BYTES + n)
         self.hemisphere = port % 2
         self.c2c = sxm(self.hemisphere, TRANSFERS.queues + port // 2 % C2C_QUEUES)
         self.slice = mem(side, index)

@@ -17,7 +17,7 @@ from compiler.codegen.core.builder import LANES
 from compiler.codegen.core.template import Template, laid_out
 from compiler.codegen.core.uses import check
 from compiler.codegen.estimate import estimate
-from compiler.codegen.products import matmul, product16
+from compiler.codegen.products import matmul, product16, streamed
 from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
 
 
@@ -57,6 +57,8 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
         return topk.topk(op, spec)
     if isinstance(op, Attend):
         return (attend.attend if op.dtype == "int8" else attend16.attend16)(op, spec)
+    if streamed.fits(op, spec):
+        return streamed.matmul_rows(op, spec)
     return in_passes(matmul.matmul if op.dtype == "int8" else product16.matmul16, op, spec)
 
 

@@ -49,7 +49,8 @@ MOST_BYTES = 1 << 20  # of a file
 MOST_HEIRS = 8  # files that inherit from each other
 MOST_TEXT = 1000  # characters of a name or a source
 
-_CHIP = tuple(field.name for field in fields(ChipSpec) if field.name != "delays")
+_USE = ("delays", "work_slices", "feed_slices")  # no facts of a machine, or told apart
+_CHIP = tuple(field.name for field in fields(ChipSpec) if field.name not in _USE)
 
 
 def profile_names() -> tuple[str, ...]:

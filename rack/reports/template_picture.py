@@ -71,7 +71,7 @@ class Bar:
 
 def lanes_of(spec: ChipSpec) -> list[Lane]:
     """Return the picture's lanes, as the units lie from west to east."""
-    bulk = spec.slices // spec.hemispheres - 1
+    bulk = spec.slices // spec.hemispheres - spec.near_slices
 
     def side(number: int) -> list[Lane]:
         name = SIDES[number]

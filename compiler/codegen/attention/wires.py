@@ -21,7 +21,7 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Group, Source, Stream, Tap
 from chip.ops.cost import C2C_TURN
 from chip.spec import VECTOR_BYTES
-from chip.sram import bulk_place, work_place, work_start
+from chip.sram import bulk_place, near_place, work_start
 from compiler.codegen.attention.resources import ITEMS
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import LANES
@@ -89,13 +89,13 @@ class Wires:
 
     def tap(self, operand: str, vector: int, beat: int = 0) -> Tap:
         """Return where a vector of work memory arrives at the VXM."""
-        side = work_place(self.spec, self.base(operand) + vector)[0]
+        side = near_place(self.spec, self.base(operand) + vector)[0]
         return Tap(Stream(side == 0, BLOCKS.to_vxm), beat)
 
     def fetch(self, operand: str, vectors: Sequence[int], port: int) -> Iterator[Issue]:
         """Read a vector, or two neighbours, at a cycle of the ports."""
         for vector in vectors:
-            side, index, word = work_place(self.spec, self.base(operand) + vector)
+            side, index, word = near_place(self.spec, self.base(operand) + vector)
             read = Read(address=word, stream=Stream(side == 0, BLOCKS.to_vxm))
             yield Issue(mem(side, index), port, read)
 
@@ -116,7 +116,7 @@ class Wires:
         """Write vectors that leave the VXM from `cycle` on, two a cycle: (Writes, taps)."""
         writes, taps = [], []
         for n in range(count):
-            side, index, word = work_place(self.spec, self.base(operand) + first + n)
+            side, index, word = near_place(self.spec, self.base(operand) + first + n)
             stream = Stream(side == 1, BLOCKS.from_vxm)
             taps.append(Tap(stream, n // 2))
             at = cycle + n // 2 + self.clock.near

@@ -204,7 +204,7 @@ def _placed(
 
 def fits(spec: ChipSpec) -> bool:
     """Tell whether 32 vectors of a hemisphere, two apart, always lie in different slices."""
-    slices = spec.slices // spec.hemispheres - 1
+    slices = spec.slices // spec.hemispheres - spec.near_slices
     return slices % 2 == 1 and slices >= 2 * RUN
 
 

@@ -75,6 +75,27 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """Weights, rows and sums of arrays that work each for itself, and the chain of their sums."""
+
+    weights: int = crossing(8, "weights of a side, from both hemispheres", 16)
+    feed: int = crossing(24, "rows of a side's first plane, and of its second", 2)
+    sums: int = inward(4, "sums of the array that is in its last pass", 4)
+    scales: int = outward(4, "rows' scales, to the eastern SXM")
+    scale: int = inward(28, "a row's scale in every lane", 4)
+    turn: int = sxm_queue(0, "puts a row's scale in every lane")
+    to_vxm: int = inward(0, "scales of work memory", 2)
+    results: int = outward(1, "results for work memory", 2)
+    convert: int = alu(0, "sums to fp32")
+    by_row: int = alu(1, "times the row's scale")
+    by_column: int = alu(3, "times the columns' scales")
+    round: int = alu(2, "results")
+    columns: tuple[int, ...] = alus((4, 6), "scales of columns: of this job, and of the next")
+    rows: tuple[int, ...] = alus((5, 7, 8, 10, 11, 12, 13, 14), "scales of rows: two chunks")
+    out: int = alu(9, "sends rows' scales to the SXM")
+
+
+@dataclass(frozen=True, slots=True)
 class GateChain:
     """silu(gate) of the last block, made beside the work on its up columns."""
 
@@ -116,6 +137,7 @@ class Sums16:
 
 FEED, QUANTISER, ROW_SCALE, WEIGHTS = Feed(), Quantiser(), RowScale(), Weights()
 SUMS, GATE, WEIGHTS16, SUMS16 = Sums(), GateChain(), Weights16(), Sums16()
+STREAMED = Streamed()
 
 _PHASES = ("feed", "drain")
 _FEEDING, _DRAINING, _ALWAYS = range(1), range(1, 2), range(2)
@@ -152,4 +174,7 @@ FP16 = Resources(
         Owner("feed", FEED, _ALWAYS),
         Owner("sums", SUMS16, _DRAINING),
     ),
+)
+MANY_ROWS = Resources(
+    "MATMUL of many rows", ("passes",), (Owner("streamed", STREAMED, range(1)),)
 )
