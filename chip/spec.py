@@ -19,6 +19,10 @@ MODELLED = {
 """The floor plan that instruction templates are laid on; a profile with another is refused."""
 
 
+USES = ("work_slices", "feed_slices")
+"""Fields of `ChipSpec` that are no facts of a chip: a compiler chooses them for a layout."""
+
+
 def pad_vector(n_bytes: int) -> int:
     """Round `n_bytes` up to whole 320-byte vectors."""
     return -(-n_bytes // VECTOR_BYTES) * VECTOR_BYTES
@@ -67,7 +71,8 @@ class ChipSpec:
                 continue
             value, least = getattr(self, field.name), field.name != "feed_slices"
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"chip.{field.name}: wanted a positive integer, got {value!r}")
+                wanted = "a positive integer" if least else "0 or more"
+                raise ValueError(f"chip.{field.name}: wanted {wanted}, got {value!r}")
         self._check_delays()
         if self.lanes != VECTOR_BYTES:
             raise ValueError(f"chip.lanes: wanted {VECTOR_BYTES}, got {self.lanes}")

@@ -42,6 +42,7 @@ MIN_CHUNK = 16  # prefill chunk for which the default context leaves room
 FIRST_BUCKET = 256
 WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
 DTYPES = ("int8", "fp16")
+FEED_SLICES = {"int8": 2, "fp16": 1}  # of a hemisphere: a slice for each array of the MXM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,13 +255,26 @@ def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Option
     split = partition(build_graph(config), layout)
     network = build_network(split, target, options.binding)
     memory = fit_options(split, network, target.chip, options)
-    memories = tuple(
-        allocate_chip(split, chip, memory, target.chip) for chip in range(layout.chips)
-    )
+    spec = _near_slices(split, memory, target.chip)
+    memories = tuple(allocate_chip(split, chip, memory, spec) for chip in range(layout.chips))
     return Ground(
         partition=split, network=network, memory=memory, memories=memories,
-        buckets=context_buckets(options, memory.context), costs=cost_model(target.chip),
+        buckets=context_buckets(options, memory.context), costs=cost_model(spec),
     )  # fmt: skip
+
+
+def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> ChipSpec:
+    """Return the chip with as many work and feed slices as its memory leaves room for.
+
+    More of them make steps of many rows faster, and nothing slower. All lie as near to the VXM as
+    the first, so that no way is longer; fp16 needs an odd number of the others.
+    """
+    wide = replace(spec, work_slices=2, feed_slices=FEED_SLICES[memory.dtype])
+    chips = chip_classes(split, memory.forward_row_bytes).values()
+    fits = wide.near_slices <= spec.slices_per_hop and all(
+        bytes_needed(split, chip, memory, wide) <= spec.sram_bytes for chip in chips
+    )
+    return wide if fits else spec
 
 
 def forward_slots(planner: StepPlanner) -> dict[int, tuple[list[int], int]]:
@@ -332,7 +346,7 @@ def compiled_model(
 ) -> CompiledModel:  # fmt: skip
     """Return a compiled model that has no hash yet."""
     return CompiledModel(
-        config=config, target_name=target.name, chip=target.chip, layout=layout,
+        config=config, target_name=target.name, chip=ground.costs.spec, layout=layout,
         dtype=ground.memory.dtype, max_model_len=ground.memory.context,
         prefill_chunk=ground.chunk, buckets=ground.buckets, top_k=ground.memory.top_k,
         partition=ground.partition, network=ground.network, memories=ground.memories, steps=steps,

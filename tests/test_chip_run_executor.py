@@ -12,7 +12,7 @@ from schedules import WEIGHTS, compiled
 from chip.kernels import load
 from chip.ops.opcodes import Opcode
 from chip.run.executor import Binder, StepState
-from chip.sram import Sram
+from chip.sram import Sram, feed_start
 from compiler.pipeline import CompiledModel
 from rack.run.job import build_chip, chip_job
 
@@ -103,19 +103,21 @@ def check_writes(model: CompiledModel, chip: int) -> None:
     bind, rng = Binder(sram, load()), np.random.default_rng(chip)
     here = StepState(rows=1, positions=np.array([3]))
     fixed = [(t.address, t.address + t.size) for t in memory.tensors if t.kind != "kv"]
+    ends = [max((t.address + t.size for t in memory.tensors if t.address < last), default=0)
+            for last in (memory.work_start, memory.sram_bytes)]  # fmt: skip
+    feed = feed_start(model.chip)
     spans = [
-        slice(first, max(t.address + t.size for t in memory.tensors if t.address < last) + extra)
-        for first, last, extra in (
-            (0, memory.work_start, 3200),
-            (memory.work_start, memory.sram_bytes, memory.buffer_bytes + 3200),
-        )
-    ]  # bulk and work slices, as far as they are in use and a little beyond
+        slice(0, ends[0] + 3200), slice(feed, feed + memory.buffer_bytes + 3200),
+        slice(memory.work_start, ends[1] + memory.buffer_bytes + 3200),
+    ]  # bulk, feed and work slices, as far as they are in use and a little beyond  # fmt: skip
 
     def contents() -> Any:
         return np.concatenate([sram.bytes[span] for span in spans])
 
     def place(address: int) -> int:
-        return address if address < memory.work_start else address - spans[1].start + spans[0].stop
+        number = sum(address >= span.start for span in spans) - 1
+        before = sum(span.stop - span.start for span in spans[:number])
+        return before + address - spans[number].start
 
     for operation in model.steps["decode/32"].programs[chip].operations:
         if operation.opcode in (Opcode.SEND, Opcode.RECEIVE):

@@ -11,7 +11,7 @@ from schedules import machine
 from chip.spec import ChipSpec, pad_vector, vectors
 
 CHIP = machine("groqrack").chip
-COUNTS = [field.name for field in fields(ChipSpec) if field.name != "delays"]
+COUNTS = [field.name for field in fields(ChipSpec) if field.name not in ("delays", "feed_slices")]
 
 
 def test_vectors() -> None:
@@ -31,6 +31,12 @@ def test_no_positive_integer(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match="wanted a positive integer") as caught:
         replace(CHIP, **{name: value})
     assert str(caught.value) == f"chip.{name}: wanted a positive integer, got {value!r}"
+
+
+def test_no_feed_slices_or_some() -> None:
+    assert replace(CHIP, feed_slices=0).near_slices == 1
+    with pytest.raises(ValueError, match=r"^chip.feed_slices: wanted 0 or more, got -1$"):
+        replace(CHIP, feed_slices=-1)
 
 
 @pytest.mark.parametrize("pair", [(-1, 0), (1.0, 0), (1, True), ("4", 0)])

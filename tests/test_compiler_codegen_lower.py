@@ -47,7 +47,7 @@ def test_an_operation_without_instructions(
 
 def test_products_that_a_chip_cannot_hold() -> None:
     """32 vectors, two apart, want an odd number of slices; passes of rows, vectors of scales."""
-    chip = compiled("1x1").chip
+    chip = machine("lesson").chip
     shape = {"k": 64, "n": 64, "out": "f32"}
     even = replace(chip, slices=90, sram_bytes=chip.sram_bytes // 88 * 90)
     few = replace(chip, mxm_accumulator_rows=100)

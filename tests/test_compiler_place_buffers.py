@@ -10,7 +10,7 @@ from compiler.model.graph import build_graph
 from compiler.model.layer import head, layer
 from compiler.model.operation import GraphOp, Kind
 from compiler.model.presets import PRESETS
-from compiler.place.buffers import Buffer, MemoryOptions, lifetimes, step_buffers
+from compiler.place.buffers import Buffer, MemoryOptions, Slices, lifetimes, step_buffers
 from compiler.place.layout import parse_layout
 from compiler.place.partition import partition
 
@@ -78,7 +78,8 @@ def test_sizes_are_those_of_the_rows(layout: str, chip: int) -> None:
     assert found["attn.in"].size == 8 * 320
     assert found["attn.in.scale"].size == 320
     assert "handed" not in found
-    assert found["scores"].bulk
+    assert found["scores"].slices is Slices.BULK
+    assert found["attn.in"].slices is Slices.FEED
     assert (found["scores"].first, found["scores"].last) == (3, 3)
 
 

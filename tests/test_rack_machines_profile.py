@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chip.spec import ChipSpec
+from chip.spec import USES, ChipSpec
 from interconnect.errors import PortsExhaustedError
 from interconnect.spec import LinkSpec
 from rack.errors import MachineError, ProfileError, RackError
@@ -111,7 +111,7 @@ def test_every_number_has_its_source() -> None:
             assert source, key
             assert (grade == "assumption") == source.startswith("assumption:"), key
             assert grade in (*GRADES, "assumption"), key
-    assert set(ChipSpec.__slots__) - {"delays"} == {
+    assert set(ChipSpec.__slots__) - {"delays", *USES} == {
         key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
     }
     assert GROQ.sources["link.latency_cycles"].grade == "A"

@@ -123,11 +123,22 @@ class _Binder:
         return self.bases[name] + ref.vector + moved
 
     def taps(self, ref: Ref, west: Stream, east: Stream) -> Group:
-        """Streams of a reference's vectors; west and east: the stream of each side's slice."""
-        side = near_place(self.spec, self.vector(ref))[0]
-        return tuple(
-            Tap((west, east)[(side + n) % 2], n // 2 * self.block.stride) for n in range(ref.count)
-        )
+        """Streams of a reference's vectors; west and east: the first stream of each side.
+
+        A side's slices have a stream each, if they are read or written at once.
+        """
+        first, wide = self.vector(ref), self.block.wide()
+        out = []
+        for n in range(ref.count):
+            stream = (west, east)[near_place(self.spec, first + n)[0]]
+            number = stream.number + self._slice(first + n)
+            out.append(Tap(Stream(stream.eastward, number), n // wide * self.block.stride))
+        return tuple(out)
+
+    def _slice(self, vector: int) -> int:
+        """Return which of its kind of slices holds a vector, of those of a side."""
+        index = near_place(self.spec, vector)[1]
+        return index if index < self.spec.work_slices else index - self.spec.work_slices
 
     def issues(self, start: int) -> Iterator[Issue]:
         """Yield the block's instructions from cycle `start`."""
@@ -168,14 +179,16 @@ class _Binder:
         first = self.vector(access.ref)
         for n in range(access.ref.count):
             side, index, word = near_place(self.spec, first + n)
-            beat = n // 2 * access.stride
+            beat = n // access.wide * access.stride
             cycle = start + self.block.issue_cycle(access, side, beat)
             if access.write:
-                stream = Stream(side == 1, BLOCKS.from_vxm)
+                stream = Stream(side == 1, BLOCKS.from_vxm + self._slice(first + n))
                 yield Issue(mem(side, index), cycle, Write(address=word, stream=stream))
             else:
                 eastward = side == 0 if access.sxm is None else access.sxm == 1
-                number = BLOCKS.to_vxm if access.sxm is None else BLOCKS.to_sxm + side
+                number = BLOCKS.to_sxm + side
+                if access.sxm is None:
+                    number = BLOCKS.to_vxm + self._slice(first + n)
                 read = Read(address=word, stream=Stream(eastward, number))
                 yield Issue(mem(side, index), cycle, read)
 
@@ -183,8 +196,11 @@ class _Binder:
         src = step.src
         if isinstance(src, Ref):
             eastward = step.hemisphere == 1
-            src = self.taps(
-                src, Stream(eastward, BLOCKS.to_sxm), Stream(eastward, BLOCKS.to_sxm + 1)
+            first = self.vector(src)
+            sides = [near_place(self.spec, first + n)[0] for n in range(src.count)]
+            src = tuple(
+                Tap(Stream(eastward, BLOCKS.to_sxm + side), n // 2 * self.block.stride)
+                for n, side in enumerate(sides)
             )
         spread = (self.row,) * LANES if step.map is None else step.map
         return Permute(

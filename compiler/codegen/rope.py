@@ -26,7 +26,6 @@ from compiler.codegen.core.builder import (
     Block,
     Load,
     Node,
-    NodeSource,
     Ref,
 )
 from compiler.codegen.core.reductions import lane_max
@@ -198,21 +197,26 @@ class _Row:
             self._scale(own, offset)
 
     def _scale(self, scale: Node, offset: int) -> None:
-        """Change one lane of a vector of scales; the side that does not hold it reads zeros."""
+        """Change one lane of a vector of scales; slices that do not hold it read zeros."""
         b, ref = self.b, Ref("kvs", 0, 1)
         at = scale.done
         while not b.free(access := b.access(False, ref, at)):
             at += 1
         b.reserve(access)
-        sides: list[NodeSource] = [In((Tap(Stream(e, BLOCKS.to_vxm)),)) for e in (True, False)]
-        old = b.alu(AluOp.OR, *sides, at=at, lanes=PER_VECTOR)
+        halves: list[Node] = []
+        for number in range(b.spec.work_slices):
+            sides = [In((Tap(Stream(e, BLOCKS.to_vxm + number)),)) for e in (True, False)]
+            halves.append(b.alu(AluOp.OR, *sides, at=at, lanes=PER_VECTOR))
+        old, *others = halves
+        for half in others:
+            old = b.alu(AluOp.OR, old, half, lanes=PER_VECTOR)
         mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), after=at)
         cycle = max(old.done, mask.done)
         late = b.delay["CHOOSE"].d_func
         while not b.free(access := b.access(True, ref, cycle + late)):
             cycle += 1
         b.reserve(access)
-        out = group(Stream(True, BLOCKS.from_vxm), 1)
+        out = group(Stream(True, BLOCKS.from_vxm), 1)  # passes all slices of a side
         new = b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=out)
         back = group(Stream(False, BLOCKS.from_vxm), 1)
         b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=back)
@@ -241,7 +245,7 @@ class CacheWrites:
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
         """Yield Reads and Writes in the queues of every slice that may hold their vectors."""
         read = delays(self.spec)["READ"].d_func
-        sides = [(mem(0, 0), True), (mem(1, 0), False)]  # work slice, direction towards the VXM
+        work = [mem(side, number) for side in (0, 1) for number in range(self.spec.work_slices)]
         for row in range(self.rows):
             now = self.start + row * self.interval
             for cycle, offset in self.update.rows:
@@ -253,15 +257,14 @@ class CacheWrites:
             limit = self.layout.scale_bytes // VECTOR_BYTES
             for cycle, offset in self.update.reads:
                 at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
-                for queue, eastward in sides:
+                for queue in work:
+                    stream = Stream(queue.hemisphere == 0, BLOCKS.to_vxm + queue.number)
                     issue = now + cycle - read - hops(queue, alu(0), self.spec)
-                    yield Issue(
-                        queue, issue, Read(address=at, stream=Stream(eastward, BLOCKS.to_vxm))
-                    )
+                    yield Issue(queue, issue, Read(address=at, stream=stream))
             for cycle, offset in self.update.writes:
                 at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
-                for queue, eastward in sides:
-                    stream = Stream(not eastward, BLOCKS.from_vxm)
+                for queue in work:
+                    stream = Stream(queue.hemisphere == 1, BLOCKS.from_vxm)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)
                     yield Issue(queue, arrive, Write(address=at, stream=stream))
 

@@ -67,6 +67,8 @@ def has_instructions(op: Computation, spec: ChipSpec) -> bool:
     if isinstance(op, Norm | Gather):
         return op.dtype != "int8" or op.rows <= LANES  # scales: one a lane
     if isinstance(op, Matmul):
+        if streamed.fits(op, spec):
+            return True
         most = rows_at_once(spec)  # passes of so few rows would cut vectors of scales
         fits = op.rows <= most or most % SCALES == 0
         return fits and (op.dtype == "int8" or product16.fits(spec))

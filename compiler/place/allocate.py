@@ -3,22 +3,24 @@
 Weights, keys and values lie in the bulk slices from address 0 on. Each begins a window of 64
 vectors, so that it loads into the planes without two reads in one slice. Attention's scratch lies
 behind them. Scales, norms and the step's other buffers lie in the work slices, which nothing else
-uses. Buffers share addresses if their lifetimes do not overlap. Steps do not share buffers, so each
-row count has its own arrangement. A model that does not fit is refused.
+uses. Rows that products take lie in the feed slices, if the layout leaves room for such. Buffers
+share addresses if their lifetimes do not overlap. Steps do not share buffers, so each row count has
+its own arrangement. A model that does not fit is refused.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from chip.ops.kv import WINDOW_VECTORS, KvLayout
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
-from chip.sram import work_start
+from chip.sram import feed_start, work_start
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
 from compiler.model.operation import Kind
-from compiler.place.buffers import Buffer, MemoryOptions, step_buffers
+from compiler.place.buffers import Buffer, MemoryOptions, Slices, step_buffers
 from compiler.place.partition import Partition, weight_of
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
@@ -98,26 +100,43 @@ def _place(
     kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
     small, small_end = _lay([t for t in fixed if t[1] != "weight"], work, VECTOR_BYTES)
     scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
-    peaks = {True: 0, False: 0}  # of the buffers in the bulk slices, and of the others
+    feed = feed_start(spec)
+    starts = {Slices.BULK: kv_end, Slices.FEED: feed, Slices.WORK: at}
+    ends = {Slices.BULK: feed, Slices.FEED: work, Slices.WORK: spec.sram_bytes}
+    turn = spec.hemispheres * max(1, spec.feed_slices) * VECTOR_BYTES
+    peaks = dict.fromkeys(Slices, 0)
     buffers: dict[int, dict[str, int]] = {}
     for rows in options.rows:
-        wanted, buffers[rows] = step_buffers(partition, chip, rows, options), {}
-        for far, start in ((True, kv_end), (False, at)):
-            offsets, size = place_buffers(tuple(b for b in wanted if b.bulk == far))
+        wanted, buffers[rows] = _in_slices(step_buffers(partition, chip, rows, options), spec), {}
+        for slices, start in starts.items():
+            own = tuple(
+                replace(b, size=-(-b.size // turn) * turn) if slices is Slices.FEED else b
+                for b in wanted if b.slices is slices
+            )  # fmt: skip
+            offsets, size = place_buffers(own)
             buffers[rows] |= {name: start + offset for name, offset in offsets.items()}
-            peaks[far] = max(peaks[far], size)
-    missing = max(0, kv_end + peaks[True] - work) + max(0, at + peaks[False] - spec.sram_bytes)
+            peaks[slices] = max(peaks[slices], size)
+    missing = sum(max(0, starts[one] + peaks[one] - ends[one]) for one in Slices)
     memory = Memory(
         chip=chip,
         tensors=(*bulk, *small, *kv, *scales),
         buffers=buffers,
         constant_bytes=bulk_end + small_end - work,
         kv_bytes=kv_end - bulk_end + at - small_end,
-        buffer_bytes=peaks[True] + peaks[False],
+        buffer_bytes=sum(peaks.values()),
         sram_bytes=spec.sram_bytes,
         work_start=work,
     )
     return memory, missing
+
+
+def _in_slices(buffers: list[Buffer], spec: ChipSpec) -> list[Buffer]:
+    """Put what would lie in feed slices among the other buffers, where there are none."""
+    if spec.feed_slices:
+        return buffers
+    return [
+        replace(b, slices=Slices.WORK) if b.slices is Slices.FEED else b for b in buffers
+    ]  # fmt: skip
 
 
 def allocate_chip(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 
 from chip.ops.kv import KvLayout
@@ -29,6 +30,14 @@ Lifetime = tuple[int, int]
 """First and last place at which a buffer is in use."""
 
 
+class Slices(Enum):
+    """The MEM slices that a buffer lies in (chip/sram.py)."""
+
+    BULK = "bulk"
+    FEED = "feed"
+    WORK = "work"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer:
     """A buffer of one step: `first` and `last` are its lifetime, in places of the order."""
@@ -37,7 +46,7 @@ class Buffer:
     size: int
     first: int
     last: int
-    bulk: bool = False  # in the bulk slices
+    slices: Slices = Slices.WORK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +109,8 @@ def step_buffers(
     return out
 
 
-def _buffer(name: str, size: int, life: Lifetime, *, bulk: bool = False) -> Buffer:
-    return Buffer(name=name, size=size, first=life[0], last=life[1], bulk=bulk)
+def _buffer(name: str, size: int, life: Lifetime, slices: Slices = Slices.WORK) -> Buffer:
+    return Buffer(name=name, size=size, first=life[0], last=life[1], slices=slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +170,7 @@ class _Sizes:
     def _quantised(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
         dtype = self.options.dtype
         size = self.rows * row_bytes(pad_vector(op.features), item_bytes(dtype))
-        out = [_buffer(op.output, size, life)]
+        out = [_buffer(op.output, size, life, Slices.FEED)]
         if dtype == "int8":
             out.append(_buffer(f"{op.output}.scale", pad_vector(self.rows * 4), life))
         return out
@@ -183,7 +192,7 @@ class _Sizes:
         kv_of, context = self.partition.kv_of(self.group, self.rank), self.options.context
         kept = Scratch(self._layout(context=context), kv_of, self.rows, context)
         int8 = self.options.dtype == "int8"
-        scores = _buffer("scores", kept.bytes, life, bulk=int8)
+        scores = _buffer("scores", kept.bytes, life, Slices.BULK if int8 else Slices.WORK)
         return [scores, _buffer("stats", kept.known_bytes, life)] if int8 else [scores]
 
     def _layout(self, *, context: int) -> KvLayout:

@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from chip.spec import ChipSpec
+from chip.spec import USES, ChipSpec
 from interconnect.clock import ClockSpec
 from interconnect.dragonfly import Dragonfly, multi_rack
 from interconnect.spec import LinkSpec
@@ -159,7 +159,7 @@ class Hardware:
         return {
             "name": self.name,
             "chip": {
-                **asdict(self.chip),
+                **{key: value for key, value in asdict(self.chip).items() if key not in USES},
                 "delays": {name: [func, skew] for name, func, skew in self.chip.delays},
             },
             "chips_per_card": self.chips_per_card,

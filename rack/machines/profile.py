@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from chip.isa.instructions import MNEMONICS
 from chip.isa.issue import delays
-from chip.spec import ChipSpec
+from chip.spec import USES, ChipSpec
 from compiler.files import shown
 from compiler.regular import read_file
 from interconnect.clock import ClockSpec
@@ -49,8 +49,7 @@ MOST_BYTES = 1 << 20  # of a file
 MOST_HEIRS = 8  # files that inherit from each other
 MOST_TEXT = 1000  # characters of a name or a source
 
-_USE = ("delays", "work_slices", "feed_slices")  # no facts of a machine, or told apart
-_CHIP = tuple(field.name for field in fields(ChipSpec) if field.name not in _USE)
+_CHIP = tuple(f.name for f in fields(ChipSpec) if f.name not in ("delays", *USES))
 
 
 def profile_names() -> tuple[str, ...]:

@@ -2,11 +2,13 @@
 
 A block is one pass of work, most often one row, on relative cycles. Its memory operands are
 (operand, vector); they get slice and stream when addresses are bound (compiler/codegen/lower.py).
-That never changes a cycle: both work slices lie one hop from the VXM, and an access reserves both,
-so a block is free of conflicts wherever its operands lie.
+That never changes a cycle: the work slices, and the feed slices behind them (chip/sram.py), lie one
+hop from the VXM, and an access reserves all, so a block is free of conflicts wherever its operands
+lie.
 
-Rules: an access takes a work slice's only port, reads and writes alike. One cycle in `C2C_TURN` of
-the ports is left to the links. Streams and SXM queues: compiler/codegen/core/traffic.py.
+Rules: an access takes the ports of all work slices, reads and writes alike: a slice does one of
+them in a cycle. One cycle in `C2C_TURN` of the ports is left to the links. Streams and SXM queues:
+compiler/codegen/core/traffic.py.
 """
 
 from __future__ import annotations
@@ -106,7 +108,11 @@ class Block:
 
     def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
         """Return an access at this block's distance between beats."""
-        return Access(write, ref, cycle, to, self.stride)
+        return Access(write, ref, cycle, to, self.stride, self.wide(sxm=to is not None))
+
+    def wide(self, *, sxm: bool = False) -> int:
+        """Return how many vectors go in a cycle: one of each work slice; to an SXM one of a side."""
+        return 2 if sxm else 2 * self.spec.work_slices
 
     def issue_cycle(self, access: Access, side: int, beat: int) -> int:
         """Return the cycle at which the work slice of one side issues one beat of an access."""

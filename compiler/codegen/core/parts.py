@@ -70,18 +70,22 @@ NodeSource = Node | Load | Row | Given | Source
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`ref` read to arrive at a unit, or written as it leaves the VXM: first beat at `cycle`."""
+    """`ref` read to arrive at a unit, or written as it leaves the VXM: first beat at `cycle`.
+
+    `wide`: vectors of a beat.
+    """
 
     write: bool
     ref: Ref
     cycle: int
     sxm: int | None = None  # read to the SXM of this hemisphere instead of the VXM
     stride: int = 1  # cycles between beats
+    wide: int = 2
 
     @property
     def beats(self) -> range:
-        """Cycles, after the first, at which two more vectors follow."""
-        return range(0, -(-self.ref.count // 2) * self.stride, self.stride)
+        """Cycles, after the first, at which `wide` more vectors follow."""
+        return range(0, -(-self.ref.count // self.wide) * self.stride, self.stride)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from compiler.codegen.core.resources import crossing, inward, outward, sxm_queue
 class BlockTraffic:
     """What blocks send where."""
 
-    to_vxm: int = inward(0, "vectors of work memory, one from each side")
-    from_vxm: int = outward(1, "results for work memory")
+    to_vxm: int = inward(0, "vectors of work memory, of a side's slices", 2)
+    from_vxm: int = outward(1, "results for work memory, to a side's slices", 2)
     to_sxm: int = crossing(
         30, "vectors of work memory for an SXM, from the western slice and the eastern", 2,
         turns=True,

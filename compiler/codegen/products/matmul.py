@@ -67,5 +67,7 @@ def _ready(drains: Sequence[Placed], operand: str) -> list[int]:
             if access.write and access.ref.operand == operand:
                 first = access.ref.vector + placed.shift[operand]
                 for n in range(access.ref.count):
-                    ready[first + n] = placed.start + access.cycle + access.beats[n // 2] + 2
+                    ready[first + n] = (
+                        placed.start + access.cycle + access.beats[n // access.wide] + 2
+                    )
     return [ready[v] for v in range(len(ready))]

@@ -175,6 +175,4 @@ FP16 = Resources(
         Owner("sums", SUMS16, _DRAINING),
     ),
 )
-MANY_ROWS = Resources(
-    "MATMUL of many rows", ("passes",), (Owner("streamed", STREAMED, range(1)),)
-)
+MANY_ROWS = Resources("MATMUL of many rows", ("passes",), (Owner("streamed", STREAMED, range(1)),))

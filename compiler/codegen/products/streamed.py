@@ -42,6 +42,7 @@ from compiler.codegen.products.resources import STREAMED
 SCALES = VECTOR_BYTES // 4  # rows whose scales share a vector
 SCALE_VECTORS = 4  # of a chunk, at most: each has an ALU's register
 LARGEST = SCALE_VECTORS * SCALES  # rows of a chunk
+TRIED = 2  # sizes of chunks
 LOAD = 42  # cycles in which a tile of each plane of a side is loaded
 BURST, PAUSE = 20, 4  # a last pass: rows that follow each other, then cycles that links may have
 EAST = 1
@@ -611,7 +612,7 @@ def fits(op: Matmul, spec: ChipSpec) -> bool:
 
 def matmul_rows(op: Matmul, spec: ChipSpec) -> Template:
     """x . w of many rows, scaled, fp32 or fp16."""
-    product = min((lay_out(op, spec, size) for size in _sizes(op)), key=lambda p: p.end)
+    product = min((lay_out(op, spec, size) for size in _sizes(op, spec)), key=lambda p: p.end)
     fed = min(at for one in product.passes for at in (one.start,)) - product.arrays.deepest
     scales = min(drain.port for drain in product.drains)
     return Template(
@@ -623,7 +624,7 @@ def matmul_rows(op: Matmul, spec: ChipSpec) -> Template:
     )
 
 
-def _sizes(op: Matmul) -> list[int]:
+def _sizes(op: Matmul, spec: ChipSpec) -> list[int]:
     """Return sizes of chunks to try, by how evenly their jobs fill the arrays."""
     arrays, blocks = (4 if op.dtype == "int8" else 2), -(-op.n // LANES)
 
@@ -634,7 +635,10 @@ def _sizes(op: Matmul) -> list[int]:
             done[done.index(min(done))] += max(rows + 2, LOAD)
         return max(done)
 
-    least = max(1, -(-op.rows // LARGEST))
-    sizes = {min(LARGEST, -(-op.rows // n)) for n in range(least, least + arrays)}
-    sizes = {size if size <= LARGEST - SCALES else LARGEST for size in sizes}
-    return sorted(sizes, key=lambda size: (cycles(size), -size))[:2]
+    largest = min(LARGEST, spec.mxm_accumulator_rows)
+    if largest > LARGEST - SCALES:
+        largest = largest // SCALES * SCALES
+    least = -(-op.rows // largest)
+    sizes = {-(-op.rows // n) for n in range(least, least + arrays)}
+    sizes = {size if size <= LARGEST - SCALES else largest for size in sizes}
+    return sorted(sizes, key=lambda size: (cycles(size), -size))[:TRIED]
