@@ -111,7 +111,7 @@ class Block:
         return Access(write, ref, cycle, to, self.stride, self.wide(sxm=to is not None))
 
     def wide(self, *, sxm: bool = False) -> int:
-        """Return how many vectors go in a cycle: one of each work slice; to an SXM one of a side."""
+        """Return how many vectors go in a cycle: one of each work slice; to an SXM, of a side."""
         return 2 if sxm else 2 * self.spec.work_slices
 
     def issue_cycle(self, access: Access, side: int, beat: int) -> int:

@@ -98,7 +98,7 @@ class Pass:
     @property
     def end(self) -> int:
         """Arrival of the last row."""
-        row, arrival, rows = self.bursts[-1]
+        _, arrival, rows = self.bursts[-1]
         return arrival + rows - 1
 
 
