@@ -122,23 +122,26 @@ class _Binder:
         moved = self.row * self.row_vectors.get(name, 0) + self.shift.get(name, 0)
         return self.bases[name] + ref.vector + moved
 
-    def taps(self, ref: Ref, west: Stream, east: Stream) -> Group:
-        """Streams of a reference's vectors; west and east: the first stream of each side.
+    def taps(self, ref: Ref, *, write: bool) -> Group:
+        """Streams of a reference's vectors, from the VXM or to it.
 
         A side's slices have a stream each, if they are read or written at once.
         """
-        first, wide = self.vector(ref), self.block.wide()
+        first, wide = self.vector(ref), self.block.wide(ref)
         out = []
         for n in range(ref.count):
-            stream = (west, east)[near_place(self.spec, first + n)[0]]
-            number = stream.number + self._slice(first + n)
-            out.append(Tap(Stream(stream.eastward, number), n // wide * self.block.stride))
+            side, number = self._stream(ref, first + n, write=write)
+            stream = Stream((side == 1) == write, number)
+            out.append(Tap(stream, n // wide * self.block.stride))
         return tuple(out)
 
-    def _slice(self, vector: int) -> int:
-        """Return which of its kind of slices holds a vector, of those of a side."""
-        index = near_place(self.spec, vector)[1]
-        return index if index < self.spec.work_slices else index - self.spec.work_slices
+    def _stream(self, ref: Ref, vector: int, *, write: bool) -> tuple[int, int]:
+        """Return the side of a vector, and the stream that it has to the VXM or from it."""
+        side, index, _ = near_place(self.spec, vector)
+        if ref.operand in self.block.feed:
+            return side, BLOCKS.feed_from_vxm if write else BLOCKS.feed_to_vxm
+        nth = index if index < self.spec.work_slices else index - self.spec.work_slices
+        return side, (BLOCKS.from_vxm if write else BLOCKS.to_vxm) + nth
 
     def issues(self, start: int) -> Iterator[Issue]:
         """Yield the block's instructions from cycle `start`."""
@@ -155,7 +158,7 @@ class _Binder:
         sources += [None] * (3 - len(sources))
         out = node.out or ()
         if isinstance(out, Ref):
-            out = self.taps(out, Stream(False, BLOCKS.from_vxm), Stream(True, BLOCKS.from_vxm))
+            out = self.taps(out, write=True)
         first, second, third = sources
         assert first is not None
         return Alu(op=node.op, a=first, b=second, c=third, lanes=node.lanes, out=out)
@@ -165,8 +168,7 @@ class _Binder:
             assert source.alu is not None
             return Held(source.alu)
         if isinstance(source, Load):
-            taps = self.taps(source.ref, Stream(True, BLOCKS.to_vxm), Stream(False, BLOCKS.to_vxm))
-            return In(taps, source.dtype)
+            return In(self.taps(source.ref, write=False), source.dtype)
         if isinstance(source, Row):
             return Immediate(self.row * source.times + source.plus, "i32")
         if isinstance(source, Given):
@@ -182,13 +184,14 @@ class _Binder:
             beat = n // access.wide * access.stride
             cycle = start + self.block.issue_cycle(access, side, beat)
             if access.write:
-                stream = Stream(side == 1, BLOCKS.from_vxm + self._slice(first + n))
+                number = self._stream(access.ref, first + n, write=True)[1]
+                stream = Stream(side == 1, number)
                 yield Issue(mem(side, index), cycle, Write(address=word, stream=stream))
             else:
                 eastward = side == 0 if access.sxm is None else access.sxm == 1
                 number = BLOCKS.to_sxm + side
                 if access.sxm is None:
-                    number = BLOCKS.to_vxm + self._slice(first + n)
+                    number = self._stream(access.ref, first + n, write=False)[1]
                 read = Read(address=word, stream=Stream(eastward, number))
                 yield Issue(mem(side, index), cycle, read)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from chip.floorplan import Queue, alu, hops, mem
 from chip.isa.instructions import AluOp, Read, Write
@@ -29,7 +30,7 @@ from compiler.codegen.core.builder import (
     Ref,
 )
 from compiler.codegen.core.reductions import lane_max
-from compiler.codegen.core.template import Template, by_rows, paced
+from compiler.codegen.core.template import Template, by_rows, row_block
 from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.resources import CACHE_ROWS
 from compiler.codegen.vector import f32, scale_factor
@@ -83,11 +84,11 @@ def _padded(lanes: list[int | None]) -> tuple[int | None, ...]:
 class _Row:
     """Builds one row's block."""
 
-    def __init__(self, op: Rope, spec: ChipSpec, pace: int) -> None:
+    def __init__(self, op: Rope, spec: ChipSpec, pace: int, interval: int) -> None:
         self.op, self.layout, self.half = op, op.layout, op.head_dim // 2
         self.pace = pace
         self.remade = len(list(self.packed())) > KEPT
-        self.b = Block(spec)
+        self.b = Block(spec, interval=interval)
         self.update = Update([], [], [])
 
     def packed(self) -> Iterator[Packed]:
@@ -199,10 +200,7 @@ class _Row:
     def _scale(self, scale: Node, offset: int) -> None:
         """Change one lane of a vector of scales; slices that do not hold it read zeros."""
         b, ref = self.b, Ref("kvs", 0, 1)
-        at = scale.done
-        while not b.free(access := b.access(False, ref, at)):
-            at += 1
-        b.reserve(access)
+        at = b.accessible(False, ref, scale.done)
         halves: list[Node] = []
         for number in range(b.spec.work_slices):
             sides = [In((Tap(Stream(e, BLOCKS.to_vxm + number)),)) for e in (True, False)]
@@ -211,11 +209,12 @@ class _Row:
         for half in others:
             old = b.alu(AluOp.OR, old, half, lanes=PER_VECTOR)
         mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), after=at)
-        cycle = max(old.done, mask.done)
         late = b.delay["CHOOSE"].d_func
-        while not b.free(access := b.access(True, ref, cycle + late)):
-            cycle += 1
-        b.reserve(access)
+        cycle = b.accessible(True, ref, max(old.done, mask.done) + late) - late
+        # one hop each way, and a read sees what was written a cycle before
+        written = cycle + late + 1 + b.delay["WRITE"].d_func + 1
+        if b.interval and written > at - 1 - b.delay["READ"].d_func + b.interval:
+            raise OverflowError(f"the next row reads a scale {b.interval} cycles on")
         out = group(Stream(True, BLOCKS.from_vxm), 1)  # passes all slices of a side
         new = b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=out)
         back = group(Stream(False, BLOCKS.from_vxm), 1)
@@ -281,20 +280,22 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
         raise ValueError(f"ROPE: wanted heads of at most {VECTOR_BYTES} bytes, got {got}")
     made: dict[int, Update] = {}
 
-    def build(pace: int) -> Block:
-        row = _Row(op, spec, pace)
+    def build(pace: int, interval: int) -> Block:
+        row = _Row(op, spec, pace, interval)
         block = row.build()
         made[id(block)] = row.update
+        kept.append(block)  # so that no other has its id
         return block
 
-    block = paced(build)
+    kept: list[Block] = []
     n = (op.heads + 2 * op.kv_heads) * op.head_dim
     steps = {
         "qkv": vectors(n * 4), "rope": row_bytes(op.head_dim, 4) // VECTOR_BYTES,
         "q": layout.query_bytes(op.heads) // VECTOR_BYTES,
         "sq": layout.query_scale_bytes(op.heads) // VECTOR_BYTES,
     }  # fmt: skip
-    out = by_rows(lambda _: block, op.rows, steps)
+    out = by_rows(partial(row_block, build), op.rows, steps)
     (placed,) = out.placed
-    writes = CacheWrites(spec, layout, op.rows, placed.interval, placed.start, made[id(block)])
+    update = made[id(placed.block)]
+    writes = CacheWrites(spec, layout, op.rows, placed.interval, placed.start, update)
     return replace(out, cycles=max(out.cycles, writes.end), streams=(writes,))

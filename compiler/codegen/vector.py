@@ -22,6 +22,7 @@ from compiler.codegen.resources import ROW_SCALES
 
 # cycles that a value is begun before its factor is known: two MULs of a NORM, a GATHER's convert
 NORMED, LOADED = 8, 4
+FED = frozenset({"q"})  # operands that products take: they lie in feed slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,35 @@ def scale_factor(b: Block, peak: Node) -> tuple[Node, Node]:
     return factor, b.alu(AluOp.CHOOSE, alive, scale, f32(0.0))
 
 
+def quantise(
+    b: Block, value: Callable[[int, int], NodeSource], count: int, after: int, pace: int, lead: int
+) -> Node:  # fmt: skip
+    """Write groups of values, int8, by their largest; return the row's scale. Two passes.
+
+    `value` gives group g from a cycle on; `lead`: cycles from there to the value.
+    """
+    peak: Node | None = None
+
+    def larger(g: int, first: int) -> Node:
+        size = b.alu(AluOp.ABS, value(g, first))
+        return size if peak is None else b.alu(AluOp.MAX, peak, size)
+
+    def quantised(g: int, first: int) -> Node:
+        y = b.alu(AluOp.MUL, value(g, first), factor)
+        return b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
+
+    for g in range(count):
+        peak = b.chain(after + g * pace, partial(larger, g))
+    assert peak is not None
+    factor, scale = scale_factor(b, lane_max(b, peak))
+    for g in range(count):
+        b.chain(factor.done + g * pace - lead, partial(quantised, g))
+    return scale
+
+
 def collect_scale(b: Block, operand: str, scale: Node, count: int) -> None:
     """Put this row's scale in its lane of the collecting register, and write its vectors."""
-    mask = b.alu(AluOp.EQ, *RowMask.operands())
+    mask = b.alu(AluOp.EQ, *RowMask.operands(), after=scale.done - b.delay["EQ"].d_func)
     b.alu(
         AluOp.CHOOSE, mask, scale, b.register(ROW_SCALES.scales), on=ROW_SCALES.scales,
         lanes=min(LANES, count * VECTOR_BYTES // 4), out=Ref(operand, 0, count),
@@ -140,31 +167,32 @@ def _norm_row(
         gamma = load("gamma", g, lanes[g], "f32")
         return b.alu(AluOp.MUL, x, gamma, lanes=lanes[g])
 
+    pinned = frozenset({ROW_SCALES.scales})
+
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval)
+        b = Block(spec, pinned=pinned, interval=interval, feed=FED)
         total: Node | None = None
-        for g, n in enumerate(lanes):
-            x = load("x", g, n, "f32")
-            square = b.alu(AluOp.MUL, x, x, lanes=n, after=g * pace)
-            total = square if total is None else b.alu(AluOp.ADD, total, square)
+
+        def squared(g: int, after: int) -> Node:
+            x = load("x", g, lanes[g], "f32")
+            square = b.alu(AluOp.MUL, x, x, lanes=lanes[g], after=after)
+            return square if total is None else b.alu(AluOp.ADD, total, square)
+
+        for g in range(len(lanes)):
+            total = b.chain(g * pace, partial(squared, g))
         assert total is not None
         mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
         root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(eps)))
         root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
         if not int8:
             for g in range(len(lanes)):
-                y = scaled(b, g, root, root.done + g * pace)
-                b.alu(AluOp.CVT_F16, y, out=store("q", g, LANES, 2))
+                b.chain(root.done + g * pace, lambda after, g=g: b.alu(  # type: ignore[misc]
+                    AluOp.CVT_F16, scaled(b, g, root, after), out=store("q", g, LANES, 2)
+                ))  # fmt: skip
             return b
-        peak: Node | None = None
-        for g in range(len(lanes)):
-            size = b.alu(AluOp.ABS, scaled(b, g, root, root.done + g * pace))
-            peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
-        assert peak is not None
-        factor, scale = scale_factor(b, lane_max(b, peak))
-        for g in range(len(lanes)):
-            y = b.alu(AluOp.MUL, scaled(b, g, root, factor.done + g * pace - NORMED), factor)
-            b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
+        value = partial(scaled, b)
+        scale = quantise(b, lambda g, after: value(g, root, after), len(lanes), root.done, pace,
+                         NORMED)  # fmt: skip
         collect_scale(b, "s", scale, scales)
         return b
 
@@ -190,25 +218,18 @@ def _gather_row(
     lanes = groups(sum(shares))
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval)
+        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval, feed=FED)
 
         def value(g: int, after: int) -> NodeSource:
             return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)
 
         if not int8:
             for g in range(len(lanes)):
-                b.alu(AluOp.CVT_F16, value(g, g * pace), out=store("q", g, LANES, 2))
+                b.chain(g * pace, lambda after, g=g: b.alu(  # type: ignore[misc]
+                    AluOp.CVT_F16, value(g, after), out=store("q", g, LANES, 2)
+                ))  # fmt: skip
             return b
-        peak: Node | None = None
-        for g in range(len(lanes)):
-            size = b.alu(AluOp.ABS, value(g, g * pace))
-            peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
-        assert peak is not None
-        factor, scale = scale_factor(b, lane_max(b, peak))
-        for g in range(len(lanes)):
-            y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - LOADED), factor)
-            b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
-        collect_scale(b, "s", scale, scales)
+        collect_scale(b, "s", quantise(b, value, len(lanes), 0, pace, LOADED), scales)
         return b
 
     return row_block(build, overlap)
@@ -232,11 +253,15 @@ def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
 
     def build(pace: int, interval: int) -> Block:
         b = Block(spec, interval=interval)
-        for g, n in enumerate(groups(sum(shares))):
-            delta = joined(b, runs_of(shares, g * LANES, n), 2, g * pace)
+
+        def added(g: int, n: int, after: int) -> Node:
+            delta = joined(b, runs_of(shares, g * LANES, n), 2, after)
             x = load("x", g, n, "f32")
             total = b.alu(AluOp.ADD, x, delta, lanes=n)
-            b.alu(AluOp.COPY, total, lanes=n, out=store("x", g, n, 4))
+            return b.alu(AluOp.COPY, total, lanes=n, out=store("x", g, n, 4))
+
+        for g, n in enumerate(groups(sum(shares))):
+            b.chain(g * pace, partial(added, g, n))
         return b
 
     return row_block(build, overlap)

@@ -13,8 +13,9 @@ compiler/codegen/core/traffic.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from chip.floorplan import SXM_QUEUES, alu, hops, mem, sxm
 from chip.isa.instructions import ARITY, AluOp
@@ -47,6 +48,8 @@ from compiler.codegen.core.parts import (
 from compiler.codegen.core.registers import assign
 from compiler.codegen.core.reservations import (
     ACROSS,
+    FEED_INWARD,
+    FEED_PORTS,
     FROM_SXM,
     INWARD,
     PORTS,
@@ -57,13 +60,21 @@ from compiler.codegen.core.reservations import (
 from compiler.codegen.core.traffic import BLOCKS
 
 COPIES = STREAMS // 4  # 32-bit values that one SXM puts on its inward streams in a cycle
+WAIT, LONG_WAIT = 4, 24  # cycles that a result may wait inside a chain, and at the worst
 READ_AHEAD = 8  # cycles of a block before its first read for an SXM can pass the VXM: room for READ
 EAST, WEST = 1, 0
 
 
-def _copy_slots(leave: int, arrive: int) -> tuple[Slot, Slot, Slot]:
+class Occupied(Exception):
+    """An instruction of a chain does not find its ports: the chain is tried a cycle later."""
+
+
+T = TypeVar("T")
+
+
+def _copy_slots(leave: int, arrive: int) -> tuple[Slot, ...]:
     """Return what copies take that leave the VXM for the SXMs at one cycle and come at another."""
-    return (INWARD, arrive), (FROM_SXM, arrive), (TO_SXM, leave)
+    return (INWARD, arrive), (FEED_INWARD, arrive), (FROM_SXM, arrive), (TO_SXM, leave)
 
 
 def _c2c_turn(cycle: int) -> bool:
@@ -82,13 +93,20 @@ class Block:
     busy: Callable[[int], bool] = _c2c_turn  # cycles at which the ports are another's
     stride: int = 1  # cycles between the beats of an operand in memory
     interval: int = 0  # initiation interval: the block starts anew over itself; 0: it does not
+    feed: frozenset[str] = frozenset()  # operands in feed slices, where the chip has such
     end: int = 0
     _table: ReservationTable = field(default_factory=ReservationTable)
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
+    _live: list[int] = field(default_factory=list)  # registers in use, by cycle of the interval
+    _wait: int = WAIT
+    _chain: int | None = None  # the first node of the chain that is being built
 
     def __post_init__(self) -> None:
         self._table.interval = self.interval
+        self._live = [0] * self.interval
+        if not self.spec.feed_slices:
+            self.feed = frozenset()
 
     @property
     def delay(self) -> dict[str, Delay]:
@@ -102,17 +120,17 @@ class Block:
         return hops(alu(0), sxm(EAST, 0), self.spec)
 
     def _port_slots(self, access: Access) -> list[Slot]:
-        """Return when an access takes the ports of both work slices."""
-        sides = (WEST, EAST)
-        return [(PORTS[s], self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
+        """Return when an access takes the ports of its slices, of both sides."""
+        sides, ports = (WEST, EAST), FEED_PORTS if access.ref.operand in self.feed else PORTS
+        return [(ports[s], self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
 
     def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
         """Return an access at this block's distance between beats."""
-        return Access(write, ref, cycle, to, self.stride, self.wide(sxm=to is not None))
+        return Access(write, ref, cycle, to, self.stride, self.wide(ref, sxm=to is not None))
 
-    def wide(self, *, sxm: bool = False) -> int:
-        """Return how many vectors go in a cycle: one of each work slice; to an SXM, of a side."""
-        return 2 if sxm else 2 * self.spec.work_slices
+    def wide(self, ref: Ref, *, sxm: bool = False) -> int:
+        """Return how many vectors go in a cycle: one of each work slice; else one of a side."""
+        return 2 if sxm or ref.operand in self.feed else 2 * self.spec.work_slices
 
     def issue_cycle(self, access: Access, side: int, beat: int) -> int:
         """Return the cycle at which the work slice of one side issues one beat of an access."""
@@ -139,7 +157,22 @@ class Block:
             return set()
         at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
         taken = (INWARD,) if access.sxm is None else (INWARD, ACROSS)
+        if access.ref.operand in self.feed:
+            taken = (FEED_INWARD,)
         return {(resource, at + beat) for resource in taken for beat in access.beats}
+
+    def accessible(self, write: bool, ref: Ref, cycle: int) -> int:
+        """Keep the ports for an access that is not the block's own; return its cycle, from here on.
+
+        Its instructions are another's: their addresses come with the step.
+        """
+        first = cycle
+        while not self.free(access := self.access(write, ref, cycle)):
+            cycle = self._table.next_cycle(first, cycle, "an access of another")
+        accesses = list(self.accesses)
+        self._take(access)
+        self.accesses = accesses
+        return cycle
 
     def between_reads(self, cycle: int) -> int:
         """Take the first cycle from here on in which no read passes the VXM on its way to an SXM.
@@ -154,13 +187,7 @@ class Block:
 
     def may_arrive(self, cycle: int) -> bool:
         """Tell whether the inward streams are free at a cycle."""
-        return not self._table.conflicts((INWARD, cycle), (FROM_SXM, cycle))
-
-    def reserve(self, access: Access) -> None:
-        """Keep an access's ports for instructions that are not the block's own."""
-        accesses = list(self.accesses)
-        self._take(access)
-        self.accesses = accesses
+        return not self._table.conflicts((INWARD, cycle), (FEED_INWARD, cycle), (FROM_SXM, cycle))
 
     def _take(self, access: Access) -> None:
         self._table.reserve(*self._port_slots(access), *self._crossings(access))
@@ -170,6 +197,62 @@ class Block:
             self.end = max(self.end, written + 1)  # from then on it can be read
 
     # -- VXM
+
+    def chain(self, first: int, build: Callable[[int], T]) -> T:
+        """Build instructions that follow each other without a wait: all from `first`, or later.
+
+        A result that waits for the next instruction's ports holds its ALU's register. In a block
+        that overlaps itself registers are short, so there a chain starts when all of its
+        instructions find their ports, each when its operands are there: at most `WAIT` cycles
+        after a result of the chain; if there is no such place, at most `LONG_WAIT`.
+        """
+        if not self.interval:
+            return build(first)
+        at, self._wait = first, WAIT
+        while True:
+            sizes, end = (len(self.nodes), len(self.accesses), len(self.passes)), self.end
+            taken, queues, live = set(self._table.taken), dict(self._queues), list(self._live)
+            self._chain = sizes[0]
+            try:
+                return build(at)
+            except Occupied:
+                del self.nodes[sizes[0] :], self.accesses[sizes[1] :], self.passes[sizes[2] :]
+                self._table.taken, self._queues, self.end = taken, queues, end
+                self._live = live
+                earliest = max(first, 2 * self.sxm_hops + READ_AHEAD)  # of what passes an SXM
+                if at - earliest < self.interval or self._wait == LONG_WAIT:
+                    at = self._table.next_cycle(earliest, at, "a chain of instructions")
+                else:
+                    at, self._wait = first, LONG_WAIT
+            finally:
+                self._chain = None
+
+    def _full(self, cycle: int, more: int = 1) -> bool:
+        """Tell whether a block that overlaps itself has no register left for results at a cycle.
+
+        Registers of the block's runs that are under way together are counted. One is left over:
+        ALUs are chosen when the block is finished, one after another.
+        """
+        if not self.interval:
+            return False
+        most = self.spec.vxm_alus - len(self.pinned) - 1
+        return self._live[cycle % self.interval] + more > most
+
+    def _keep(self, node: Node, cycle: int) -> None:
+        """Note that a result is used at a cycle."""
+        if self.interval:
+            for at in range(node.last_use + 1, cycle + 1):
+                self._live[at % self.interval] += 1
+        node.last_use = max(node.last_use, cycle)
+
+    def _waits(self, sources: Iterable[NodeSource], cycle: int, *, within: bool = False) -> bool:
+        """Tell whether results of the chain that is being built can wait until a cycle.
+
+        `within`: there must be some; what begins a chain does not wait.
+        """
+        own = self.nodes[self._chain :]
+        waits = [cycle - s.done for s in sources if isinstance(s, Node) and s in own]
+        return max(waits, default=self._wait + within) <= self._wait
 
     def alu(
         self,
@@ -188,6 +271,8 @@ class Block:
         assert len(sources) == ARITY[op], (op, len(sources))
         cycle = max([after, *(s.done for s in sources if isinstance(s, Node))])
         earliest = cycle = cycle if at is None else at
+        if self._chain is not None and not self._waits(sources, cycle):
+            raise Occupied
         beats = [self.access(False, s.ref, 0).beats[-1] for s in sources if isinstance(s, Load)]
         late = max(beats, default=0)
         while True:
@@ -197,15 +282,20 @@ class Block:
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
             ports = [port for access in wanted for port in self._port_slots(access)]
-            if all(map(self.free, wanted)) and self._table.distinct(ports):
+            full = at is None and self._full(done)
+            if not full and all(map(self.free, wanted)) and self._table.distinct(ports):
                 break
+            if self._chain is not None and not self._waits(sources, cycle + 1, within=True):
+                raise Occupied
             assert at is None, f"{op}: its ports are taken at {at}"
             cycle = self._table.next_cycle(earliest, cycle, op)
         for access in wanted:
             self._take(access)
         for source in sources:
             if isinstance(source, Node):
-                source.last_use = max(source.last_use, cycle)
+                self._keep(source, cycle)
+        if self.interval:
+            self._live[done % self.interval] += 1
         node = Node(cycle, op, sources, lanes, done, out, on, done)
         self.nodes.append(node)
         self.end = max(self.end, done)
@@ -219,7 +309,7 @@ class Block:
 
     def reserve_inward(self, cycle: int) -> None:
         """Keep all inward streams free of other traffic that would arrive at a cycle."""
-        self._table.reserve((INWARD, cycle), (FROM_SXM, cycle))
+        self._table.reserve((INWARD, cycle), (FEED_INWARD, cycle), (FROM_SXM, cycle))
 
     def initiation_interval(self, multiple: int = 1) -> int:
         """Return the fewest cycles, a multiple, after which the block may start anew over itself.
@@ -267,6 +357,8 @@ class Block:
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
         while not self.free(access) or self._table.conflicts((FROM_SXM, at + late + back)):
+            if self._chain is not None and at - first >= self._wait:
+                raise Occupied
             at = self._table.next_cycle(first, at, "lanes from memory")
             access = self.access(False, ref, at, EAST)
         self._take(access)
@@ -300,7 +392,7 @@ class Block:
         half = -(-len(maps) // 2)
         turns = range(0, -(-half // pairs) * gap, gap)
         start = value.done
-        while not self._can_copy(start, turns):
+        while not self._can_copy(start, turns, pairs):
             start = self._table.next_cycle(value.done, start, "copies")
         arrive = 0
         out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
@@ -324,10 +416,13 @@ class Block:
             self._table.reserve(*_copy_slots(start + turn, arrive))
         return out
 
-    def _can_copy(self, start: int, turns: range) -> bool:
+    def _can_copy(self, start: int, turns: range, pairs: int) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
         for turn in turns:
-            if self._table.conflicts(*_copy_slots(start + turn, start + turn + delay)):
+            arrive = start + turn + delay
+            if self._table.conflicts(*_copy_slots(start + turn, arrive)):
+                return False
+            if any(self._full(arrive + late, pairs) for late in range(1, 5)):
                 return False
         return True
 

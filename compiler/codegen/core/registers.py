@@ -11,6 +11,7 @@ from chip.isa.issue import delays
 from chip.spec import ChipSpec
 from compiler.codegen.core.parts import Node
 
+LONG = 8  # cycles from which a result is given an ALU before others are
 KEPT = 4  # cycles from which a result is worth a copy
 
 
@@ -29,7 +30,11 @@ def assign(nodes: list[Node], spec: ChipSpec, pinned: frozenset[int], interval: 
         if node.alu is not None:
             recent[node.alu].append(node)
     pool = [number for number in recent if number not in pinned]
-    for node in sorted(nodes, key=lambda n: (n.cycle, n.done)):
+    order = sorted(nodes, key=lambda n: (n.cycle, n.done))
+    if interval:  # what is kept for long fits in few places
+        order.sort(key=lambda n: n.op not in LARGE_OPS)
+        order.sort(key=lambda n: n.last_use - n.done < LONG)
+    for node in order:
         if node.alu is None:
             node.alu = _alu_for(node, recent, pool, interval)
             recent[node.alu].append(node)

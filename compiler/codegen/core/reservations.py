@@ -16,15 +16,20 @@ class Resource(StrEnum):
 
     PORT_W = "port of the western work slice"
     PORT_E = "port of the eastern work slice"
+    FEED_W = "port of the western feed slices"
+    FEED_E = "port of the eastern feed slices"
     INWARD = "streams of work memory, as a read passes the VXM"
+    FEED_INWARD = "streams of feed slices, as a read passes the VXM"
     ACROSS = "streams of work memory on which a read passes the VXM to the far SXM"
     FROM_SXM = "streams from the SXMs, as values arrive at the VXM"
     TO_SXM = "streams to the SXMs, as copies leave the VXM"
 
 
 PORTS = (Resource.PORT_W, Resource.PORT_E)
+FEED_PORTS = (Resource.FEED_W, Resource.FEED_E)
 # by name: looking a member up costs more than what is done with it, and blocks do so all the time
 INWARD, ACROSS = Resource.INWARD, Resource.ACROSS
+FEED_INWARD = Resource.FEED_INWARD
 FROM_SXM, TO_SXM = Resource.FROM_SXM, Resource.TO_SXM
 EXCLUSIVE = frozenset(Resource) - {Resource.ACROSS}
 """What an overlapping run of the same block may not take in the same cycle: a read that passes the

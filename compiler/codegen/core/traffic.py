@@ -17,7 +17,9 @@ class BlockTraffic:
     """What blocks send where."""
 
     to_vxm: int = inward(0, "vectors of work memory, of a side's slices", 2)
+    feed_to_vxm: int = inward(2, "a vector of a side's feed slices")
     from_vxm: int = outward(1, "results for work memory, to a side's slices", 2)
+    feed_from_vxm: int = outward(3, "a result for a side's feed slices")
     to_sxm: int = crossing(
         30, "vectors of work memory for an SXM, from the western slice and the eastern", 2,
         turns=True,
