@@ -140,7 +140,7 @@ def _round(n: int, k: int, spec: ChipSpec) -> Iterator[tuple[Block, int, int, in
             lambda pace, interval: _scan(
                 Block(spec, pinned=PICKS.pinned, interval=interval), [LANES] * GROUPS, pace
             ),
-            overlap=True,
+            whole,
         )
         yield scan, 0, whole, scan.interval or aligned(scan.end)
     if rest:

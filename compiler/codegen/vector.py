@@ -157,7 +157,7 @@ def scale_block(spec: ChipSpec) -> Block:
 
 @lru_cache(maxsize=64)
 def _norm_row(
-    width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, overlap: bool
+    width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, runs: int
 ) -> Block:
     """One row of a NORM; `scales`: vectors of the rows' scales."""
     lanes = groups(width)
@@ -196,7 +196,7 @@ def _norm_row(
         collect_scale(b, "s", scale, scales)
         return b
 
-    return row_block(build, overlap)
+    return row_block(build, runs)
 
 
 def norm(op: Norm, spec: ChipSpec) -> Template:
@@ -212,7 +212,7 @@ def norm(op: Norm, spec: ChipSpec) -> Template:
 
 @lru_cache(maxsize=64)
 def _gather_row(
-    shares: tuple[int, ...], int8: bool, scales: int, spec: ChipSpec, overlap: bool
+    shares: tuple[int, ...], int8: bool, scales: int, spec: ChipSpec, runs: int
 ) -> Block:
     """One row of a GATHER; `scales`: vectors of the rows' scales."""
     lanes = groups(sum(shares))
@@ -232,7 +232,7 @@ def _gather_row(
         collect_scale(b, "s", quantise(b, value, len(lanes), 0, pace, LOADED), scales)
         return b
 
-    return row_block(build, overlap)
+    return row_block(build, runs)
 
 
 def gather(op: Gather, spec: ChipSpec) -> Template:
@@ -248,7 +248,7 @@ def gather(op: Gather, spec: ChipSpec) -> Template:
 
 
 @lru_cache(maxsize=64)
-def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
+def _add_row(shares: tuple[int, ...], spec: ChipSpec, runs: int) -> Block:
     """One row of an ADD."""
 
     def build(pace: int, interval: int) -> Block:
@@ -264,7 +264,7 @@ def _add_row(shares: tuple[int, ...], spec: ChipSpec, overlap: bool) -> Block:
             b.chain(g * pace, partial(added, g, n))
         return b
 
-    return row_block(build, overlap)
+    return row_block(build, runs)
 
 
 def add(op: Add, spec: ChipSpec) -> Template:
@@ -298,7 +298,7 @@ ACTIVATIONS: dict[Activation, Callable[[Block, Node, Chain], Node]] = {Activatio
 
 
 @lru_cache(maxsize=64)
-def _gate_row(activation: Activation, n: int, spec: ChipSpec, overlap: bool) -> Block:
+def _gate_row(activation: Activation, n: int, spec: ChipSpec, runs: int) -> Block:
     """One row of a gate."""
 
     def build(pace: int, interval: int) -> Block:
@@ -314,7 +314,7 @@ def _gate_row(activation: Activation, n: int, spec: ChipSpec, overlap: bool) -> 
             at += count
         return b
 
-    return row_block(build, overlap)
+    return row_block(build, runs)
 
 
 def gate(op: Gate, spec: ChipSpec) -> Template:

@@ -80,15 +80,17 @@ def _scales(b: Block, _: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def _block(fill: Callable[[Block, int], None], tiles: int, spec: ChipSpec) -> Block:
-    """Build the block of one quad: from what one pass left of it to what the next must know."""
+def _block(
+    fill: Callable[[Block, int], None], tiles: int, quads: int, spec: ChipSpec
+) -> Block:  # fmt: skip
+    """Build the block of one of so many quads: from what one pass left to what the next needs."""
 
     def build(_: int, interval: int) -> Block:
         b = Block(spec, pinned=frozenset({LANE_NUMBERS.lane}), interval=interval)
         fill(b, tiles)
         return b
 
-    return row_block(build, True)
+    return row_block(build, quads)
 
 
 def _ports(block: Block) -> tuple[int, list[int]]:
@@ -180,8 +182,9 @@ class Batch:
         Quads that are stored may begin while the pass before still works on later ones, as soon as
         they meet none of what it has of ALUs, ways and ports.
         """
-        block = _block(fill, self.shape.scratch.tiles, self.shape.spec)
-        quads, step = len(self.shape.quads), block.interval or aligned(block.end)
+        quads = len(self.shape.quads)
+        block = _block(fill, self.shape.scratch.tiles, quads, self.shape.spec)
+        step = block.interval or aligned(block.end)
         turns = step * np.arange(quads)
         reads, used = _ports(block)
         held, asked = self._asked(before), of_nodes(fill.__name__, block.nodes)

@@ -229,8 +229,8 @@ class _Batch:
     # -- softmax
 
     def _softmax(self, queries: list[Query], at: int) -> Laid:
-        overlap = len(queries) > 1 and self.chunks <= MOST_OVERLAPPED
-        block = row_block(partial(softmax_block, self.spec, self.chunks), overlap)
+        runs = len(queries) if self.chunks <= MOST_OVERLAPPED else 1
+        block = row_block(partial(softmax_block, self.spec, self.chunks), runs)
         interval = block.interval or aligned(block.end)
         placed = tuple(
             _place(block, at + i * interval, scratch=self._scratch(query, 0))

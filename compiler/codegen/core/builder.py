@@ -100,6 +100,7 @@ class Block:
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
     _live: list[int] = field(default_factory=list)  # registers in use, by cycle of the interval
     _wait: int = WAIT
+    _kept: list[tuple[Node, int]] = field(default_factory=list)  # last uses that the chain moved
     _chain: int | None = None  # the first node of the chain that is being built
 
     def __post_init__(self) -> None:
@@ -199,43 +200,49 @@ class Block:
     # -- VXM
 
     def chain(self, first: int, build: Callable[[int], T]) -> T:
-        """Build instructions that follow each other without a wait: all from `first`, or later.
+        """Build instructions that follow each other closely: from `first` on, or later.
 
         A result that waits for the next instruction's ports holds its ALU's register. In a block
-        that overlaps itself registers are short, so there a chain starts when all of its
-        instructions find their ports, each when its operands are there: at most `WAIT` cycles
-        after a result of the chain; if there is no such place, at most `LONG_WAIT`.
+        that overlaps itself registers are short, so there a chain starts where each of its
+        instructions finds its ports soon after its operands are there: `WAIT` cycles, or else
+        `LONG_WAIT`. Where there is no such place, each waits as long as it must.
         """
         if not self.interval:
             return build(first)
-        at, self._wait = first, WAIT
-        while True:
-            sizes, end = (len(self.nodes), len(self.accesses), len(self.passes)), self.end
-            taken, queues, live = set(self._table.taken), dict(self._queues), list(self._live)
-            self._chain = sizes[0]
-            try:
-                return build(at)
-            except Occupied:
-                del self.nodes[sizes[0] :], self.accesses[sizes[1] :], self.passes[sizes[2] :]
-                self._table.taken, self._queues, self.end = taken, queues, end
-                self._live = live
-                earliest = max(first, 2 * self.sxm_hops + READ_AHEAD)  # of what passes an SXM
-                if at - earliest < self.interval or self._wait == LONG_WAIT:
-                    at = self._table.next_cycle(earliest, at, "a chain of instructions")
-                else:
-                    at, self._wait = first, LONG_WAIT
-            finally:
-                self._chain = None
+        last = max(first, 2 * self.sxm_hops + READ_AHEAD) + self.interval  # passes begin late
+        for self._wait in (WAIT, LONG_WAIT):
+            for at in range(first, last):
+                try:
+                    return self._closely(build, at)
+                except Occupied:
+                    continue
+        return build(first)
+
+    def _closely(self, build: Callable[[int], T], at: int) -> T:
+        """Build a chain that starts at a cycle; where it cannot, leave all as it was."""
+        sizes, end = (len(self.nodes), len(self.accesses), len(self.passes)), self.end
+        queues, live = dict(self._queues), list(self._live)
+        self._table.log, self._chain, self._kept = [], sizes[0], []
+        try:
+            return build(at)
+        except Occupied:
+            del self.nodes[sizes[0] :], self.accesses[sizes[1] :], self.passes[sizes[2] :]
+            self._table.taken.difference_update(self._table.log)
+            self._queues, self._live, self.end = queues, live, end
+            for node, last_use in reversed(self._kept):
+                node.last_use = last_use
+            raise
+        finally:
+            self._table.log, self._chain = None, None
 
     def _full(self, cycle: int, more: int = 1) -> bool:
         """Tell whether a block that overlaps itself has no register left for results at a cycle.
 
-        Registers of the block's runs that are under way together are counted. One is left over:
-        ALUs are chosen when the block is finished, one after another.
+        Registers of the block's runs that are under way together are counted.
         """
         if not self.interval:
             return False
-        most = self.spec.vxm_alus - len(self.pinned) - 1
+        most = self.spec.vxm_alus - len(self.pinned)
         return self._live[cycle % self.interval] + more > most
 
     def _keep(self, node: Node, cycle: int) -> None:
@@ -243,6 +250,8 @@ class Block:
         if self.interval:
             for at in range(node.last_use + 1, cycle + 1):
                 self._live[at % self.interval] += 1
+        if self._chain is not None:
+            self._kept.append((node, node.last_use))
         node.last_use = max(node.last_use, cycle)
 
     def _waits(self, sources: Iterable[NodeSource], cycle: int, *, within: bool = False) -> bool:
@@ -382,17 +391,18 @@ class Block:
         return BLOCKS.passes + used
 
     def copies(
-        self, value: Node, maps: Sequence[tuple[int | None, ...]], pairs: int = COPIES, gap: int = 1
-    ) -> list[tuple[int, Source]]:
+        self, value: Node, maps: Sequence[tuple[int | None, ...]], pairs: int = COPIES,
+        gap: int = 1, op: AluOp | None = None,
+    ) -> list[tuple[int, Source]]:  # fmt: skip
         """Send a value to both SXMs; return each map's copy back at the VXM: (cycle, operand).
 
         Half of the maps go west, half east, `pairs` of them every `gap` cycles: copy m and copy
-        m + len(maps) // 2 come in the same cycle.
+        m + len(maps) // 2 come in the same cycle. `op`: what is done to each pair as it comes.
         """
         half = -(-len(maps) // 2)
         turns = range(0, -(-half // pairs) * gap, gap)
         start = value.done
-        while not self._can_copy(start, turns, pairs):
+        while not self._can_copy(start, turns, min(pairs, half), op):
             start = self._table.next_cycle(value.done, start, "copies")
         arrive = 0
         out: list[tuple[int, Source]] = [(0, Immediate(0.0))] * len(maps)
@@ -416,13 +426,13 @@ class Block:
             self._table.reserve(*_copy_slots(start + turn, arrive))
         return out
 
-    def _can_copy(self, start: int, turns: range, pairs: int) -> bool:
+    def _can_copy(self, start: int, turns: range, pairs: int, op: AluOp | None) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops
         for turn in turns:
             arrive = start + turn + delay
             if self._table.conflicts(*_copy_slots(start + turn, arrive)):
                 return False
-            if any(self._full(arrive + late, pairs) for late in range(1, 5)):
+            if op is not None and self._full(arrive + self.delay[op].d_func, pairs):
                 return False
         return True
 

@@ -33,7 +33,7 @@ def _broadcast(pitch: int, place: int) -> tuple[int, ...]:
 def tree(b: Block, op: AluOp, value: Node, maps: Sequence[tuple[int | None, ...]]) -> list[Node]:
     """Return op(copy m, copy m + half) for every m below half of the maps."""
     half = len(maps) // 2
-    copies = b.copies(value, maps)
+    copies = b.copies(value, maps, op=op)
     return [b.alu(op, copies[m][1], copies[m + half][1], at=copies[m][0]) for m in range(half)]
 
 
@@ -90,7 +90,7 @@ def _max_of(b: Block, value: Node, maps: list[tuple[int | None, ...]]) -> Node:
     """Maximum of a value's copies, four pairs every other cycle: large ALUs are few."""
     maps += maps[-1:] * (len(maps) % 2)  # a copy without a partner meets itself
     half = len(maps) // 2
-    copies = b.copies(value, maps, pairs=4, gap=2)
+    copies = b.copies(value, maps, pairs=4, gap=2, op=AluOp.MAX)
     best: Node | None = None
     for first in range(0, half, 4):
         nodes = [

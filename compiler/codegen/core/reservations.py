@@ -45,6 +45,7 @@ class ReservationTable:
 
     interval: int = 0
     taken: set[Slot] = field(default_factory=set)
+    log: list[Slot] | None = None  # of slots that are taken anew, while somebody keeps it
 
     def modulo(self, slot: Slot) -> Slot:
         """Return a slot with its cycle within the initiation interval."""
@@ -60,7 +61,10 @@ class ReservationTable:
 
     def reserve(self, *slots: Slot) -> None:
         """Take slots."""
-        self.taken.update(map(self.modulo, slots))
+        wanted = [self.modulo(slot) for slot in slots]
+        if self.log is not None:
+            self.log += [slot for slot in wanted if slot not in self.taken]
+        self.taken.update(wanted)
 
     def repeats(self, interval: int) -> bool:
         """Tell whether the block could start anew so often: no exclusive slot is taken twice."""

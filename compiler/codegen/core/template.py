@@ -80,6 +80,7 @@ def laid_out(what: str) -> Iterator[None]:
         raise TemplateError(f"{what}: no instructions can be laid out on this chip{why}") from error
 
 
+MANY = 16  # runs from which on the interval alone decides
 TRIES = 12  # initiation intervals to try between one bound and twice that
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
 
@@ -117,39 +118,43 @@ def paced(build: Callable[[int], Block]) -> Block:
     raise TemplateError("no pace leaves enough ALUs")
 
 
-def row_block(build: Callable[[int, int], Block], overlap: bool) -> Block:
-    """Build the block of one row; with `overlap` one whose runs overlap (a modulo schedule).
+def row_block(build: Callable[[int, int], Block], runs: int) -> Block:
+    """Build the block of one row, for `runs` rows: all of them end as early as can be.
 
-    `build` takes the pace and the initiation interval (0 for none), and raises OverflowError where
-    they are too short. Intervals are tried from the resource bound on: the cycles that the block's
-    accesses take the ports, of whose `C2C_TURN` cycles all but one are the block's.
+    Where it pays, runs overlap (a modulo schedule). `build` takes the pace and the initiation
+    interval (0 for none), and raises OverflowError where they are too short. Intervals are tried
+    from the resource bound on: the cycles that the block's accesses take the ports, of whose
+    `C2C_TURN` cycles all but one are the block's.
     """
-    alone = paced(lambda pace: build(pace, 0))
-    if not overlap:
+    best = alone = paced(lambda pace: build(pace, 0))
+    if runs == 1:
         return alone
+    ends = (runs - 1) * aligned(alone.end) + alone.end
     busy = sum(len(access.beats) for access in alone.accesses)
     least = aligned(busy * C2C_TURN // (C2C_TURN - 1))
     step = max(C2C_TURN, aligned(least // TRIES))  # so that long blocks are not tried for long
     for interval in range(least, aligned(alone.end), step):
+        if (runs - 1) * interval + alone.end >= ends:  # a run takes no less than one alone
+            break
         for pace in PACES:
             try:
-                return build(pace, interval).finish()
+                block = build(pace, interval).finish()
             except OverflowError:
                 continue
-    return alone
+            if (runs - 1) * interval + block.end < ends:
+                best, ends = block, (runs - 1) * interval + block.end
+    return best
 
 
 def by_rows(
-    row: Callable[[bool], Block], rows: int, row_vectors: dict[str, int],
+    row: Callable[[int], Block], rows: int, row_vectors: dict[str, int],
     first: Block | None = None,
 ) -> Template:  # fmt: skip
     """Run one row's block for every row, behind a block that sets up.
 
-    `row` builds it to run one after another, or (True) over itself: whichever ends sooner.
+    `row` builds it for so many runs (`row_block`).
     """
-    block, over = row(False), row(rows > 1)
-    if (rows - 1) * over.interval + over.end < (rows - 1) * aligned(block.end) + block.end:
-        block = over
+    block = row(min(rows, MANY))
     start = aligned(first.end) if first is not None else 0
     interval = block.interval or aligned(block.end)
     placed = [Placed(block=first, start=0)] if first is not None else []
