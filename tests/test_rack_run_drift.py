@@ -132,7 +132,7 @@ def check_clocked(model: CompiledModel, step: StepSchedule) -> None:
 
 
 def test_the_verifier_sees_stops_that_are_wrong() -> None:
-    model, step, chip = stopping("1x1", "prefill8/64")
+    model, step, chip = stopping("1x2", "prefill8/64")
     check_clocked(model, step)
     stops = step.programs[chip].realign
     *before, (begin, end) = stops

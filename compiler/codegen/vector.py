@@ -156,9 +156,7 @@ def scale_block(spec: ChipSpec) -> Block:
 
 
 @lru_cache(maxsize=64)
-def _norm_row(
-    width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, runs: int
-) -> Block:
+def _norm_row(width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, runs: int) -> Block:
     """One row of a NORM; `scales`: vectors of the rows' scales."""
     lanes = groups(width)
 
