@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from one_operation import CHIP, both, placed
+from plain_ops import cycles, scheduled
 
+from chip.errors import TemplateError
 from chip.kernels.quant import tile_weights
 from chip.ops.opcodes import Opcode
+from compiler.codegen.lower import lower_operation
 
 WIDE = {
     "int8": replace(CHIP, work_slices=2, feed_slices=2),
@@ -18,9 +21,13 @@ WIDE = {
 }
 
 
-def product(rows: int, k: int, n: int, dtype: str, out: str) -> dict[str, Any]:
+def product(
+    rows: int, k: int, n: int, dtype: str, out: str, gaps: int | None = None
+) -> dict[str, Any]:
     names = "x s w sw y" if dtype == "int8" else "x w y"
     shape = {"rows": rows, "k": k, "n": n, "out": out, "dtype": dtype}
+    if gaps is not None:
+        shape["gaps"] = gaps
     return placed(Opcode.MATMUL, shape | dict.fromkeys(names.split(), True), 0, WIDE[dtype])
 
 
@@ -30,7 +37,7 @@ def product(rows: int, k: int, n: int, dtype: str, out: str) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])
 def test_bits(dtype: str, rows: int, k: int, n: int, out: str) -> None:
-    a = product(rows, k, n, dtype, out)
+    a = product(rows, k, n, dtype, out, gaps=24 if out == "f16" else None)
     rng = np.random.default_rng(rows)
     wide = -(-k // 320) * 320
     x = np.zeros((rows, wide), np.int8 if dtype == "int8" else np.float16)
@@ -40,3 +47,30 @@ def test_bits(dtype: str, rows: int, k: int, n: int, out: str) -> None:
     if dtype == "int8":
         data |= {"s": rng.random(rows, np.float32), "sw": 0.01 * rng.random(n, np.float32)}
     both(Opcode.MATMUL, a, data, tuple(range(rows)), WIDE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+@pytest.mark.parametrize("n", [1376, 1601, 2241, 3500])
+def test_the_planes_are_in_use_as_published(dtype: str, n: int) -> None:
+    """ISCA 2022, Fig. 13: at least 80 % on one chip for [2304 x 4096] x [4096 x N]."""
+    rows, k = 2304, 4096
+    a = {"rows": rows, "k": k, "n": n, "out": "f16", "dtype": dtype}
+    names = ("x", "s", "w", "sw", "y") if dtype == "int8" else ("x", "w", "y")
+    a |= dict.fromkeys(names, 0)
+    rate = 4 * 320 * 320 // (1 if dtype == "int8" else 4)
+    assert rows * k * n / (cycles(Opcode.MATMUL, a, WIDE[dtype]) * rate) >= 0.8
+
+
+def test_rows_that_begin_within_a_turn_of_the_feed_slices() -> None:
+    a = product(2, 64, 64, "int8", "f16")
+    spec = WIDE["int8"]
+    operation = scheduled(
+        opcode=Opcode.MATMUL, name="late", args=a | {"x": a["x"] + 320}, start=0,
+        end=cycles(Opcode.MATMUL, a, spec), nop=0,
+    )  # fmt: skip
+    with pytest.raises(TemplateError) as caught:
+        lower_operation(operation, spec)
+    assert str(caught.value) == (
+        "rows of a product: wanted a whole turn of the 4 feed slices from their first vector on, "
+        "got vector 1"
+    )

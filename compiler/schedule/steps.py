@@ -196,7 +196,8 @@ class StepPlanner:
             if not weight.n:
                 continue
             rows = Activations(x=self.buffers[chip][source], s=self._scale(chip, source))
-            room, at = LinkRoom(), self.buffers[chip][last.output] + offsets[rank]
+            room = LinkRoom(gaps=GAPS if self.kind.rows > 1 else None)
+            at = self.buffers[chip][last.output] + offsets[rank]
             if self.fuses:
                 out = leaves or (half and len(group.chips) > 1)
                 room = self._on_links(group, op, weight.n, out)

@@ -4,7 +4,8 @@ An array is a plane (int8), or a pair of planes (fp16). A job is a block of up t
 chunk of rows. Its passes follow each other: in each, one tile of K (320 values; fp16: half of it)
 is in the array, the chunk's rows stream through it, and the next tile loads behind it. In the last
 pass the sums of each row leave as they are made: the VXM dequantises and rounds them on their way
-to memory. Arrays take the next job as they come free, so that all are busy to the end.
+to memory. Where the chip has links, rows pause there, so that vectors find the port free. Arrays
+take the next job as they come free, so that all are busy to the end.
 
 Rows lie in the feed slices (chip/sram.py), at least one for each array. The rows of a pass come
 from all of them in turn; two arrays that begin on different turns never meet. Results go to the
@@ -42,7 +43,8 @@ from compiler.codegen.products.resources import STREAMED
 SCALES = VECTOR_BYTES // 4  # rows whose scales share a vector
 SCALE_VECTORS = 4  # of a chunk, at most: each has an ALU's register
 LARGEST = SCALE_VECTORS * SCALES  # rows of a chunk
-TRIED = 2  # sizes of chunks
+TRIED = 3  # sizes of chunks
+EVEN = 4  # rows of a chunk are a multiple: arrays then keep their turns of the feed slices
 LOAD = 42  # cycles in which a tile of each plane of a side is loaded
 BURST, PAUSE = 20, 4  # a last pass: rows that follow each other, then cycles that links may have
 EAST = 1
@@ -84,11 +86,12 @@ class Pass:
     loads: tuple[tuple[int, Piece], ...]  # (arrival, what)
     first: bool  # of its job
     last: bool
+    pauses: bool  # between rows, if it is the last
 
     @property
     def bursts(self) -> list[tuple[int, int, int]]:
         """Return (row, arrival, rows) of rows that follow each other, one a cycle."""
-        if not self.last:
+        if not (self.last and self.pauses):
             return [(0, self.start, self.job.rows)]
         return [
             (row, self.start + row // BURST * (BURST + PAUSE), min(BURST, self.job.rows - row))
@@ -589,7 +592,8 @@ def _next_pass(cursor: _Cursor, table: _Timetable) -> Pass:
         after = max(cursor.installed, arrays.far)
         loads = table.load(cursor.array, job.block, tile, after)
         start = max(least, loads[-1][0] + of["LW"] + of["IW"])
-        one = table.place(Pass(cursor.array, job, tile, start, tuple(loads), first, last))
+        pauses = table.product.op.links.gaps is not None
+        one = table.place(Pass(cursor.array, job, tile, start, tuple(loads), first, last, pauses))
         if best is None or one.start < best.start:
             best = one
         if best.start == least:
@@ -639,6 +643,7 @@ def _sizes(op: Matmul, spec: ChipSpec) -> list[int]:
     if largest > LARGEST - SCALES:
         largest = largest // SCALES * SCALES
     least = -(-op.rows // largest)
-    sizes = {-(-op.rows // n) for n in range(least, least + arrays)}
-    sizes = {size if size <= LARGEST - SCALES else largest for size in sizes}
+    even = {-(-op.rows // n) for n in range(least, least + 2 * arrays)}
+    sizes = {min(op.rows, -(-size // EVEN) * EVEN) for size in even} | {min(op.rows, largest)}
+    sizes = {size for size in sizes if size <= LARGEST - SCALES or size == largest}
     return sorted(sizes, key=lambda size: (cycles(size), -size))[:TRIED]
