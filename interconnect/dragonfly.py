@@ -6,7 +6,9 @@ node's chip `s % chips`, so neighbouring slots sit on different chips and load i
 
 Up to `max_linked_nodes`, every pair of nodes is linked directly and as often as the ports allow.
 Beyond that, half of a node's pool links the nodes of its rack. The other halves of a rack's nodes
-form one pool, which links every pair of racks. (ISCA 2022, section 2; docs/hardware.md.)
+form one pool, which links every pair of racks. What the pairs leave of a pool gives some pairs one
+cable more (`_pairs`), so that no port stays free that could have a cable: about 50 GB/s a chip up
+to 264 chips. (ISCA 2022, section 2 and Fig. 2; docs/hardware.md.)
 """
 
 from __future__ import annotations
@@ -95,15 +97,13 @@ def node(shape: Dragonfly) -> Topology:
 
 
 def linked_nodes(shape: Dragonfly, n_nodes: int) -> Topology:
-    """Make up to `max_linked_nodes` nodes, every pair of them linked equally often."""
+    """Make up to `max_linked_nodes` nodes, every pair linked; numbers of links differ by one."""
     if not 1 <= n_nodes <= shape.max_linked_nodes:
         raise TopologyError(
             what="linked nodes", wanted=f"1 to {shape.max_linked_nodes} nodes", got=n_nodes
         )
     cables = [*_inside(shape, n_nodes)]
-    if n_nodes > 1:
-        per_pair = shape.node_pool // (n_nodes - 1)
-        cables += _between_nodes(shape, range(n_nodes), per_pair)
+    cables += _between_nodes(shape, range(n_nodes), shape.node_pool)
     return wire(n_nodes * shape.chips_per_node, cables, shape.ports_per_chip)
 
 
@@ -120,8 +120,9 @@ def multi_rack(shape: Dragonfly, n_racks: int) -> Topology:
     if n_racks * nodes <= shape.max_linked_nodes:
         return linked_nodes(shape, n_racks * nodes)
     cables = [*_inside(shape, n_racks * nodes)]
+    inside = shape.rack_node_links * (nodes - 1)
     for first in range(0, n_racks * nodes, nodes):
-        cables += _between_nodes(shape, range(first, first + nodes), shape.rack_node_links)
+        cables += _between_nodes(shape, range(first, first + nodes), inside)
     cables += _between_racks(shape, n_racks)
     return wire(n_racks * shape.chips_per_rack, cables, shape.ports_per_chip)
 
@@ -135,9 +136,9 @@ def _inside(shape: Dragonfly, n_nodes: int) -> Iterator[Cable]:
                 yield Cable(base + a, b - 1, base + b, a, LinkKind.LOCAL)
 
 
-def _between_nodes(shape: Dragonfly, nodes: range, per_pair: int) -> Iterator[Cable]:
-    """Link every pair `per_pair` times; the first slots of each node's pool go to its successor."""
-    for a, b, slot_a, slot_b in _pairs(len(nodes), per_pair):
+def _between_nodes(shape: Dragonfly, nodes: range, slots: int) -> Iterator[Cable]:
+    """Link every pair over the first `slots` of each node's pool."""
+    for a, b, slot_a, slot_b in _pairs(len(nodes), slots):
         yield _pooled(shape, nodes[a], slot_a, nodes[b], slot_b)
 
 
@@ -145,7 +146,7 @@ def _between_racks(shape: Dragonfly, n_racks: int) -> Iterator[Cable]:
     """Link every pair of racks; a rack's pool takes its nodes in turn."""
     nodes = shape.nodes_per_rack
     taken = shape.rack_node_links * (nodes - 1)
-    for a, b, slot_a, slot_b in _pairs(n_racks, shape.rack_pool // (n_racks - 1)):
+    for a, b, slot_a, slot_b in _pairs(n_racks, shape.rack_pool):
         yield _pooled(
             shape,
             a * nodes + slot_a % nodes,
@@ -155,16 +156,37 @@ def _between_racks(shape: Dragonfly, n_racks: int) -> Iterator[Cable]:
         )
 
 
-def _pairs(count: int, per_pair: int) -> Iterator[tuple[int, int, int, int]]:
+def _pairs(count: int, slots: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (a, b, slot at a, slot at b) for every link of every pair a < b.
 
     Each member numbers its peers by how far round the ring they are, so all members look alike.
+    Pairs are linked equally often first. The slots that are left link members once more: those
+    farthest apart on the ring, which adds most between its halves.
     """
+    per_pair, left = divmod(slots, count - 1) if count > 1 else (0, 0)
     for a in range(count):
         for b in range(a + 1, count):
             ahead, behind = b - a - 1, a - b - 1 + count
             for copy in range(per_pair):
                 yield a, b, ahead * per_pair + copy, behind * per_pair + copy
+    yield from _once_more(count, left, per_pair * (count - 1))
+
+
+def _once_more(count: int, left: int, slot: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield links over the last `left` slots, from `slot` on, of a ring of `count` members."""
+    if left % 2 and count % 2 == 0:
+        half = count // 2
+        yield from ((a, a + half, slot, slot) for a in range(half))
+        left, slot = left - 1, slot + 1
+    distance = (count - 1) // 2
+    while left > 1:
+        for a in range(count):
+            b = (a + distance) % count
+            ends = (a, b, slot, slot + 1) if a < b else (b, a, slot + 1, slot)
+            yield ends
+        left, slot, distance = left - 2, slot + 2, distance - 1
+    if left:  # an odd ring and one slot each: neighbours in pairs, the last member is left over
+        yield from ((a, a + 1, slot, slot) for a in range(0, count - 1, 2))
 
 
 def _pooled(shape: Dragonfly, node_a: int, slot_a: int, node_b: int, slot_b: int) -> Cable:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from program_kit import CHIP, patterned, single
 
+from chip.encoding.binary import decode, encode
 from chip.errors import IssueError
 from chip.floorplan import alu, mem, parse_queue, plane_of, queues
-from chip.isa.assembly import KINDS, text_of
+from chip.isa.assembly import KINDS, assemble, disassemble, text_of
 from chip.isa.instructions import (
     ICU,
     ISSUED_BY,
@@ -74,6 +75,20 @@ def test_queues_keep_the_cycles() -> None:
         Named(READ, "a"), Repeat(4, 3), Nop(14), Named(WRITE, "b"),
     )  # fmt: skip
     assert sorted(to_issues(program, CHIP), key=str) == sorted(given_issues, key=str)
+
+
+def test_a_long_wait_is_several_nops() -> None:
+    """ISCA 2020, III.A.1: a NOP's count has 16 bits."""
+    issues = [Issue(mem(0, 0), 0, READ), Issue(mem(0, 0), 200_000, WRITE)]
+    program = to_queues(issues)
+    waits = [item.n for item in program.queues[mem(0, 0)] if isinstance(item, Nop)]
+    assert waits == [65_535, 65_535, 65_535, 3_394]
+    assert to_issues(program, CHIP) == issues
+    assert decode(encode(program, CHIP), CHIP) == program
+    assert assemble(disassemble(program), CHIP) == program
+    for n in (0, 65_536):
+        with pytest.raises(ValueError, match=f"NOP: wanted 1 to 65535 cycles, got {n}"):
+            Nop(n)
 
 
 def test_repeats_that_interleave_are_cut() -> None:

@@ -1,6 +1,6 @@
 """A program as the queues hold it: instructions, NOP and Repeat in order; and its issue cycles.
 
-A queue issues one item a cycle. `NOP n` takes n cycles; `Repeat n, d` issues the instruction before
+A queue issues one item a cycle. `NOP n` takes n cycles (a longer wait is several); `Repeat n, d` issues the instruction before
 it n more times, d cycles apart, its address counters stepping. Every queue starts parked on a Sync
 and is released by one Notify, so that all start in the same cycle, `origin` of the program; in
 front of the Notify a Deskew waits for an epoch of the counter that all chips share. A
@@ -34,12 +34,18 @@ from chip.isa.issue import Issue, culprit, delays
 from chip.isa.operands import At, Lane, Position, Source
 from chip.spec import ChipSpec
 
+MOST_WAIT = (1 << 16) - 1  # cycles of one NOP; ISCA 2020, III.A.1: a count of 16 bits
+
 
 @dataclass(frozen=True, slots=True)
 class Nop:
-    """Wait n cycles."""
+    """Wait n cycles. Raises ValueError for a count that 16 bits do not hold."""
 
     n: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= MOST_WAIT:
+            raise ValueError(f"NOP: wanted 1 to {MOST_WAIT} cycles, got {self.n}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +208,19 @@ def _items(issues: list[Issue], origin: int) -> Iterator[Item]:
             assert before is not None
             what = f"two instructions in {issue.queue} at {issue.cycle}"
             raise IssueError(what, culprit(before, before.n - 1), culprit(issue))
-        if issue.cycle > now:
-            yield Nop(issue.cycle - now)
+        yield from waits(issue.cycle - now)
         yield Named(issue.instruction, issue.name)
         if issue.n > 1:
             yield Repeat(issue.n - 1, issue.d)
         now, before = issue.last_cycle + _length(issue.instruction), issue
+
+
+def waits(cycles: int) -> Iterator[Nop]:
+    """Yield the NOPs that wait so long."""
+    whole, rest = divmod(cycles, MOST_WAIT)
+    yield from (Nop(MOST_WAIT) for _ in range(whole))
+    if rest:
+        yield Nop(rest)
 
 
 def _length(instruction: Instruction) -> int:
