@@ -60,8 +60,8 @@ def test_what_is_behind_a_figure() -> None:
         "assumed: mxm_activation_slots, mxm_accumulator_rows"
     )
     assert behind(row(1, 1, "chip.*", "delays.*"), MACHINE) == "fitted: 6; assumed: 39"
-    found = row(1, 1, "link.latency_cycles", "chip.forward_cycles").behind(MACHINE)
-    assert found["constants"] == ["chip.forward_cycles", "link.latency_cycles"]
+    found = row(1, 1, "link.latency_ns", "chip.forward_cycles").behind(MACHINE)
+    assert found["constants"] == ["chip.forward_cycles", "link.latency_ns"]
     assert found["fitted"] == {"chip.forward_cycles": "1.6 us end to end in a rack"}
 
 

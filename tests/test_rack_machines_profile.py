@@ -46,6 +46,22 @@ def test_groqrack_is_as_published() -> None:
     assert GROQ.link_spec(1) == link  # does not depend on the layout
 
 
+def test_another_clock_leaves_links_and_the_host_as_fast(tmp_path: Path) -> None:
+    """Their times are in nanoseconds; the chip's cycles of them are whole, rounded up."""
+    text = value("chip", clock_hz=1_800_000_000)
+    assert (GROQ.host_link.latency_cycles, GROQ.host_turnaround_cycles) == (9_000, 9_000)
+    for name, strayed in (("groqrack", (0, 0)), ("groqrack-drift", (22_000, 600))):
+        fast = load_hardware(write(tmp_path, f'name = "fast"\ninherits = "{name}"\n{text}'))
+        assert fast.link_spec(1).latency_cycles == 2 * 216
+        assert (fast.host_link.latency_cycles, fast.host_turnaround_cycles) == (18_000, 18_000)
+        assert (fast.clock.jitter_mcycles, fast.clock.latency_sigma_mcycles) == strayed
+        assert fast.link_spec(1).slot_cycles(fast.chip.clock_hz) == 48  # 47.23
+    odd = write(tmp_path, f"{HEAD}{value('chip', clock_hz=901_000_000)}")
+    assert load_hardware(odd).link_spec(1).latency_cycles == 217  # 216.24
+    drift = load_hardware("groqrack-drift").clock
+    assert (drift.jitter_mcycles, drift.latency_sigma_mcycles) == (11_000, 300)
+
+
 def test_lesson_is_as_in_the_course_text() -> None:
     assert (LESSON.chips_per_card, LESSON.cards_per_rack, LESSON.chips_per_rack) == (2, 9, 18)
     assert LESSON.chip.sram_bytes == 230_686_720
@@ -114,7 +130,7 @@ def test_every_number_has_its_source() -> None:
     assert set(ChipSpec.__slots__) - {"delays", *USES} == {
         key.removeprefix("chip.") for key in GROQ.sources if key.startswith("chip.")
     }
-    assert GROQ.sources["link.latency_cycles"].grade == "A"
+    assert GROQ.sources["link.latency_ns"].grade == "A"
     assert GROQ.sources["chip.forward_cycles"].fitted == "1.6 us end to end in a rack"
     assert "link.lanes" not in LESSON.sources  # inherited, but not used
     assert "link.rack_bps" not in GROQ.sources
@@ -172,7 +188,7 @@ FIT = "numbers that fit together"
         (
             f"{HEAD}[host]\nlanes = 3",
             "host.lanes",
-            "one of latency_cycles, overhead_bytes, payload_bps, turnaround_cycles",
+            "one of latency_ns, overhead_bytes, payload_bps, turnaround_ns",
             "an unknown key",
         ),
         (f"{HEAD}[chip]\nlanes = 320", "chip.lanes", SHAPE, "320"),
@@ -225,8 +241,8 @@ FIT = "numbers that fit together"
             "900000000.0",
         ),
         (
-            f"{HEAD}[link]\nlatency_cycles = {{ value = 0, {SOURCED} }}",
-            "link.latency_cycles",
+            f"{HEAD}[link]\nlatency_ns = {{ value = 0, {SOURCED} }}",
+            "link.latency_ns",
             "an integer >= 1",
             "0",
         ),
@@ -355,6 +371,16 @@ def value(table: str, **keys: object) -> str:
         ),
         (value("system", cards_per_rack=10**12), "system.cards_per_rack", "at most 1024", "10000"),
         (value("link", line_rate_bps=1), "link", "at most 1000000 cycles for a vector", "6088"),
+        (value("link", latency_ns=10**7), "link.latency_ns", "at most 1000000", "10000000"),
+        (value("clock", jitter_ps=10**7), "clock.jitter_ps", "at most 1000000", "10000000"),
+        (
+            value("chip", clock_hz=10**11) + value("link", latency_ns=10_001), "link.latency_ns",
+            "at most 1000000 cycles of chip.clock_hz", "1000100",
+        ),
+        (
+            value("chip", clock_hz=10**11) + value("clock", jitter_ps=10_001), "clock.jitter_ps",
+            "at most 1000000 thousandths of a cycle of chip.clock_hz", "1000100",
+        ),
         (value("host", payload_bps=1), "host", "at most 1000000 cycles for a vector", "2304"),
     ],
 )  # fmt: skip

@@ -8,6 +8,8 @@ without is refused. So are an unknown key, a number out of bounds (`profile_keys
 that is not modelled, and a key of the file's own that changes nothing beside the others, as
 `link.lanes` where all ports share a rate (an inherited one is passed over).
 `fitted = "..."` names the published figure that a value was chosen to meet.
+Times of links and of the host are `_ns` and `_ps`, which another `chip.clock_hz` leaves as they
+are; here they become cycles.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from rack.machines.profile_keys import (
     COMMON,
     KNOWN,
     MOST_CHIPS,
+    MOST_CYCLES,
     MOST_SLOT,
     ONLY,
     REMOVED,
@@ -201,7 +204,7 @@ class _Profile:
         """Return how the clocks stray, as ONLY has it."""
         drift, jitter, sigma = (
             self._get(f"clock.{key}").value
-            for key in ("drift_ppm", "jitter_mcycles", "latency_sigma_mcycles")
+            for key in ("drift_ppm", "jitter_ps", "latency_sigma_ps")
         )
         strays = ["straying clocks"] if drift or jitter else []
         return strays + (["drawn latencies"] if strays or sigma else ["exact clocks"])
@@ -220,6 +223,21 @@ class _Profile:
         assert isinstance(value, int), key  # _check_value saw it
         return value
 
+    def _cycles(self, key: str) -> int:
+        """Return `_ns` in the chip's cycles, `_ps` in thousandths of them; rounded up.
+
+        What has neither unit stays as it is. Raises ProfileError for too many.
+        """
+        value = self._int(key)
+        if not key.endswith(("_ns", "_ps")):
+            return value
+        cycles = -(-value * self._int("chip.clock_hz") // 10**9)
+        if cycles > MOST_CYCLES:
+            unit = "cycles" if key.endswith("_ns") else "thousandths of a cycle"
+            wanted = f"at most {MOST_CYCLES} {unit} of chip.clock_hz"
+            raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(cycles))
+        return cycles
+
     def _table(self, table: str, *keys: str) -> dict[str, int]:
         return {key: self._int(f"{table}.{key}") for key in keys}
 
@@ -236,14 +254,19 @@ class _Profile:
         """Run a constructor; what it finds wrong concerns several keys of the file together."""
         try:
             return make()
+        except ProfileError:
+            raise
         except ValueError as error:
             wanted = "numbers that fit together"
             raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(error)) from error
 
     def build(self, name: str) -> Hardware:
         """Make the Hardware; ProfileError when the numbers contradict each other."""
-        strays = {key: self._int(key) for key in self.used if key.startswith("clock.")}
-        clock = {key.removeprefix("clock."): value for key, value in strays.items()}
+        clock = {
+            key.removeprefix("clock.").replace("_ps", "_mcycles"): self._cycles(key)
+            for key in self.used
+            if key.startswith("clock.")
+        }
         system = self._table("system", "chips_per_card", "cards_per_rack", "ports_per_chip")
         chips = system["chips_per_card"] * system["cards_per_rack"]
         if chips > MOST_CHIPS:
@@ -265,7 +288,7 @@ class _Profile:
             chip_link=self._built("link", lambda: self._link(chips)),
             host_link=self._built("host", self._host),
             clock=self._built("clock", lambda: ClockSpec(**clock)),
-            host_turnaround_cycles=self._int("host.turnaround_cycles"),
+            host_turnaround_cycles=self._cycles("host.turnaround_ns"),
             sources=self.used,
             **system,
         )
@@ -296,7 +319,7 @@ class _Profile:
                 raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(cycles))
 
     def _link(self, chips: int) -> LinkSpec | SharedEgress:
-        common = self._table("link", "overhead_bytes", "latency_cycles")
+        common = self._wire("link")
         if self.used["link.rate"].value == "per_link":
             serdes = ("lanes", "line_rate_bps", "encoding_payload", "encoding_total")
             return LinkSpec(**self._table("link", *serdes), **common)
@@ -304,5 +327,9 @@ class _Profile:
         return SharedEgress(egress_bps=Fraction(self._int("link.rack_bps"), shares), **common)
 
     def _host(self) -> LinkSpec:
-        common = self._table("host", "overhead_bytes", "latency_cycles")
-        return LinkSpec.from_payload_rate(self._int("host.payload_bps"), **common)
+        return LinkSpec.from_payload_rate(self._int("host.payload_bps"), **self._wire("host"))
+
+    def _wire(self, table: str) -> dict[str, int]:
+        """Return what all kinds of links have."""
+        latency = self._cycles(f"{table}.latency_ns")
+        return {**self._table(table, "overhead_bytes"), "latency_cycles": latency}

@@ -14,6 +14,7 @@ from rack.errors import ProfileError
 
 TABLES = ("chip", "delays", "system", "link", "clock", "host")
 MOST_CYCLES = 1_000_000  # of a latency: a millisecond and more
+MOST_TIME = 1_000_000  # ns of a latency, ps of what strays
 MOST_DELAY = 64  # of one instruction
 MOST_CHIPS = 1024  # of a rack
 MOST_PORTS = 64  # of a chip
@@ -48,18 +49,18 @@ RANGES = {
     "link.rack_bps": (1, MOST_BPS),
     "link.rack_bps_directions": (1, 2),
     "link.overhead_bytes": (0, 10**6),
-    "link.latency_cycles": (1, MOST_CYCLES),
+    "link.latency_ns": (1, MOST_TIME),
     "clock.drift_ppm": (0, 9_999),
-    "clock.jitter_mcycles": (0, MOST_CYCLES),
-    "clock.latency_sigma_mcycles": (0, MOST_CYCLES),
+    "clock.jitter_ps": (0, MOST_TIME),
+    "clock.latency_sigma_ps": (0, MOST_TIME),
     "clock.hac_period_cycles": (1, MOST_CYCLES),
     "clock.hac_exchange_cycles": (1, MOST_CYCLES),
     "clock.realign_cycles": (1, 10**9),
     "clock.seed": (0, (1 << 64) - 1),
     "host.payload_bps": (1, MOST_BPS),
     "host.overhead_bytes": (0, 10**6),
-    "host.latency_cycles": (1, MOST_CYCLES),
-    "host.turnaround_cycles": (0, MOST_CYCLES),
+    "host.latency_ns": (1, MOST_TIME),
+    "host.turnaround_ns": (0, MOST_TIME),
 }
 """The least and the most of every number that may vary."""
 
@@ -97,6 +98,11 @@ REMOVED = {
         "it follows from delays and chip.slices_per_hop",
     ),
     "chip.ecc_bits_per_word": "it changed nothing",
+    "link.latency_cycles": "it is link.latency_ns",
+    "clock.jitter_mcycles": "it is clock.jitter_ps",
+    "clock.latency_sigma_mcycles": "it is clock.latency_sigma_ps",
+    "host.latency_cycles": "it is host.latency_ns",
+    "host.turnaround_cycles": "it is host.turnaround_ns",
 }  # fmt: skip
 """Keys of earlier versions, and why they are gone."""
 

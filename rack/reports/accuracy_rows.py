@@ -121,7 +121,7 @@ def link_rows(hardware: Hardware) -> list[Row]:
     )
     eight = exchange_cycles(hardware, all_to_all(hardware.chips_per_node), 1)
     wire = ("link.lanes", "link.line_rate_bps", "link.encoding_*")
-    timed = (*wire, "link.overhead_bytes", "link.latency_cycles", "chip.clock_hz")
+    timed = (*wire, "link.overhead_bytes", "link.latency_ns", "chip.clock_hz")
     through = (*timed, "chip.forward_cycles")
     return [
         _row("link", *figure)
@@ -131,7 +131,7 @@ def link_rows(hardware: Hardware) -> list[Row]:
              link.slot_cycles(clock), (*wire, "link.overhead_bytes", "chip.clock_hz")),
             ("latency inside a node", "cycles", (216.27, 217.35), "A",
              "ISCA 2022, Table 2: means of seven links", link.latency_cycles,
-             ("link.latency_cycles",)),
+             ("link.latency_ns",)),
             ("bandwidth of a chip in a node", "GB/s", 87.5, "D", "7 links",
              rate * hardware.local_ports, (*wire, "system.local_ports")),
             ("the same, reached by an all-gather of 1.3 MB a chip", "GB/s", 87.5, "D",
