@@ -155,7 +155,8 @@ def test_the_trained_model_continues_as_it_should(
         (["none"], "model 'none': wanted a preset (llama-8b, llama-70b, tiny, tiny-wide) or a "
          "folder with config.json, got neither"),
         (["tiny", "--dtype", "int3"], "dtype: wanted one of int8, fp16, got 'int3'"),
-        (["tiny", "--hardware", "tpu"], "tpu: profile: wanted groqrack, groqrack-drift, lesson or"),
+        (["tiny", "--hardware", "tpu"],
+         "tpu: profile: wanted groqrack, groqrack-64, groqrack-drift, lesson or"),
         (["tiny", "--layout", "2by2"], "layout '2by2': wanted PxT or PxT+H, such as 8x4+4"),
         (["tiny", "--layout", "0x2"], "layout '0x2': wanted at least one stage of one chip"),
         (["tiny", "--layout", "4x1"], "layout 4x1: 4 stages, but tiny has 3 layers"),

@@ -62,6 +62,12 @@ def test_another_clock_leaves_links_and_the_host_as_fast(tmp_path: Path) -> None
     assert (drift.jitter_mcycles, drift.latency_sigma_mcycles) == (11_000, 300)
 
 
+def test_a_rack_with_a_spare_node() -> None:
+    spare = load_hardware("groqrack-64")
+    assert (spare.chips_per_node, spare.chips_per_rack) == (8, 64)
+    assert (spare.racks(64), spare.racks(65), GROQ.racks(65)) == (1, 2, 1)
+
+
 def test_lesson_is_as_in_the_course_text() -> None:
     assert (LESSON.chips_per_card, LESSON.cards_per_rack, LESSON.chips_per_rack) == (2, 9, 18)
     assert LESSON.chip.sram_bytes == 230_686_720
