@@ -35,6 +35,7 @@ from chip.isa.instructions import (
     TILES,
     Alu,
     AluOp,
+    Gather,
     Permute,
     Read,
     Receive,
@@ -44,8 +45,11 @@ from chip.isa.instructions import (
 )  # fmt: skip
 from chip.isa.operands import At, Chain, Held, Immediate, In, Stream, group
 from chip.machine.crossings import Crossing
-from chip.machine.machine import CrossingAction, Machine
+from chip.machine.machine import CrossingAction, DataAction, Machine
 from chip.machine.resolve import resolve as resolve_on
+
+LANDS = DELAYS["RECEIVE"].d_func + hops(sxm(0, 0), mem(1, 3), CHIP) + DELAYS["WRITE"].d_func
+INTO_E3 = Receive(port=0, side=1, slice=3, address=5)
 
 REFUSED = {
     "queue": (
@@ -216,6 +220,26 @@ REFUSED = {
         [issue(sxm(0, 0), 0, Permute(src=group(E0, 1), dst=group(E0, 1), item=3, map=()))],
         "item: wanted 1, 2 or 4 bytes, got 3: PERMUTE",
     ),
+    "slice of a vector received": (
+        [issue(sxm(0, 0), 0, Receive(port=0, side=1, slice=44, address=0))],
+        "slice: wanted 0 to 43 of side 0 or 1, got 44 of side 1: RECEIVE",
+    ),
+    "word of a vector received": (
+        [issue(sxm(0, 0), 0, Receive(port=0, side=1, slice=43, address=8192))],
+        "address: wanted words 0 to 8191, got 8192: RECEIVE",
+    ),
+    "a vector received among words that are gathered": (
+        [
+            read(1),
+            issue(sxm(1, 0), 0, INTO_E3),
+            issue(
+                mem(1, 3),
+                DELAYS["READ"].d_func + hops(mem(0, 1), mem(1, 3), CHIP),
+                Gather(map=E0, stream=W0),
+            ),
+        ],
+        "a vector received in a slice whose words are gathered or scattered: RECEIVE",
+    ),
     "groups": (
         [issue(sxm(0, 0), 0, Transpose(src=E0, dst=E0, groups=21))],
         "groups: wanted 1 to 20, got 21: TRANSPOSE",
@@ -315,7 +339,7 @@ def test_vectors_depart_on_their_cycles() -> None:
 
 def test_a_port_holds_few_vectors_that_arrived() -> None:
     """Each waits 100 cycles for its Receive; the fifth arrives while four wait."""
-    receive = Receive(port=0, stream=Stream(True, 1), wait=100)
+    receive = Receive(port=0, side=0, slice=0, address=1, wait=100)
     for period, n in ((25, 9), (24, 4)):
         issues = issue(sxm(0, 0), 200, receive, n, period)
         cycles = tuple(100 + i * period for i in range(n))
@@ -328,8 +352,42 @@ def test_a_port_holds_few_vectors_that_arrived() -> None:
     )
 
 
+def test_a_vector_is_received_into_memory() -> None:
+    """No stream and no other queue has a part in it: it is in its word when it has landed."""
+    data = np.zeros((WORDS * SLICES, 320), np.uint8)
+    copy = issue(mem(1, 3), LANDS + 1, Read(address=5, stream=Stream(True, 2)))
+    there = LANDS + 1 + DELAYS["READ"].d_func + hops(mem(1, 3), mem(1, 7), CHIP)
+    away = issue(mem(1, 7), there, Write(address=6, stream=Stream(True, 2)))
+    made = bound(
+        issue(sxm(0, 0), 0, INTO_E3), copy, away, sram=data,
+        crossings=(Crossing(0, False, (0,), "transfer"),),
+    )  # fmt: skip
+    made.begin((0,))
+    (crossing,) = [action for action in made.actions if isinstance(action, CrossingAction)]
+    made.pool[crossing.rows] = 77
+    for action in made.actions:
+        if isinstance(action, DataAction):
+            action.run()
+    made.end()
+    word = 5 * SLICES + SLICES // 2 + 3
+    assert (data[word] == 77).all()
+    assert (data[word + SLICES + 4] == 77).all()  # read from there, and written elsewhere
+    with pytest.raises(IssueError, match=f"vector {word} was never written: READ"):
+        resolve(issue(sxm(0, 0), 0, INTO_E3), replace(copy, cycle=LANDS - 1))
+
+
+def test_a_vector_received_takes_the_port_of_its_slice() -> None:
+    other = issue(mem(1, 3), LANDS, Write(address=1, stream=Stream(True, 2)))
+    feed = issue(mem(0, 0), LANDS - hops(mem(0, 0), mem(1, 3), CHIP) - DELAYS["READ"].d_func,
+                 Read(address=0, stream=Stream(True, 2)))  # fmt: skip
+    with pytest.raises(IssueError) as caught:
+        resolve(issue(sxm(0, 0), 0, INTO_E3), feed, other)
+    assert "RECEIVE of op0 on SXM_W0 at 0" in str(caught.value)
+    assert f"WRITE of op{LANDS} on MEM_E3 at {LANDS}" in str(caught.value)
+
+
 def test_two_vectors_at_one_port() -> None:
-    receive = Receive(port=0, stream=Stream(True, 1))
+    receive = Receive(port=0, side=0, slice=0, address=1)
     issues = [issue(sxm(0, 0), 3, receive), issue(sxm(0, 1), 4, replace(receive, wait=1))]
     with pytest.raises(IssueError, match="two vectors at one port in one cycle: RECEIVE of"):
         bound(*issues)

@@ -46,10 +46,17 @@ class Send(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receive(Instruction):
-    """C2C: put on a stream the vector that arrived at a port `wait` cycles ago."""
+    """C2C: put the vector that arrived at a port `wait` cycles ago into word `address` of a slice.
+
+    `side`, `slice`: hemisphere and number of the slice. The write takes the slice's port, and no
+    other queue has a part in it (ISCA 2020, Table I: emplaced in memory; ISCA 2022, 2.3).
+    assumption: the vector has a way of its own, which takes as long as a stream's.
+    """
 
     port: int
-    stream: Stream
+    side: int
+    slice: int
+    address: int
     wait: int = 0
 
 

@@ -20,6 +20,7 @@ from chip.isa.instructions import (
     Lanes,
     Notify,
     Read,
+    Receive,
     RuntimeDeskew,
     Select,
     Sync,
@@ -81,6 +82,8 @@ class Checker:
             return f"cycles: wanted 1 or more, got {instruction.cycles}"
         if isinstance(instruction, (Deskew, Sync, Notify, Ifetch, Config)):
             return "an instruction that a program may have only before its queues are released"
+        if isinstance(instruction, Receive):
+            return self._receive(instruction)
         if isinstance(instruction, Transpose):
             return _transpose(instruction)
         return None
@@ -100,6 +103,15 @@ class Checker:
         out = {AluOp.CVT_I8: "i8", AluOp.CVT_F16: "f16"}.get(alu.op)
         if alu.op is not AluOp.COPY and alu.out:
             return _taps(alu.out, alu.lanes, out or "f32")
+        return None
+
+    def _receive(self, receive: Receive) -> str | None:
+        slices, words = self.spec.slices // 2, self.spec.banks * self.spec.words_per_bank
+        if receive.side not in (0, 1) or not 0 <= receive.slice < slices:
+            got = f"{receive.slice} of side {receive.side}"
+            return f"slice: wanted 0 to {slices - 1} of side 0 or 1, got {got}"
+        if not 0 <= receive.address < words:
+            return f"address: wanted words 0 to {words - 1}, got {receive.address}"
         return None
 
     @staticmethod

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from chip.errors import IssueError
-from chip.floorplan import Queue, Unit, plane_of, position
+from chip.floorplan import Queue, Unit, hops, mem, plane_of, position
 from chip.isa.instructions import (
     ABC,
     ACC,
@@ -82,6 +82,14 @@ def slice_of(issue: Issue, spec: ChipSpec) -> int:
     return issue.queue.hemisphere * (spec.slices // spec.hemispheres) + issue.queue.number
 
 
+def landing(issue: Issue, spec: ChipSpec, table: dict[str, Delay]) -> int:
+    """Return when the first vector of a Receive is written."""
+    receive = issue.instruction
+    assert isinstance(receive, Receive)
+    way = hops(issue.queue, mem(receive.side, receive.slice), spec)
+    return issue.cycle + table["RECEIVE"].d_func + way + table["WRITE"].d_func
+
+
 def access_cycle(issue: Issue, table: dict[str, Delay]) -> int:
     """Return when the first issue of a MEM instruction takes its slice's port.
 
@@ -110,6 +118,7 @@ class Collector:
         self.port_uses = EventTable(PortEvents)
         self.dynamic: list[Burst] = []  # bursts whose address comes with the step
         self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
+        self.received: list[Burst] = []  # bursts whose one operand is what they receive
         self.results = EventTable(ResultEvents)
         self.register_reads = EventTable(RegisterEvents)
         self.loads = EventTable(LoadEvents)
@@ -272,7 +281,13 @@ class Collector:
             self._take(burst, (Tap(c2c.stream),))
         else:
             self._make(burst, 1)
-            self._put(burst, (Tap(c2c.stream),))
+            self.received.append(burst)
+            access = WordEvents.run(
+                slice_=c2c.side * (self.spec.slices // self.spec.hemispheres) + c2c.slice,
+                word=c2c.address, word_step=0, cycle=landing(burst.issue, self.spec, self.delays),
+                period=burst.issue.d, data=self._operand(burst, 1).first,
+            )  # fmt: skip
+            self.sram_writes.add(burst.number, burst.issue.n, access)
 
     def _mxm(self, burst: Burst, mxm: LW | IW | ABC | ACC) -> None:
         issue = burst.issue

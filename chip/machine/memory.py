@@ -90,6 +90,7 @@ def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFl
     _check_all_ports(table, memory, reads, writes)
     live, live_slices = {burst.number for burst in table.mapped}, _live_slices(table)
     if len(live_slices):
+        _check_receives(table, writes, live_slices)
         read, written = (np.isin(some.slice_, live_slices) for some in (reads, writes))
         live.update(reads.issue.burst[read].tolist(), writes.issue.burst[written].tolist())
         reads, writes = reads.where(~read), writes.where(~written)
@@ -124,6 +125,15 @@ def _known(events: WordEvents, vector_of: I64) -> _Known:
 def _live_slices(table: Collector) -> I64:
     """Return the slices that have accesses with addresses from streams."""
     return np.unique([slice_of(burst.issue, table.spec) for burst in table.mapped])
+
+
+def _check_receives(table: Collector, writes: _Known, live_slices: I64) -> None:
+    """Refuse a vector that a port puts among words whose addresses come from streams."""
+    received = np.isin(writes.issue.burst, [burst.number for burst in table.received])
+    if (among := received & np.isin(writes.slice_, live_slices)).any():
+        what = "a vector received in a slice whose words are gathered or scattered"
+        name = table.culprit(writes.issue, int(np.argmax(among)))
+        raise IssueError(what, name, culprit(table.mapped[0].issue))
 
 
 def _last_of_each(place: I64) -> I64:

@@ -50,7 +50,10 @@ def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resol
     source = np.full(table.operands, -1, np.int64)
     issued = _issue_cycles(table)
     flights = resolve_streams(table, source)
-    check_stops(table.bursts, flights, table.delays)
+    for burst in table.received:
+        own = burst.operands[0]
+        source[own.first : own.first + own.n] = burst.base + np.arange(own.n)
+    check_stops(table.bursts, flights, table.delays, spec)
     flow = resolve_memory(table, source, memory)
     _resolve_registers(table, source)
     tiles = resolve_planes(table, source)

@@ -13,13 +13,16 @@ import numpy as np
 
 from chip.errors import IssueError
 from chip.floorplan import Queue
-from chip.isa.instructions import RuntimeDeskew, Send
+from chip.isa.instructions import Receive, RuntimeDeskew, Send
 from chip.isa.issue import Delay, Issue, culprit
-from chip.machine.collect import Burst
+from chip.machine.collect import Burst, landing
 from chip.machine.streams import Flights
+from chip.spec import ChipSpec
 
 
-def check_stops(bursts: Sequence[Burst], flights: Flights, table: dict[str, Delay]) -> None:
+def check_stops(
+    bursts: Sequence[Burst], flights: Flights, table: dict[str, Delay], spec: ChipSpec
+) -> None:  # fmt: skip
     """Raise IssueError for an instruction or a value at work while the queues stop."""
     stops: dict[tuple[int, int], Issue] = {}
     of_queue: defaultdict[Queue, set[tuple[int, int]]] = defaultdict(set)
@@ -40,7 +43,7 @@ def check_stops(bursts: Sequence[Burst], flights: Flights, table: dict[str, Dela
             raise IssueError(what, culprit(burst.issue), culprit(stops[missing[0]]))
     for (begin, end), stop in stops.items():
         for burst in works:
-            _check_burst(burst, begin, end, stop, table)
+            _check_burst(burst, begin, end, stop, _over(burst, table, spec))
         across = (flights.leaves < end) & (flights.taken > begin)
         if across.any():
             event, reader = int(np.argmax(across)), flights.reader
@@ -48,15 +51,24 @@ def check_stops(bursts: Sequence[Burst], flights: Flights, table: dict[str, Dela
             raise IssueError("a value on its way while the queues stop", name, culprit(stop))
 
 
-def _check_burst(burst: Burst, begin: int, end: int, stop: Issue, table: dict[str, Delay]) -> None:
+def _over(burst: Burst, table: dict[str, Delay], spec: ChipSpec) -> int:
+    """Return the cycles from an issue to its end: its result leaves, d_func after the last beat.
+
+    A Send's departs later, and a Receive's has to land.
+    """
+    issue = burst.issue
+    if isinstance(issue.instruction, Receive):
+        return landing(issue, spec, table) - issue.cycle
+    over = table[issue.instruction.name].d_func + burst.last_beat
+    return over + (issue.instruction.wait if isinstance(issue.instruction, Send) else 0)
+
+
+def _check_burst(burst: Burst, begin: int, end: int, stop: Issue, over: int) -> None:
     issue = burst.issue
     before = min(issue.n, max(0, -(-(begin - issue.cycle) // issue.d)))  # issues before the stop
     if before < issue.n and issue.cycle + before * issue.d < end:
         what = "an instruction while the queues stop"
         raise IssueError(what, culprit(issue, before), culprit(stop))
-    # an issue is over when its result leaves, d_func after the last beat; a Send's departs later
-    over = table[issue.instruction.name].d_func + burst.last_beat
-    over += issue.instruction.wait if isinstance(issue.instruction, Send) else 0
     if before and issue.cycle + (before - 1) * issue.d + over > begin:
         what = "an instruction that is not over when the queues stop"
         raise IssueError(what, culprit(issue, before - 1), culprit(stop))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from chip.floorplan import Queue, Role, hops, mem, mxm, position, sxm
-from chip.isa.instructions import Alu, Lanes, Read, Receive, Send, Write
+from chip.isa.instructions import Alu, Instruction, Lanes, Read, Receive, Send
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Group, Stream, Tap
 from chip.ops import moves
@@ -175,25 +175,15 @@ def _share(way: _Way, cycle: int, taken: _Taken, turn: int) -> tuple[Issue, ...]
 
 
 def _place(way: _Way, cycle: int, taken: _Taken, turn: int, most: int) -> tuple[Issue, ...]:
-    """Return the C2C instruction and the slice's access for a vector that meets the link then.
+    """Return the instructions for a vector that meets the link then.
 
     It waits at the port for up to `most` cycles; `turn` is the issue of the vector that was placed
     before it: of the next one sent, of the last one received.
     """
+    place = way.sent if way.send else way.received
     for wait in range(most + 1):
-        for shift in range(C2C_STREAMS):  # the port's own first
-            c2c, access, trip = way.issues(cycle, wait, shift, taken)
-            wanted = {(c2c.queue, c2c.cycle), (access.queue, access.cycle)}
-            late = c2c.cycle >= turn if way.send else c2c.cycle <= turn
-            if wanted & taken.queues or late:
-                break  # no other stream would help
-            if not taken.is_free(trip):
-                continue
-            taken.queues |= wanted
-            taken.take(trip)
-            if isinstance(c2c.instruction, Send):
-                taken.sent[way.slice, way.word, way.hemisphere, cycle] = c2c.instruction
-            return c2c, access
+        if found := place(cycle, wait, taken, turn):
+            return found
     raise LoweringError(
         f"{way.name} ({'send' if way.send else 'receive'}), vector {way.n}, cycle {cycle}: no free "
         f"way between port {way.port} and its work slice within {most} cycles"
@@ -214,26 +204,44 @@ class _Way:
         self.eastward = (self.hemisphere == 1) == self.send
         self.hops = hops(self.slice, self.c2c, spec)
 
-    def issues(self, cycle: int, wait: int, shift: int, taken: _Taken) -> tuple[Issue, Issue, Trip]:
-        """Return C2C instruction, access and the vector's trip when the vector waits so long.
+    def _named(self, queue: Queue, cycle: int, instruction: Instruction) -> Issue:
+        return Issue(queue, cycle, instruction, name=self.name)
 
-        `shift`: which of the C2C's streams it takes, counted from the port's own.
+    def sent(self, cycle: int, wait: int, taken: _Taken, turn: int) -> tuple[Issue, ...]:
+        """Take what a vector needs that waits so long at the port before it departs.
+
+        Returns a Read and a Send; nothing where queue, slice or streams are another's.
         """
-        table = delays(self.spec)
-        stream = Stream(self.eastward, TRANSFERS.streams + (self.port + shift) % C2C_STREAMS)
-        if self.send:
-            at = cycle - wait
-            read = at - self.hops - table["READ"].d_func
-            c2c = Issue(self.c2c, at, Send(port=self.port, stream=stream, wait=wait))
-            access = Issue(self.slice, read, Read(address=self.word, stream=stream))
-            left = read + table["READ"].d_func
-            trip = taken.trip(self.slice, stream, left, self.c2c)
-        else:
-            at = cycle + wait
-            leaves = at + table["RECEIVE"].d_func
-            c2c = Issue(self.c2c, at, Receive(port=self.port, stream=stream, wait=wait))
-            write = Write(address=self.word, stream=stream)
-            access = Issue(self.slice, leaves + self.hops, write)
-            trip = taken.trip(self.c2c, stream, leaves, self.slice)
-        named = (Issue(i.queue, i.cycle, i.instruction, name=self.name) for i in (c2c, access))
-        return (*named, trip)  # type: ignore[return-value]
+        at, read_cycles = cycle - wait, delays(self.spec)["READ"].d_func
+        read = at - self.hops - read_cycles
+        wanted = {(self.c2c, at), (self.slice, read)}
+        if wanted & taken.queues or at >= turn:
+            return ()
+        for shift in range(C2C_STREAMS):  # the port's own first
+            stream = Stream(self.eastward, TRANSFERS.streams + (self.port + shift) % C2C_STREAMS)
+            trip = taken.trip(self.slice, stream, read + read_cycles, self.c2c)
+            if taken.is_free(trip):
+                taken.queues |= wanted
+                taken.take(trip)
+                send = Send(port=self.port, stream=stream, wait=wait)
+                taken.sent[self.slice, self.word, self.hemisphere, cycle] = send
+                access = self._named(self.slice, read, Read(address=self.word, stream=stream))
+                return self._named(self.c2c, at, send), access
+        return ()
+
+    def received(self, cycle: int, wait: int, taken: _Taken, turn: int) -> tuple[Issue, ...]:
+        """Take queue and port for a vector that waits so long at the port when it has arrived.
+
+        Returns a Receive, which writes; nothing where queue or slice are another's.
+        """
+        at, table = cycle + wait, delays(self.spec)
+        lands = at + table["RECEIVE"].d_func + self.hops + table["WRITE"].d_func
+        wanted = {(self.c2c, at), (self.slice, lands)}  # a work slice has one port
+        if wanted & taken.queues or at <= turn:
+            return ()
+        taken.queues |= wanted
+        receive = Receive(
+            port=self.port, side=self.slice.hemisphere, slice=self.slice.number,
+            address=self.word, wait=wait,
+        )  # fmt: skip
+        return (self._named(self.c2c, at, receive),)
