@@ -7,7 +7,7 @@ node's chip `s % chips`, so neighbouring slots sit on different chips and load i
 Up to `max_linked_nodes`, every pair of nodes is linked directly and as often as the ports allow.
 Beyond that, half of a node's pool links the nodes of its rack. The other halves of a rack's nodes
 form one pool, which links every pair of racks. What the pairs leave of a pool gives some pairs one
-cable more (`_pairs`), so that no port stays free that could have a cable: about 50 GB/s a chip up
+cable more (`_pairs`), so that no port stays free: about 50 GB/s a chip up
 to 264 chips. (ISCA 2022, section 2 and Fig. 2; docs/hardware.md.)
 """
 
@@ -160,8 +160,9 @@ def _pairs(count: int, slots: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (a, b, slot at a, slot at b) for every link of every pair a < b.
 
     Each member numbers its peers by how far round the ring they are, so all members look alike.
-    Pairs are linked equally often first. The slots that are left link members once more: those
-    farthest apart on the ring, which adds most between its halves.
+    Pairs are linked equally often first. The slots that are left link members once more: by turns
+    neighbours, as stages of a pipeline are, and those farthest apart, which adds most between the
+    halves of the ring.
     """
     per_pair, left = divmod(slots, count - 1) if count > 1 else (0, 0)
     for a in range(count):
@@ -173,28 +174,30 @@ def _pairs(count: int, slots: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _once_more(count: int, left: int, slot: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield links over the last `left` slots, from `slot` on, of a ring of `count` members."""
+    """Yield links over the last `left` slots, from `slot` on, of a ring of `count` members.
+
+    One slot of each stays free where both numbers are odd.
+    """
     if left % 2 and count % 2 == 0:
         half = count // 2
         yield from ((a, a + half, slot, slot) for a in range(half))
         left, slot = left - 1, slot + 1
-    distance = (count - 1) // 2
-    while left > 1:
+    farthest = (count - 1) // 2
+    for turn in range(left // 2):
+        distance = farthest - turn // 2 if turn % 2 else 1 + turn // 2
         for a in range(count):
             b = (a + distance) % count
-            ends = (a, b, slot, slot + 1) if a < b else (b, a, slot + 1, slot)
-            yield ends
-        left, slot, distance = left - 2, slot + 2, distance - 1
-    if left:  # an odd ring and one slot each: neighbours in pairs, the last member is left over
-        yield from ((a, a + 1, slot, slot) for a in range(0, count - 1, 2))
+            yield (a, b, slot, slot + 1) if a < b else (b, a, slot + 1, slot)
+        slot += 2
 
 
 def _pooled(shape: Dragonfly, node_a: int, slot_a: int, node_b: int, slot_b: int) -> Cable:
     chips, first = shape.chips_per_node, shape.local_ports
+    one_rack = node_a // shape.nodes_per_rack == node_b // shape.nodes_per_rack
     return Cable(
         node_a * chips + slot_a % chips,
         first + slot_a // chips,
         node_b * chips + slot_b % chips,
         first + slot_b // chips,
-        LinkKind.GLOBAL,
+        LinkKind.GLOBAL if one_rack else LinkKind.OPTICAL,
     )

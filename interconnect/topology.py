@@ -23,8 +23,14 @@ class LinkKind(StrEnum):
     """Where a cable runs."""
 
     LOCAL = "local"  # inside a node
-    GLOBAL = "global"  # between nodes
+    GLOBAL = "global"  # between nodes of a rack
+    OPTICAL = "optical"  # between racks
     FREE = "free"  # wherever the layout wants it
+
+    @property
+    def leaves_node(self) -> bool:
+        """Whether it runs between nodes: such cables are few."""
+        return self in (LinkKind.GLOBAL, LinkKind.OPTICAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from chip.isa.instructions import (
     Alu,
     AluOp,
     Gather,
+    Ifetch,
     Permute,
     Read,
     Receive,
@@ -384,6 +385,16 @@ def test_a_vector_received_takes_the_port_of_its_slice() -> None:
         resolve(issue(sxm(0, 0), 0, INTO_E3), feed, other)
     assert "RECEIVE of op0 on SXM_W0 at 0" in str(caught.value)
     assert f"WRITE of op{LANDS} on MEM_E3 at {LANDS}" in str(caught.value)
+
+
+def test_text_is_fetched_off_a_stream() -> None:
+    """A pair of vectors, one after the other, that slices were made to put there."""
+    there = DELAYS["READ"].d_func + hops(mem(0, 0), alu(3), CHIP)
+    fetch = issue(alu(3), there, Ifetch(stream=E0))
+    pair = issue(mem(0, 0), 0, Read(address=0, stream=E0, step=1), 2)
+    assert bound(pair, fetch).resolved.cycles == there + 1 + TILES
+    with pytest.raises(IssueError, match=f"nothing on stream E0: IFETCH of op{there} on VXM3"):
+        resolve(read(), fetch)
 
 
 def test_two_vectors_at_one_port() -> None:

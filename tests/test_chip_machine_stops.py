@@ -15,7 +15,6 @@ from chip.isa.instructions import (
     AluOp,
     Config,
     Deskew,
-    Ifetch,
     Instruction,
     Notify,
     Read,
@@ -130,7 +129,7 @@ def test_an_operand_of_several_beats_is_not_over_before_the_last() -> None:
 
 
 @pytest.mark.parametrize(
-    "instruction", [Deskew(), Sync(), Notify(), Ifetch(), Config(register=1, value=0)], ids=str
+    "instruction", [Deskew(), Sync(), Notify(), Config(register=1, value=0)], ids=str
 )
 def test_what_only_a_queues_start_has(instruction: Instruction) -> None:
     with pytest.raises(IssueError, match="may have only before its queues are released: "):

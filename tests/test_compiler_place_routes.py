@@ -58,6 +58,18 @@ def test_messages_share_the_cables_between_nodes() -> None:
     assert len(crossing) == len(set(crossing)) == 4
 
 
+def test_a_longer_cable_counts() -> None:
+    """Two ways of two hops: the one without a slow link is taken, whatever its number."""
+    kinds = (LinkKind.OPTICAL, LinkKind.OPTICAL, LinkKind.GLOBAL, LinkKind.GLOBAL)
+    ends = ((0, 0, 1, 0), (1, 1, 3, 0), (0, 1, 2, 0), (2, 1, 3, 1))
+    cables = [Cable(*end, kind) for end, kind in zip(ends, kinds, strict=True)]
+    ways = Router(
+        wire(4, cables, 2), frozenset(range(4)), hop_cycles=700, message_cycles=100,
+        farther_cycles={LinkKind.OPTICAL: 1},
+    )  # fmt: skip
+    assert [link.dst for link in ways.tree((0, (3,)))] == [2, 3]
+
+
 def test_a_target_without_a_way() -> None:
     line = free_cabling(4, [(0, 1), (1, 2), (2, 3)], 2)
     assert [link.dst for link in router(line).tree((0, (3,)))] == [1, 2, 3]

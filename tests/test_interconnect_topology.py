@@ -58,6 +58,14 @@ def test_rack_has_144_cables_between_nodes() -> None:
     assert {topology.ports_used(chip) for chip in range(72)} == {11}
 
 
+def test_cables_between_racks_are_optical() -> None:
+    for link in multi_rack(GROQ, 2).links:
+        node, rack_ = (link.src // n == link.dst // n for n in (8, 72))
+        wanted = LinkKind.LOCAL if node else LinkKind.GLOBAL if rack_ else LinkKind.OPTICAL
+        assert link.kind is wanted
+        assert link.kind.leaves_node is not node
+
+
 @pytest.mark.parametrize("n_nodes", [2, 5, 9, 10, 12, 17, 18, 27, 33])
 def test_every_node_pair_linked(n_nodes: int) -> None:
     topology = linked_nodes(GROQ, n_nodes)
@@ -70,14 +78,12 @@ def test_every_node_pair_linked(n_nodes: int) -> None:
 
 def test_two_racks_have_cables_for_what_their_chips_send() -> None:
     """ISCA 2022, Fig. 2: about 50 GB/s a chip up to 264 chips, half of it to the other half."""
-    across = [
-        link for link in multi_rack(GROQ, 2).links[::2] if link.src // 72 != link.dst // 72
-    ]
+    across = [link for link in multi_rack(GROQ, 2).links[::2] if link.src // 72 != link.dst // 72]
     assert len(across) * 12.5 / 72 >= 25
 
 
-@pytest.mark.parametrize("chips, n_nodes, free", [(2, 3, 0), (3, 4, 0), (3, 3, 1), (1, 3, 1)])
-def test_ports_stay_free_only_where_their_number_is_odd(
+@pytest.mark.parametrize(("chips", "n_nodes", "free"), [(2, 3, 0), (3, 4, 0), (3, 3, 3), (1, 3, 3)])
+def test_ports_stay_free_only_where_both_numbers_are_odd(
     chips: int, n_nodes: int, free: int
 ) -> None:
     ports = 5
@@ -85,7 +91,7 @@ def test_ports_stay_free_only_where_their_number_is_odd(
         chips_per_node=chips, nodes_per_rack=1, local_ports=max(1, chips - 1), global_ports=ports
     )
     topology = linked_nodes(shape, n_nodes)
-    links = sum(link.kind is LinkKind.GLOBAL for link in topology.links)
+    links = sum(link.kind.leaves_node for link in topology.links)
     assert n_nodes * shape.node_pool - links == free
 
 

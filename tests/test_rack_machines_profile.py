@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 
 from chip.spec import USES, ChipSpec
+from compiler.model.graph import build_graph
+from compiler.model.presets import PRESETS
+from compiler.place.layout import parse_layout
+from compiler.place.network import build_network
+from compiler.place.partition import partition
 from interconnect.errors import PortsExhaustedError
 from interconnect.spec import LinkSpec
+from interconnect.topology import LinkKind
 from rack.errors import MachineError, ProfileError, RackError
 from rack.machines.hardware import Cabling, SharedEgress
 from rack.machines.profile import GRADES, load_hardware, profile_names
@@ -60,6 +66,31 @@ def test_another_clock_leaves_links_and_the_host_as_fast(tmp_path: Path) -> None
     assert load_hardware(odd).link_spec(1).latency_cycles == 217  # 216.24
     drift = load_hardware("groqrack-drift").clock
     assert (drift.jitter_mcycles, drift.latency_sigma_mcycles) == (11_000, 300)
+
+
+def test_each_kind_of_link_has_its_latency(tmp_path: Path) -> None:
+    """A schedule's links take the latency of where their cables run."""
+    path = tmp_path / "far.toml"
+    path.write_text(
+        'name = "far"\ninherits = "groqrack"\n[link]\n'
+        'global_latency_ns = { value = 250, source = "assumption: 2 m" }\n'
+        'optical_latency_ns = { value = 300, source = "assumption: 12 m" }\n'
+    )
+    far = load_hardware(path)
+    kinds = (LinkKind.LOCAL, LinkKind.GLOBAL, LinkKind.OPTICAL)
+    assert [far.latency_cycles(kind) for kind in kinds] == [216, 225, 270]
+    assert [GROQ.latency_cycles(kind) for kind in kinds] == [216] * 3
+    assert {GROQ.sources[f"link.{kind}_latency_ns"].grade for kind in kinds[1:]} == {"assumption"}
+    assert LESSON.latency_cycles(LinkKind.FREE) == 216
+    chips = partition(build_graph(PRESETS["llama-8b"]), parse_layout("20x8"))
+    network = build_network(chips, far)
+    wired = {(link.src, link.src_port): link.kind for link in far.topology(160).links}
+    for link in network.links:
+        if not link.is_host:
+            port = int(link.name.split(".")[1].split("->")[0])
+            kind = wired[network.binding[link.src], port]
+            assert link.latency_cycles == far.latency_cycles(kind)
+    assert {link.latency_cycles for link in network.links if not link.is_host} == {216, 225, 270}
 
 
 def test_a_rack_with_a_spare_node() -> None:

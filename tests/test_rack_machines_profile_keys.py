@@ -13,9 +13,12 @@ from plain_ops import cost
 from chip.ops.opcodes import Opcode
 from chip.spec import MODELLED, ChipSpec
 from compiler.codegen.lstm_cell import cell_cycles
+from compiler.model.graph import build_graph
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
+from compiler.place.network import build_network
+from compiler.place.partition import partition
 from rack.errors import ProfileError
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware, profile_names
@@ -82,6 +85,12 @@ def forwarding(hardware: Hardware) -> object:
     return exchange_cycles(hardware, [(0, 1, 2)], 2)
 
 
+def links(hardware: Hardware) -> object:
+    """The links of a layout that takes several racks."""
+    chips = partition(build_graph(PRESETS["llama-8b"]), parse_layout("20x8"))
+    return build_network(chips, hardware).links
+
+
 def steps(hardware: Hardware, dtype: str, layout: str) -> object:
     """A small model compiled: its capacity, its links, and seconds of every step."""
     options = Options(dtype=dtype, max_model_len=32, prefill_chunk=4)
@@ -91,7 +100,7 @@ def steps(hardware: Hardware, dtype: str, layout: str) -> object:
 
 
 BEHAVIOUR: tuple[Callable[[Hardware], object], ...] = (
-    places, cables, forwarding,
+    places, cables, forwarding, links,
     lambda hardware: steps(hardware, "int8", "1x2"),
     lambda hardware: wide_products(hardware.chip),
     lambda hardware: steps(hardware, "fp16", "1x1"),

@@ -1,7 +1,7 @@
 """Instructions of the ICUs and the C2C ports, and what all instructions have in common.
 
-ICU instructions may stand in any queue; all but RUNTIME_DESKEW come before the queues' common
-release (chip/isa/queues.py). The others are in chip/isa/instructions.py.
+ICU instructions may stand in any queue; all but RUNTIME_DESKEW and IFETCH come before the queues'
+common release (chip/isa/queues.py). The others are in chip/isa/instructions.py.
 """
 
 from __future__ import annotations
@@ -88,9 +88,12 @@ class Notify(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ifetch(Instruction):
-    """ICU: fetch the next `words` program words of 320 bytes from MEM into the queue's buffer."""
+    """ICU: take a pair of vectors of program text, 640 bytes, off a stream, one after the other.
 
-    words: int = 1
+    Reads in slices that hold text put them there (ISCA 2020, III.A.3).
+    """
+
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

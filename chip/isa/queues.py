@@ -1,10 +1,10 @@
 """A program as the queues hold it: instructions, NOP and Repeat in order; and its issue cycles.
 
-A queue issues one item a cycle. `NOP n` takes n cycles (a longer wait is several); `Repeat n, d` issues the instruction before
-it n more times, d cycles apart, its address counters stepping. Every queue starts parked on a Sync
-and is released by one Notify, so that all start in the same cycle, `origin` of the program; in
-front of the Notify a Deskew waits for an epoch of the counter that all chips share. A
-RUNTIME_DESKEW takes the cycles that it stops for.
+A queue issues one item a cycle. `NOP n` takes n cycles (a longer wait is several); `Repeat n, d`
+issues the instruction before it n more times, d cycles apart, its address counters stepping. Every
+queue starts parked on a Sync and is released by one Notify, so that all start in the same cycle,
+`origin` of the program; in front of the Notify a Deskew waits for an epoch of the counter that all
+chips share. A RUNTIME_DESKEW takes the cycles that it stops for.
 """
 
 from __future__ import annotations

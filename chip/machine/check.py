@@ -15,7 +15,6 @@ from chip.isa.instructions import (
     AluOp,
     Config,
     Deskew,
-    Ifetch,
     Instruction,
     Lanes,
     Notify,
@@ -80,7 +79,7 @@ class Checker:
             return self._mxm(instruction, plane_of(queue)[0])
         if isinstance(instruction, RuntimeDeskew) and instruction.cycles < 1:
             return f"cycles: wanted 1 or more, got {instruction.cycles}"
-        if isinstance(instruction, (Deskew, Sync, Notify, Ifetch, Config)):
+        if isinstance(instruction, (Deskew, Sync, Notify, Config)):
             return "an instruction that a program may have only before its queues are released"
         if isinstance(instruction, Receive):
             return self._receive(instruction)

@@ -21,6 +21,7 @@ from chip.isa.instructions import (
     Alu,
     AluOp,
     Gather,
+    Ifetch,
     Lanes,
     Read,
     Receive,
@@ -150,6 +151,8 @@ class Collector:
             self._sxm(burst, instruction)
         elif isinstance(instruction, (Send, Receive)):
             self._c2c(burst, instruction)
+        elif isinstance(instruction, Ifetch):
+            self._take(burst, (Tap(instruction.stream), Tap(instruction.stream, 1)))
         elif isinstance(instruction, (LW, IW, ABC, ACC)):
             self._mxm(burst, instruction)
 

@@ -23,7 +23,7 @@ from compiler.place.routes import Flow, Router
 from compiler.place.target import Target
 from interconnect.clock import EXACT, ClockSpec, SyncHop, SyncPath, slack_cycles, stall_cycles
 from interconnect.errors import PortsExhaustedError, UnreachableError
-from interconnect.topology import Link, Topology, paths_from
+from interconnect.topology import Link, LinkKind, Topology, paths_from
 
 Pair = tuple[int, int]
 
@@ -125,12 +125,13 @@ def _trees(
     layers = [group for group in partition.groups if len(group.layers)]
     following = zip(partition.groups, partition.groups[1:], strict=False)
     spec = target.link_spec(max(1, topology.max_ports_used))
+    farther = {kind: target.latency_cycles(kind) - spec.latency_cycles for kind in LinkKind}
     for before, after in (*((group, group) for group in layers), *following):
         width = max(before.shares(Split.HIDDEN, partition.config.head_dim))
         router = Router(
             topology, frozenset(slots),
             hop_cycles=slot_cycles + spec.latency_cycles + target.chip.forward_cycles,
-            message_cycles=vectors(row_bytes(width, 2)) * slot_cycles,
+            message_cycles=vectors(row_bytes(width, 2)) * slot_cycles, farther_cycles=farther,
         )  # fmt: skip
         for source, targets in flows_between(before, after):
             wanted = (slots[source], tuple(slots[chip] for chip in targets))
@@ -144,9 +145,9 @@ class _Cabling:
     """A layout's trained cables: their latencies, and the slack for the clocks at their ends."""
 
     def __init__(self, target: Target, topology: Topology, slots: tuple[int, ...]) -> None:
-        self.clock = target.clock
-        self.spec = target.link_spec(max(1, topology.max_ports_used))
-        self.slot_cycles = self.spec.slot_cycles(target.chip.clock_hz)
+        self.target, self.clock = target, target.clock
+        spec = target.link_spec(max(1, topology.max_ports_used))
+        self.slot_cycles = spec.slot_cycles(target.chip.clock_hz)
         self.logical = {slot: chip for chip, slot in enumerate(slots)}
         self.sync = self._paths(topology, slots) if self.clock.strays else ()
 
@@ -159,7 +160,7 @@ class _Cabling:
 
     def latency(self, link: Link) -> int:
         cable = f"{link.src}.{link.src_port}->{link.dst}.{link.dst_port}"
-        return self.clock.trained_cycles(self.spec.latency_cycles, cable)
+        return self.clock.trained_cycles(self.target.latency_cycles(link.kind), cable)
 
     def use(self, link: Link, number: int) -> LinkUse:
         """Return one direction of a cable as the schedule's link of this number."""

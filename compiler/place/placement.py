@@ -23,7 +23,7 @@ def place(topology: Topology, chips: int) -> tuple[int, ...]:
     nodes, node_of = _nodes(topology)
     cables: _Cables = defaultdict(lambda: defaultdict(list))
     for link in topology.links:
-        if link.kind is LinkKind.GLOBAL:
+        if link.kind.leaves_node:
             cables[node_of[link.src]][node_of[link.dst]].append((link.src, link.dst))
     if not cables:
         return tuple(range(chips))

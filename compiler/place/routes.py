@@ -9,6 +9,7 @@ hold the message.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -24,13 +25,15 @@ class Router:
     """Routes messages that travel at the same time, one after another.
 
     Only chips in `allowed` pass messages on. `hop_cycles`: from one chip's departure to the next
-    one's; `message_cycles`: how long a message occupies a link.
+    one's, over a link of a node; `farther_cycles`: what other kinds of link add to that;
+    `message_cycles`: how long a message occupies a link.
     """
 
     topology: Topology
     allowed: AbstractSet[int]
     hop_cycles: int
     message_cycles: int
+    farther_cycles: Mapping[LinkKind, int] = field(default_factory=dict)
     _load: dict[int, int] = field(default_factory=dict)  # link -> messages
 
     def tree(self, flow: Flow) -> tuple[Link, ...]:
@@ -94,7 +97,7 @@ class _Search:
         for link in self.router.topology.links_from(chip):
             if link.dst in self._joined:
                 continue
-            new = (crossings + (link.kind is LinkKind.GLOBAL), cycles + self._cycles(link))
+            new = (crossings + link.kind.leaves_node, cycles + self._cycles(link))
             if link.dst not in self.best or new < self.best[link.dst]:
                 self.best[link.dst] = new
                 self._into[link.dst] = link
@@ -103,4 +106,5 @@ class _Search:
     def _cycles(self, link: Link) -> int:
         """Return the cost of a hop in cycles, with a message's time more for a mere forwarder."""
         aside = 0 if link.dst in self.targets else self.router.message_cycles
-        return self.router.hop_cycles + self.router.waiting(link) + aside
+        hop = self.router.hop_cycles + self.router.farther_cycles.get(link.kind, 0)
+        return hop + self.router.waiting(link) + aside

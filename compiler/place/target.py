@@ -12,7 +12,7 @@ from typing import Protocol
 from chip.spec import ChipSpec
 from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
-from interconnect.topology import Topology
+from interconnect.topology import LinkKind, Topology
 
 
 class Target(Protocol):
@@ -38,3 +38,6 @@ class Target(Protocol):
 
     def link_spec(self, ports_in_use: int) -> LinkSpec:
         """Return the chip-to-chip link when the busiest chip cables `ports_in_use` ports."""
+
+    def latency_cycles(self, kind: LinkKind) -> int:
+        """Return a link's latency by where its cable runs."""

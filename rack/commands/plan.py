@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
@@ -136,12 +136,15 @@ def instructions(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
         (item for size in sizes for item in size.queue_bytes.items() if item[0] != "maps"),
         key=lambda item: item[1],
     )
+    fetches = [size.fetching(schedule, compiled.chip) for size in sizes]
+    most = max(fetches, key=lambda one: one.vectors / one.free_reads)
     return {
         "step": schedule.name,
         "bytes_per_chip": {"min": min(total), "max": max(total), "total": sum(total)},
         "share_of_weights": sum(total) / sum(weights),
         "instructions": sum(size.instructions for size in sizes),
         "longest_queue": {"name": longest[0], "bytes": longest[1]},
+        "fetch": asdict(most),
     }
 
 

@@ -20,7 +20,7 @@ from chip.spec import USES, ChipSpec
 from interconnect.clock import ClockSpec
 from interconnect.dragonfly import Dragonfly, multi_rack
 from interconnect.spec import LinkSpec
-from interconnect.topology import Topology, free_cabling
+from interconnect.topology import LinkKind, Topology, free_cabling
 from rack.errors import MachineError
 
 
@@ -73,6 +73,8 @@ class Hardware:
     global_ports: int  # all ports with free cabling
     chip_link: LinkSpec | SharedEgress
     host_link: LinkSpec
+    global_latency_cycles: int  # of a cable between nodes; with free cabling as any other
+    optical_latency_cycles: int  # of a cable between racks
     clock: ClockSpec
     host_turnaround_cycles: int  # result at the host to next step message
     sources: dict[str, Sourced] = field(hash=False, compare=False, repr=False)
@@ -120,6 +122,12 @@ class Hardware:
             overhead_bytes=link.overhead_bytes,
             latency_cycles=link.latency_cycles,
         )
+
+    def latency_cycles(self, kind: LinkKind) -> int:
+        """Return a link's latency by where its cable runs."""
+        if kind is LinkKind.OPTICAL:
+            return self.optical_latency_cycles
+        return self.global_latency_cycles if kind.leaves_node else self.chip_link.latency_cycles
 
     def topology(self, n_chips: int, pairs: Sequence[tuple[int, int]] = ()) -> Topology:
         """Wire a machine that holds `n_chips`.
@@ -170,6 +178,8 @@ class Hardware:
             "local_ports": self.local_ports,
             "global_ports": self.global_ports,
             "chip_link": {"kind": type(self.chip_link).__name__, **link},
+            "global_latency_cycles": self.global_latency_cycles,
+            "optical_latency_cycles": self.optical_latency_cycles,
             "host_link": asdict(self.host_link),
             "clock": asdict(self.clock),
             "host_turnaround_cycles": self.host_turnaround_cycles,

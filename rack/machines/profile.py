@@ -29,6 +29,7 @@ from compiler.files import shown
 from compiler.regular import read_file
 from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
+from interconnect.topology import LinkKind
 from rack.errors import ProfileError
 from rack.machines.hardware import Cabling, Hardware, SharedEgress, Sourced
 from rack.machines.profile_keys import (
@@ -281,12 +282,16 @@ class _Profile:
         else:
             system |= self._table("system", "chips_per_node", "local_ports", "global_ports")
             self._check_dragonfly(system)
+        local = "link.latency_ns"
+        far = [f"link.{kind}_latency_ns" for kind in (LinkKind.GLOBAL, LinkKind.OPTICAL)]
         hardware = Hardware(
             name=name,
             chip=self._built("chip", self._chip),
             cabling=cabling,
             chip_link=self._built("link", lambda: self._link(chips)),
             host_link=self._built("host", self._host),
+            global_latency_cycles=self._cycles(far[0] if far[0] in self.used else local),
+            optical_latency_cycles=self._cycles(far[1] if far[1] in self.used else local),
             clock=self._built("clock", lambda: ClockSpec(**clock)),
             host_turnaround_cycles=self._cycles("host.turnaround_ns"),
             sources=self.used,

@@ -50,6 +50,8 @@ RANGES = {
     "link.rack_bps_directions": (1, 2),
     "link.overhead_bytes": (0, 10**6),
     "link.latency_ns": (1, MOST_TIME),
+    "link.global_latency_ns": (1, MOST_TIME),
+    "link.optical_latency_ns": (1, MOST_TIME),
     "clock.drift_ppm": (0, 9_999),
     "clock.jitter_ps": (0, MOST_TIME),
     "clock.latency_sigma_ps": (0, MOST_TIME),
@@ -65,7 +67,10 @@ RANGES = {
 """The least and the most of every number that may vary."""
 
 ONLY = {  # keys that one choice needs, and that change nothing without it
-    "dragonfly": ("system.chips_per_node", "system.local_ports", "system.global_ports"),
+    "dragonfly": (
+        *("system.chips_per_node", "system.local_ports", "system.global_ports"),
+        *("link.global_latency_ns", "link.optical_latency_ns"),
+    ),
     "free": (),
     "per_link": tuple(
         f"link.{key}" for key in ("lanes", "line_rate_bps", "encoding_payload", "encoding_total")

@@ -12,11 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from chip.encoding.binary import measured
+from chip.isa.instructions import Gather, Read
 from chip.isa.issue import Issue
 from chip.isa.queues import to_queues
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import shape_of
 from chip.ops.program import Program
+from chip.spec import ChipSpec
+from compiler.codegen.fetch import Fetching, fetching
 from compiler.codegen.lower import lower, lower_operation
 from compiler.codegen.lower_links import place_transfers
 from compiler.ir import StepSchedule
@@ -30,10 +33,15 @@ class ProgramSize:
 
     queue_bytes: Counter[str]
     instructions: int
+    reads: int  # vectors that it reads
 
     @property
     def bytes(self) -> int:
         return sum(self.queue_bytes.values())
+
+    def fetching(self, step: StepSchedule, spec: ChipSpec) -> Fetching:
+        """Return what fetching it takes. Raises LoweringError where it does not fit its step."""
+        return fetching(self.queue_bytes, self.reads, step.cycles, spec, step.name)
 
 
 def step_issues(compiled: CompiledModel, program: Program) -> list[Issue]:
@@ -67,12 +75,16 @@ def _links(compiled: CompiledModel, program: Program) -> tuple[dict[int, int], d
 
 def _size(issues: Iterable[Issue]) -> ProgramSize:
     issues = list(issues)
-    return ProgramSize(Counter(measured(to_queues(issues))), sum(issue.n for issue in issues))
+    reads = sum(issue.n for issue in issues if isinstance(issue.instruction, Read | Gather))
+    return ProgramSize(
+        Counter(measured(to_queues(issues))), sum(issue.n for issue in issues), reads
+    )
 
 
 def _total(parts: Iterable[ProgramSize]) -> ProgramSize:
-    queues, instructions = Counter[str](), 0
+    queues, instructions, reads = Counter[str](), 0, 0
     for part in parts:
         queues.update(part.queue_bytes)
         instructions += part.instructions
-    return ProgramSize(queues, instructions)
+        reads += part.reads
+    return ProgramSize(queues, instructions, reads)
