@@ -103,18 +103,14 @@ def _place(
     feed = feed_start(spec)
     starts = {Slices.BULK: kv_end, Slices.FEED: feed, Slices.WORK: at}
     ends = {Slices.BULK: feed, Slices.FEED: work, Slices.WORK: spec.sram_bytes}
-    turn = spec.hemispheres * max(1, spec.feed_slices) * VECTOR_BYTES
     peaks = dict.fromkeys(Slices, 0)
     buffers: dict[int, dict[str, int]] = {}
     for rows in options.rows:
-        wanted, buffers[rows] = _in_slices(step_buffers(partition, chip, rows, options), spec), {}
-        for slices, start in starts.items():
-            own = tuple(
-                replace(b, size=-(-b.size // turn) * turn) if slices is Slices.FEED else b
-                for b in wanted if b.slices is slices
-            )  # fmt: skip
-            offsets, size = place_buffers(own)
-            buffers[rows] |= {name: start + offset for name, offset in offsets.items()}
+        buffers[rows] = {}
+        wanted = _by_slices(step_buffers(partition, chip, rows, options), spec)
+        for slices, own in wanted.items():
+            offsets, size = place_buffers(tuple(own))
+            buffers[rows] |= {name: starts[slices] + offset for name, offset in offsets.items()}
             peaks[slices] = max(peaks[slices], size)
     missing = sum(max(0, starts[one] + peaks[one] - ends[one]) for one in Slices)
     memory = Memory(
@@ -130,13 +126,22 @@ def _place(
     return memory, missing
 
 
-def _in_slices(buffers: list[Buffer], spec: ChipSpec) -> list[Buffer]:
-    """Put what would lie in feed slices among the other buffers, where there are none."""
-    if spec.feed_slices:
-        return buffers
-    return [
-        replace(b, slices=Slices.WORK) if b.slices is Slices.FEED else b for b in buffers
-    ]  # fmt: skip
+def _by_slices(buffers: list[Buffer], spec: ChipSpec) -> dict[Slices, list[Buffer]]:
+    """Sort buffers by where they lie.
+
+    Rows that products take begin in the first feed slice; without feed slices they are among the
+    others.
+    """
+    out: dict[Slices, list[Buffer]] = {slices: [] for slices in Slices}
+    turn = spec.hemispheres * spec.feed_slices * VECTOR_BYTES
+    for buffer in buffers:
+        if buffer.slices is not Slices.FEED or not turn:
+            out[Slices.WORK if buffer.slices is Slices.FEED else buffer.slices].append(buffer)
+        elif buffer.size % turn:
+            out[Slices.FEED].append(replace(buffer, size=-(-buffer.size // turn) * turn))
+        else:
+            out[Slices.FEED].append(buffer)
+    return out
 
 
 def allocate_chip(
