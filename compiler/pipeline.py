@@ -143,6 +143,14 @@ def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
     ]
 
 
+def asked_context(config: ModelConfig, options: Options) -> int | None:
+    """Return the context asked for, if any. Raises CompilerError for more than the model has."""
+    limit, asked = config.max_position_embeddings, options.max_model_len
+    if asked is not None and asked > limit:
+        raise CompilerError(f"max_model_len: {config.name} has {limit} positions, got {asked}")
+    return asked
+
+
 def fit_options(
     split: Partition, network: Network, spec: ChipSpec, options: Options
 ) -> MemoryOptions:
@@ -151,11 +159,7 @@ def fit_options(
     Values that were asked for are taken as they are; `allocate_chip` refuses what does not fit.
     Raises CompilerError if the context asked for is more than the model's positions.
     """
-    limit = split.config.max_position_embeddings
-    asked = options.max_model_len
-    if asked is not None and asked > limit:
-        name = split.config.name
-        raise CompilerError(f"max_model_len: {name} has {limit} positions, got {asked}")
+    asked = asked_context(split.config, options)
     forward = forward_rows(split, network)
     enough = _fits(split, network, spec, options)
     context = asked or largest_context(split, network, spec, options)

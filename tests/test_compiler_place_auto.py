@@ -116,3 +116,13 @@ def test_llama_8b_needs_no_more_than_the_racks_it_fills() -> None:
     layout = smallest_layout(PRESETS["llama-8b"], machine("lesson"), Options(max_model_len=512))
     assert layout is not None
     assert 33 <= layout.chips <= 45  # 7.5 GB of int8 weights, 230 MB a chip
+
+
+def test_no_more_context_than_the_model_has() -> None:
+    with pytest.raises(CompilerError, match=r"^max_model_len: tiny has 256 positions, got 9999$"):
+        choose_layout(TINY, LITTLE, replace(OPTIONS, max_model_len=9999))
+
+
+def test_a_prefill_chunk_longer_than_the_context_is_as_long_as_it() -> None:
+    search = auto._Search(TINY, LITTLE, replace(OPTIONS, prefill_chunk=10**5))
+    assert search.memory == auto._Search(TINY, LITTLE, replace(OPTIONS, prefill_chunk=32)).memory

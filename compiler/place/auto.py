@@ -15,7 +15,7 @@ from functools import cached_property
 from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
-from compiler.pipeline import MIN_CHUNK, Options, compile_model, prefill_sizes
+from compiler.pipeline import MIN_CHUNK, Options, asked_context, compile_model, prefill_sizes
 from compiler.place.allocate import bytes_needed, chip_classes
 from compiler.place.buffers import MemoryOptions
 from compiler.place.layout import Layout
@@ -38,9 +38,10 @@ class _Search:
 
     @cached_property
     def memory(self) -> MemoryOptions:
-        asked = self.options.max_model_len
+        asked = asked_context(self.config, self.options)
         context = asked or min(MIN_CONTEXT, self.config.max_position_embeddings)
-        chunk = self.options.prefill_chunk or min(MIN_CHUNK, context)
+        longest = asked or self.config.max_position_embeddings
+        chunk = min(self.options.prefill_chunk or min(MIN_CHUNK, context), longest)
         return MemoryOptions(
             dtype=self.options.dtype, context=context, rows=(1, *prefill_sizes(chunk)),
             forward_row_bytes={}, top_k=self.options.top_k,
