@@ -189,3 +189,16 @@ def test_a_cell_has_bounds(
     capsys: pytest.CaptureFixture[str], argv: list[str], code: int, text: str
 ) -> None:
     assert text in refused(capsys, code, main, "lstm", *argv)
+
+
+@pytest.mark.parametrize("flag", ["--check", "--markdown"])
+@pytest.mark.parametrize("page", ["", "none.md"])
+def test_a_page_is_refused_before_figures_are_worked_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    flag: str, page: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(validate, "all_rows", lambda hardware: pytest.fail("worked out"))
+    monkeypatch.chdir(tmp_path)
+    assert main([flag, page]) == 1
+    shown = page or "."
+    assert capsys.readouterr().err.startswith(f"error: {shown}: wanted a page to read and write")

@@ -24,7 +24,7 @@ from rack.machines.profile import load_hardware
 from rack.reports.accuracy import Row, behind, markdown, number, published
 from rack.reports.accuracy_rows import all_rows
 from rack.reports.tables import columns, shown
-from rack.system.output import writing
+from rack.system.output import check_file, writing
 from rack.system.provenance import code_version
 from rack.system.shell import put, verb
 
@@ -52,11 +52,16 @@ def build_parser() -> argparse.ArgumentParser:
 def table(args: argparse.Namespace) -> None:
     """Print, write or check the table of all figures."""
     hardware = load_hardware(args.hardware)
+    write = args.markdown is not None
+    path = args.markdown if write else args.check
+    page = None if path is None else _read_page(Path(path))
+    if write:
+        check_file(path, "a page")
     rows = all_rows(hardware)
-    if args.json:
+    if page is not None:
+        _page(Path(path), page, rows, hardware, write=write)
+    elif args.json:
         put(json.dumps(report(rows, hardware)))
-    elif args.markdown or args.check:
-        _page(Path(args.markdown or args.check), rows, hardware, write=bool(args.markdown))
     else:
         put(_text(rows, hardware))
 
@@ -83,21 +88,27 @@ def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def _page(path: Path, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> None:
+def _read_page(path: Path) -> str:
+    """Return a page that has tables: read first, as tables take long. Raises ConfigError."""
     try:
         text = read_file(path, MOST_PAGE).decode()  # its ends of lines stay as they are
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ConfigError(f"{path}: wanted a page with {BEGIN} and {END}, got none")
-        new = f"{before}{BEGIN}\n\n{markdown(rows, hardware)}\n\n{END}{after}"
-        if write:
-            with writing(str(path), "a page") as file:
-                file.write(new.encode())
-        elif new != text:
-            raise ConfigError(f"{path}: its tables are not what rack.validate says; use --markdown")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: wanted a page to read and write, got {error}") from error
+    _, begin, rest = text.partition(BEGIN)
+    if not begin or END not in rest:
+        raise ConfigError(f"{path}: wanted a page with {BEGIN} and {END}, got none")
+    return text
+
+
+def _page(path: Path, text: str, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> None:
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = f"{before}{BEGIN}\n\n{markdown(rows, hardware)}\n\n{END}{after}"
+    if write:
+        with writing(str(path), "a page") as file:
+            file.write(new.encode())
+    elif new != text:
+        raise ConfigError(f"{path}: its tables are not what rack.validate says; use --markdown")
 
 
 def _text(rows: Sequence[Row], hardware: Hardware) -> str:
