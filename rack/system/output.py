@@ -94,7 +94,7 @@ def writing_folder(path: str) -> Iterator[Path]:
 def _refusals(path: str, what: str, folder: Path | None = None) -> Iterator[None]:
     """Turn errors of the system into one line about `path`, except those about other files."""
     if not path:
-        raise ConfigError(f"-o: wanted {what} to write, got an empty name")
+        raise ConfigError(f"{path!r}: wanted {what} to write, got an empty name")
     try:
         yield
     except OSError as error:
