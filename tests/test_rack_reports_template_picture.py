@@ -107,3 +107,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert caught.value.code == 2
     assert "--draw: wanted an operation to draw (--op NAME), got none" in capsys.readouterr().err
     assert main([folder, "--op", "host.rope", "--draw", str(tmp_path / "transfer.png")]) == 0
+
+
+def test_a_title_has_all_that_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = str(tmp_path / "a"), tmp_path / "template.svg"
+    argv = ["tiny", "--layout", "1x2", "--max-model-len", "16", "--prefill-chunk", "4"]
+    assert compile_main([*argv, "--dtype", "fp16", "-o", folder]) == 0
+    name = "layers.0.mlp.down_proj"
+    capsys.readouterr()
+    assert main([folder, "--op", name, "--draw", str(out)]) == 0
+    wanted = f"{out}: {name}, gather and matmul on chip 0, decode/16: "
+    assert capsys.readouterr().err.startswith(wanted)

@@ -116,7 +116,9 @@ def write_picture(compiled: CompiledModel, program: Program, name: str, path: st
     parts = lowered(compiled, program, name)
     first, last = parts[0][0][0], parts[-1][0][-1]
     cycles = last.end - first.start
-    title = f"{name}, {first.opcode} on chip {program.chip}, {program.step}: {cycles:,} cycles"
+    drawn = dict.fromkeys(one.opcode for operations, _ in parts for one in operations)
+    what = " and ".join(map(str, drawn))
+    title = f"{name}, {what} on chip {program.chip}, {program.step}: {cycles:,} cycles"
     issues = [issue.moved(-first.start) for _, issues in parts for issue in issues]
     picture = draw(issues, compiled.chip, title, picture_kind(path))
     with writing(path, "a picture") as file:
