@@ -116,5 +116,5 @@ def test_a_title_has_all_that_is_drawn(tmp_path: Path, capsys: pytest.CaptureFix
     name = "layers.0.mlp.down_proj"
     capsys.readouterr()
     assert main([folder, "--op", name, "--draw", str(out)]) == 0
-    wanted = f"{out}: {name}, gather and matmul on chip 0, decode/16: "
+    wanted = f"{out}: {name}, gather, matmul, send, receive on chip 0, decode/16: "
     assert capsys.readouterr().err.startswith(wanted)

@@ -225,7 +225,7 @@ def test_places_that_cannot_be(tmp_path: Path) -> None:
     assert refusal(tmp_path / "loop").startswith("wanted a file to write, got Too many levels")
     (tmp_path / "file").touch()
     assert refusal(tmp_path / "file" / "x") == "wanted a file to write, got Not a directory"
-    with pytest.raises(ConfigError, match="^'': wanted a picture to write, got an empty name"):
+    with pytest.raises(ConfigError, match=r"^'': wanted a picture to write, got an empty name"):
         check_file("", "a picture")
 
 

@@ -117,7 +117,7 @@ def write_picture(compiled: CompiledModel, program: Program, name: str, path: st
     first, last = parts[0][0][0], parts[-1][0][-1]
     cycles = last.end - first.start
     drawn = dict.fromkeys(one.opcode for operations, _ in parts for one in operations)
-    what = " and ".join(map(str, drawn))
+    what = ", ".join(map(str, drawn))
     title = f"{name}, {what} on chip {program.chip}, {program.step}: {cycles:,} cycles"
     issues = [issue.moved(-first.start) for _, issues in parts for issue in issues]
     picture = draw(issues, compiled.chip, title, picture_kind(path))
