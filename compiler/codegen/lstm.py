@@ -1,17 +1,33 @@
 """An LSTM cell as one operation: [x, h] . W, then gates, cell state and output; int8 in and out.
 
-The published single-chip program (docs/hardware.md, Single-chip results): the gates' columns share
-the planes, weight loads are not overlapped with products, and the vector work follows. One scale
-for all weights and activations (assumption: the published cell's quantisation is unknown), so the
-VXM needs nothing from memory but the cell state. sigmoid(x) = tanh(x / 2) / 2 + 1 / 2.
+The published single-chip program (docs/hardware.md, Single-chip results) took 646 + 24 B cycles for
+B sequences of 512 units. assumption: its steps do not overlap; each begins when the one before it
+is over in all 20 superlanes, with reads issued ahead of it and sums added up behind it. What
+follows has no constant of its own:
+
+- A pass through the planes loads one K tile of the four gates of 320 units, a quarter of each gate
+  a plane: 2 t passes for each of t column groups. Its weights leave memory when the last product of
+  the pass before leaves the array: it takes the way from memory, the load, B rows and the depth
+  of the array, in which superlanes take turns. 12 + 16 + B + 24 for 512 units, eight times.
+- The tail is two steps, each over all rows of all groups. The first takes three gates' sums and the
+  state to the new state, and writes it; the second reads that back, and takes it and the output
+  gate's sums to the output. A row takes as long as its block's initiation interval, for the ALUs
+  and the work slices' ports (a 32-bit vector in two beats): 5 and 3 cycles, 16 B for 512 units.
+- A program begins with the chip's barrier (`cell_cycles`).
+
+One scale for all weights and activations (assumption: the published cell's quantisation is
+unknown), so the VXM needs nothing from memory but the cell state. sigmoid(x) = tanh(x / 2) / 2 +
+1 / 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
+from chip.errors import TemplateError
 from chip.floorplan import Role, hops, mem, mxm
 from chip.isa.instructions import ABC, ACC, IW, TILES, AluOp
 from chip.isa.issue import Issue
@@ -19,12 +35,12 @@ from chip.isa.operands import Stream
 from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.opcodes import BOUND
 from chip.spec import ChipSpec, vectors
-from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Load, Node, Ref
+from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
-from compiler.codegen.core.template import Placed, Template, paced
+from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.core.uses import check
 from compiler.codegen.products import timeline
-from compiler.codegen.products.activations import feed_block
+from compiler.codegen.products.activations import feed_block, never
 from compiler.codegen.products.columns import Columns
 from compiler.codegen.products.resources import FEED
 from compiler.codegen.products.rows import EvenLoads
@@ -33,8 +49,10 @@ from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_p
 from compiler.codegen.vector import f32
 
 GATES = 4  # input, forget, cell, output
-ORDER = (1, 2, 0, 3)  # in which they are worked on
+CELL, OUTPUT = 2, 3
+STATE = Outputs((LANES,) * OUTPUT)  # the sums that a new state is made of
 SUMS = Outputs((LANES,) * GATES)
+LONGEST, LATER = 16, 16  # initiation intervals and delays that are tried
 
 
 def columns_of(hidden: int, tiles: int) -> list[tuple[Columns, ...]]:
@@ -77,7 +95,8 @@ class Cell:
     clock: Clock
     rows: int
     tiles: int
-    groups: tuple[ColumnGroup, ...]
+    groups: tuple[ColumnGroup, ...]  # whose sums leave for the state
+    again: tuple[ColumnGroup, ...]  # the same, whose sums leave for the output
     loads: tuple[EvenLoads, ...]  # of each group
     drains: tuple[Placed, ...]
 
@@ -88,93 +107,141 @@ class Cell:
 
     def multiplied(self, number: int, tile: int, row: int) -> int:
         """Return when a row's product of a tile is added up: rows come a cycle apart."""
-        return self.loads[number].fed(tile) + 1 + self.clock.of["ABC"] + row
+        return self.installed(self.loads[number], tile) + self.clock.of["ABC"] + row
+
+    def installed(self, loads: EvenLoads, tile: int) -> int:
+        """Return when a tile is in the arrays, and row 0 may come."""
+        return loads.fed(tile) - 1 + _into_array(self.clock)
 
     def multiply(self, number: int, tile: int) -> Iterator[Issue]:
         """Yield what installs a tile, feeds its activations and adds up the products."""
-        g, fed = self.groups[number], self.loads[number].fed(tile)
+        g, first = self.groups[number], self.installed(self.loads[number], tile)
         for plane in PLANES:
-            yield Issue(mxm(plane, Role.FEED), fed, IW(columns=columns_of_plane(g, tile, plane)))
+            install = IW(columns=columns_of_plane(g, tile, plane))
+            yield Issue(mxm(plane, Role.FEED), first - self.clock.of["IW"], install)
             for row in range(self.rows):
                 activation = ABC(stream=Stream(plane >= 2, FEED.stream))
-                yield Issue(mxm(plane, Role.FEED), fed + 1 + row, activation)
+                yield Issue(mxm(plane, Role.FEED), first + row, activation)
                 acc = ACC(slot=g.slot + row, first=tile == 0)
                 yield Issue(mxm(plane, Role.DRAIN), self.multiplied(number, tile, row), acc)
 
     def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
-        """Yield the MXM's instructions, and the ways to it and from it."""
-        return timeline.issues(self, base)
+        """Yield the MXM's instructions, and the ways to it and from it: sums leave twice."""
+        yield from timeline.issues(self, base)
+        again = replace(self, groups=self.again)
+        for number in range(len(self.groups)):
+            for row in range(self.rows):
+                yield from timeline.leave(again, number, row)
 
     def feeds(self) -> list[Placed]:
         """Return the activations' way, straight to the arrays: a row a cycle."""
         block = feed_block(self.clock.spec)
-        fed = [(loads.fed(tile) + 1, tile) for loads in self.loads for tile in range(self.tiles)]
         return [
-            Placed(block=block, start=at - self.clock.feed, n=self.rows, interval=1,
-                   shift={"x": tile}) for at, tile in fed
+            Placed(block=block, start=self.installed(loads, tile) - self.clock.feed, n=self.rows,
+                   interval=1, shift={"x": tile})
+            for loads in self.loads for tile in range(self.tiles)
         ]  # fmt: skip
 
 
+def _into_array(clock: Clock) -> int:
+    """Cycles from a window's arrival at the planes to where it is in the arrays."""
+    return clock.of["LW"] + clock.of["IW"]
+
+
 def lay_out(op: Lstm, spec: ChipSpec) -> Cell:
-    """Place the passes one behind another, then each group's rows."""
+    """Place the passes one behind another, then the rows' two steps."""
     clock, rows, tiles = Clock(spec), op.rows, 2 * vectors(op.hidden)
-    block = paced(lambda apart: _row_block(op, clock, apart))
-    at, loads = clock.of["READ"] + clock.to_mxm + clock.feed, []
-    columns = columns_of(op.hidden, tiles)
-    for blocks in columns:
-        load = sum(len(one.windows(0)) for one in blocks)
-        fill = clock.of["READ"] + hops(mem(0, 1), mxm(0, Role.LOAD), spec)
-        done = clock.of["ABC"] + clock.of["ACC"]
-        loads.append(EvenLoads(at, load, fill + load + 1 + rows - 1 + done))
+    columns, loads = columns_of(op.hidden, tiles), list[EvenLoads]()
+    way = hops(mem(0, 1), mxm(0, Role.LOAD), spec)
+    widths = [sum(len(one.windows(0)) for one in blocks) for blocks in columns]
+    through = _into_array(clock) + clock.of["ABC"]
+    at = max(clock.of["READ"] + way, clock.feed + 1 - widths[0] - _into_array(clock))
+    for load in widths:  # from the first window on the way to the last row out of the array
+        loads.append(EvenLoads(at, load, way + (load - 1) + through + (rows - 1)))
         at += tiles * loads[-1].interval
-    groups, drains = [], []
-    for number, blocks in enumerate(columns):
-        drain = at + number * rows * C2C_TURN
-        groups.append(
-            ColumnGroup(blocks=blocks, outputs=SUMS, slot=number * rows, drain=drain, pace=C2C_TURN)
-        )
-        start, shift = (
-            drain + SUMS.delay(clock) - SUMS.arrival(clock),
-            {"c": number * 4, "h": number},
-        )
-        drains.append(Placed(block=block, start=start, n=rows, interval=C2C_TURN, shift=shift))
+    added_up = at - way + clock.of["ACC"]
+    groups, drains, written = _step(op, clock, columns, STATE, added_up, _state_block)
+    again, outputs, _ = _step(op, clock, columns, SUMS, written + TILES, _output_block)
     return Cell(
-        clock=clock, rows=rows, tiles=tiles, groups=tuple(groups), loads=tuple(loads),
-        drains=tuple(drains),
+        clock=clock, rows=rows, tiles=tiles, groups=groups, again=again, loads=tuple(loads),
+        drains=(*drains, *outputs),
     )  # fmt: skip
 
 
-def _row_block(op: Lstm, clock: Clock, apart: int) -> Block:
-    """One row of one group: four gates' sums to cell state and output.
+def _step(
+    op: Lstm, clock: Clock, columns: list[tuple[Columns, ...]], sums: Outputs, at: int,
+    build: Callable[[Lstm, Clock, int, int], Block],
+) -> tuple[tuple[ColumnGroup, ...], list[Placed], int]:  # fmt: skip
+    """Take all rows' sums, from `at` on, through a block: the groups, the blocks, their end."""
+    block, placed, groups = _overlapping(partial(build, op, clock)), [], []
+    for number, blocks in enumerate(columns):
+        drain = at + number * op.rows * block.interval
+        groups.append(
+            ColumnGroup(
+                blocks=blocks, outputs=sums, slot=number * op.rows, drain=drain,
+                pace=block.interval,
+            )
+        )  # fmt: skip
+        start = drain + sums.delay(clock) - sums.arrival(clock)
+        shift = {"c": number * 4, "h": number}
+        placed.append(
+            Placed(block=block, start=start, n=op.rows, interval=block.interval, shift=shift)
+        )
+    end = placed[-1].start + (op.rows - 1) * block.interval + block.end
+    return tuple(groups), placed, end
 
-    `apart`: cycles from gate to gate.
+
+def _overlapping(build: Callable[[int, int], Block]) -> Block:
+    """Build a row's block at the shortest initiation interval that its ports and ALUs allow.
+
+    `build` takes the cycles by which a value is made later than it could, and the interval. Raises
+    TemplateError.
     """
-    b = Block(clock.spec, interval=C2C_TURN)
-    arrival = SUMS.arrival(clock)
-    b.reserve_inward(arrival)
-    halves = [
-        [b.alu(AluOp.ADD, SUMS.part(q, j), SUMS.part(2 + q, j), at=arrival) for q in (0, 1)]
-        for j in range(GATES)
-    ]
-    sums = [b.alu(AluOp.ADD, *pair) for pair in halves]
-    gate, forget, cell, output = (
-        _squash(b, op.scale, total, j, apart) for j, total in enumerate(sums)
-    )
-    fresh = b.alu(AluOp.MUL, gate, cell)
-    kept = b.alu(AluOp.MUL, forget, Load(Ref("c", 0, 4), "f32"))
-    state = b.alu(AluOp.ADD, fresh, kept, out=Ref("c", 0, 4))
-    h = b.alu(AluOp.MUL, b.alu(AluOp.TANH, state), output)
-    h = b.alu(AluOp.MUL, h, f32(127.0))
+    for interval in range(1, LONGEST + 1):
+        for later in range(LATER):
+            try:
+                return build(later, interval).finish()
+            except OverflowError:
+                continue
+    raise TemplateError(f"no interval of up to {LONGEST} cycles leaves enough ALUs")
+
+
+def _state_block(op: Lstm, clock: Clock, later: int, interval: int) -> Block:
+    """One row of one group: three gates' sums and the state to the new state."""
+    b = Block(clock.spec, busy=never, interval=interval)
+    b.reserve_inward(STATE.arrival(clock))
+    gate, forget, cell = (_scaled(b, op, STATE, j, later * (j == CELL)) for j in range(3))
+    new = b.alu(AluOp.TANH, cell)
+    fresh = b.alu(AluOp.MUL, _sigmoid(b, gate), new)
+    kept = b.alu(AluOp.MUL, _sigmoid(b, forget), Load(Ref("c", 0, 4), "f32"))
+    b.alu(AluOp.ADD, fresh, kept, out=Ref("c", 0, 4))
+    return b
+
+
+def _output_block(op: Lstm, clock: Clock, later: int, interval: int) -> Block:
+    """One row of one group: the output gate's sums and the new state to the output."""
+    b = Block(clock.spec, busy=never, interval=interval)
+    b.reserve_inward(SUMS.arrival(clock))
+    output = _sigmoid(b, _scaled(b, op, SUMS, OUTPUT, 0))
+    in_time = output.done - clock.of["TANH"] + later
+    state = b.alu(AluOp.TANH, Load(Ref("c", 0, 4), "f32"), after=in_time)
+    h = b.alu(AluOp.MUL, b.alu(AluOp.MUL, state, output), f32(127.0))
     b.alu(AluOp.CVT_I8, h, out=Ref("h", 0, 1))
     return b
 
 
-def _squash(b: Block, scale: float, total: Node, j: int, apart: int) -> Node:
-    """Scale a gate's sums and apply tanh (the cell's own gate) or the sigmoid."""
-    x = b.alu(AluOp.CVT_F32, total, after=total.done + ORDER[j] * apart)
-    if j == 2:
-        return b.alu(AluOp.TANH, b.alu(AluOp.MUL, x, f32(scale)))
-    y = b.alu(AluOp.TANH, b.alu(AluOp.MUL, x, f32(scale / 2)))
+def _scaled(b: Block, op: Lstm, sums: Outputs, j: int, later: int) -> Node:
+    """Add the planes' parts of a gate's sums and scale them, for a sigmoid by half."""
+    at = sums.arrival(Clock(b.spec))
+    parts = [b.alu(AluOp.ADD, sums.part(q, j), sums.part(2 + q, j), at=at) for q in (0, 1)]
+    total = b.alu(AluOp.ADD, *parts)
+    x = b.alu(AluOp.CVT_F32, total, after=total.done + later)
+    return b.alu(AluOp.MUL, x, f32(op.scale if j == CELL else op.scale / 2))
+
+
+def _sigmoid(b: Block, half: Node) -> Node:
+    """The sigmoid of twice a value."""
+    y = b.alu(AluOp.TANH, half)
     return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, f32(0.5)), f32(0.5))
 
 

@@ -7,7 +7,7 @@ Single-chip results.
 
 from __future__ import annotations
 
-from chip.isa.issue import Issue
+from chip.isa.issue import Issue, delays
 from chip.ops.kv import WINDOW_VECTORS
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import work_start
@@ -46,12 +46,18 @@ def cell(hidden: int, batch: int, spec: ChipSpec, scale: float = 2.0**-12) -> Ls
 
 
 def cell_cycles(hidden: int, batch: int, spec: ChipSpec) -> int:
-    """Cycles of one cell step; more sequences than the accumulators hold run in rounds."""
+    """Cycles of one cell step, from the barrier that its program begins with (ISCA 2020, III.A.2).
+
+    More sequences than the accumulators hold run in rounds, a program each.
+    """
+    table = delays(spec)
+    barrier = table["NOTIFY"].d_func + table["SYNC"].d_func
     most = max(1, spec.mxm_accumulator_rows // vectors(max(hidden, 1)))
     full, rest = divmod(batch, most) if batch > 0 else (0, batch)  # `cell` refuses it
     rounds = [(full, most)] * (full > 0) + [(1, rest)] * (rest != 0 or full == 0)
     with laid_out("lstm"):
-        return sum(n * lstm(cell(hidden, rows, spec), spec).cycles for n, rows in rounds)
+        programs = [(n, lstm(cell(hidden, rows, spec), spec)) for n, rows in rounds]
+    return sum(n * (barrier + program.cycles) for n, program in programs)
 
 
 def lower_cell(op: Lstm, spec: ChipSpec) -> list[Issue]:

@@ -24,9 +24,9 @@ MOST_BPS = 10**16
 TEXTS = {"system.cabling": ("free", "dragonfly"), "link.rate": ("per_link", "shared_egress")}
 UNUSED_DELAYS = (
     *("GATHER", "SCATTER", "SHIFT", "ROTATE", "DISTRIBUTE", "SELECT", "SEND", "MIN", "CVT_I32"),
-    *("DESKEW", "RUNTIME_DESKEW", "SYNC", "NOTIFY", "IFETCH", "CONFIG"),
+    *("DESKEW", "RUNTIME_DESKEW", "IFETCH", "CONFIG"),
 )
-"""Instructions that no template has, or none waits for: their delays change no compiled cycle."""
+"""Instructions that no program has, or none waits for: their delays change no compiled cycle."""
 
 WORD_BYTES = MODELLED["slices"] * MODELLED["banks"] * VECTOR_BYTES  # one word of every bank
 RANGES = {

@@ -76,7 +76,7 @@ def issues(line: Timeline, base: Callable[[str], int]) -> Iterator[Issue]:
             yield from _load(line, number, tile, base("w"))
             yield from line.multiply(number, tile)
         for row in range(line.rows):
-            yield from _leave(line, number, row)
+            yield from leave(line, number, row)
 
 
 def columns_of_plane(g: ColumnGroup, tile: int, plane: int) -> int:
@@ -120,7 +120,7 @@ def _run(
     yield Issue(load, cycle, LW(stream=Stream(away, stream), count=len(own), column=column))
 
 
-def _leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
+def leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
     """One row's sums: out of the accumulators, into their lanes, to the VXM."""
     g, clock = line.groups[number], line.clock
     at, last = g.drain + row * g.pace, line.multiplied(number, line.tiles - 1, row)
