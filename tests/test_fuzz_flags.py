@@ -27,11 +27,12 @@ from rack.commands import (
     trace,
     validate,
     validate_lstm,
+    validate_matmul,
 )
 from rack.run.config import ENV_PREFIX, KEYS
 
 Main = Callable[[Sequence[str]], int]
-LSTM = validate_lstm.build_parser
+LSTM, MATMUL = validate_lstm.build_parser, validate_matmul.build_parser
 VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] = {
     "serve": (serve.main, serve.build_parser, ["--dry-run"]),
     "generate": (generate.main, generate.build_parser, ["--max-tokens", "2"]),
@@ -41,6 +42,7 @@ VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] 
     "trace": (trace.main, trace.build_parser, ["--dry-run"]),
     "disasm": (disasm.main, disasm.build_parser, []),
     "lstm": (lambda argv: validate.main(["lstm", *argv]), LSTM, []),
+    "matmul": (lambda argv: validate.main(["matmul", *argv]), MATMUL, []),
     "validate": (validate.main, validate.build_parser, ["--hardware", "lesson"]),
 }
 """Each verb's main, its parser, and flags that keep a case short."""
@@ -68,6 +70,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
         "topk:1.5", "topk", "topk:" + "9" * 5000, "topk:\u0663", "best:3", *TEXTS,
     ),
     "config": ("{toml}", *FILES, *TEXTS),
+    "n": ("1", "64,320", ",", "1,-1", "0", "9" * 9, *TEXTS),
     "batch": ("1", "1,2", ",", "1,,2", "1,-1", "1," + "9" * 5000, "9" * 9, *TEXTS),
 }  # fmt: skip
 KNOWN_CHEAP = {

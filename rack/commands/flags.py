@@ -136,6 +136,18 @@ def count(most: int) -> Callable[[str], int]:
     return integer
 
 
+def numbers(text: str, name: str, most: int, what: str) -> list[int]:
+    """Parse "1,3,6", the value of a flag. Raises ConfigError; what the least is, the verb says."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        wanted = "wanted whole numbers with commas"
+        raise ConfigError(f"{name}: {wanted}, got {shown(text)}") from error
+    if max(found) > most:
+        raise ConfigError(f"{name}: wanted at most {most} {what}, got {shown(max(found))}")
+    return found
+
+
 def arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> argparse.Namespace:

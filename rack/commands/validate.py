@@ -17,6 +17,7 @@ from compiler.regular import read_file
 from rack.commands.command import Main, command
 from rack.commands.flags import profile_choices, verb_parser
 from rack.commands.validate_lstm import lstm
+from rack.commands.validate_matmul import matmul
 from rack.commands.verbs import called_as
 from rack.errors import ConfigError
 from rack.machines.hardware import Hardware
@@ -35,7 +36,9 @@ BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.validate`."""
     parser = verb_parser(
-        "validate", epilog=f"{called_as('validate')} lstm --help: cycles of an LSTM cell."
+        "validate",
+        epilog=f"{called_as('validate')} lstm --help: cycles of an LSTM cell; "
+        f"{called_as('validate')} matmul --help: cycles of a product.",
     )
     parser.add_argument_group("machine").add_argument(
         "--hardware", default="groqrack", metavar=profile_choices(),
@@ -66,7 +69,7 @@ def table(args: argparse.Namespace) -> None:
         put(_text(rows, hardware))
 
 
-COMMANDS: dict[str, Main] = {"table": table, "lstm": lstm}
+COMMANDS: dict[str, Main] = {"table": table, "lstm": lstm, "matmul": matmul}
 """The first word of the command line; without one it is `table`."""
 
 

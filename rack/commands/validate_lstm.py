@@ -6,11 +6,9 @@ import argparse
 import json
 
 from compiler.codegen.lstm_cell import cell_cycles
-from compiler.files import shown
 from rack.commands.command import command
-from rack.commands.flags import count, output_flags, profile_choices
+from rack.commands.flags import count, numbers, output_flags, profile_choices
 from rack.commands.verbs import called_as
-from rack.errors import ConfigError
 from rack.machines.profile import load_hardware
 from rack.system.shell import put
 
@@ -37,23 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def batches(text: str) -> list[int]:
-    """Parse "1,3,6". Raises ConfigError."""
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        got = shown(text)
-        raise ConfigError(f"batch: wanted whole numbers with commas, got {got}") from error
-    if max(sizes) > MOST_BATCH:
-        raise ConfigError(f"batch: wanted at most {MOST_BATCH} sequences, got {shown(max(sizes))}")
-    return sizes
-
-
 @command(build_parser)
 def lstm(args: argparse.Namespace) -> None:
     """Print the cycles for every batch size."""
     spec = load_hardware(args.hardware).chip
-    sizes = batches(args.batch)
+    sizes = numbers(args.batch, "batch", MOST_BATCH, "sequences")
     cycles = [cell_cycles(args.hidden, batch, spec) for batch in sizes]
     if args.json:
         put(json.dumps({"cycles": cycles}))

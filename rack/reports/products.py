@@ -1,0 +1,59 @@
+"""A product of many rows on one chip, as the compiler would run it: cycles, and use of the planes.
+
+[m, k] x [k, n], weights in the bulk slices, rows in and fp16 results in the work slices. Rows that
+do not fit there together go in steps of equal size, one after the other, as a prompt's chunks do.
+A step is one Matmul, and costs what its template takes; nothing here is worked out twice.
+"""
+
+from __future__ import annotations
+
+from chip.ops.cost import CostModel
+from chip.ops.product import Activations, Matmul, Plain
+from chip.ops.rows import item_bytes, row_bytes
+from chip.spec import ChipSpec, pad_vector
+from chip.sram import work_start
+from compiler.errors import CapacityError, CompilerError
+
+OUT_BYTES, SCALE_BYTES = 2, 4
+
+
+def steps_of(m: int, k: int, n: int, dtype: str, spec: ChipSpec) -> list[int]:
+    """Return the rows of each step.
+
+    Raises CompilerError for sizes below 1, CapacityError where weights, or one row, do not fit.
+    """
+    if min(m, k, n) < 1:
+        raise CompilerError(f"matmul: wanted m, k and n of 1 or more, got {m}, {k}, {n}")
+    bulk = work_start(spec)
+    weights = n * row_bytes(pad_vector(k), item_bytes(dtype))
+    scales = row_bytes(n, SCALE_BYTES) if dtype == "int8" else 0
+    row = row_bytes(k, item_bytes(dtype)) + row_bytes(n, OUT_BYTES) + SCALE_BYTES
+    room = spec.sram_bytes - bulk - scales
+    for needed, available in ((weights, bulk), (pad_vector(row), room)):
+        if needed > available:
+            raise CapacityError(
+                chip=0, needed=needed, available=available, layout="1x1", context=m
+            )  # fmt: skip
+    steps = -(-m // (room // row))
+    return [m // steps + (number < m % steps) for number in range(steps)]
+
+
+def product_cycles(m: int, k: int, n: int, dtype: str, costs: CostModel) -> int:
+    """Return the cycles of all steps of a product."""
+    scale = 0 if dtype == "int8" else None
+    return sum(
+        costs.cycles(
+            Matmul(
+                rows=rows, k=k, n=n, dtype=dtype, out="f16", w=0, sw=scale,
+                source=Activations(x=0, s=scale), result=Plain(y=0),
+            )
+        )
+        for rows in steps_of(m, k, n, dtype, costs.spec)
+    )  # fmt: skip
+
+
+def utilisation(m: int, k: int, n: int, dtype: str, cycles: int, spec: ChipSpec) -> float:
+    """Return the part of the planes' multiply-adds in these cycles that the product needs."""
+    slower = 1 if dtype == "int8" else spec.mxm_fp16_slowdown
+    peak = spec.mxm_planes * spec.mxm_rows * spec.mxm_columns
+    return m * k * n * slower / (peak * cycles)
