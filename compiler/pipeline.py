@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from chip.ops.cost import CostModel
 from chip.ops.rows import row_bytes
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.cost import cost_model
-from compiler.errors import CompilerError
+from compiler.errors import CapacityError, CompilerError
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
@@ -33,7 +34,7 @@ from compiler.schedule.assembly import Assembly, Times
 from compiler.schedule.interval import initiation_cycles
 from compiler.schedule.movement import forward_rows
 from compiler.schedule.scheduler import Scheduler
-from compiler.schedule.steps import StepPlanner
+from compiler.schedule.steps import StepPlanner, slower_paces
 from compiler.verify.verifier import verify
 
 FORMAT_VERSION = 4
@@ -254,13 +255,30 @@ class Ground:
 def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Options) -> Ground:
     """Deal a model over chips, cable the chips and give every tensor its address.
 
-    Raises LayoutError, CapacityError or CompilerError.
+    Products leave gaps for vectors of links, more of them for faster links. Where that costs more
+    than it brings, links are driven at a slower pace: the one at which a decode step takes the
+    fewest cycles, so that no link is too fast. Raises LayoutError, CapacityError or CompilerError.
     """
     split = partition(build_graph(config), layout)
-    network = build_network(split, target, options.binding)
+    ground = _on_links(split, target, options, 0)
+    slot = max((link.slot_cycles for link in ground.network.links if not link.is_host), default=0)
+    if not slot or not (paces := slower_paces(slot)):
+        return ground
+    grounds = [ground]
+    for pace in paces:
+        with suppress(CapacityError):  # other ways may take other buffers
+            grounds.append(_on_links(split, target, options, pace))
+    kind = StepKind(rows=1, bucket=ground.buckets[0], decode=True)
+    return min(grounds, key=lambda one: schedule_step(one, kind, target).cycles)
+
+
+def _on_links(split: Partition, target: Target, options: Options, pace: int) -> Ground:
+    """Lay a partition out, links at a pace (`build_network`)."""
+    network = build_network(split, target, options.binding, pace)
     memory = fit_options(split, network, target.chip, options)
     spec = _near_slices(split, memory, target.chip)
-    memories = tuple(allocate_chip(split, chip, memory, spec) for chip in range(layout.chips))
+    chips = range(split.layout.chips)
+    memories = tuple(allocate_chip(split, chip, memory, spec) for chip in chips)
     return Ground(
         partition=split, network=network, memory=memory, memories=memories,
         buckets=context_buckets(options, memory.context), costs=cost_model(spec),

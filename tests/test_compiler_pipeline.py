@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,9 @@ from compiler.errors import CapacityError, CompilerError
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model, context_buckets, prefill_sizes
 from compiler.place.layout import parse_layout
+from compiler.schedule.steps import slower_paces
+from rack.machines.hardware import Hardware
+from rack.machines.profile import load_hardware
 
 TINY = PRESETS["tiny"]
 ONE = parse_layout("1x1")
@@ -146,3 +150,63 @@ def test_llama_8b_compiles_for_a_rack() -> None:
     assert fullest >= 0
     matrices = sum(t.size for m in model.memories for t in m.tensors if t.kind == "weight")
     assert 7.0e9 < matrices < 8.0e9  # 7.5 billion int8 weights outside the embedding
+
+
+GROQ = load_hardware("groqrack")
+WHAT_IFS: dict[str, tuple[Callable[[int], Hardware], tuple[int, ...]]] = {
+    "link lanes": (
+        lambda lanes: replace(GROQ, chip_link=replace(GROQ.chip_link, lanes=lanes)),
+        (4, 5, 6, 7, 8, 16, 64),
+    ),
+    "link latency": (
+        lambda cycles: replace(GROQ, chip_link=replace(GROQ.chip_link, latency_cycles=cycles)),
+        (400, 216, 108, 1),
+    ),
+    "way through a chip": (
+        lambda cycles: replace(GROQ, chip=replace(GROQ.chip, forward_cycles=cycles)),
+        (360, 180, 1),
+    ),
+    "host rate": (
+        lambda gbps: replace(
+            GROQ, host_link=replace(GROQ.host_link, line_rate_bps=gbps * 10**9, rate_divisor=1)
+        ),
+        (96, 192, 384),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "layout"),
+    [
+        ("link lanes", "2x2+4"), ("host rate", "2x2+4"), ("link latency", "2x6+4"),
+        ("way through a chip", "2x6+4"),
+    ],
+)  # fmt: skip
+def test_a_faster_machine_is_never_slower(what: str, layout: str) -> None:
+    """Doubled links made it slower: products left more gaps for them than they were worth."""
+    make, values = WHAT_IFS[what]
+    config = replace(PRESETS["llama-8b"], num_layers=2)
+    cycles = []
+    for value in values:
+        model = compile_model(
+            config, make(value), parse_layout(layout), Options(max_model_len=64), kinds="estimate"
+        )
+        cycles.append(model.steps["decode/64"].cycles)
+    assert cycles == sorted(cycles, reverse=True)
+    assert cycles[0] > cycles[-1]
+
+
+def test_a_link_is_driven_at_a_slower_pace_where_that_is_faster() -> None:
+    """As fast as the links at which products leave gaps of 16 cycles, and it runs so."""
+    make, _ = WHAT_IFS["link lanes"]
+    config, layout = replace(PRESETS["llama-8b"], num_layers=2), parse_layout("2x2+4")
+    options = Options(max_model_len=64)
+    models = [
+        compile_model(config, make(lanes), layout, options, kinds="estimate") for lanes in (6, 8)
+    ]
+    for model in models:
+        assert {link.slot_cycles for link in model.network.links if not link.is_host} == {16}
+    assert models[0].steps == models[1].steps
+    assert [list(slower_paces(slot)) for slot in (1, 8, 15, 16, 24, 60)] == [
+        [8, 16, 24], [16, 24], [16, 24], [24], [], []
+    ]  # fmt: skip

@@ -87,9 +87,12 @@ def flows_between(before: Group, after: Group) -> list[Flow]:
 
 
 def build_network(
-    partition: Partition, target: Target, binding: Sequence[int] | None = None
+    partition: Partition, target: Target, binding: Sequence[int] | None = None, pace: int = 0
 ) -> Network:
-    """Cable the layout and route every message. Raises LayoutError if a message has no way."""
+    """Cable the layout and route every message. Raises LayoutError if a message has no way.
+
+    `pace`: the fewest cycles between vectors on a chip's links; a faster link is driven as slowly.
+    """
     n_chips = partition.layout.chips
     slots = tuple(binding) if binding is not None else tuple(range(n_chips))
     if len(slots) != n_chips or len(set(slots)) != n_chips or min(slots) < 0:
@@ -100,7 +103,7 @@ def build_network(
     topology = _cable(partition, target, slots)
     if binding is None:
         slots = place(topology, n_chips)
-    cabling = _Cabling(target, topology, slots)
+    cabling = _Cabling(target, topology, slots, pace)
     used: dict[int, int] = {}
     links: list[LinkUse] = []
     routes: dict[Flow, tuple[int, ...]] = {}
@@ -144,10 +147,12 @@ def _trees(
 class _Cabling:
     """A layout's trained cables: their latencies, and the slack for the clocks at their ends."""
 
-    def __init__(self, target: Target, topology: Topology, slots: tuple[int, ...]) -> None:
+    def __init__(
+        self, target: Target, topology: Topology, slots: tuple[int, ...], pace: int
+    ) -> None:
         self.target, self.clock = target, target.clock
         spec = target.link_spec(max(1, topology.max_ports_used))
-        self.slot_cycles = spec.slot_cycles(target.chip.clock_hz)
+        self.slot_cycles = max(pace, spec.slot_cycles(target.chip.clock_hz))
         self.logical = {slot: chip for chip, slot in enumerate(slots)}
         self.sync = self._paths(topology, slots) if self.clock.strays else ()
 

@@ -35,6 +35,11 @@ from compiler.schedule.movement import Movement, Transfer, host_memory, result_b
 GAPS = TURNS * C2C_TURN  # cycles that a vector may wait for a gap in a product's loads
 
 
+def slower_paces(slot_cycles: int) -> range:
+    """Return slower paces of links with this slot at which products leave fewer gaps for them."""
+    return range(C2C_TURN * (slot_cycles // C2C_TURN + 1), GAPS + 1, C2C_TURN)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """An operation on one chip, not yet placed in time."""
