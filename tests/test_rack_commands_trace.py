@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -21,7 +22,15 @@ from chip.ops.opcodes import Opcode
 from chip.ops.program import MOVES
 from compiler.pipeline import CompiledModel
 from rack.commands.trace import main, request_steps
-from rack.reports.trace_events import THREADS, Event, PlacedStep, TraceEvents, live_changes
+from rack.reports.trace_events import (
+    THREADS,
+    Event,
+    PlacedStep,
+    TraceEvents,
+    live_changes,
+    tracks,
+)
+from rack.reports.transfer_names import transfer_names
 from rack.run.config import RunConfig
 from rack.run.engine import Engine
 from rack.run.session import prepare
@@ -74,14 +83,19 @@ def check_flows(events: Sequence[Event], steps: Sequence[PlacedStep], model: Com
         if event["ph"] in "sf":
             assert event["ph"] not in arrows[event["id"]], "an arrow with two ends of a kind"
             arrows[event["id"]][event["ph"]] = event
-    transfers = [(t, base) for schedule, base in steps for t in schedule.transfers]
+    graph = model.partition.graph
+    transfers = [
+        (t, base, name)
+        for schedule, base in steps
+        for t, name in zip(schedule.transfers, transfer_names(graph, schedule), strict=True)
+    ]
     assert len(arrows) == len(transfers)
-    for number, (transfer, base) in enumerate(transfers):
+    for number, (transfer, base, name) in enumerate(transfers):
         start, finish = arrows[number]["s"], arrows[number]["f"]
         assert (start["pid"], finish["pid"]) == (transfer.src, transfer.dst)
         assert start["ts"] < finish["ts"]
-        out = slices[start["tid"], start["ts"], transfer.name]
-        into = slices[finish["tid"], finish["ts"], transfer.name]
+        out = slices[start["tid"], start["ts"], name]
+        into = slices[finish["tid"], finish["ts"], name]
         link = model.network.links[transfer.link]
         wire = transfer.vectors * link.slot_cycles
         for slice_, begin in ((out, transfer.depart), (into, transfer.arrive - wire)):
@@ -124,7 +138,7 @@ def check_unit_times(
             at, at_ns = start + event["args"]["cycles"], ns + nanoseconds(event["dur"])
         worked = sum(event["args"]["cycles"] for event in lane)
         node = tid // THREADS - 1
-        if names[tid] != "step":
+        if not names[tid].startswith("step"):
             assert worked == busy.pop((node, names[tid]), 0)
         assert worked + idle + (end - at) == end
         worked_ns = sum(nanoseconds(event["dur"]) for event in lane)
@@ -174,6 +188,59 @@ def test_every_step_traced(layout: str, hardware: str, dtype: str) -> None:
     assert [(e["name"], e["args"]["cycles"]) for e in whole] == [
         (schedule.name, schedule.cycles) for schedule, _ in steps
     ]
+
+
+def test_a_transfer_is_named_after_what_made_its_vectors() -> None:
+    """The chip has an operation of that name, which ends when the last vector is there."""
+    model = compiled("2x2+1", dtype="int8")
+    for schedule in model.steps.values():
+        names = transfer_names(model.partition.graph, schedule)
+        for program in schedule.programs[: model.layout.chips]:
+            made = {op.name: op.end for op in program.operations if op.opcode not in MOVES}
+            for op in program.operations:
+                if op.opcode is Opcode.SEND and op.op.forward is None:
+                    name = names[op.op.transfer]
+                    assert not name.startswith("layers.") or made[name] <= op.end
+    decode = model.steps["decode/64"]
+    renamed = {
+        t.name: name
+        for t, name in zip(
+            decode.transfers, transfer_names(model.partition.graph, decode), strict=True
+        )
+        if t.name != name
+    }
+    assert renamed == {
+        f"layers.{n}.mlp.silu": f"layers.{n}.mlp.gate_up_proj" for n in range(3)
+    }  # the product gates
+
+
+def test_what_is_passed_on_keeps_its_name() -> None:
+    model = compiled("1x5", "two-ports")
+    schedule = model.steps["decode/64"]
+    names = transfer_names(model.partition.graph, schedule)
+    passed = [
+        op.op for program in schedule.programs for op in program.operations
+        if op.opcode is Opcode.SEND and op.op.forward is not None
+    ]  # fmt: skip
+    assert passed
+    assert all(names[one.transfer] == names[one.forward] for one in passed)
+
+
+def test_pipelined_steps_are_on_tracks_of_their_own() -> None:
+    """Chunks of a prompt overlap in the stages, never on a track."""
+    config = RunConfig(model="tiny", layout="3x1", max_model_len=64, prefill_chunk=8)
+    prepared = prepare(config)
+    steps = request_steps(prepared, 30, 2)
+    assert any(base < before + one.cycles for (one, before), (_, base) in itertools.pairwise(steps))
+    events = [
+        json.loads(json.dumps(event)) for event in TraceEvents(prepared.compiled, steps).events()
+    ]
+    check_format(events)
+    check_flows(events, steps, prepared.compiled)
+    check_unit_times(events, steps, prepared.compiled)
+    tracks_ = {e["tid"] for e in events if e.get("cat") == "step"}
+    assert len(tracks_) > 1
+    assert tracks([(0, 10), (4, 9), (8, 12), (9, 11), (12, 13)]) == [0, 1, 2, 1, 0]
 
 
 def test_two_slices_at_once_would_be_noticed() -> None:

@@ -19,6 +19,7 @@ from chip.ops.moves import Receive, Send
 from chip.ops.program import Scheduled
 from compiler.ir import ScheduledTransfer, StepSchedule
 from compiler.pipeline import CompiledModel
+from rack.reports.transfer_names import transfer_names
 
 METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None},
@@ -179,12 +180,13 @@ def _layer(
 ) -> tuple[str, dict[str, list[tuple[int, int, str, str]]]]:
     """Return what is shown, and the slices (start, end, name, state) by lane."""
     chip, layer = _middle_layer(compiled)
-    prefix = f"layers.{layer}."
+    prefix, carried = f"layers.{layer}.", transfer_names(compiled.partition.graph, schedule)
     slices: dict[str, list[tuple[int, int, str, str]]] = {}
     for op in schedule.programs[chip].operations:
-        if op.name.startswith(prefix):
+        name = carried[op.op.transfer] if isinstance(op.op, Send | Receive) else op.name
+        if name.startswith(prefix):
             for lane, start, end, state in _lanes(op, compiled):
-                slices.setdefault(lane, []).append((start, end, op.name, state))
+                slices.setdefault(lane, []).append((start, end, name, state))
     return f"layer {layer} on chip {chip}, unit by unit", slices
 
 

@@ -1,9 +1,11 @@
 """A schedule as Chrome trace events, one chip at a time (memory stays that of one program).
 
 A chip is a process; a unit, or one end of a link, is a thread. A slice is an operation, named by
-its provenance; a flow arrow is a transfer. `ts` and `dur` are microseconds of emulated time in
-whole nanoseconds. Both ends of a slice are rounded down, so neighbours never overlap. The exact
-cycles are in `args`. Format: "Trace Event Format" of the Chromium project.
+its provenance, or a transfer, named by what it carries (`transfer_names`); a flow arrow leads from
+one end of a transfer to the other. Steps that overlap are on threads of their own. `ts` and `dur`
+are microseconds of emulated time in whole nanoseconds. Both ends of a slice are rounded down, so
+neighbours never overlap. The exact cycles are in `args`. Format: "Trace Event Format" of the
+Chromium project.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from chip.ops.opcodes import CHIP_UNITS, Region, plain
 from chip.ops.program import Program, Scheduled
 from compiler.ir import Memory, StepSchedule
 from compiler.pipeline import CompiledModel
+from rack.reports.transfer_names import transfer_names
 
 Event = dict[str, Any]
 PlacedStep = tuple[StepSchedule, int]
@@ -45,6 +48,10 @@ class TraceEvents:
         for schedule, _ in steps:
             firsts.append(firsts[-1] + len(schedule.transfers))
         self._first_flow = firsts  # step number -> id of its first flow arrow
+        once = {id(schedule): schedule for schedule, _ in steps}
+        graph = compiled.partition.graph
+        carried = {key: transfer_names(graph, schedule) for key, schedule in once.items()}
+        self._carried = [carried[id(schedule)] for schedule, _ in steps]
 
     def microseconds(self, cycle: int) -> float:
         """Emulated time of a cycle, cut to whole nanoseconds."""
@@ -55,11 +62,15 @@ class TraceEvents:
         for node in range(self.host + 1):
             yield from self._node(node)
         pid = self.host + 1
-        tid = (pid + 1) * THREADS + 1
+        first = (pid + 1) * THREADS + 1
         yield from self._process(pid, "steps", "from the step message to the last result")
-        yield self._meta(pid, tid, "thread_name", name="step")
-        for schedule, base in self.steps:
-            yield self._slice(tid, schedule.name, base, base + schedule.cycles, cat="step")
+        lanes = tracks([(base, base + schedule.cycles) for schedule, base in self.steps])
+        for lane in range(max(lanes) + 1):
+            name = f"step {lane + 1}" if lane else "step"
+            yield self._meta(pid, first + lane, "thread_name", name=name)
+        for (schedule, base), lane in zip(self.steps, lanes, strict=True):
+            end = base + schedule.cycles
+            yield self._slice(first + lane, schedule.name, base, end, cat="step")
 
     # -- one chip
 
@@ -129,12 +140,13 @@ class TraceEvents:
             start -= link.slot_cycles  # its first packet comes in during the slot before
         tid = tids["out" if sends else "in", link.id]
         args |= {"link": link.name, "transfer": op.transfer}
-        yield self._slice(tid, operation.name, start, end, op.part, args)
+        name = self._carried[number][op.transfer]
+        yield self._slice(tid, name, start, end, op.part, args)
         flow = self._first_flow[number] + op.transfer
         yield {
             "ph": "s" if sends else "f", **({} if sends else {"bp": "e"}), "id": flow,
             "pid": tid // THREADS - 1, "tid": tid, "ts": self.microseconds(start),
-            "name": operation.name, "cat": "transfer",
+            "name": name, "cat": "transfer",
         }  # fmt: skip
 
     # -- counters
@@ -196,6 +208,17 @@ class TraceEvents:
     def _counter(self, node: int, name: str, cycle: int, **series: int) -> Event:
         tid, at = (node + 1) * THREADS, self.microseconds(cycle)
         return {"ph": "C", "pid": node, "tid": tid, "ts": at, "name": name, "args": series}
+
+
+def tracks(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Return a track for each span, the first on which nothing else is: spans by their starts."""
+    ends: list[int] = []  # of each track
+    out = []
+    for start, end in spans:
+        track = next((n for n, last in enumerate(ends) if last <= start), len(ends))
+        ends[track:] = [end, *ends[track + 1 :]]
+        out.append(track)
+    return out
 
 
 def _own_units(operation: Scheduled) -> tuple[str, ...]:
