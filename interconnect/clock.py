@@ -147,6 +147,19 @@ def stall_cycles(clock: ClockSpec, paths: Sequence[SyncPath]) -> int:
     return -(-(worst + 2 * clock.drift_ppm * clock.realign_cycles) // (MICRO - clock.drift_ppm))
 
 
+def start_cycles(clock: ClockSpec, paths: Sequence[SyncPath]) -> int:
+    """Cycles from the root's start of a program to the last chip's (ISCA 2022, 3.2).
+
+    A chip tells its children in the cycle of its start; they start at the next epoch of their own
+    counters after that has come: floor(latency / epoch) + 1 epochs a level of the tree.
+    """
+    if not clock.strays:
+        return 0
+    epoch = clock.hac_period_cycles
+    ways = (sum(hop.latency_cycles // epoch + 1 for hop in path) for path in paths)
+    return max(ways, default=0) * epoch
+
+
 class ChipClock:
     """One chip's oscillator and its HAC, fed by its parent's; the root has no parent."""
 

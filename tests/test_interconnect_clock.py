@@ -21,6 +21,7 @@ from interconnect.clock import (
     build_clocks,
     slack_cycles,
     stall_cycles,
+    start_cycles,
     sync_error,
 )
 from interconnect.errors import SpecError
@@ -140,3 +141,12 @@ def test_a_spec_out_of_range_is_refused(field: str, value: object, wanted: str) 
 def test_a_chip_that_drifts_more_than_it_may_is_refused() -> None:
     with pytest.raises(SpecError, match="drift of chip 3: wanted within \\+-50, got 51"):
         ChipClock(DRIFT, 3, 51)
+
+
+def test_a_start_takes_epochs_a_level() -> None:
+    """floor(latency / 252) + 1 a level; the deepest chip is the last (ISCA 2022, 3.2)."""
+    clock = ClockSpec(drift_ppm=50, jitter_mcycles=11_000)
+    hops = [SyncHop(slot, latency) for slot, latency in ((1, 216), (2, 251), (3, 252), (4, 600))]
+    assert [start_cycles(clock, [(), (hop,)]) for hop in hops] == [252, 252, 504, 756]
+    assert start_cycles(clock, [(), tuple(hops[:2]), tuple(hops[:3])]) == 4 * 252
+    assert start_cycles(clock, [()]) == start_cycles(EXACT, [tuple(hops)]) == 0

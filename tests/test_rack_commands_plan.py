@@ -152,6 +152,7 @@ def test_what_synchronisation_costs(capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*TINY, "--hardware", "groqrack-drift"]
     report = plan(capsys, *argv)
     clocks = report["synchronisation"]
+    assert (exact["start_cycles"], clocks["start_cycles"]) == (0, 252)
     # Every hop waits its slack; at least the way in, four stages' worth of exchanges, and out.
     assert clocks["cost_cycles"] >= 10 * clocks["slack_cycles_per_hop"]["min"] > 0
     assert clocks["cost_fraction"] == clocks["cost_cycles"] / report["decode"]["cycles"] < 0.05
@@ -160,6 +161,7 @@ def test_what_synchronisation_costs(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     assert f"synchronisation: {clocks['cost_cycles']:,} cycles, " in text
     assert "for +-50 ppm: " in text
+    assert "; a request starts in 252 cycles" in text
 
 
 def test_dry_run_places_every_chip(capsys: pytest.CaptureFixture[str]) -> None:

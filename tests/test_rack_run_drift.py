@@ -221,3 +221,21 @@ def test_exact_clocks_change_nothing() -> None:
     assert len(latencies) > 2
     assert {link.rx_window_cycles for link in model.network.links} == {0}
     assert isinstance(model.network.clock, ClockSpec)
+
+
+def test_a_request_s_first_step_has_its_start() -> None:
+    """One epoch in a node: the first step begins and is counted so much later, the next is not."""
+    model = compiled("1x3", DRIFTING, kinds="decode")
+    assert model.network.start_cycles == 252
+    cycles = model.steps["decode/32"].cycles
+    timing, rack = TimingRack(model), LocalRack(model, WEIGHTS)
+    try:
+        for one in (timing, rack):
+            for _ in range(2):
+                one.reset()
+                got = [one.run_step("decode/32", [n], [1]).cycles for n in range(2)]
+                assert got == [252 + cycles, cycles]
+        assert timing.now == rack.driver.base_cycle == 252 + 2 * cycles
+    finally:
+        rack.close()
+    assert compiled("1x3", "groqrack", kinds="decode").network.start_cycles == 0

@@ -21,7 +21,15 @@ from compiler.place.partition import Group, Partition
 from compiler.place.placement import place
 from compiler.place.routes import Flow, Router
 from compiler.place.target import Target
-from interconnect.clock import EXACT, ClockSpec, SyncHop, SyncPath, slack_cycles, stall_cycles
+from interconnect.clock import (
+    EXACT,
+    ClockSpec,
+    SyncHop,
+    SyncPath,
+    slack_cycles,
+    stall_cycles,
+    start_cycles,
+)
 from interconnect.errors import PortsExhaustedError, UnreachableError
 from interconnect.topology import Link, LinkKind, Topology, paths_from
 
@@ -43,6 +51,11 @@ class Network:
     def stall_cycles(self) -> int:
         """Idle cycles that a realignment takes; 0 where clocks are exact."""
         return stall_cycles(self.clock, self.sync)
+
+    @property
+    def start_cycles(self) -> int:
+        """Cycles until a program runs on all chips; 0 where clocks are exact."""
+        return start_cycles(self.clock, self.sync)
 
     def forwarders(self) -> dict[int, list[Flow]]:
         """Return the chips that forward messages meant only for others, with those messages."""

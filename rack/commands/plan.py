@@ -120,6 +120,7 @@ def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any
         "realign_cycles": network.clock.realign_cycles,
         "slack_cycles_per_hop": {"min": min(slack), "max": max(slack)},
         "stall_cycles": network.stall_cycles,
+        "start_cycles": network.start_cycles,
         "stops": sum(len(program.realign) for program in schedule.programs),
         "cost_cycles": cost,
         "cost_fraction": cost / schedule.cycles,
@@ -191,7 +192,8 @@ def text_of(report: dict[str, Any]) -> str:
         lines.append(
             f"synchronisation: {clocks['cost_cycles']:,} cycles, {clocks['cost_fraction']:.2%} of "
             f"the step, for +-{clocks['drift_ppm']} ppm: {slack['min']}-{slack['max']} cycles of "
-            f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more"
+            f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more; "
+            f"a request starts in {clocks['start_cycles']:,} cycles"
         )
     lines.append(
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "

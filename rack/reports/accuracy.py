@@ -13,6 +13,9 @@ from typing import Any
 
 from rack.machines.hardware import Hardware
 
+Published = float | tuple[float, float | None]
+"""A figure, or a band: lowest and highest, None where there is no highest."""
+
 NAMED = 3  # constants that a cell of the table names; of more it gives the number
 
 
@@ -20,31 +23,33 @@ NAMED = 3  # constants that a cell of the table names; of more it gives the numb
 class Row:
     """One published figure and ours, in the same unit.
 
-    `published` is a figure, or a band (lowest, highest) that ours may lie in. `constants` are keys
-    of the profile that ours follows from, with `*` for many.
+    `published` is a figure, or a band that ours may lie in. `constants` are keys of the profile
+    that ours follows from, with `*` for many. `on`: the machine, where it is not the table's.
     """
 
     part: str
     figure: str
     unit: str
-    published: float | tuple[float, float]
+    published: Published
     grade: str
     source: str
     ours: float
     constants: tuple[str, ...]
+    on: Hardware | None = None
 
     @property
     def error_percent(self) -> float:
         """Signed error of ours; against a band, from the edge it lies beyond, 0 inside."""
         if isinstance(self.published, tuple):
             low, high = self.published
-            wanted = min(max(self.ours, low), high)
+            wanted = max(self.ours, low) if high is None else min(max(self.ours, low), high)
         else:
             wanted = self.published
         return (self.ours - wanted) / wanted * 100
 
     def behind(self, hardware: Hardware) -> dict[str, Any]:
         """Constants behind our figure that are assumptions, and those fitted, with what to."""
+        hardware = self.on or hardware
         keys = [
             key
             for key in hardware.sources
@@ -59,8 +64,14 @@ class Row:
 
     def to_dict(self, hardware: Hardware) -> dict[str, Any]:
         """Return the row as plain data, with error and constants."""
-        plain = {name: getattr(self, name) for name in self.__slots__}
-        return {**plain, "error_percent": self.error_percent, **self.behind(hardware)}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "on"}
+        machine = (self.on or hardware).name
+        return {
+            **plain,
+            "hardware": machine,
+            "error_percent": self.error_percent,
+            **self.behind(hardware),
+        }
 
 
 def number(value: float) -> str:
@@ -74,6 +85,8 @@ def published(row: Row) -> str:
     """Write the published figure or band."""
     if isinstance(row.published, tuple):
         low, high = row.published
+        if high is None:
+            return f"> {number(low)}"
         return f"< {number(high)}" if low == 0 else f"{number(low)} to {number(high)}"
     return number(row.published)
 

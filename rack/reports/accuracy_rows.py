@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from chip.floorplan import Role, hops, mem
+from chip.floorplan import Role, hops, mem, queues
 from chip.floorplan import mxm as mxm_queue
 from chip.isa.issue import delays
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
+from compiler.codegen.cost import cost_model
 from compiler.codegen.lstm_cell import cell_cycles
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
@@ -27,11 +28,14 @@ from compiler.place.partition import partition
 from interconnect.spec import LinkSpec
 from rack.errors import MachineError
 from rack.machines.hardware import Cabling, Hardware
-from rack.reports.accuracy import Row
+from rack.reports.accuracy import Published, Row
+from rack.reports.accuracy_system import bandwidth_rows, clock_rows, machine_rows, path_rows
 from rack.reports.exchange import all_to_all, exchange_cycles
+from rack.reports.products import product_cycles, utilisation
 
 LARGE_VECTORS = 4096  # a tensor of 1.3 MB a chip: large enough that latency does not count
 CONTEXT = 512  # of the token rates
+FETCH_BYTES = 16  # a queue and cycle: ISCA 2020, III.A.3, 2.25 TiB/s at 1 GHz over 144 queues
 LSTM_CYCLES = {1: 670, 3: 718, 6: 790, 8: 838, 32: 1413}  # batch -> published cycles
 _CELL = "NOTIFY SYNC READ WRITE LW IW ABC ACC PERMUTE ADD MUL TANH CVT_F32 CVT_I8 COPY"
 CELL_KEYS = ("chip.slices_per_hop", *(f"delays.{name}" for name in _CELL.split()))
@@ -56,16 +60,18 @@ def chip_rows(hardware: Hardware) -> list[Row]:
     tops = macs * 2 * chip.clock_hz / 1e12
     sram_rate = chip.slices * chip.banks * VECTOR_BYTES
     planes = chip.mxm_planes * chip.mxm_columns / chip.streams
+    fetch = len(queues(chip)) * FETCH_BYTES
     mxm = ("chip.clock_hz", "chip.mxm_planes", "chip.mxm_rows", "chip.mxm_columns")
     load = ("chip.mxm_columns", "chip.mxm_weight_streams")
     table, way = delays(chip), hops(mem(0, 1), mxm_queue(0, Role.LOAD), chip)
-    figures: list[tuple[str, str, float | tuple[float, float], str, str, float, tuple[str, ...]]]
+    figures: list[tuple[str, str, Published, str, str, float, tuple[str, ...]]]
     figures = [
         ("peak, int8", "TOPS", 750, "A", "as sold", tops, mxm),
         (
             "peak, fp16", "TFLOPS", 188, "A", "as sold", tops / chip.mxm_fp16_slowdown,
             (*mxm, "chip.mxm_fp16_slowdown"),
         ),
+        ("peak, int8, at 1 GHz", "TOPS", 820, "A", "ISCA 2020, VII", macs * 2e-3, mxm[1:]),
         ("SRAM", "B", 230_686_720, "A", "ISCA 2020", chip.sram_bytes, ("chip.sram_bytes",)),
         (
             "SRAM bandwidth", "B/cycle", 56_320, "A", "ISCA 2020: 55 TiB/s at 1 GHz", sram_rate,
@@ -78,6 +84,15 @@ def chip_rows(hardware: Hardware) -> list[Row]:
         (
             "stream bandwidth", "B/cycle", 20_480, "A", "ISCA 2020: 64 streams",
             chip.stream_bytes_per_cycle, ("chip.streams",),
+        ),
+        (
+            "instruction fetch, at most", "KiB/cycle", 2.25, "A", "ISCA 2020, II.B: 2.25 TiB/s",
+            fetch / 1024, (),
+        ),
+        (
+            "SRAM reads that fetch leaves for streams", "KiB/cycle", 25, "A",
+            "ISCA 2020, II.B: 25 of 27.5 TiB/s", (chip.slices * VECTOR_BYTES - fetch) / 1024,
+            ("chip.slices",),
         ),
         (
             "weight load, one plane", "cycles", 20, "A", "ISCA 2020, III.D",
@@ -100,7 +115,7 @@ def chip_rows(hardware: Hardware) -> list[Row]:
 
 
 def _row(
-    part: str, figure: str, unit: str, published: float | tuple[float, float], grade: str,
+    part: str, figure: str, unit: str, published: Published, grade: str,
     source: str, ours: float, keys: tuple[str, ...],
 ) -> Row:  # fmt: skip
     return Row(
@@ -222,6 +237,23 @@ def rate_rows(hardware: Hardware) -> list[Row]:
     return out
 
 
+def product_rows(hardware: Hardware) -> list[Row]:
+    """Products of many rows: how much of the planes' rate they use."""
+    m, k, costs = 2304, 4096, cost_model(hardware.chip)
+    return [
+        Row(
+            part="chip", figure=f"planes' use, [{m:,} x {k:,}] x [{k:,} x {n:,}], {dtype}",
+            unit="%", published=(80, 100), grade="A", source="ISCA 2022, 5.2 and Fig. 13",
+            ours=100 * utilisation(
+                m, k, n, dtype, product_cycles(m, k, n, dtype, costs), hardware.chip
+            ),
+            constants=("chip.*", "delays.*"),
+        )
+        for dtype in ("fp16", "int8")
+        for n in (1376, 2400, 3500)
+    ]  # fmt: skip
+
+
 def lstm_rows(hardware: Hardware) -> list[Row]:
     """Cycles of the LSTM-512 cell at the published batch sizes."""
     return [
@@ -236,7 +268,8 @@ def lstm_rows(hardware: Hardware) -> list[Row]:
 
 RowSource = Callable[[Hardware], list[Row]]
 ROW_SOURCES: tuple[RowSource, ...] = (
-    chip_rows, lstm_rows, link_rows, capacity_rows, rate_rows,
+    chip_rows, lstm_rows, product_rows, link_rows, path_rows, bandwidth_rows, clock_rows,
+    machine_rows, capacity_rows, rate_rows,
 )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ F32 = NDArray[np.float32]
 class StepResult:
     """A step's result: logits of every vocabulary column, or (ids, values) of the largest."""
 
-    cycles: int  # from this step's base to the next one's
+    cycles: int  # from this step's base to the next one's; a request's first has its start too
     logits: F32 | None = None  # [vocab]
     top: tuple[NDArray[np.int64], F32] | None = None
     hash_share: int = 0  # sum over the vocabulary, modulo 2^64
@@ -64,7 +64,7 @@ class Driver:
         slots: LinkSlots | None = None,
     ) -> None:  # fmt: skip
         self.compiled, self.source = compiled, source
-        self.base_cycle = 0
+        self.base_cycle = self._starting = 0
         self.sequence = 0
         self._frequencies = rope_frequencies(compiled.config)
         host = compiled.layout.chips
@@ -87,8 +87,11 @@ class Driver:
             self.node.chip.load_program(program)
 
     def reset(self) -> None:
-        """Start a request: a new epoch on every node, cycle 0, nothing on the links."""
-        self.base_cycle = 0
+        """Start a request: a new epoch on every node, nothing on the links.
+
+        Its first step begins when all chips have started.
+        """
+        self.base_cycle = self._starting = self.compiled.network.start_cycles
         control = Control(ControlKind.EPOCH, {"epoch": self.node.epoch + 1})
         for chip in range(self.compiled.layout.chips):
             self.node.transport.send(chip, control)
@@ -124,6 +127,7 @@ class Driver:
         """Collect the results that have come. Call when the host's program is done."""
         cycles = self.compiled.cycles_until(schedule.name, following)
         self.base_cycle += cycles
+        cycles, self._starting = cycles + self._starting, 0
         if not schedule.kind.decode:
             return StepResult(cycles=cycles)
         share = self.node.chip.checks % (1 << 64)

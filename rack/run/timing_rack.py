@@ -23,11 +23,11 @@ class TimingRack:
         self.compiled = compiled
         strays = compiled.network.clock.strays
         self._clocks = DriftingClocks(compiled, drifts) if strays else None
-        self.now = 0  # where the next step begins
+        self.now = self._starting = 0  # where the next step begins
 
     def reset(self) -> None:
-        """Start a request at cycle 0."""
-        self.now = 0
+        """Start a request: at cycle 0, or as soon as all chips have started."""
+        self.now = self._starting = self.compiled.network.start_cycles
 
     def run_step(
         self, name: str, positions: Sequence[int], tokens: Sequence[int],
@@ -36,6 +36,7 @@ class TimingRack:
         """Return the cycles of a step. Raises KeyError if it was not compiled."""
         cycles = self.compiled.cycles_until(name, following)
         self._run(name, 1, cycles)
+        cycles, self._starting = cycles + self._starting, 0
         return StepResult(cycles=cycles)
 
     def run_steps(self, name: str, count: int) -> int:
