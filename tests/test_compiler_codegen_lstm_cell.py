@@ -71,7 +71,7 @@ def filled(a: dict[str, Any], w: Any, x: Any, h: Any, c: Any) -> Sram:
     return sram
 
 
-@pytest.mark.parametrize(("hidden", "batch"), [(330, 2), (100, 3)])
+@pytest.mark.parametrize(("hidden", "batch"), [(330, 2), (100, 3), (512, 8)])
 def test_the_cell_on_the_reference_machine(hidden: int, batch: int) -> None:
     rng = np.random.default_rng(hidden)
     w = rng.integers(-127, 128, (4, hidden, 2 * hidden)).astype(np.int8)
