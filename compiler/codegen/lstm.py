@@ -1,9 +1,9 @@
 """An LSTM cell as one operation: [x, h] . W, then gates, cell state and output; int8 in and out.
 
 The published single-chip program (docs/hardware.md, Single-chip results) took 646 + 24 B cycles for
-B sequences of 512 units. assumption: its steps do not overlap; each begins when the one before it
-is over in all 20 superlanes, with reads issued ahead of it and sums added up behind it. What
-follows has no constant of its own:
+B sequences of 512 units. assumption, made with these in sight: which steps it has, and that they do
+not overlap; each begins when the one before it is over in all 20 superlanes, with reads issued
+ahead of it and sums added up behind it. What follows has no constant of its own:
 
 - A pass through the planes loads one K tile of the four gates of 320 units, a quarter of each gate
   a plane: 2 t passes for each of t column groups. Its weights leave memory when the last product of
