@@ -286,17 +286,21 @@ def _on_links(split: Partition, target: Target, options: Options, pace: int) -> 
 
 
 def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> ChipSpec:
-    """Return the chip with as many work and feed slices as its memory leaves room for.
+    """Return the chip with as many work and feed slices as its memory leaves room for."""
+    most = wide(memory.dtype, spec)
+    chips = chip_classes(split, memory.forward_row_bytes).values()
+    fits = all(bytes_needed(split, chip, memory, most) <= spec.sram_bytes for chip in chips)
+    return most if fits else spec
+
+
+def wide(dtype: str, spec: ChipSpec) -> ChipSpec:
+    """Return a chip with the most work and feed slices, for products in `dtype`.
 
     More of them make steps of many rows faster, and nothing slower. All lie as near to the VXM as
     the first, so that no way is longer; fp16 needs an odd number of the others.
     """
-    wide = replace(spec, work_slices=2, feed_slices=FEED_SLICES[memory.dtype])
-    chips = chip_classes(split, memory.forward_row_bytes).values()
-    fits = wide.near_slices <= spec.slices_per_hop and all(
-        bytes_needed(split, chip, memory, wide) <= spec.sram_bytes for chip in chips
-    )
-    return wide if fits else spec
+    most = replace(spec, work_slices=2, feed_slices=FEED_SLICES[dtype])
+    return most if most.near_slices <= spec.slices_per_hop else spec
 
 
 def forward_slots(planner: StepPlanner) -> dict[int, tuple[list[int], int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from compiler.codegen.cost import cost_model
 from compiler.pipeline import DTYPES
 from rack.commands.command import command
 from rack.commands.flags import count, numbers, output_flags, profile_choices
@@ -44,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
 def matmul(args: argparse.Namespace) -> None:
     """Print cycles and utilisation for every number of columns."""
     spec = load_hardware(args.hardware).chip
-    columns, costs = numbers(args.n, "n", MOST, "columns"), cost_model(spec)
-    cycles = [product_cycles(args.m, args.k, n, args.dtype, costs) for n in columns]
+    columns = numbers(args.n, "n", MOST, "columns")
+    cycles = [product_cycles(args.m, args.k, n, args.dtype, spec) for n in columns]
     used = [
         utilisation(args.m, args.k, n, args.dtype, taken, spec)
         for n, taken in zip(columns, cycles, strict=True)

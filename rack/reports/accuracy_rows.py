@@ -15,7 +15,6 @@ from chip.floorplan import mxm as mxm_queue
 from chip.isa.issue import delays
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES
-from compiler.codegen.cost import cost_model
 from compiler.codegen.lstm_cell import cell_cycles
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
@@ -239,14 +238,12 @@ def rate_rows(hardware: Hardware) -> list[Row]:
 
 def product_rows(hardware: Hardware) -> list[Row]:
     """Products of many rows: how much of the planes' rate they use."""
-    m, k, costs = 2304, 4096, cost_model(hardware.chip)
+    m, k, chip = 2304, 4096, hardware.chip
     return [
         Row(
             part="chip", figure=f"planes' use, [{m:,} x {k:,}] x [{k:,} x {n:,}], {dtype}",
             unit="%", published=(80, 100), grade="A", source="ISCA 2022, 5.2 and Fig. 13",
-            ours=100 * utilisation(
-                m, k, n, dtype, product_cycles(m, k, n, dtype, costs), hardware.chip
-            ),
+            ours=100 * utilisation(m, k, n, dtype, product_cycles(m, k, n, dtype, chip), chip),
             constants=("chip.*", "delays.*"),
         )
         for dtype in ("fp16", "int8")

@@ -1,18 +1,20 @@
 """A product of many rows on one chip, as the compiler would run it: cycles, and use of the planes.
 
-[m, k] x [k, n], weights in the bulk slices, rows in and fp16 results in the work slices. Rows that
-do not fit there together go in steps of equal size, one after the other, as a prompt's chunks do.
-A step is one Matmul, and costs what its template takes; nothing here is worked out twice.
+[m, k] x [k, n], weights in the bulk slices, rows in the feed slices, fp16 results in the work
+slices (`compiler.pipeline.wide`). Rows that do not fit there together go in steps of equal size,
+one after the other, as a prompt's chunks do. A step is one Matmul, and costs what its template
+takes; nothing here is worked out twice.
 """
 
 from __future__ import annotations
 
-from chip.ops.cost import CostModel
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import ChipSpec, pad_vector
-from chip.sram import work_start
+from chip.sram import feed_start, work_start
+from compiler.codegen.cost import cost_model
 from compiler.errors import CapacityError, CompilerError
+from compiler.pipeline import wide
 
 OUT_BYTES, SCALE_BYTES = 2, 4
 
@@ -24,23 +26,26 @@ def steps_of(m: int, k: int, n: int, dtype: str, spec: ChipSpec) -> list[int]:
     """
     if min(m, k, n) < 1:
         raise CompilerError(f"matmul: wanted m, k and n of 1 or more, got {m}, {k}, {n}")
-    bulk = work_start(spec)
+    chip = wide(dtype, spec)
+    bulk, work = feed_start(chip), work_start(chip)
     weights = n * row_bytes(pad_vector(k), item_bytes(dtype))
     scales = row_bytes(n, SCALE_BYTES) if dtype == "int8" else 0
-    row = row_bytes(k, item_bytes(dtype)) + row_bytes(n, OUT_BYTES) + SCALE_BYTES
-    room = spec.sram_bytes - bulk - scales
-    for needed, available in ((weights, bulk), (pad_vector(row), room)):
+    given, made = row_bytes(k, item_bytes(dtype)), row_bytes(n, OUT_BYTES) + SCALE_BYTES
+    room = [(given, work - bulk), (made, chip.sram_bytes - work - scales)]
+    if not chip.feed_slices:
+        room = [(given + made, chip.sram_bytes - work - scales)]
+    for needed, available in ((weights, bulk), *room):
         if needed > available:
             raise CapacityError(
                 chip=0, needed=needed, available=available, layout="1x1", context=m
             )  # fmt: skip
-    steps = -(-m // (room // row))
+    steps = -(-m // min(available // needed for needed, available in room))
     return [m // steps + (number < m % steps) for number in range(steps)]
 
 
-def product_cycles(m: int, k: int, n: int, dtype: str, costs: CostModel) -> int:
+def product_cycles(m: int, k: int, n: int, dtype: str, spec: ChipSpec) -> int:
     """Return the cycles of all steps of a product."""
-    scale = 0 if dtype == "int8" else None
+    costs, scale = cost_model(wide(dtype, spec)), 0 if dtype == "int8" else None
     return sum(
         costs.cycles(
             Matmul(
@@ -48,7 +53,7 @@ def product_cycles(m: int, k: int, n: int, dtype: str, costs: CostModel) -> int:
                 source=Activations(x=0, s=scale), result=Plain(y=0),
             )
         )
-        for rows in steps_of(m, k, n, dtype, costs.spec)
+        for rows in steps_of(m, k, n, dtype, spec)
     )  # fmt: skip
 
 
