@@ -47,13 +47,14 @@ def test_the_longest_way() -> None:
 
 
 def test_bandwidth_is_counted_in_cables() -> None:
-    """A node has 32 global ports; two halves of eight racks, 16 pairs of racks of 20 cables."""
+    """A node has 32 global ports; eight racks have 144 cables each, 328 of them across halves."""
     assert out_of_node(GROQ, 72) == 12.5 * 32 / 8
-    assert across_halves(GROQ, 576) == 12.5 * 16 * 20 / 288
+    assert across_halves(GROQ, 576) == 12.5 * 328 / 288
     twice = replace(GROQ, chip_link=replace(GROQ.chip_link, lanes=8))
     assert out_of_node(twice, 72) == 2 * out_of_node(GROQ, 72)
     rows = by_figure(bandwidth_rows(GROQ))
-    assert rows["bandwidth of a chip out of its node, 72 chips"].error_percent == 0
+    for chips in (72, 144, 216):
+        assert rows[f"bandwidth of a chip out of its node, {chips} chips"].error_percent == 0
     assert abs(rows["bandwidth of a chip into the other half, 576 chips"].error_percent) < 2
 
 

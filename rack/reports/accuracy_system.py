@@ -19,7 +19,13 @@ LARGEST, LINKED = 10_440, 264  # chips of the largest system, and of one with al
 ACTIVE = 64  # chips of a rack with a spare node
 _SHAPE = ("system.chips_per_node", "system.cards_per_rack", "system.*_ports")
 _WIRE = ("link.lanes", "link.line_rate_bps", "link.encoding_*")
-_FLIGHT = (*_WIRE, "link.overhead_bytes", "link.latency_ns", "chip.clock_hz", "chip.forward_cycles")
+_FLIGHT = (
+    *_WIRE,
+    "link.overhead_bytes",
+    "link.*latency_ns",
+    "chip.clock_hz",
+    "chip.forward_cycles",
+)
 
 
 def _rows(

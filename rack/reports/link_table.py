@@ -43,7 +43,7 @@ def _straying(hardware: Hardware) -> ClockSpec:
 
 def _latency(hardware: Hardware, link: Link) -> int:
     """Return what training finds for a cable's direction (compiler/place/network.py)."""
-    mean = hardware.link_spec(hardware.ports_per_chip).latency_cycles
+    mean = hardware.latency_cycles(link.kind)
     cable = f"{link.src}.{link.src_port}->{link.dst}.{link.dst_port}"
     return hardware.clock.trained_cycles(mean, cable)
 
@@ -70,7 +70,7 @@ def _measure(hardware: Hardware, link: Link, times: int) -> Measured:
     read = _edges(back, 0, near.period) // near.period
     period = spec.hac_period_cycles
     rest = (read - sent) % period
-    nominal = 2 * hardware.link_spec(hardware.ports_per_chip).latency_cycles
+    nominal = 2 * hardware.latency_cycles(link.kind)
     whole = np.rint((nominal - rest) / period).astype(np.int64)
     latency = (rest + whole * period) / 2
     return Measured(
