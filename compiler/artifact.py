@@ -38,9 +38,7 @@ from compiler.pipeline import (
     Options,
     compiled_model,
     lay_out,
-    prefill_sizes,
     schedule_digest,
-    step_kinds,
 )
 from compiler.place.layout import Layout, parse_layout
 from compiler.place.target import Target
@@ -279,7 +277,7 @@ def _read_steps(ground: Ground, target: Target, stored: Table) -> dict[str, Step
     stored.only(*head, "steps")
     for key, value in head.items():
         _check_same(f"{stored.what}: {key}", stored.raw(key), value)
-    kinds, items = step_kinds(prefill_sizes(ground.chunk), ground.buckets), stored.items("steps")
+    kinds, items = ground.kinds, stored.items("steps")
     if len(items) != len(kinds):
         names = ", ".join(kind.name for kind in kinds)
         raise ArtifactError(f"{stored.what}: steps: wanted {names}, got {len(items)} steps")

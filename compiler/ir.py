@@ -52,7 +52,7 @@ class LinkUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """A named region of one chip's SRAM. `kind`: weight, scale, norm, kv."""
+    """A named region of one chip's SRAM. `kind`: weight, scale, bias, norm, kv."""
 
     name: str
     kind: str
@@ -107,14 +107,18 @@ def _addresses(tensors: tuple[Tensor, ...]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepKind:
-    """Rows per step, context bucket, and decode (ends in logits) or prefill (does not)."""
+    """Rows per step, context bucket, and whether it ends in logits (decode), in hidden states
+    (encode), or in neither (prefill)."""
 
     rows: int
     bucket: int
     decode: bool
+    encode: bool = False
 
     @property
     def name(self) -> str:
+        if self.encode:
+            return f"encode{self.rows}/{self.bucket}"
         return f"decode/{self.bucket}" if self.decode else f"prefill{self.rows}/{self.bucket}"
 
 

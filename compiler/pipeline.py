@@ -29,7 +29,7 @@ from compiler.place.buffers import FORWARD_SLOTS, MemoryOptions
 from compiler.place.layout import Layout
 from compiler.place.network import Network, build_network
 from compiler.place.partition import Partition, partition
-from compiler.place.target import Target
+from compiler.place.target import Target, turnaround_cycles
 from compiler.schedule.assembly import Assembly, Times
 from compiler.schedule.interval import initiation_cycles
 from compiler.schedule.movement import forward_rows
@@ -44,6 +44,7 @@ FIRST_BUCKET = 256
 WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
 DTYPES = ("int8", "fp16")
 FEED_SLICES = {"int8": 2, "fp16": 1}  # of a hemisphere: a slice for each array of the MXM
+ROOMY = 3  # work slices that hold the rows of a whole sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,19 @@ class CompiledModel:
             return step.cycles
         return initiation_cycles(step, self.steps[following])
 
+    def encode_step(self, tokens: int) -> StepSchedule:
+        """Return the step for a sequence of an encoder."""
+        size = next((b for b in self.buckets if b >= tokens), None)
+        if size is None:
+            raise CompilerError(f"tokens: wanted at most {self.max_model_len}, got {tokens}")
+        return self.steps[encode_kind(size).name]
+
+    def step_for(self, context: int) -> StepSchedule:
+        """Return the decode step with so many tokens in context, or an encoder's for so many."""
+        if self.config.encoder is not None:
+            return self.encode_step(context)
+        return self.step(1, context, decode=True)
+
     @property
     def prefill_sizes(self) -> tuple[int, ...]:
         return prefill_sizes(self.prefill_chunk)
@@ -125,10 +139,22 @@ def prefill_sizes(chunk: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def context_buckets(options: Options, context: int) -> tuple[int, ...]:
+def encode_sizes(context: int) -> tuple[int, ...]:
+    """Token counts that an encoder is compiled for, rising: `prefill_sizes`, but no single one."""
+    return tuple(sorted({size for size in prefill_sizes(context) if size > 1} | {context}))
+
+
+def encode_kind(size: int) -> StepKind:
+    """Return the step of an encoder for up to so many tokens."""
+    return StepKind(rows=size, bucket=size, decode=False, encode=True)
+
+
+def context_buckets(options: Options, context: int, *, encoder: bool = False) -> tuple[int, ...]:
     """Return the context sizes that attention is compiled for; the last is the whole context."""
     if options.buckets is not None:
         return (*(bucket for bucket in options.buckets if bucket < context), context)
+    if encoder:
+        return encode_sizes(context)
     out, bucket = [], FIRST_BUCKET
     while bucket < context:
         out.append(bucket)
@@ -160,10 +186,14 @@ def fit_options(
     Values that were asked for are taken as they are; `allocate_chip` refuses what does not fit.
     Raises CompilerError if the context asked for is more than the model's positions.
     """
-    asked = asked_context(split.config, options)
+    asked, is_encoder = asked_context(split.config, options), split.config.encoder is not None
     forward = forward_rows(split, network)
     enough = _fits(split, network, spec, options)
     context = asked or largest_context(split, network, spec, options)
+    if is_encoder:
+        if asked is None:  # less is no step; what does not fit is refused with its bytes
+            context = max(context, min(2, split.config.max_position_embeddings))
+        return _encoder_memory(options, context, forward, split.config.name)
     chunk = min(options.prefill_chunk or MIN_CHUNK, context)
     if options.prefill_chunk is None:
         most = min(MAX_CHUNK, context, _rows_at_once(split, network))
@@ -176,6 +206,8 @@ def largest_context(split: Partition, network: Network, spec: ChipSpec, options:
     """Return the largest context that fits with the chunk asked for, else with the smallest."""
     limit = split.config.max_position_embeddings
     enough = _fits(split, network, spec, options)
+    if split.config.encoder is not None:
+        return _largest(lambda context: enough(context, context), limit)
     chunk = options.prefill_chunk or min(MIN_CHUNK, limit)
     return _largest(lambda context: enough(context, min(chunk, context)), limit)
 
@@ -211,6 +243,23 @@ def _memory_options(
         dtype=options.dtype, context=context, rows=rows, forward_row_bytes=forward,
         top_k=options.top_k,
     )  # fmt: skip
+
+
+def _encoder_memory(
+    options: Options, context: int, forward: dict[int, int], name: str
+) -> MemoryOptions:  # fmt: skip
+    """Return what an encoder's memory must hold: a step has the rows of a whole sequence."""
+    sizes = context_buckets(options, context, encoder=True)
+    if sizes[0] < 2:
+        raise CompilerError(
+            f"max_model_len: wanted 2 or more, as {name} is an encoder, got {sizes[0]}"
+        )
+    for key, value in (("prefill_chunk", options.prefill_chunk), ("top_k", options.top_k)):
+        if value not in (None, 0, context):
+            raise CompilerError(f"{key}: wanted none, as {name} is an encoder, got {value}")
+    return MemoryOptions(
+        dtype=options.dtype, context=context, rows=sizes, forward_row_bytes=forward
+    )
 
 
 def _largest(fits: Any, limit: int) -> int:
@@ -251,6 +300,21 @@ class Ground:
         """Rows of the largest prefill step."""
         return self.memory.rows[-1]
 
+    @property
+    def kinds(self) -> list[StepKind]:
+        """Every step of the model."""
+        if self.partition.config.encoder is not None:
+            return [encode_kind(size) for size in self.buckets]
+        return step_kinds(prefill_sizes(self.chunk), self.buckets)
+
+
+def roomy(config: ModelConfig, target: Target) -> ChipSpec:
+    """Return the chip by which it is decided what fits: an encoder may have more work slices."""
+    spec = target.chip
+    if config.encoder is None or spec.slices_per_hop < ROOMY:
+        return spec
+    return replace(spec, work_slices=ROOMY)
+
 
 def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Options) -> Ground:
     """Deal a model over chips, cable the chips and give every tensor its address.
@@ -262,7 +326,7 @@ def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Option
     split = partition(build_graph(config), layout)
     ground = _on_links(split, target, options, 0)
     slot = max((link.slot_cycles for link in ground.network.links if not link.is_host), default=0)
-    if not slot or not (paces := slower_paces(slot)):
+    if config.encoder is not None or not slot or not (paces := slower_paces(slot)):
         return ground
     grounds = [ground]
     for pace in paces:
@@ -274,23 +338,32 @@ def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Option
 
 def _on_links(split: Partition, target: Target, options: Options, pace: int) -> Ground:
     """Lay a partition out, links at a pace (`build_network`)."""
+    config = split.config
     network = build_network(split, target, options.binding, pace)
-    memory = fit_options(split, network, target.chip, options)
+    memory = fit_options(split, network, roomy(config, target), options)
     spec = _near_slices(split, memory, target.chip)
     chips = range(split.layout.chips)
     memories = tuple(allocate_chip(split, chip, memory, spec) for chip in chips)
     return Ground(
         partition=split, network=network, memory=memory, memories=memories,
-        buckets=context_buckets(options, memory.context), costs=cost_model(spec),
+        buckets=context_buckets(options, memory.context, encoder=config.encoder is not None),
+        costs=cost_model(spec),
     )  # fmt: skip
 
 
 def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> ChipSpec:
-    """Return the chip with as many work and feed slices as its memory leaves room for."""
-    most = wide(memory.dtype, spec)
+    """Return the chip with as many work and feed slices as its memory leaves room for.
+
+    An encoder, whose steps have the rows of whole sequences, may take more work slices instead.
+    """
+    choices = [wide(memory.dtype, spec)]
+    if split.config.encoder is not None and spec.slices_per_hop >= ROOMY:
+        choices.append(replace(spec, work_slices=ROOMY))
     chips = chip_classes(split, memory.forward_row_bytes).values()
-    fits = all(bytes_needed(split, chip, memory, most) <= spec.sram_bytes for chip in chips)
-    return most if fits else spec
+    for one in choices:
+        if all(bytes_needed(split, chip, memory, one) <= spec.sram_bytes for chip in chips):
+            return one
+    return spec
 
 
 def wide(dtype: str, spec: ChipSpec) -> ChipSpec:
@@ -323,7 +396,8 @@ def assembled(ground: Ground, planner: StepPlanner, target: Target, times: Times
     assembly = Assembly(times, ground.network, forward_slots(planner))
     for item in planner.plan():
         assembly.place(item)
-    return assembly.finish(planner.kind, planner.host, target.host_turnaround_cycles)
+    turnaround = turnaround_cycles(target, planner.kind)
+    return assembly.finish(planner.kind, planner.host, turnaround)
 
 
 @collector_off()
@@ -340,15 +414,15 @@ def compile_model(
     """Compile a model for a layout on a machine.
 
     `kinds`: "all" steps, "decode" steps only, or an "estimate" (the smallest bucket's decode
-    step, not verified; nothing may run it). `contexts` keeps only the buckets that these contexts
-    need; a larger one counts as the largest. `progress` is called often with the steps done and
-    the steps in all; an error that it raises ends the compilation. Raises LayoutError,
-    CapacityError or CompilerError. A ScheduleError is our own bug.
+    step, not verified; nothing may run it); an encoder's steps count as decode steps. `contexts`
+    keeps only the buckets that these contexts need; a larger one counts as the largest. `progress`
+    is called often with the steps done and the steps in all; an error that it raises ends the
+    compilation. Raises LayoutError, CapacityError or CompilerError. A ScheduleError is our own bug.
     """
     options = options or Options()
     ground = lay_out(config, target, layout, options)
     network = ground.network
-    wanted = _wanted(kinds, ground.chunk, _holding(contexts, ground.buckets))
+    wanted = _wanted(kinds, ground, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
     about = (ground.costs, network.links, ground.memories, network.clock, network.sync)
     forked = layout.chips * len(wanted) > WORTH_FORKING
@@ -388,10 +462,14 @@ def _holding(contexts: Sequence[int] | None, buckets: tuple[int, ...]) -> tuple[
     return tuple(sorted({next(b for b in buckets if b >= context) for context in cut}))
 
 
-def _wanted(kinds: str, chunk: int, buckets: tuple[int, ...]) -> list[StepKind]:
+def _wanted(kinds: str, ground: Ground, buckets: tuple[int, ...]) -> list[StepKind]:
     if kinds == "estimate":
-        return step_kinds((), buckets[:1])
-    return step_kinds(() if kinds == "decode" else prefill_sizes(chunk), buckets)
+        buckets = buckets[:1]
+    return [
+        kind
+        for kind in ground.kinds
+        if kind.bucket in buckets and (kinds == "all" or kind.decode or kind.encode)
+    ]
 
 
 def schedule_digest(compiled: CompiledModel) -> str:

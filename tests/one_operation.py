@@ -32,8 +32,8 @@ def placed(
     Work operands begin `first` vectors into it. Rows for the MXM lie in feed slices, if there are.
     """
     a = dict(shape)
-    known = ("x", "s", "sw", "gamma", "src", "r", "qs", "qkv", "rope", "q", "sq", "kvs", "scratch",
-             "stats", "y", "w", "kv")  # fmt: skip
+    known = ("x", "s", "sw", "b", "gamma", "beta", "src", "r", "qs", "qkv", "rope", "q", "sq",
+             "kvs", "scratch", "stats", "y", "w", "kv")  # fmt: skip
     names = [name for name in known if a.get(name) is True]
     bulk, work = 0, work_start(spec) + first * VECTOR_BYTES
     sizes = dict.fromkeys(names, 0)

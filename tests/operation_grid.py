@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
-from chip.ops.opcodes import Activation, Opcode
+from chip.ops.opcodes import Activation, Function, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
@@ -40,13 +40,14 @@ def operand(shape: Shape, names: str) -> Shape:
 
 
 def attention(
-    heads: int, kv_heads: int, head_dim: int, bucket: int, rows: int, dtype: str = "int8"
-) -> Case:
+    heads: int, kv_heads: int, head_dim: int, bucket: int, rows: int, dtype: str = "int8",
+    **extra: Any,
+) -> Case:  # fmt: skip
     """ATTEND over a bucket that ends before the context does."""
     shape = {
         "rows": rows, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "bucket": bucket,
         "context": bucket + 9, "dtype": dtype,
-        "kv_of": tuple(head * kv_heads // heads for head in range(heads)),
+        "kv_of": tuple(head * kv_heads // heads for head in range(heads)), **extra,
     }  # fmt: skip
     names = "q sq kv kvs y scratch stats" if dtype == "int8" else "q kv y scratch"
     return Opcode.ATTEND, operand(shape, names)
@@ -60,6 +61,8 @@ def attentions(dtype: str) -> Iterator[Case]:
         opcode, shape = attention(*heads, bucket, rows, dtype)
         if rows <= 3 * Scratch(kv_layout(shape), shape["kv_of"], rows, bucket).batch:
             yield opcode, shape
+            if rows > 1:
+                yield attention(*heads, bucket, rows, dtype, horizon=0)
 
 
 def one_row(k: int, n: int, out: str, **extra: Any) -> Case:
@@ -76,7 +79,9 @@ def products() -> Iterator[Case]:
     """Products of several rows, then of one with every prologue and epilogue."""
     for dtype, rows, (k, n) in product(("int8", "fp16"), ROWS, PRODUCTS):
         shape = {"rows": rows, "k": k, "n": n, "out": "f16" if n % 3 else "f32", "dtype": dtype}
-        yield Opcode.MATMUL, operand(shape, "x s w sw y" if dtype == "int8" else "x w y")
+        names = "x s w sw y" if dtype == "int8" else "x w y"
+        yield Opcode.MATMUL, operand(shape, names)
+        yield Opcode.MATMUL, operand(shape, f"{names} b")
     waits: tuple[Shape, ...] = ({}, {"gaps": 24}, {"pace": 24}, {"gaps": 24, "gaps_last": 90})
     for k, n, before, after, wait in product(
         (64, 330, 1000), (32, 320, 640, 1200, 1648), (None, "norm", "gather"),
@@ -100,7 +105,10 @@ def vector_work() -> Iterator[Case]:
         base, scale = {"rows": rows, "dtype": dtype}, " s" if dtype == "int8" else ""
         for n in WIDTHS:
             yield Opcode.NORM, operand({**base, "hidden": n, "eps": 1e-5}, "x gamma q" + scale)
-            for gate in Activation:
+            norm = {**base, "hidden": n, "eps": 1e-5}
+            yield Opcode.LAYER_NORM, operand(norm, "x gamma beta q" + scale)
+            yield Opcode.LAYER_NORM, operand({**norm, "q": None, "s": None}, "x gamma beta")
+            for gate in (*Activation, *Function):
                 yield Opcode(gate), operand({**base, "n": n}, "x y")
         for shares in SHARES:
             yield Opcode.GATHER, operand({**base, "shares": shares}, "src q" + scale)
@@ -109,8 +117,10 @@ def vector_work() -> Iterator[Case]:
             shape = {**base, "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "context": 64}
             if dtype == "int8":
                 yield Opcode.ROPE, operand(shape, "qkv rope q sq kv kvs")
+                yield Opcode.ROPE, operand({**shape, "rope": None}, "qkv q sq kv kvs")
             elif dim <= VECTOR_BYTES // 2:
                 yield Opcode.ROPE, operand(shape, "qkv rope q kv")
+                yield Opcode.ROPE, operand({**shape, "rope": None}, "qkv q kv")
 
 
 def top_k() -> Iterator[Case]:
@@ -135,16 +145,17 @@ def data_for(opcode: Opcode, a: Shape) -> dict[str, NDArray[Any]]:
     if opcode is Opcode.ATTEND:
         return _attended(a, rng)
     widths = {"qkv": 0, "rope": a.get("head_dim"), "gamma": a.get("hidden", a.get("k")),
-              "sw": a.get("n"), "r": a.get("n")}  # fmt: skip
+              "beta": a.get("hidden"), "sw": a.get("n"), "b": a.get("n"),
+              "r": a.get("n")}  # fmt: skip
     widths["x"] = a.get("hidden", sum(a.get("shares", ()))) or a.get("n")
     if opcode is Opcode.ROPE:
         widths["qkv"] = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
     if opcode in GATES:
         widths["x"] *= 2
     out: dict[str, NDArray[Any]] = {}
-    for key in ("qkv", "rope", "gamma", "sw", "r", "x"):
-        if key in a and not (opcode is Opcode.MATMUL and key == "x"):
-            n = 1 if key in ("gamma", "sw") else rows
+    for key in ("qkv", "rope", "gamma", "beta", "sw", "b", "r", "x"):
+        if a.get(key) is not None and not (opcode is Opcode.MATMUL and key == "x"):
+            n = 1 if key in ("gamma", "beta", "sw", "b") else rows
             values = rng.normal(size=(n, widths[key]))
             out[key] = padded(0.02 * abs(values) if key == "sw" else values, np.float32)
     if opcode is Opcode.MATMUL:
@@ -190,7 +201,8 @@ def _attended(a: Shape, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
 
 
 def positions_for(a: Shape) -> tuple[int, ...]:
-    """Return the rows' positions: the last that a bucket has."""
+    """Return the rows' positions: the last that a bucket has; the last first with a horizon."""
     rows = int(a.get("rows", 1))
     last = a.get("bucket", a.get("context", rows))
-    return tuple(range(last - rows, last))
+    found = tuple(range(last - rows, last))
+    return found if a.get("horizon") is None else found[::-1]

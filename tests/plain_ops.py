@@ -14,7 +14,7 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.cost import Cost
 from chip.ops.kv import KvLayout
 from chip.ops.moves import Receive, Send
-from chip.ops.opcodes import Activation, Opcode, Use, plain
+from chip.ops.opcodes import Activation, Function, Opcode, Use, plain
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -26,15 +26,17 @@ from chip.ops.product import (
     Plain,
 )
 from chip.ops.program import Scheduled
-from chip.ops.vector import Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 from chip.spec import ChipSpec
 from compiler.codegen import table
 from compiler.codegen.core.template import Template
 from compiler.codegen.cost import cost_model
 
-OPERATIONS = (Norm, Gather, Matmul, Rope, Attend, Add, TopK, Send, Receive)
+OPERATIONS = (Norm, LayerNorm, Gather, Matmul, Rope, Attend, Add, TopK, Send, Receive)
 GATES = {Opcode(activation.value): Gate for activation in Activation}
-TYPES: dict[Opcode, Any] = {of.opcode: of for of in OPERATIONS} | GATES
+APPLIED = {Opcode(function.value): Apply for function in Function}
+TYPES: dict[Opcode, Any] = {of.opcode: of for of in OPERATIONS} | GATES | APPLIED
+MAY_LACK = ("first_column", "b")  # operands that no dtype decides
 SOURCES = {None: Activations, "norm": NormFirst, "gather": GatherFirst}
 RESULTS = {None: Plain, "add": AddTo} | dict.fromkeys(Activation, Gated)
 WIDTHS = {"rows": 1, "hidden": 64, "k": 64, "n": 64, "eps": 1e-5, "out": "f32", "dtype": "int8"}
@@ -52,6 +54,8 @@ def operation_of(opcode: Opcode | str, values: Mapping[str, Any]) -> Any:
     word = str(opcode) if of is Gate else values.get("epilogue")
     if word in GATES:
         values = values | {"activation": Activation(word)}
+    if of is Apply:
+        values = values | {"function": Function(opcode)}
     if of is not Matmul:
         return _made(of, values)
     parts = {
@@ -67,8 +71,8 @@ def _made(of: type[Any], values: Mapping[str, Any]) -> Any:
     for one in fields(of):
         if one.name in values:
             given[one.name] = values[one.name]
-        elif "bound" in one.metadata and one.name not in ("first_column",):
-            if one.default is MISSING or int8:
+        elif "bound" in one.metadata and one.name not in MAY_LACK:
+            if one.default is MISSING or int8 or one.name in ("rope", "q"):
                 given[one.name] = 0
         elif one.default is MISSING and one.name in WIDTHS:
             given[one.name] = WIDTHS[one.name]

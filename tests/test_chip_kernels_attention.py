@@ -76,11 +76,13 @@ attentions = st.builds(
 
 
 @quick
-@given(a=attentions)
-def test_rope_cache(kernels, a):
+@given(a=attentions, turns=st.booleans())
+def test_rope_cache(kernels, a, turns):
+    """With tables, or without, and nothing is rotated."""
     rows, nq, nk, hd = len(a.positions), a.nq, a.nk, a.hd
     heads, half = a.qkv.reshape(rows, -1, hd).copy(), hd // 2
-    for r, head in np.ndindex(rows, nq + nk):
+    rope = a.rope if turns else np.empty((rows, 2, 0), f32)
+    for r, head in np.ndindex(rows, nq + nk if turns else 0):
         x = heads[r, head].copy()
         for i in range(half):
             c, s = a.rope[r, 0, i], a.rope[r, 1, i]
@@ -89,7 +91,7 @@ def test_rope_cache(kernels, a):
     q, sq = strided(rows, nq * hd, i8).reshape(rows, nq, hd), np.empty((rows, nq), f32)
     before = [c.copy() for c in a.k8]
     caches = a.k8[:nk], a.scale[:nk], a.k8[nk:], a.scale[nk:]
-    kernels.rope_cache_i8(a.qkv, a.rope, a.positions, q, sq, *caches)
+    kernels.rope_cache_i8(a.qkv, rope, a.positions, q, sq, *caches)
     for r, p in enumerate(a.positions):
         for head in range(nq + 2 * nk):
             want, scale = slow_quantise(heads[r, head])
@@ -103,7 +105,7 @@ def test_rope_cache(kernels, a):
     assert all((new[others] == old[others]).all() for new, old in zip(a.k8, before, strict=True))
     q16 = np.empty((rows, nq, hd), f16)
     rounded, count = round_f16(heads)
-    assert kernels.rope_cache_f16(a.qkv, a.rope, a.positions, q16, a.k16[:nk], a.k16[nk:]) == count
+    assert kernels.rope_cache_f16(a.qkv, rope, a.positions, q16, a.k16[:nk], a.k16[nk:]) == count
     assert same(q16, np.ascontiguousarray(rounded[:, :nq]))
     for head in range(2 * nk):
         assert same(a.k16[head][a.positions], np.ascontiguousarray(rounded[:, nq + head]))

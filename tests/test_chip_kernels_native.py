@@ -14,7 +14,7 @@ from kernel_reference import same, strided, up
 from native_kit import f16, f32, i8, odd, seeds, thorough, widths, wild, wild_half
 
 from chip.kernels import INSTRUCTION_SETS, Kernels, load, quant
-from chip.ops.opcodes import Activation
+from chip.ops.opcodes import Activation, Function
 
 twin = load("numpy")
 
@@ -79,6 +79,40 @@ def test_gates_over_the_whole_range(native, activation):
     both(activation, native, [gu], [np.empty((1, len(gate)), f32)])
     gu[0, len(gate) :] = 2.0**-14
     both(activation, native, [gu], [np.empty((1, len(gate)), f16)])
+
+
+@pytest.mark.parametrize("function", Function)
+@thorough
+@given(rows=st.integers(0, 3), n=widths, half=st.booleans(), seed=seeds)
+def test_functions(native, function, rows, n, half, seed):
+    x = odd(wild(np.random.default_rng(seed), rows, n))
+    both(function, native, [x], [strided(rows, n, f16 if half else f32)])
+
+
+@pytest.mark.parametrize("function", Function)
+def test_functions_over_the_whole_range(native, function):
+    bits = np.arange(0, 0x7F800000, 1021, dtype=np.int64)
+    x = np.concatenate([bits, bits | 0x80000000]).astype(np.uint32).view(f32)[None]
+    both(function, native, [x], [np.empty(x.shape, f32)])
+    x = np.linspace(-6, 6, 200_000).astype(f32)[None]
+    both(function, native, [x], [np.empty(x.shape, f32)])
+
+
+@thorough
+@given(rows=st.integers(0, 4), h=widths, eps=st.sampled_from([0.0, 1e-12]), seed=seeds)
+def test_layer_norm_and_what_rounds_it(native, rows, h, eps, seed):
+    rng = np.random.default_rng(seed)
+    x, (gamma, beta) = odd(wild(rng, rows, h)), wild(rng, 2, h)
+    if rows:
+        x[rows // 2] = 3
+    y = x.copy()
+    native.layer_norm(x, gamma, beta, eps)
+    twin.layer_norm(y, gamma, beta, eps)
+    assert same(x, y)
+    both("quantise_i8", native, [x], [strided(rows, up(h), i8), np.empty(rows, f32)])
+    both("round_f16", native, [x], [strided(rows, up(h), f16)])
+    for half in (f16, f32):
+        both("add_bias", native, [x, beta], [strided(rows, h, half)])
 
 
 @thorough

@@ -14,7 +14,7 @@ from kernel_reference import check_quantised, floats, same, slow_dot, slow_mix, 
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
 from chip.kernels.quant import round_f16, tile_weights
-from chip.ops.opcodes import Activation
+from chip.ops.opcodes import Activation, Function
 
 f32, f16, i8 = np.float32, np.float16, np.int8
 quick = settings(
@@ -162,6 +162,63 @@ def test_gates(kernels, gate, rows, n, seed):
     assert same(out, want)
 
 
+FUNCTIONS = {Function.GELU: vmath.gelu, Function.GELU_TANH: vmath.gelu_tanh}
+
+
+@pytest.mark.parametrize("function", Function)
+@quick
+@given(rows=st.integers(0, 3), n=widths, seed=seeds)
+def test_functions(kernels, function, rows, n, seed):
+    x, out = floats(np.random.default_rng(seed), rows, n), strided(rows, n, f16)
+    want, count = round_f16(FUNCTIONS[function](x))
+    assert getattr(kernels, function)(x, out) == count
+    assert same(out, want)
+
+
+@quick
+@given(rows=st.integers(0, 3), h=widths, seed=seeds)
+def test_layer_norm(kernels, rows, h, seed):
+    rng = np.random.default_rng(seed)
+    x, (gamma, beta) = floats(rng, rows, h, spread=3), floats(rng, 2, h)
+    if rows:
+        x[0] = x[0, 0]  # a row without variance is beta
+    per = f32(1 / h)
+    d = x - (vmath.lane_sum(x) * per)[:, None]
+    scale = vmath.rsqrt(vmath.lane_sum(d * d) * per + f32(1e-12))
+    want = (d * scale[:, None]) * gamma + beta
+    kernels.layer_norm(x, gamma, beta, 1e-12)
+    assert same(x, want)
+    q, s, y = strided(rows, up(h), i8), np.empty(rows, f32), strided(rows, up(h), f16)
+    kernels.quantise_i8(x, q, s)
+    check_quantised(q, s, want)
+    rounded, count = round_f16(want)
+    assert kernels.round_f16(x, y) == count
+    assert same(y[:, :h], rounded)
+    assert not y[:, h:].any()
+
+
+def test_layer_norm_is_a_layer_norm(kernels):
+    x = np.random.default_rng(4).normal(5, 3, (3, 700)).astype(f32)
+    wide = x.astype(np.float64)
+    kernels.layer_norm(x, np.full(700, 2, f32), np.full(700, 0.5, f32), 1e-5)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    want = centred / np.sqrt(wide.var(axis=1, keepdims=True) + 1e-5) * 2 + 0.5
+    assert np.abs(x - want).max() < 1e-5
+
+
+@quick
+@given(rows=st.integers(0, 3), n=widths, half=st.booleans(), seed=seeds)
+def test_biases(kernels, rows, n, half, seed):
+    rng = np.random.default_rng(seed)
+    x, bias = floats(rng, rows, n), floats(rng, 1, n)[0]
+    want, (rounded, count) = x + bias, round_f16(x + bias)
+    y = strided(rows, n, f16 if half else f32)
+    assert kernels.add_bias(x, bias, y) == (count if half else 0)
+    assert same(y, rounded if half else want)
+    assert kernels.add_bias(x, bias, x) == 0
+    assert same(x, want)
+
+
 def test_silu_multiplies_in_order(kernels):
     """Enough elements for a different order to change some fp16 result."""
     gu = np.random.default_rng(1).standard_normal((8, 20000)).astype(f32)
@@ -244,6 +301,16 @@ def test_load(monkeypatch):
          "add: wanted 4 columns, got 3"),
         (lambda k: k.silu(np.ones((1, 4), f32), np.empty((1, 3), f16)),
          "silu: wanted 6 columns, got 4"),
+        (lambda k: k.gelu(np.ones((1, 4), f32), np.empty((1, 3), f16)),
+         "gelu: wanted 3 columns, got 4"),
+        (lambda k: k.add_bias(np.ones((1, 4), f32), np.ones(3, f32), np.empty((1, 4), f16)),
+         "bias: wanted 4 values, got shape (3,)"),
+        (lambda k: k.layer_norm(np.ones((1, 4), f32), np.ones(4, f32), np.ones(3, f32), 0.0),
+         "norm: wanted 4 weights, got shape (3,)"),
+        (lambda k: k.layer_norm(np.ones((1, 4), f32), np.ones(5, f32), np.ones(4, f32), 0.0),
+         "norm: wanted 4 weights, got shape (5,)"),
+        (lambda k: k.round_f16(np.ones((1, 321), f32), np.empty((1, 320), f16)),
+         "padded output of 1 x 321: got shape (1, 320)"),
         (lambda k: k.top_k(np.ones(3, f32), 0), "top_k: wanted 1 <= k <= 3, got 0"),
         (lambda k: k.top_k(np.ones(3, f32), 4), "top_k: wanted 1 <= k <= 3, got 4"),
     ],

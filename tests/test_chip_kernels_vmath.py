@@ -101,6 +101,35 @@ def test_sigmoid_is_quiet_and_bounded_everywhere():
     assert got[3:].tolist() == [1.0, 1.0]
 
 
+def erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf)(x)
+
+
+def test_gelu_is_that_of_the_error_function():
+    x = np.concatenate([uniform(-8, 8, 100_000), uniform(-0.01, 0.01, 20_000)])
+    wide = x.astype(np.float64)
+    error = np.abs(vmath.gelu(x) - wide * (1 + erf(wide / math.sqrt(2))) / 2)
+    assert error.max() < 1.5e-6
+    near = np.abs(x) < 0.01  # relative there
+    assert (error[near] <= 1e-6 * np.abs(x[near])).all()
+
+
+def test_gelu_by_tanh_is_that_approximation():
+    x = uniform(-12, 12)
+    wide = x.astype(np.float64)
+    want = wide / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    assert np.abs(vmath.gelu_tanh(x) - want).max() < 1e-6
+    assert np.abs(vmath.gelu_tanh(x) - vmath.gelu(x)).max() > 1e-4  # another function
+
+
+@pytest.mark.parametrize("gelu", [vmath.gelu, vmath.gelu_tanh])
+def test_gelu_corners(gelu):
+    got = gelu(np.array([0.0, -0.0, 20, -20, MAX, -MAX, 1e-45], f32))
+    assert got[:2].tobytes() == np.array([0.0, -0.0], f32).tobytes()
+    assert got[2:6].tolist() == [20.0, 0.0, MAX, 0.0]
+    assert got[6] >= 0
+
+
 def test_tanh_is_odd_and_within_2_5_ulp():
     tiny = f32(10) ** uniform(-37, 0)
     x = np.concatenate([uniform(-10, 10), uniform(-0.7, 0.7), tiny])

@@ -22,7 +22,7 @@ from operation_grid import (
 )
 from plain_ops import template
 
-from chip.ops.opcodes import Activation, Opcode
+from chip.ops.opcodes import Activation, Function, Opcode
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
 REFUSED = [
@@ -37,6 +37,9 @@ OVERWRITTEN = (  # what was read of the last values, by what went to the cache i
         "qkv rope q sq kv kvs",
     ),
 )
+ENCODED = {
+    "rows": 3, "heads": 12, "kv_heads": 12, "head_dim": 64, "context": 64, "rope": None
+}  # fmt: skip
 DEFAULT = [
     *REFUSED,
     OVERWRITTEN,
@@ -57,7 +60,27 @@ DEFAULT = [
     ),
     *(
         (Opcode(gate), operand({"rows": 3, "n": 172, "dtype": "int8"}, "x y"))
-        for gate in Activation
+        for gate in (*Activation, *Function)
+    ),
+    # an encoder's
+    *(
+        (Opcode.LAYER_NORM, operand({"rows": 5, "hidden": 336, "eps": 1e-12, **to}, names))
+        for to, names in (
+            ({"dtype": "int8"}, "x gamma beta q s"),
+            ({"dtype": "fp16"}, "x gamma beta q"),
+            ({"dtype": "int8", "q": None, "s": None}, "x gamma beta"),
+        )
+    ),
+    (Opcode.ROPE, operand({**ENCODED, "dtype": "int8"}, "qkv q sq kv kvs")),
+    (Opcode.ROPE, operand({**ENCODED, "dtype": "fp16"}, "qkv q kv")),
+    *(attention(12, 12, 64, 128, 5, dtype, horizon=0) for dtype in ("int8", "fp16")),
+    *(
+        (
+            Opcode.MATMUL,
+            operand({"rows": rows, "k": 330, "n": 1000, "out": out, "dtype": dtype}, names),
+        )
+        for rows, out in ((1, "f32"), (5, "f32"), (5, "f16"))
+        for dtype, names in (("int8", "x s w sw b y"), ("fp16", "x w b y"))
     ),
     *(
         one_row(330, 1648, "f16", prologue="norm", epilogue=str(gate), arrives=24, gaps=24)

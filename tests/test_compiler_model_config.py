@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from compiler.errors import ModelError
-from compiler.model.architecture import ARCHITECTURES
+from compiler.model.architecture import ARCHITECTURES, ENCODERS
 from compiler.model.config import ModelConfig
 from compiler.model.presets import PRESETS
 
@@ -39,7 +39,8 @@ def test_from_dict_wants_exactly_its_fields() -> None:
 def test_a_config_of_another_architecture_is_refused() -> None:
     with pytest.raises(ModelError) as caught:
         replace(PRESETS["tiny"], architecture="X")
-    assert str(caught.value) == f"tiny: architecture: wanted {' or '.join(ARCHITECTURES)}, got 'X'"
+    wanted = " or ".join([*ARCHITECTURES, *ENCODERS])
+    assert str(caught.value) == f"tiny: architecture: wanted {wanted}, got 'X'"
 
 
 def test_errors_survive_pickle() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compiler.errors import ModelError
-from compiler.model.architecture import ARCHITECTURES
+from compiler.model.architecture import ARCHITECTURES, ENCODERS
 from compiler.model.frontend import (
     PRESETS,
     load_config,
@@ -54,8 +54,9 @@ LLAMA_70B = {
     "use_cache": True,
     "vocab_size": 128256,
 }
-NAMES = " or ".join(repr([name]) for name in ARCHITECTURES)
-TYPES = " or ".join(repr(one.model_type) for one in ARCHITECTURES.values())
+EVERY = {**ARCHITECTURES, **ENCODERS}
+NAMES = " or ".join(repr([name]) for name in EVERY)
+TYPES = " or ".join(dict.fromkeys(repr(one.model_type) for one in EVERY.values()))
 LLAMA_8B = {
     **LLAMA_70B,
     "eos_token_id": 128001,
@@ -392,8 +393,8 @@ def test_an_unknown_model_lists_the_presets() -> None:
     with pytest.raises(ModelError) as caught:
         resolve_model("lama-8b")
     assert str(caught.value) == (
-        "model 'lama-8b': wanted a preset (llama-8b, llama-70b, tiny, tiny-wide) "
-        "or a folder with config.json, got neither"
+        "model 'lama-8b': wanted a preset (llama-8b, llama-70b, bert-base, bert-large, tiny, "
+        "tiny-bert, tiny-wide) or a folder with config.json, got neither"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compiler.model.graph import Graph, build_graph
-from compiler.model.layer import ENTERING
+from compiler.model.layer import ENTERING, embeddings
 from compiler.model.operation import Kind, Split
 from compiler.model.presets import PRESETS
 from compiler.model.weights import required_tensors
@@ -15,9 +15,11 @@ from compiler.model.weights import required_tensors
 def test_every_tensor_is_used_once(name: str) -> None:
     config = PRESETS[name]
     graph = build_graph(config)
-    used = [w for ops in (*graph.layers, graph.head) for op in ops for w in op.weights]
-    wanted = set(required_tensors(config)) | {"lm_head.weight"}
-    assert sorted(used) == sorted(wanted - {"model.embed_tokens.weight"})
+    ops = [op for ops in (*graph.layers, graph.head) for op in ops]
+    used = [tensor.name for op in ops for tensor in (*op.tensors, *op.biases)]
+    looked_up = set(embeddings(config))
+    wanted = set(required_tensors(config)) | (set() if config.encoder else {"lm_head.weight"})
+    assert sorted(used) == sorted(wanted - looked_up)
 
 
 @pytest.mark.parametrize("name", ["tiny", "llama-8b"])

@@ -21,11 +21,13 @@ from rack.commands import (
     bench,
     compile,
     disasm,
+    encode,
     generate,
     plan,
     serve,
     trace,
     validate,
+    validate_encoder,
     validate_lstm,
     validate_matmul,
 )
@@ -36,11 +38,17 @@ LSTM, MATMUL = validate_lstm.build_parser, validate_matmul.build_parser
 VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] = {
     "serve": (serve.main, serve.build_parser, ["--dry-run"]),
     "generate": (generate.main, generate.build_parser, ["--max-tokens", "2"]),
+    "encode": (encode.main, encode.build_parser, ["--executor", "timing"]),
     "plan": (plan.main, plan.build_parser, []),
     "bench": (bench.main, bench.build_parser, ["--decode-tokens", "1", "--repeats", "1"]),
     "compile": (compile.main, compile.build_parser, ["--dry-run"]),
     "trace": (trace.main, trace.build_parser, ["--dry-run"]),
     "disasm": (disasm.main, disasm.build_parser, []),
+    "encoder": (
+        lambda argv: validate.main(["encoder", "tiny-bert", *argv]),
+        validate_encoder.build_parser,
+        ["--tokens", "16", "--runs", "100", "--layout", "1x1"],
+    ),
     "lstm": (lambda argv: validate.main(["lstm", *argv]), LSTM, []),
     "matmul": (lambda argv: validate.main(["matmul", *argv]), MATMUL, []),
     "validate": (validate.main, validate.build_parser, ["--hardware", "lesson"]),
@@ -59,7 +67,7 @@ LAYOUTS = (
     "3x1+9999", "4x1", "1x", "x", "1x1+1+1", "\u0661x1", "1x1 ", "-1x1",
 )  # fmt: skip
 SPECIAL: dict[str, tuple[str, ...]] = {
-    "model": ("tiny", "tiny", "tiny", "llama-9b", "tiny/", "{folder}", *FILES, *TEXTS),
+    "model": ("tiny", "tiny", "tiny", "tiny-bert", "llama-9b", "tiny/", "{folder}", *FILES, *TEXTS),
     "layout": LAYOUTS,
     "hardware": ("lesson", "groqrack", "groqrack-drift", "{toml}", *FILES, *TEXTS, "lesson.toml"),
     "dtype": ("int8", "fp16", "int4", "INT8", *TEXTS),

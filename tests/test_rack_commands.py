@@ -17,7 +17,7 @@ from rack_kit import refused
 
 from compiler.pipeline import DTYPES
 from rack.__main__ import main
-from rack.commands import validate_lstm
+from rack.commands import validate_encoder, validate_lstm
 from rack.commands.command import UsageError, at_least, command
 from rack.commands.verbs import VERBS, called_as
 from rack.machines.profile import profile_names
@@ -26,9 +26,11 @@ from rack.run.config import EXECUTORS, TRANSPORTS
 ROOT = Path(__file__).resolve().parent.parent
 CHEAP = ("tiny", "--layout", "1x1", "--max-model-len", "64", "--prefill-chunk", "4")
 RUN = (*CHEAP, "--executor", "timing")
+ENCODER = ("tiny-bert", "--layout", "1x1", "--max-model-len", "64", "--executor", "timing")
 LINES: dict[str, list[str]] = {
     "plan": [*CHEAP],
     "generate": [*RUN, "--prompt", "hi", "--max-tokens", "2"],
+    "encode": [*ENCODER, "--tokens", "1,2"],
     "serve": [*RUN],
     "bench": [*RUN, "--decode-tokens", "2", "--repeats", "1"],
     "trace": [*CHEAP, "-o", "{folder}/trace.json"],
@@ -55,7 +57,8 @@ def promised(flag: str) -> str:
 
 def parsers() -> list[tuple[str, argparse.ArgumentParser]]:
     named = [(verb, verb_module(verb).build_parser()) for verb in VERBS]
-    return [*named, ("lstm", validate_lstm.build_parser())]
+    own = [("lstm", validate_lstm), ("encoder", validate_encoder)]
+    return [*named, *((name, module.build_parser()) for name, module in own)]
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
@@ -74,7 +77,7 @@ def test_no_such_verb(capsys: pytest.CaptureFixture[str], words: list[str], got:
     assert caught.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
     assert usage == "usage: python -m rack VERB ..."
-    known = "known: plan, generate, serve, bench, trace, validate, compile, disasm"
+    known = "known: plan, generate, encode, serve, bench, trace, validate, compile, disasm"
     assert error == f"python -m rack: error: wanted a verb, got {got}; {known}"
 
 
@@ -130,7 +133,7 @@ def test_usage_names_the_program_that_was_called(
     assert verb_module("plan").build_parser().prog == shown
 
 
-@pytest.mark.parametrize("verb", ["plan", "generate", "bench", "compile", "validate"])
+@pytest.mark.parametrize("verb", ["plan", "generate", "encode", "bench", "compile", "validate"])
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
     assert f"`{verb}`" in promised("--json")
     assert main([*line(verb, tmp_path), "--json"]) == 0
@@ -140,7 +143,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path, 
 
 def test_json_is_promised_of_the_verbs_that_have_it() -> None:
     having = {verb for verb, made in parsers() if "--json" in made._option_string_actions}
-    assert having - {"lstm"} == set(re.findall(r"`(\w+)`", promised("--json")))
+    assert having - {"lstm", "encoder"} == set(re.findall(r"`(\w+)`", promised("--json")))
 
 
 @pytest.mark.parametrize("verb", MODEL_VERBS)
@@ -150,10 +153,12 @@ def test_a_dry_run_shows_places_and_starts_nothing(
     assert "on every verb that takes MODEL" in promised("--dry-run")
     assert main([*line(verb, tmp_path), "--dry-run"]) == 0
     head, chip = capsys.readouterr().out.splitlines()
-    assert head == (
-        "tiny int8 on lesson: layout 1x1, 1 chips, 1 racks, context 64, prefill chunk 4"
-    )
-    assert chip.startswith("chip   0: rack 0 card 0 slot 0: layers 0-2 rank 0, LM head columns")
+    about, held = "tiny int8", "LM head columns"
+    rows = "prefill chunk 4"
+    if verb == "encode":
+        about, held, rows = "tiny-bert int8", "last norm", "whole sequences"
+    assert head == f"{about} on lesson: layout 1x1, 1 chips, 1 racks, context 64, {rows}"
+    assert chip.startswith(f"chip   0: rack 0 card 0 slot 0: layers 0-2 rank 0, {held}")
     assert list(tmp_path.iterdir()) == []
     if "--json" in verb_module(verb).build_parser()._option_string_actions:
         assert main([*line(verb, tmp_path), "--dry-run", "--json"]) == 0
@@ -161,7 +166,10 @@ def test_a_dry_run_shows_places_and_starts_nothing(
 
 
 def test_the_verbs_that_take_a_model_are_those() -> None:
-    taking = {verb for verb, made in parsers() if any(a.dest == "model" for a in made._actions)}
+    taking = {
+        verb for verb, made in parsers()
+        if verb != "encoder" and any(action.dest == "model" for action in made._actions)
+    }  # fmt: skip
     assert taking == set(MODEL_VERBS)
 
 

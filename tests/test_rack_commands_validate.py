@@ -15,7 +15,7 @@ from rack.commands import validate
 from rack.commands.validate import main
 from rack.machines.hardware import Sourced
 from rack.machines.profile import load_hardware
-from rack.reports import accuracy_rows
+from rack.reports import accuracy_rows, encoders
 from rack.reports.accuracy import Row, behind, number, published
 from rack.reports.accuracy_rows import capacity_rows, chip_rows, link_rows, weight_chips
 from rack.reports.exchange import all_to_all, exchange_cycles
@@ -205,3 +205,65 @@ def test_a_page_is_refused_before_figures_are_worked_out(
     assert main([flag, page]) == 1
     shown = page or "."
     assert capsys.readouterr().err.startswith(f"error: {shown}: wanted a page to read and write")
+
+
+TINY_ENCODER = ["encoder", "tiny-bert", "--tokens", "16", "--layout", "1x1"]
+
+
+def test_runs_of_an_encoder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY_ENCODER, "--json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert report["program_us"] == report["cycles"] / 900
+    assert sum(runs for _, runs in report["histogram"]) == report["runs"] == 24_240
+    assert report["program_us"] < report["p50_us"] < report["p99_us"] < report["max_us"]
+    # two exponential delays of 5 us: their sum is below 8.39 us in half of the runs
+    assert report["p50_us"] - report["program_us"] == pytest.approx(8.39, abs=0.2)
+    assert report["p99_us"] - report["program_us"] == pytest.approx(33.2, abs=1.5)
+    again = {**report}
+    assert main([*TINY_ENCODER, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == again
+    assert main([*TINY_ENCODER, "--json", "--seed", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["histogram"] != report["histogram"]
+    assert main([*TINY_ENCODER, "--jitter-us", "0", "--runs", "10"]) == 0
+    said = capsys.readouterr().out
+    assert "a host jitter of 0.0 us a way (assumption)" in said
+    assert said.splitlines()[-1].endswith(f"      10 {'#' * 50}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["--jitter-us", "-1"], 1, "jitter_us: wanted 0 to 1000000 us, got -1.0"),
+        (["--jitter-us", "nan"], 1, "jitter_us: wanted 0 to 1000000 us, got nan"),
+        (["--runs", "0"], 2, "--runs: wanted at least 1, got 0"),
+        (["--tokens", "0"], 2, "--tokens: wanted at least 1, got 0"),
+        (["--seed", "-1"], 2, "--seed: wanted at least 0, got -1"),
+        (["--tokens", "257"], 1, "max_model_len: tiny-bert has 256 positions, got 257"),
+    ],
+)
+def test_runs_that_cannot_be(
+    capsys: pytest.CaptureFixture[str], argv: list[str], code: int, text: str
+) -> None:
+    assert text in refused(capsys, code, main, *TINY_ENCODER, *argv)
+
+
+def test_rows_of_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def cycles(hardware: Any, *shape: Any) -> int:
+        asked.append(shape)
+        return 900_000  # 1,000 us
+
+    monkeypatch.setattr(encoders, "sequence_cycles", cycles)
+    rows = encoders.encoder_rows(MACHINE)
+    assert asked == [
+        ("bert-base", "1x1", 128, "fp16"), ("bert-base", "1x1", 128, "int8"),
+        ("bert-large", "4x1", 384, "fp16"),
+    ]  # fmt: skip
+    assert [round(row.ours, 2) for row in rows[:2]] == [1000, 1000]
+    within, all_runs, below = rows[2:]
+    assert 1000 < within.ours < all_runs.ours < 1225
+    assert within.error_percent == all_runs.error_percent == below.error_percent == 0
+    assert below.ours == pytest.approx(0.83, abs=0.02)
+    for entry in rows:
+        assert set(entry.behind(MACHINE)["constants"]) == set(MACHINE.sources)

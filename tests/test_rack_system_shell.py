@@ -158,7 +158,10 @@ def test_a_broken_pipe_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-VERBS = ("bench", "compile", "disasm", "generate", "plan", "serve.__main__", "trace", "validate")
+VERBS = (
+    "bench", "compile", "disasm", "encode", "generate", "plan", "serve.__main__", "trace",
+    "validate",
+)  # fmt: skip
 
 
 def test_every_verb_has_this_main() -> None:

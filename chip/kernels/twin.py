@@ -63,6 +63,31 @@ class Kernels:
         store_padded(values, y)
         return saturated
 
+    def layer_norm(self, x: F32, gamma: F32, beta: F32, eps: float, /) -> None:
+        """LayerNorm of x[R,H], in place.
+
+        mean = lane_sum(x) * fp32(1/H); d = x - mean; variance = lane_sum(d*d) * fp32(1/H);
+        x = (d * rsqrt(variance + fp32(eps))) * gamma[H] + beta[H].
+        """
+        width = x.shape[1]
+        _check_weights(gamma, width)
+        _check_weights(beta, width)
+        per = np.float32(1.0 / width)
+        d = x - (vmath.lane_sum(x) * per)[:, None]
+        variance = vmath.lane_sum(d * d) * per
+        x[...] = (d * vmath.rsqrt(variance + np.float32(eps))[:, None]) * gamma + beta
+
+    def quantise_i8(self, x: F32, q: I8, s: F32, /) -> None:
+        """Quantise each row of x[R,H]: q[R,Kp], s[R]."""
+        values, s[...] = quantise(x)
+        store_padded(values, q)
+
+    def round_f16(self, x: F32, y: F16, /) -> int:
+        """Round x[R,H] to y[R,Kp]."""
+        values, saturated = round_f16(x)
+        store_padded(values, y)
+        return saturated
+
     def gather_i8(self, segments: Sequence[F16], q: I8, s: F32, /) -> None:
         """Concatenate segments [R,n_t] (n_t may be 0) and quantise each row: q[R,Kp], s[R]."""
         values, s[...] = quantise(join(tuple(segments), len(q)))
@@ -118,6 +143,14 @@ class Kernels:
             saturated += store(total, y[:, first:last])
         return saturated
 
+    def add_bias(self, x: F32, bias: F32, y: Float, /) -> int:
+        """y[R,N] = x[R,N] + bias[N], y fp32 (it may be x itself) or fp16."""
+        require(
+            bias.shape == (x.shape[1],),
+            f"bias: wanted {x.shape[1]} values, got shape {bias.shape}",
+        )
+        return store(x + bias, y)
+
     def rope_cache_i8(
         self,
         qkv: F32,
@@ -133,13 +166,14 @@ class Kernels:
     ) -> None:
         """Rotate, quantise per token and head, and write the cache.
 
-        qkv[R,(nq+2*nk)*hd] is query heads, key heads, value heads; rope[R,2,hd/2] cosines, sines.
+        qkv[R,(nq+2*nk)*hd] is query heads, key heads, value heads; rope[R,2,hd/2] cosines, sines,
+        or rope[R,2,0], and nothing is rotated.
         (a, b) halves of a head become a*cos - b*sin, b*cos + a*sin, each product rounded to fp32.
         Out: q[R,nq,hd]; sq[R,nq] = scale * fp32(1/sqrt(hd)); per KV head its cache k[M,hd],
         ks[M], v[M,hd], vs[M], rows `positions`[R].
         """
         _check_positions(positions, len(qkv), _shortest(k, ks, v, vs))
-        queries, keys, values = _split_heads(qkv, rope, q.shape[1], len(k))
+        queries, keys, values = _split_heads(qkv, rope, q.shape[1:], len(k))
         q[...], scale = quantise(queries)
         sq[...] = scale * vmath.inverse_sqrt_scale(q.shape[2])
         for new, cache, scales in ((keys, k, ks), (values, v, vs)):
@@ -160,7 +194,7 @@ class Kernels:
     ) -> int:
         """Rotate as in `rope_cache_i8`, round to fp16 and write q[R,nq,hd] and the cache."""
         _check_positions(positions, len(qkv), _shortest(k, v))
-        queries, keys, values = _split_heads(qkv, rope, q.shape[1], len(k))
+        queries, keys, values = _split_heads(qkv, rope, q.shape[1:], len(k))
         saturated = store(queries, q)
         for new, cache in ((keys, k), (values, v)):
             lanes, more = round_f16(new)
@@ -250,6 +284,14 @@ class Kernels:
         """Gate: out[R,n] = (g * sigmoid(g)) * u; gu[R,2n] is the columns of g, then those of u."""
         return _gate("silu", gu, out, lambda gate: gate * vmath.sigmoid(gate))
 
+    def gelu(self, x: F32, out: F16, /) -> int:
+        """Apply: out[R,n] = x * (1 + erf(x / sqrt 2)) / 2; x[R,n]."""
+        return _apply("gelu", x, out, vmath.gelu)
+
+    def gelu_tanh(self, x: F32, out: F16, /) -> int:
+        """Apply `gelu`'s approximation by tanh: out[R,n]; x[R,n]."""
+        return _apply("gelu_tanh", x, out, vmath.gelu_tanh)
+
     def logit_hash(self, logits: F32, first_column: int, /) -> int:
         """Sum mix(column << 32 | fp32 bits) modulo 2^64 over logits[N], columns from first_column.
 
@@ -275,9 +317,13 @@ class Kernels:
         return best.astype(np.int64), logits[best]
 
 
+def _check_weights(weights: F32, width: int) -> None:
+    require(weights.shape == (width,), f"norm: wanted {width} weights, got shape {weights.shape}")
+
+
 def _norm(x: F32, gamma: F32, eps: float) -> F32:
     width = x.shape[1]
-    require(gamma.shape == (width,), f"norm: wanted {width} weights, got shape {gamma.shape}")
+    _check_weights(gamma, width)
     mean = vmath.lane_sum(x * x) * np.float32(1.0 / width)
     y: F32 = (x * vmath.rsqrt(mean + np.float32(eps))[:, None]) * gamma
     return y
@@ -292,16 +338,24 @@ def _tiled_shape(x_shape: tuple[int, ...], w_size: int, columns: int) -> None:
     )
 
 
-def _split_heads(qkv: F32, rope: F32, n_q: int, n_kv: int) -> tuple[F32, F32, F32]:
-    """Cut qkv [R,(nq+2nk)*hd] into rotated q [R,nq,hd], rotated k and plain v [R,nk,hd]."""
-    rows, hd = qkv.shape[0], 2 * rope.shape[2]
+def _split_heads(
+    qkv: F32, rope: F32, queries: tuple[int, ...], n_kv: int
+) -> tuple[F32, F32, F32]:  # fmt: skip
+    """Cut qkv [R,(nq+2nk)*hd] into rotated q [R,nq,hd], rotated k and plain v [R,nk,hd].
+
+    `queries` is (nq, hd).
+    """
+    rows, n_q = qkv.shape[0], queries[0]
+    hd = 2 * rope.shape[2] or queries[1]
     wanted = (rows, (n_q + 2 * n_kv) * hd)
     require(
         qkv.shape == wanted and rope.shape[:2] == (rows, 2),
         f"rope: wanted qkv {wanted} and rope ({rows}, 2, {hd // 2}), got {qkv.shape}, {rope.shape}",
     )
     heads = qkv.reshape(rows, n_q + 2 * n_kv, hd)
-    turned = rotate(heads[:, : n_q + n_kv], rope)
+    turned = heads[:, : n_q + n_kv]
+    if rope.shape[2]:
+        turned = rotate(turned, rope)
     return turned[:, :n_q], turned[:, n_q:], heads[:, n_q + n_kv :]
 
 
@@ -334,6 +388,11 @@ def _gate(name: str, gu: F32, out: F16, activation: Callable[[F32], F32]) -> int
     require(gu.shape[1] == 2 * n, f"{name}: wanted {2 * n} columns, got {gu.shape[1]}")
     with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
         return store(activation(gu[:, :n]) * gu[:, n:], out)
+
+
+def _apply(name: str, x: F32, out: F16, function: Callable[[F32], F32]) -> int:
+    require(x.shape[1] == out.shape[1], f"{name}: wanted {out.shape[1]} columns, got {x.shape[1]}")
+    return store(function(x), out)
 
 
 def _attend_i8(q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64) -> F32:

@@ -16,7 +16,8 @@ class Rope:
     """Rotate queries and keys of qkv [rows, (heads + 2 kv_heads) head_dim] fp32.
 
     Queries go, quantised per head, to q with scales sq; keys and values to the cache kv with
-    scales kvs (fp16 has no scales). `rope` has each row's cosines, then sines.
+    scales kvs (fp16 has no scales). `rope` has each row's cosines, then sines; without it nothing
+    is rotated.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ROPE
@@ -29,7 +30,7 @@ class Rope:
     head_dim: int
     context: int
     qkv: int = field(metadata=BOUND)
-    rope: int = field(metadata=BOUND)
+    rope: int | None = field(default=None, metadata=BOUND)
     q: int = field(metadata=BOUND)
     sq: int | None = field(default=None, metadata=BOUND)
     kv: int = field(metadata=BOUND)
@@ -42,10 +43,10 @@ class Rope:
 
     def reads(self) -> list[Use]:
         n = (self.heads + 2 * self.kv_heads) * self.head_dim
-        return [
-            ("qkv", (self.qkv, self.rows * row_bytes(n, 4))),
-            ("rope", (self.rope, self.rows * row_bytes(self.head_dim, 4))),
-        ]
+        qkv = ("qkv", (self.qkv, self.rows * row_bytes(n, 4)))
+        if self.rope is None:
+            return [qkv]
+        return [qkv, ("rope", (self.rope, self.rows * row_bytes(self.head_dim, 4)))]
 
     def writes(self) -> list[Use]:
         return [*_query(self), *_cache(self)]
@@ -56,7 +57,8 @@ class Attend:
     """y [rows, heads head_dim] fp16: scores, softmax and weighted values over `bucket` tokens.
 
     `kv_of`: the KV head of every head. `scratch` and `stats`: memory for what lies between the
-    passes (chip/ops/scratch.py; fp16 has no stats).
+    passes (chip/ops/scratch.py; fp16 has no stats). A row sees the tokens up to its own position;
+    with `horizon`, all rows see those up to the position of that row.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ATTEND
@@ -70,6 +72,7 @@ class Attend:
     context: int
     bucket: int
     kv_of: tuple[int, ...]
+    horizon: int | None = None
     q: int = field(metadata=BOUND)
     sq: int | None = field(default=None, metadata=BOUND)
     kv: int = field(metadata=BOUND)

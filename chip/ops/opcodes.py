@@ -1,9 +1,9 @@
 """The closed set of scheduled operations, and what every operation has in common.
 
-An operation is a frozen dataclass of its own: `Norm`, `Gather`, `Add`, `Gate` and `TopK`
-(chip/ops/vector.py), `Matmul` (product.py), `Rope` and `Attend` (attention.py), `Send` and
-`Receive` (moves.py). Its fields are the operands' addresses in SRAM, marked `BOUND`, and its shape:
-everything else. An operation's instructions and cycles depend on the shape alone.
+An operation is a frozen dataclass of its own: `Norm`, `LayerNorm`, `Gather`, `Add`, `Gate`,
+`Apply` and `TopK` (chip/ops/vector.py), `Matmul` (product.py), `Rope` and `Attend` (attention.py),
+`Send` and `Receive` (moves.py). Its fields are the operands' addresses in SRAM, marked `BOUND`, and
+its shape: everything else. An operation's instructions and cycles depend on the shape alone.
 
 Each has `opcode`, `part` (the row of `plan` that its cycles count to), `units` (held from start to
 end), and `reads()` and `writes()`: the operands with their regions, in a fixed order.
@@ -31,19 +31,22 @@ PART = {"part": True}
 """Marks a part: a field that is never absent, and a dataclass whose fields are marked, too."""
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 CHIP_UNITS = (*MXM, "VXM", "SXM")
-CONSTANTS = frozenset({"w", "sw", "gamma"})  # operands that no step writes
+CONSTANTS = frozenset({"w", "sw", "b", "gamma", "beta"})  # operands that no step writes
 
 
 class Opcode(StrEnum):
     """The operations' names."""
 
     NORM = "norm"  # RMSNorm, then quantise
+    LAYER_NORM = "layer_norm"  # LayerNorm, then quantise
     GATHER = "gather"  # join the segments of an all-gather, then quantise
     MATMUL = "matmul"  # weights x activations, dequantised
-    ROPE = "rope"  # rotate q and k, quantise q, write the KV cache
+    ROPE = "rope"  # rotate q and k, where there are tables; quantise q, write the KV cache
     ATTEND = "attend"  # scores, softmax, weighted values, over the whole context bucket
     ADD = "add"  # residual += gathered segments
     SILU = "silu"  # silu(gate) * up
+    GELU = "gelu"  # of one value, by the error function
+    GELU_TANH = "gelu_tanh"  # the same, by its approximation with tanh
     TOPK = "topk"  # the k largest logits and their columns
     SEND = "send"
     RECEIVE = "receive"
@@ -53,6 +56,13 @@ class Activation(StrEnum):
     """Functions of a gate: each is the opcode of a `Gate`, and the word of a product's `Gated`."""
 
     SILU = "silu"  # gate * sigmoid(gate)
+
+
+class Function(StrEnum):
+    """Functions of one value, without a gate: each is the opcode of an `Apply`."""
+
+    GELU = "gelu"  # x * (1 + erf(x / sqrt 2)) / 2
+    GELU_TANH = "gelu_tanh"  # x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
 
 
 D = TypeVar("D")

@@ -133,8 +133,9 @@ NO_ROOM = LinkRoom()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matmul:
-    """rows x [k] . w [k, n], dequantised by sw (int8); fp32 or fp16 (`out`).
+    """rows x [k] . w [k, n], dequantised by sw (int8), and b [n] fp32 added; fp32 or fp16 (`out`).
 
+    Without b nothing is added.
     `first_column`: the result is logits, of columns from here on.
     """
 
@@ -150,6 +151,7 @@ class Matmul:
     links: LinkRoom = field(default=NO_ROOM, metadata=PART)
     w: int = field(metadata=BOUND)
     sw: int | None = field(default=None, metadata=BOUND)
+    b: int | None = field(default=None, metadata=BOUND)
     first_column: int | None = field(default=None, metadata=BOUND)
 
     @property
@@ -173,9 +175,12 @@ class Matmul:
         return self.n * row_bytes(pad_vector(self.k), item_bytes(self.dtype))
 
     def reads(self) -> list[Use]:
-        scales = [] if self.sw is None else [("sw", (self.sw, row_bytes(self.n, 4)))]
+        columns = [
+            (name, (address, row_bytes(self.n, 4)))
+            for name, address in (("sw", self.sw), ("b", self.b)) if address is not None
+        ]  # fmt: skip
         parts = [*self.source.reads(self), *self.result.reads(self)]
-        return [*parts, ("w", (self.w, self.weight_bytes)), *scales]
+        return [*parts, ("w", (self.w, self.weight_bytes)), *columns]
 
     def writes(self) -> list[Use]:
         return [*self.source.writes(self), *self.result.writes(self)]

@@ -14,9 +14,9 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode, plain
 from chip.ops.product import Matmul
-from chip.ops.vector import Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 
-Computation = Norm | Gather | Matmul | Rope | Attend | Add | Gate | TopK
+Computation = Norm | LayerNorm | Gather | Matmul | Rope | Attend | Add | Gate | Apply | TopK
 """What a chip computes; its cycles are its instructions'."""
 Move = Send | Receive
 """What a chip gives to a link or takes off it; its cycles are the link's."""

@@ -1,11 +1,11 @@
-"""Operations of the VXM alone: Norm, Gather, Add, Gate, TopK."""
+"""Operations of the VXM alone: Norm, LayerNorm, Gather, Add, Gate, Apply, TopK."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chip.ops.opcodes import BOUND, WORD, Activation, Opcode, Use
+from chip.ops.opcodes import BOUND, WORD, Activation, Function, Opcode, Use
 from chip.ops.rows import activation_bytes, row_bytes, segment_offsets
 from chip.spec import pad_vector
 
@@ -34,6 +34,39 @@ class Norm:
 
     def writes(self) -> list[Use]:
         return quantised(self.q, self.s, self.rows, self.hidden, self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorm:
+    """x [rows, hidden] fp32 becomes its LayerNorm with gamma and beta; q and s have it quantised.
+
+    Without q it is not quantised.
+    """
+
+    opcode: ClassVar[Opcode] = Opcode.LAYER_NORM
+    part: ClassVar[str] = "vector"
+    units: ClassVar[tuple[str, ...]] = VXM
+    rows: int
+    hidden: int
+    eps: float
+    dtype: str
+    x: int = field(metadata=BOUND)
+    gamma: int = field(metadata=BOUND)
+    beta: int = field(metadata=BOUND)
+    q: int | None = field(default=None, metadata=BOUND)
+    s: int | None = field(default=None, metadata=BOUND)
+
+    def _x(self) -> Use:
+        return "x", (self.x, self.rows * row_bytes(self.hidden, 4))
+
+    def reads(self) -> list[Use]:
+        row = row_bytes(self.hidden, 4)
+        return [self._x(), ("gamma", (self.gamma, row)), ("beta", (self.beta, row))]
+
+    def writes(self) -> list[Use]:
+        if self.q is None:
+            return [self._x()]
+        return [self._x(), *quantised(self.q, self.s, self.rows, self.hidden, self.dtype)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +133,30 @@ class Gate:
 
     def reads(self) -> list[Use]:
         return [("x", (self.x, self.rows * row_bytes(2 * self.n, 4)))]
+
+    def writes(self) -> list[Use]:
+        return [("y", (self.y, self.rows * row_bytes(self.n, 2)))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """y [rows, n] fp16 = function(x [rows, n] fp32). The opcode is the function's name."""
+
+    part: ClassVar[str] = "vector"
+    units: ClassVar[tuple[str, ...]] = VXM
+    function: Function = field(metadata=WORD)
+    rows: int
+    n: int
+    x: int = field(metadata=BOUND)
+    y: int = field(metadata=BOUND)
+
+    @property
+    def opcode(self) -> Opcode:
+        """The function's."""
+        return Opcode(self.function.value)
+
+    def reads(self) -> list[Use]:
+        return [("x", (self.x, self.rows * row_bytes(self.n, 4)))]
 
     def writes(self) -> list[Use]:
         return [("y", (self.y, self.rows * row_bytes(self.n, 2)))]

@@ -18,7 +18,7 @@ from chip.ops.opcodes import Activation
 from chip.ops.product import Activations, AddTo, Gated, Matmul, NormFirst
 from chip.ops.program import Computation
 from chip.ops.rows import gated_widths, row_bytes
-from chip.ops.vector import Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 from chip.run.views import Views
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
@@ -47,6 +47,8 @@ class Binder:
         """Return the operation as a call."""
         if isinstance(op, Norm):
             return self._norm(op)
+        if isinstance(op, LayerNorm):
+            return self._layer_norm(op)
         if isinstance(op, Gather):
             return self._gather(op)
         if isinstance(op, Matmul):
@@ -57,6 +59,8 @@ class Binder:
             return self._attend(op)
         if isinstance(op, Add):
             return self._add(op)
+        if isinstance(op, Apply):
+            return self._apply(op)
         return self._gate(op) if isinstance(op, Gate) else self._topk(op)
 
     # -- operations
@@ -79,7 +83,41 @@ class Binder:
 
         return run_f16
 
-    def _quantised(self, address: int, op: Norm | Gather | Matmul, k: int) -> NDArray[Any]:
+    def _layer_norm(self, op: LayerNorm) -> Bound:
+        x, kernels, eps = self.views.f32(op.x, op.rows, op.hidden), self.kernels, op.eps
+        gamma, beta = (self.views.vector(at, op.hidden) for at in (op.gamma, op.beta))
+        after = None if op.q is None else self._rounded(x, op.q, op.s, op)
+
+        def run(state: StepState) -> None:
+            kernels.layer_norm(x[: state.rows], gamma, beta, eps)
+            if after is not None:
+                after(state)
+
+        return run
+
+    def _rounded(
+        self, x: NDArray[np.float32], q: int, s: int | None, op: LayerNorm
+    ) -> Bound:  # fmt: skip
+        """Return what makes quantised rows of x: int8 with scales, or fp16."""
+        y, kernels = self._quantised(q, op, op.hidden), self.kernels
+        if s is not None:
+            scales = self.views.vector(s, op.rows)
+
+            def run(state: StepState) -> None:
+                n = state.rows
+                kernels.quantise_i8(x[:n], y[:n], scales[:n])
+
+            return run
+
+        def run_f16(state: StepState) -> None:
+            n = state.rows
+            state.saturated += kernels.round_f16(x[:n], y[:n])
+
+        return run_f16
+
+    def _quantised(
+        self, address: int, op: Norm | LayerNorm | Gather | Matmul, k: int
+    ) -> NDArray[Any]:  # fmt: skip
         return self.views.activation(address, op.rows, k, op.dtype)
 
     def _gather(self, op: Gather) -> Bound:
@@ -102,7 +140,8 @@ class Binder:
 
     def _matmul(self, op: Matmul) -> Bound:
         before, at, scale_at = self._prologue(op)
-        y, after = self._epilogue(op)
+        made, after = self._epilogue(op)
+        y, bias = (made, None) if op.b is None else self._biased(op, op.b, made)
         x, kernels = self._quantised(at, op, op.k), self.kernels
         size = op.n * pad_vector(op.k)
         product: Callable[[int], int]
@@ -126,12 +165,30 @@ class Binder:
             if before is not None:
                 before(state)
             state.saturated += product(state.rows)
+            if bias is not None:
+                bias(state)
             if after is not None:
                 after(state)
             if first_column is not None:  # logits: this chip's share of data_hash (law 5)
                 state.hash_share = kernels.logit_hash(y[0], first_column)
 
         return run
+
+    def _biased(
+        self, op: Matmul, at: int, made: NDArray[Any]
+    ) -> tuple[NDArray[Any], Bound | None]:  # fmt: skip
+        """Return where a product goes [rows, n] before its bias is added, and what adds it.
+
+        Both in fp32; the sum is rounded where it is `made`.
+        """
+        b, kernels = self.views.vector(at, op.n), self.kernels
+        y = made if op.out == "f32" else np.empty((op.rows, op.n), np.float32)
+
+        def run(state: StepState) -> None:
+            n = state.rows
+            state.saturated += kernels.add_bias(y[:n], b, made[:n])
+
+        return y, run
 
     def _prologue(self, op: Matmul) -> tuple[Bound | None, int, int | None]:
         """Return the call that makes a product's activations, their address and their scales'."""
@@ -165,9 +222,7 @@ class Binder:
     def _rope(self, op: Rope) -> Bound:
         kernels, dim = self.kernels, op.head_dim
         qkv = self.views.f32(op.qkv, op.rows, (op.heads + 2 * op.kv_heads) * dim)
-        stride = row_bytes(dim, 4)
-        shape, strides = (op.rows, 2, dim // 2), (stride, dim * 2, 4)
-        rope = self.sram.view(op.rope, np.float32, shape, strides)
+        rope = self._tables(op)
         packed = self.views.queries(op)
         q = packed.heads
         k, ks = self.views.cache(op, op.context, value=False)
@@ -195,12 +250,21 @@ class Binder:
 
         return run_f16
 
+    def _tables(self, op: Rope) -> NDArray[np.float32]:
+        """Return each row's cosines and sines [rows, 2, head_dim / 2], or none [rows, 2, 0]."""
+        if op.rope is None:
+            return np.empty((op.rows, 2, 0), np.float32)
+        dim = op.head_dim
+        shape, strides = (op.rows, 2, dim // 2), (row_bytes(dim, 4), dim * 2, 4)
+        return self.sram.view(op.rope, np.float32, shape, strides)
+
     def _attend(self, op: Attend) -> Bound:
         kernels, kv_of, packed = self.kernels, op.kv_of, self.views.queries(op)
         q = packed.heads
         out = self.views.f16(op.y, op.rows, op.heads * op.head_dim)
         k, ks = self.views.cache(op, op.bucket, value=False)
         v, vs = self.views.cache(op, op.bucket, value=True)
+        last = _last_seen(op.horizon)
         if op.dtype == "int8":
             packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
@@ -210,7 +274,7 @@ class Binder:
                 packed.load(n)
                 packed_scales.load(n)
                 state.saturated += kernels.attention_i8(
-                    q[:n], sq[:n], k, ks, v, vs, kv_of, state.positions, out[:n]
+                    q[:n], sq[:n], k, ks, v, vs, kv_of, last(state), out[:n]
                 )
 
             return run
@@ -220,7 +284,7 @@ class Binder:
             n = state.rows
             packed.load(n)
             state.saturated += kernels.attention_f16(
-                q[:n], k, v, kv_of, state.positions, scale, out[:n]
+                q[:n], k, v, kv_of, last(state), scale, out[:n]
             )
 
         return run_f16
@@ -267,6 +331,16 @@ class Binder:
 
         return run
 
+    def _apply(self, op: Apply) -> Bound:
+        x, out = self.views.f32(op.x, op.rows, op.n), self.views.f16(op.y, op.rows, op.n)
+        kernel: Callable[..., int] = getattr(self.kernels, op.function)  # each has one of its name
+
+        def run(state: StepState) -> None:
+            n = state.rows
+            state.saturated += kernel(x[:n], out[:n])
+
+        return run
+
     def _topk(self, op: TopK) -> Bound:
         logits, kernels, k = self.views.vector(op.x, op.n), self.kernels, op.k
         ids = self.sram.view(op.y, np.uint32, (k,), (4,))
@@ -279,3 +353,10 @@ class Binder:
             values[:] = best_values
 
         return run
+
+
+def _last_seen(horizon: int | None) -> Callable[[StepState], NDArray[np.int64]]:
+    """Return what gives the last position that each row sees: its own, or the horizon's."""
+    if horizon is None:
+        return lambda state: state.positions
+    return lambda state: np.full(state.rows, state.positions[horizon])

@@ -33,6 +33,7 @@ from compiler.codegen.core.builder import (
     Ref,
     Row,
 )
+from compiler.codegen.core.parts import Fixed
 from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.lower_links import place_transfers
@@ -175,7 +176,7 @@ class _Binder:
             return Immediate(self.given[source.name], "i32")
         if isinstance(source, Position):
             return Position(self.row + source.row, 0, source.offset, source.modulus)
-        return source
+        return source.source if isinstance(source, Fixed) else source
 
     def _access(self, access: Access, start: int) -> Iterator[Issue]:
         first = self.vector(access.ref)

@@ -1,5 +1,7 @@
 """ROPE: rotate queries and keys, quantise per head, write the KV cache. One block a row.
 
+Without tables nothing is rotated.
+
 Heads are packed as in the cache (chip/ops/kv.py), `pitch` lanes apart, so that all heads of a
 vector are rotated and scaled together. A row's key and value vectors leave in both directions; each
 is written by the one slice that holds the row's position. Scales are read, changed in one lane, and
@@ -108,9 +110,9 @@ class _Row:
         )
 
     def build(self) -> Block:
-        cos, sin = self._tables()
+        tables = None if self.op.rope is None else self._tables()
         for number, part in enumerate(self.packed()):
-            self._part(part, cos, sin, number * self.pace)
+            self._part(part, tables, number * self.pace)
         return self.b
 
     def _tables(self) -> tuple[Node, Node]:
@@ -128,26 +130,27 @@ class _Row:
         below_node = b.alu(AluOp.COPY, below, at=at)
         return cos_node, b.alu(AluOp.OR, above_node, below_node)
 
-    def _value(self, part: Packed, cos: Node, sin: Node, after: int) -> Node:
+    def _value(self, part: Packed, tables: tuple[Node, Node] | None, after: int) -> Node:
         """Bring heads to their lanes; turn queries and keys."""
         b, dim, half = self.b, self.op.head_dim, self.half
         y = spread(b, "qkv", self.lanes(part.heads, lambda p, d: part.first + p * dim + d), after)
-        if part.kind == "v":
+        if part.kind == "v" or tables is None:
             return y
+        cos, sin = tables
         turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
         other = spread(b, "qkv", turned, after)
         return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
 
-    def _part(self, part: Packed, cos: Node, sin: Node, after: int) -> None:
+    def _part(self, part: Packed, tables: tuple[Node, Node] | None, after: int) -> None:
         b, dim = self.b, self.op.head_dim
-        y = self._value(part, cos, sin, after)
+        y = self._value(part, tables, after)
         if self.op.dtype == "fp16":
             self._store16(part, y)
             return
         peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
         factor, scale = scale_factor(b, peak)
         if self.remade:  # registers are few: rematerialised, rather than kept for its factor
-            y = self._value(part, cos, sin, factor.done - b.delay["MUL"].d_func - AHEAD)
+            y = self._value(part, tables, factor.done - b.delay["MUL"].d_func - AHEAD)
         scaled = b.alu(AluOp.MUL, y, factor)
         if part.kind == "q":
             b.alu(AluOp.CVT_I8, scaled, out=Ref("q", part.group, 1))

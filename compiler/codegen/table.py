@@ -9,7 +9,7 @@ from chip.ops.attention import Attend, Rope
 from chip.ops.opcodes import described, shape_of
 from chip.ops.product import Matmul
 from chip.ops.program import Computation
-from chip.ops.vector import Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.codegen import rope, topk, vector
 from compiler.codegen.attention import attend, attend16
@@ -45,12 +45,16 @@ def _laid(shape: Computation, spec: ChipSpec) -> Template:
 def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
     if isinstance(op, Norm):
         return vector.norm(op, spec)
+    if isinstance(op, LayerNorm):
+        return vector.layer_norm(op, spec)
     if isinstance(op, Gather):
         return vector.gather(op, spec)
     if isinstance(op, Add):
         return vector.add(op, spec)
     if isinstance(op, Gate):
         return vector.gate(op, spec)
+    if isinstance(op, Apply):
+        return vector.apply(op, spec)
     if isinstance(op, Rope):
         return rope.rope(op, spec)
     if isinstance(op, TopK):
@@ -64,7 +68,7 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
 
 def has_instructions(op: Computation, spec: ChipSpec) -> bool:
     """Tell whether an operation can be lowered; the others' cost is an estimate."""
-    if isinstance(op, Norm | Gather):
+    if isinstance(op, Norm | LayerNorm | Gather):
         return op.dtype != "int8" or op.rows <= LANES  # scales: one a lane
     if isinstance(op, Matmul):
         if streamed.fits(op, spec):

@@ -1,4 +1,7 @@
-"""Vector operations: NORM, GATHER, ADD, gates, one block a row. Numerics: chip/kernels/twin.py."""
+"""Vector operations: NORM, LAYER_NORM, GATHER, ADD, gates, functions; one block a row.
+
+Numerics: chip/kernels/twin.py.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import numpy as np
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, streams_of
 from chip.kernels.quant import MIN_ABSMAX
-from chip.ops.opcodes import Activation
+from chip.kernels.vmath import GELU_MAX, GELU_POLY, GELU_TANH_POLY
+from chip.ops.opcodes import Activation, Function
 from chip.ops.rows import gated_widths, item_bytes, row_bytes
-from chip.ops.vector import Add, Gate, Gather, Norm
+from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from compiler.codegen.core.reductions import lane_max, lane_sum
@@ -22,6 +26,9 @@ from compiler.codegen.resources import ROW_SCALES
 
 # cycles that a value is begun before its factor is known: two MULs of a NORM, a GATHER's convert
 NORMED, LOADED = 8, 4
+AGAIN = 6  # the same of a value that is read a second time
+SHORT = 2  # coefficients of a polynomial beside which a value is kept
+GELU_PACE = 6  # cycles between groups of a GELU, at least: of ten at once all registers are full
 FED = frozenset({"q"})  # operands that products take: they lie in feed slices
 
 
@@ -209,6 +216,73 @@ def norm(op: Norm, spec: ChipSpec) -> Template:
 
 
 @lru_cache(maxsize=64)
+def _layer_norm_row(
+    width: int, eps: float, to: str, scales: int, spec: ChipSpec, runs: int
+) -> Block:
+    """One row of a LAYER_NORM. `to`: the type of q, none without; `scales`: vectors of them."""
+    lanes = groups(width)
+
+    def build(pace: int, interval: int) -> Block:
+        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval, feed=FED)
+
+        def above(g: int, mean: Node, after: int) -> Node:
+            x = load("x", g, lanes[g], "f32")
+            return b.alu(AluOp.SUB, x, mean, lanes=lanes[g], after=after)
+
+        def normed(g: int, mean: Node, root: Node, after: int) -> Node:
+            x = b.alu(AluOp.MUL, above(g, mean, after), root, lanes=lanes[g])
+            x = b.alu(AluOp.MUL, load("gamma", g, lanes[g], "f32"), x, lanes=lanes[g])
+            return b.alu(AluOp.ADD, load("beta", g, lanes[g], "f32"), x, lanes=lanes[g])
+
+        total: Node | None = None
+        for g, n in enumerate(lanes):
+            x = b.alu(AluOp.COPY, load("x", g, n, "f32"), lanes=n, after=g * pace)
+            total = x if total is None else b.alu(AluOp.ADD, total, x)
+        assert total is not None
+        mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
+        total = None
+        for g, n in enumerate(lanes):
+            d = above(g, mean, mean.done + g * pace)
+            square = b.alu(AluOp.MUL, d, d, lanes=n)
+            total = square if total is None else b.alu(AluOp.ADD, total, square)
+        assert total is not None
+        variance = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
+        root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, variance, f32(eps)))
+        root = b.alu(AluOp.COPY, root)  # large ALUs are needed for the maximum
+        peak: Node | None = None
+        for g, n in enumerate(lanes):
+            y = normed(g, mean, root, root.done + g * pace)
+            b.alu(AluOp.COPY, y, lanes=n, out=store("x", g, n, 4))
+            if to == "f16":
+                b.alu(AluOp.CVT_F16, y, out=store("q", g, LANES, 2))
+            elif to == "i8":
+                size = b.alu(AluOp.ABS, y)
+                peak = size if peak is None else b.alu(AluOp.MAX, peak, size)
+        if peak is None:
+            return b
+        factor, scale = scale_factor(b, lane_max(b, peak))
+        for g, n in enumerate(lanes):  # as it was written
+            y = b.alu(AluOp.MUL, load("x", g, n, "f32"), factor, lanes=n, after=g * pace)
+            b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
+        collect_scale(b, "s", scale, scales)
+        return b
+
+    return row_block(build, runs)
+
+
+def layer_norm(op: LayerNorm, spec: ChipSpec) -> Template:
+    """LayerNorm in place, then int8 per row, or fp16, or neither."""
+    width, rows = op.hidden, op.rows
+    to = "" if op.q is None else {"int8": "i8", "fp16": "f16"}[op.dtype]
+    row = partial(_layer_norm_row, width, op.eps, to, vectors(rows * 4), spec)
+    steps = {
+        "x": vectors(width * 4), "gamma": 0, "beta": 0, "s": 0,
+        "q": row_bytes(pad_vector(width), item_bytes(op.dtype)) // VECTOR_BYTES,
+    }  # fmt: skip
+    return by_rows(row, rows, steps, scale_block(spec) if to == "i8" else None)
+
+
+@lru_cache(maxsize=64)
 def _gather_row(
     shares: tuple[int, ...], int8: bool, scales: int, spec: ChipSpec, runs: int
 ) -> Block:
@@ -320,3 +394,53 @@ def gate(op: Gate, spec: ChipSpec) -> Template:
     n, rows = op.n, op.rows
     steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
     return by_rows(partial(_gate_row, op.activation, n, spec), rows, steps)
+
+
+GELU: dict[Function, tuple[np.float32, ...]] = {
+    Function.GELU: GELU_POLY, Function.GELU_TANH: GELU_TANH_POLY
+}  # fmt: skip
+
+
+def gelu(
+    b: Block, x: Load, lanes: int, coefficients: Sequence[np.float32], after: int
+) -> Node:  # fmt: skip
+    """x * (tanh(x * P(x^2)) / 2 + 1/2), as in chip/kernels/vmath.py.
+
+    Where P is long x is read again when it is known: registers are few.
+    """
+    short = len(coefficients) <= SHORT
+    value = b.alu(AluOp.COPY, x, lanes=lanes, after=after) if short else x
+    square = b.alu(AluOp.MUL, value, value, lanes=lanes, after=after)
+    z = b.alu(AluOp.MIN, square, f32(float(GELU_MAX)))
+    first, *others = (f32(float(c)) for c in coefficients)
+    total: NodeSource = first
+    for c in others:
+        total = b.alu(AluOp.ADD, b.alu(AluOp.MUL, total, z), c)
+    assert isinstance(total, Node)
+    again = value
+    if not isinstance(again, Node):
+        again = b.alu(AluOp.COPY, x, lanes=lanes, after=total.done - AGAIN)
+    bent = b.alu(AluOp.TANH, b.alu(AluOp.MUL, again, total))
+    share = b.alu(AluOp.ADD, b.alu(AluOp.MUL, bent, f32(0.5)), f32(0.5))
+    return b.alu(AluOp.MUL, again, share)
+
+
+@lru_cache(maxsize=64)
+def _apply_row(function: Function, n: int, spec: ChipSpec, runs: int) -> Block:
+    """One row of a function."""
+
+    def build(pace: int, interval: int) -> Block:
+        b = Block(spec, interval=interval)
+        for g, count in enumerate(groups(n)):
+            x = load("x", g, count, "f32")
+            y = gelu(b, x, count, GELU[function], g * (GELU_PACE + pace))
+            b.alu(AluOp.CVT_F16, y, lanes=count, out=store("y", g, count, 2))
+        return b
+
+    return row_block(build, runs)
+
+
+def apply(op: Apply, spec: ChipSpec) -> Template:
+    """function(x), rounded to fp16."""
+    steps = {"x": vectors(op.n * 4), "y": vectors(op.n * 2)}
+    return by_rows(partial(_apply_row, op.function, op.n, spec), op.rows, steps)

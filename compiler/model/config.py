@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from chip.ops.opcodes import Function
 from compiler.errors import ModelError
 from compiler.files import shown
-from compiler.model.architecture import ARCHITECTURES
+from compiler.model.architecture import ARCHITECTURES, ENCODERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,24 @@ class Llama3RopeScaling:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """What an encoder has that decoders have not: kinds of tokens, and the MLP's function.
+
+    Raises ModelError for no kind of token, or an unknown function.
+    """
+
+    type_vocab_size: int
+    activation: Function
+
+    def __post_init__(self) -> None:
+        _positive_int("encoder", self, "type_vocab_size")
+        if self.activation not in list(Function):
+            wanted = " or ".join(Function)
+            raise ModelError("encoder: activation", wanted, shown(self.activation))
+        object.__setattr__(self, "activation", Function(self.activation))
+
+
 # The largest sizes that are accepted: larger than those of published Llamas, and small enough that
 # the model is compiled, or refused for its memory, in bounded time.
 _SIZES = {
@@ -61,8 +80,9 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # of a number that the chips hold as 
 class ModelConfig:
     """One model: sizes are counts of elements, `max_position_embeddings` counts tokens.
 
-    `bos_token_id` is None and `eos_token_ids` empty where the model declares none. Raises
-    ModelError, naming the field, when a number is out of range or sizes do not fit together.
+    `bos_token_id` is None and `eos_token_ids` empty where the model declares none. An encoder has
+    no RoPE, and `rms_norm_eps` is that of its LayerNorms. Raises ModelError, naming the field, when
+    a number is out of range or sizes do not fit together.
     """
 
     name: str
@@ -76,15 +96,16 @@ class ModelConfig:
     vocab_size: int
     max_position_embeddings: int
     rms_norm_eps: float
-    rope_theta: float
+    rope_theta: float | None  # None: positions are not rotated
     rope_scaling: Llama3RopeScaling | None
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            wanted = " or ".join(ARCHITECTURES)
+        if self.architecture not in (known := {**ARCHITECTURES, **ENCODERS}):
+            wanted = " or ".join(known)
             raise ModelError(f"{self.name}: architecture", wanted, repr(self.architecture))
         for size, most in _SIZES.items():
             _positive_int(self.name, self, size)
@@ -93,14 +114,14 @@ class ModelConfig:
                     f"{self.name}: {size}", f"at most {most}", shown(getattr(self, size))
                 )
         _positive_number(self.name, self, "rms_norm_eps")
-        _positive_number(self.name, self, "rope_theta")
+        self._check_kind()
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"{self.name}: num_kv_heads",
                 f"a divisor of num_heads {self.num_heads}",
                 str(self.num_kv_heads),
             )
-        if self.head_dim % 2:
+        if self.rope_theta is not None and self.head_dim % 2:
             raise ModelError(
                 f"{self.name}: head_dim", "an even number (RoPE turns pairs)", str(self.head_dim)
             )
@@ -109,6 +130,18 @@ class ModelConfig:
                 f"{self.name}: tie_word_embeddings", "a bool", shown(self.tie_word_embeddings)
             )
         self._check_tokens()
+
+    def _check_kind(self) -> None:
+        """Refuse an encoder with RoPE or without its own values, and a decoder with them."""
+        is_encoder = self.architecture in ENCODERS
+        if (self.encoder is not None) != is_encoder:
+            wanted = "an encoder's values" if is_encoder else "none"
+            raise ModelError(f"{self.name}: encoder", wanted, shown(self.encoder))
+        if not is_encoder:
+            _positive_number(self.name, self, "rope_theta")
+        elif self.rope_theta is not None or self.rope_scaling is not None:
+            what = self.rope_theta if self.rope_scaling is None else self.rope_scaling
+            raise ModelError(f"{self.name}: RoPE", "none for an encoder", shown(what))
 
     def _check_tokens(self) -> None:
         wanted = f"a token id below vocab_size {self.vocab_size}"
@@ -133,18 +166,28 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON/msgpack types, for the artifact; `from_dict` is the inverse."""
-        return {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
+        values = {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
+        if self.encoder is None:
+            del values["encoder"]
+        else:
+            values["encoder"]["activation"] = str(self.encoder.activation)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Rebuild from `to_dict`; raises ModelError on a missing, unknown or wrong field."""
-        _exact_fields("model config", cls, values)
+        encoder = values.get("encoder")
+        _exact_fields("model config", cls, {"encoder": None, **values})
+        if encoder is not None:
+            _exact_fields("model config: encoder", Encoder, encoder)
+            encoder = Encoder(**encoder)
         scaling = values["rope_scaling"]
         if scaling is not None:
             _exact_fields("model config: rope_scaling", Llama3RopeScaling, scaling)
             scaling = Llama3RopeScaling(**scaling)
         eos = tuple(values["eos_token_ids"])
-        return cls(**{**values, "rope_scaling": scaling, "eos_token_ids": eos})
+        own = {"rope_scaling": scaling, "eos_token_ids": eos, "encoder": encoder}
+        return cls(**{**values, **own})
 
 
 def _exact_fields(what: str, cls: type[Any], data: Mapping[str, Any]) -> None:

@@ -26,8 +26,15 @@ from compiler.files import (
     shown,
     whole,
 )
-from compiler.model.architecture import ARCHITECTURES, HIDDEN_ACT, Architecture
-from compiler.model.config import Llama3RopeScaling, ModelConfig
+from compiler.model.architecture import (
+    ARCHITECTURES,
+    ENCODER_ACT,
+    ENCODERS,
+    HIDDEN_ACT,
+    Architecture,
+    EncoderArchitecture,
+)
+from compiler.model.config import Encoder, Llama3RopeScaling, ModelConfig
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef
 
@@ -49,6 +56,14 @@ _DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
+}
+# The same of its BertConfig.
+_ENCODER_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
 }
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _LLAMA3_KEYS = tuple(field.name for field in fields(Llama3RopeScaling))
@@ -102,53 +117,77 @@ def load_config(folder: str | Path) -> ModelConfig:
 def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """Return a folder's configuration, and the notices about it."""
     path, name = folder / "config.json", _folder_name(folder)
-    raw = require_json(path)
+    raw = dict(require_json(path))
     architecture = _architecture(path, raw)
-    _check_supported(path, raw, architecture)
-    _refuse_layer_types(path, raw)
-    theta, scaling = _rope(path, raw)
-    taken = [key for key in _DEFAULTS if (theta if key == "rope_theta" else raw.get(key)) is None]
-    raw = {**raw, "rope_theta": theta, **{key: _DEFAULTS[key] for key in taken}}
-    sizes = _sizes(path, raw)
+    defaults, read = _DEFAULTS, _decoder
+    if isinstance(architecture, EncoderArchitecture):
+        _check_supported(path, raw, _SUPPORTED_ENCODER)
+        defaults, read = _ENCODER_DEFAULTS, _encoder
+    else:
+        _check_supported(path, raw, _supported(architecture))
+        _refuse_layer_types(path, raw)
+        raw["rope_theta"], raw["rope_scaling"] = _rope(path, raw)
+    taken = [key for key in defaults if raw.get(key) is None]
+    raw |= {key: defaults[key] for key in taken}
+    values: dict[str, Any] = {**_sizes(path, raw)}
     (bos, bos_file), (eos, eos_file) = _special_tokens(folder, raw)
     try:
         config = ModelConfig(
             name=name,
             architecture=architecture.name,
-            **sizes,
-            rms_norm_eps=raw["rms_norm_eps"],
-            rope_theta=raw["rope_theta"],
-            rope_scaling=scaling,
-            tie_word_embeddings=raw["tie_word_embeddings"],
+            **values,
+            **read(raw),
             bos_token_id=whole(bos),
             eos_token_ids=tuple(map(whole, eos)),
         )
     except ModelError as error:
-        field = error.what.removeprefix(f"{name}: ")
+        field = error.what.removeprefix(f"{name}: ").removeprefix("encoder: ")
+        if read is _encoder and field == "rms_norm_eps":
+            field = "layer_norm_eps"
         file = {"bos_token_id": bos_file, "eos_token_ids": eos_file}.get(field, path)
         raise ModelError(f"{file}: {field}", error.wanted, error.got) from None
-    return config, _notice(path, taken)
+    return config, _notice(path, {key: defaults[key] for key in taken})
 
 
-def _notice(path: Path, taken: list[str]) -> tuple[str, ...]:
+def _decoder(raw: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("rms_norm_eps", "rope_theta", "rope_scaling", "tie_word_embeddings")
+    return {key: raw[key] for key in keys}
+
+
+def _encoder(raw: Mapping[str, Any]) -> dict[str, Any]:
+    act = raw["hidden_act"]
+    function = next((one for one, names in ENCODER_ACT.items() if act in names), None)
+    if function is None:
+        wanted = " or ".join(repr(name) for names in ENCODER_ACT.values() for name in names)
+        raise ModelError("hidden_act", wanted, shown(act))
+    types = whole(raw["type_vocab_size"])
+    return {
+        "rms_norm_eps": raw["layer_norm_eps"], "rope_theta": None, "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "encoder": Encoder(type_vocab_size=types, activation=function),
+    }  # fmt: skip
+
+
+def _notice(path: Path, taken: Mapping[str, Any]) -> tuple[str, ...]:
     if not taken:
         return ()
-    values = ", ".join(f"{key} {_DEFAULTS[key]}" for key in taken)
+    values = ", ".join(f"{key} {value}" for key, value in taken.items())
     return (f"{printable(path)} leaves keys out; transformers' defaults are used: {values}",)
 
 
-def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture:
+def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture | EncoderArchitecture:
     """Return the architecture by `architectures`, else by `model_type`."""
     named, kind = raw.get("architectures"), raw.get("model_type")
-    known = list(ARCHITECTURES.values())
+    every: dict[str, Architecture | EncoderArchitecture] = {**ARCHITECTURES, **ENCODERS}
+    known = list(every.values())
     if named not in (None, []) or kind is None:
         known = [one for one in known if named == [one.name]]
         if not known:
-            wanted = " or ".join(repr([name]) for name in ARCHITECTURES)
+            wanted = " or ".join(repr([name]) for name in every)
             raise ModelError(f"{path}: architectures", wanted, shown(named))
     found = next((one for one in known if kind in (None, one.model_type)), None)
     if found is None:
-        wanted = " or ".join(repr(one.model_type) for one in known)
+        wanted = " or ".join(dict.fromkeys(repr(one.model_type) for one in known))
         raise ModelError(f"{path}: model_type", wanted, shown(kind))
     return found
 
@@ -166,8 +205,19 @@ def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _check_supported(path: Path, raw: Mapping[str, Any], architecture: Architecture) -> None:
-    for key, allowed in _supported(architecture).items():
+# The same of encoders.
+_SUPPORTED_ENCODER: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "quantization_config": (None,),
+}
+
+
+def _check_supported(
+    path: Path, raw: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]
+) -> None:
+    for key, allowed in supported.items():
         value = raw.get(key, allowed[0])
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
             raise ModelError(f"{path}: {key}", repr(allowed[0]), shown(value))

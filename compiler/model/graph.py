@@ -25,8 +25,5 @@ class Graph:
 @lru_cache(maxsize=8)  # a search for a layout asks for few graphs, each often
 def build_graph(config: ModelConfig) -> Graph:
     """Build the graph of a model: every layer, then the head."""
-    operations = layer(config)
-    layers = tuple(
-        tuple(op.in_layer(index) for op in operations) for index in range(config.num_layers)
-    )
+    layers = tuple(layer(config, index) for index in range(config.num_layers))
     return Graph(config=config, layers=layers, head=head(config))

@@ -6,24 +6,53 @@ tensors that a checkpoint must have (compiler/model/weights.py), each chip's sha
 (compiler/place/partition.py), buffers with their lifetimes (compiler/place/buffers.py) and each
 chip's operations in a step (compiler/schedule/steps.py). The verifier has a table of its own.
 
-A difference between architectures is a field of `Architecture` and a line here.
+A difference between architectures is a field of `Architecture` and a line here. Encoders' layers
+are in compiler/model/encoder.py.
 """
 
 from __future__ import annotations
 
+from compiler.model import encoder
 from compiler.model.architecture import ARCHITECTURES
 from compiler.model.config import ModelConfig
-from compiler.model.operation import GraphOp, Kind, Split, WeightTensor
+from compiler.model.operation import (
+    RESIDUAL,
+    ROPE,
+    GraphOp,
+    Kind,
+    Split,
+    WeightTensor,
+    add,
+    gather,
+)
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
-RESIDUAL, ROPE = "residual", "rope"
-ENTERING = (RESIDUAL, ROPE)  # what the host, or the group before, gives to a group
+ENTERING = (RESIDUAL, ROPE)
 
 
-def layer(config: ModelConfig) -> tuple[GraphOp, ...]:
-    """Return the operations of a layer in order; names are those within the layer."""
+def layer(config: ModelConfig, index: int = 0) -> tuple[GraphOp, ...]:
+    """Return the operations of a layer in order."""
+    if config.encoder is not None:
+        return encoder.layer(config, config.encoder, index)
+    return tuple(op.in_layer(index) for op in _layer(config))
+
+
+def embeddings(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the tables whose rows the host looks up, and adds in this order: name to shape."""
+    if config.encoder is not None:
+        return encoder.embeddings(config, config.encoder)
+    return {EMBEDDING: (config.vocab_size, config.hidden_size)}
+
+
+def entering(config: ModelConfig) -> tuple[str, ...]:
+    """Return what the host, or the group before, gives to a group."""
+    return ENTERING if config.rope_theta is not None else (RESIDUAL,)
+
+
+def _layer(config: ModelConfig) -> tuple[GraphOp, ...]:
+    """Return a decoder's layer; names are those within the layer."""
     hidden, inter = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.q_size, config.kv_size
     activation = ARCHITECTURES[config.architecture].activation
@@ -37,22 +66,24 @@ def layer(config: ModelConfig) -> tuple[GraphOp, ...]:
                 features=heads, split=Split.HEADS),
         GraphOp(name="self_attn.attend", kind=Kind.ATTEND, inputs=("query",), output="attn.out",
                 features=heads, split=Split.HEADS, exchanged=True),
-        _gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
+        gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
         _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden),
-        _add("self_attn.add", "o.out", hidden),
+        add("self_attn.add", "o.out", hidden),
         _norm("post_attention_layernorm", hidden, "mlp.in"),
         _linear("mlp.gate_up_proj", "mlp.in", "gate_up", Split.INTER, hidden,
                 ("mlp.gate_proj", inter, Split.INTER), ("mlp.up_proj", inter, Split.INTER)),
         GraphOp(name=f"mlp.{activation}", kind=Kind.GATE, inputs=("gate_up",), output="mlp.mid",
                 features=inter, split=Split.INTER, exchanged=True, activation=activation),
-        _gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER),
+        gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER),
         _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden),
-        _add("mlp.add", "mlp.out", hidden),
+        add("mlp.add", "mlp.out", hidden),
     )  # fmt: skip
 
 
 def head(config: ModelConfig) -> tuple[GraphOp, ...]:
     """Return the operations after the last layer, in order."""
+    if config.encoder is not None:
+        return encoder.head(config)
     return (
         _norm("norm", config.hidden_size, "head.in", FINAL_NORM),
         _linear("lm_head", "head.in", "logits", Split.VOCAB, config.hidden_size,
@@ -90,20 +121,4 @@ def _projection(name: str, source: str, output: str, k: int, hidden: int) -> Gra
     return GraphOp(
         name=name, kind=Kind.LINEAR, inputs=(source,), output=output, features=hidden,
         split=Split.HIDDEN, exchanged=True, tensors=(tensor,), in_features=k,
-    )  # fmt: skip
-
-
-def _gather(name: str, source: str, output: str, features: int, split: Split) -> GraphOp:
-    """Join an exchanged value, dealt along `split`, for the product of the same name."""
-    return GraphOp(
-        name=name, kind=Kind.GATHER, inputs=(source,), output=output, features=features,
-        split=split,
-    )  # fmt: skip
-
-
-def _add(name: str, source: str, hidden: int) -> GraphOp:
-    """Add an exchanged value to the residual."""
-    return GraphOp(
-        name=name, kind=Kind.ADD, inputs=(RESIDUAL, source), output=RESIDUAL, features=hidden,
-        split=Split.NONE,
     )  # fmt: skip

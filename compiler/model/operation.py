@@ -10,18 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from chip.ops.opcodes import Activation
+from chip.ops.opcodes import Activation, Function
+
+RESIDUAL, ROPE = "residual", "rope"
 
 
 class Kind(StrEnum):
     """The kinds of graph operations."""
 
     NORM = "norm"
+    LAYER_NORM = "layer_norm"  # its input becomes its norm; the output is that quantised
     LINEAR = "linear"
     GATHER = "gather"
     ROPE = "rope"
     ATTEND = "attend"
     GATE = "gate"
+    APPLY = "apply"
     ADD = "add"
 
 
@@ -63,8 +67,10 @@ class GraphOp:
     split: Split
     exchanged: bool = False  # the output is: it is fp16, and every chip gets all columns
     tensors: tuple[WeightTensor, ...] = ()
+    biases: tuple[WeightTensor, ...] = ()  # of a LINEAR's tensors, or of a LAYER_NORM
     in_features: int = 0  # K of a LINEAR
     activation: Activation | None = None  # of a GATE
+    function: Function | None = None  # of an APPLY
 
     @property
     def dtype(self) -> str:
@@ -73,17 +79,34 @@ class GraphOp:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Names of the tensors."""
+        """Names of the tensors, biases apart."""
         return tuple(tensor.name for tensor in self.tensors)
 
     def in_layer(self, index: int) -> GraphOp:
         """Return the operation of one layer, with that layer's names."""
-        tensors = tuple(
-            replace(tensor, name=tensor_name(index, tensor.name)) for tensor in self.tensors
+        tensors, biases = (
+            tuple(replace(tensor, name=tensor_name(index, tensor.name)) for tensor in some)
+            for some in (self.tensors, self.biases)
         )
-        return replace(self, name=f"layers.{index}.{self.name}", tensors=tensors)
+        return replace(self, name=f"layers.{index}.{self.name}", tensors=tensors, biases=biases)
 
     def __str__(self) -> str:
         shape = f"[rows, {self.features}] {self.dtype}"
         inputs = ", ".join(self.inputs)
         return f"{self.name:<36} {self.kind:<7}({inputs}) -> {self.output} {shape}, {self.split}"
+
+
+def gather(name: str, source: str, output: str, features: int, split: Split) -> GraphOp:
+    """Join an exchanged value, dealt along `split`, for the product of the same name."""
+    return GraphOp(
+        name=name, kind=Kind.GATHER, inputs=(source,), output=output, features=features,
+        split=split,
+    )  # fmt: skip
+
+
+def add(name: str, source: str, hidden: int) -> GraphOp:
+    """Add an exchanged value to the residual."""
+    return GraphOp(
+        name=name, kind=Kind.ADD, inputs=(RESIDUAL, source), output=RESIDUAL, features=hidden,
+        split=Split.NONE,
+    )  # fmt: skip

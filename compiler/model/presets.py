@@ -1,14 +1,16 @@
 """Models known by name: their public configurations, without weights.
 
 Sources: meta-llama/Llama-3.1-8B and meta-llama/Llama-3.1-70B-Instruct, `config.json` and
-`generation_config.json` on the Hugging Face Hub. The tiny ones are made up for tests and have
+`generation_config.json` on the Hugging Face Hub; google-bert/bert-base-uncased and
+google-bert/bert-large-uncased, `config.json`. The tiny ones are made up for tests and have
 room for the byte tokenizer (256 bytes, BOS 256, EOS 257).
 """
 
 from __future__ import annotations
 
-from compiler.model.architecture import LLAMA
-from compiler.model.config import Llama3RopeScaling, ModelConfig
+from chip.ops.opcodes import Function
+from compiler.model.architecture import BERT, LLAMA
+from compiler.model.config import Encoder, Llama3RopeScaling, ModelConfig
 
 _LLAMA_31_ROPE = Llama3RopeScaling(
     factor=8.0,
@@ -55,6 +57,44 @@ _PRESETS = (
         eos_token_ids=(128001, 128008, 128009),
     ),
     ModelConfig(
+        name="bert-base",
+        architecture=BERT,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_layers=12,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=64,
+        vocab_size=30522,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-12,
+        rope_theta=None,
+        rope_scaling=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_ids=(),
+        encoder=Encoder(type_vocab_size=2, activation=Function.GELU),
+    ),
+    ModelConfig(
+        name="bert-large",
+        architecture=BERT,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_layers=24,
+        num_heads=16,
+        num_kv_heads=16,
+        head_dim=64,
+        vocab_size=30522,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-12,
+        rope_theta=None,
+        rope_scaling=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_ids=(),
+        encoder=Encoder(type_vocab_size=2, activation=Function.GELU),
+    ),
+    ModelConfig(
         name="tiny",
         architecture=LLAMA,
         hidden_size=64,
@@ -71,6 +111,25 @@ _PRESETS = (
         tie_word_embeddings=False,
         bos_token_id=256,
         eos_token_ids=(257,),
+    ),
+    ModelConfig(
+        name="tiny-bert",
+        architecture=BERT,
+        hidden_size=64,
+        intermediate_size=172,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        vocab_size=320,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-12,
+        rope_theta=None,
+        rope_scaling=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_ids=(),
+        encoder=Encoder(type_vocab_size=2, activation=Function.GELU),
     ),
     ModelConfig(
         name="tiny-wide",  # wide enough for a vector to span several words, and K to be padded

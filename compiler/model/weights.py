@@ -25,9 +25,10 @@ from chip.kernels import synthetic
 from chip.kernels.quant import F16_MAX, quantize_weight, write_tiles
 from compiler.errors import ModelError
 from compiler.files import is_file, parse_object, printable, require_json, shown
+from compiler.model import encoder
 from compiler.model.config import ModelConfig
-from compiler.model.layer import EMBEDDING, LM_HEAD, head, layer
-from compiler.model.operation import GraphOp, Kind, tensor_name
+from compiler.model.layer import EMBEDDING, LM_HEAD, embeddings, head, layer
+from compiler.model.operation import GraphOp, Kind
 
 _DTYPES = ("F32", "F16", "BF16")
 # A value is not finite where all bits of its exponent are set.
@@ -46,23 +47,24 @@ def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     `lm_head.weight` is absent where it is tied to the embedding.
     """
-    tensors: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, config.hidden_size)}
-    shapes = _shapes(layer(config))
+    tensors: dict[str, tuple[int, ...]] = {**embeddings(config)}
     for index in range(config.num_layers):
-        tensors |= {tensor_name(index, name): shape for name, shape in shapes.items()}
+        tensors |= _shapes(layer(config, index))
     tensors |= _shapes(head(config))
     if config.tie_word_embeddings:
-        del tensors[LM_HEAD]
+        tensors.pop(LM_HEAD, None)
     return tensors
 
 
 def _shapes(ops: Iterable[GraphOp]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor of some operations."""
-    return {
-        tensor.name: (tensor.rows, op.in_features) if op.kind is Kind.LINEAR else (tensor.rows,)
-        for op in ops
-        for tensor in op.tensors
-    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in ops:
+        for tensor in op.tensors:
+            matrix = op.kind is Kind.LINEAR
+            shapes[tensor.name] = (tensor.rows, op.in_features) if matrix else (tensor.rows,)
+        shapes |= {bias.name: (bias.rows,) for bias in op.biases}
+    return shapes
 
 
 class WeightSource(Protocol):
@@ -222,19 +224,34 @@ class _Safetensors(_Checked):
     def __init__(self, config: ModelConfig, folder: Path) -> None:
         super().__init__(config)
         self._ref = WeightsRef.from_folder(config, folder)
-        named, files = _tensor_files(folder, list(self._shapes))
+        named, files = _tensor_files(folder, [] if config.encoder else list(self._shapes))
         opened = {path: _open_file(path) for path in files}
         found = _all_tensors(opened)
+        stored = {name: name for name in self._shapes}
+        if config.encoder is not None:  # its tensors may have other names
+            stored |= {encoder.canonical(name): name for name in found}
+            named = {name: found.get(stored[name], files[0]) for name in self._shapes}
+            found = self._encoder_tensors(found)
         for name, path in found.items():
             self._refuse_unknown(path, name)
         self._paths = {name: named[name] for name in self._shapes}
         self._slices = {
-            name: _checked_slice(path, opened[path], name, self._shapes[name])
+            name: _checked_slice(path, opened[path], stored[name], self._shapes[name])
             for name, path in self._paths.items()
         }
         if self._tied and LM_HEAD in found:
             ignored = "is not read: tie_word_embeddings says that the embedding is the head"
             self.notices = (f"{printable(found[LM_HEAD])}: {LM_HEAD} {ignored}",)
+
+    def _encoder_tensors(self, found: dict[str, Path]) -> dict[str, Path]:
+        """Return the encoder's tensors, by BertModel's names; say which others there are."""
+        unused = {name: path for name, path in found.items() if encoder.is_unused(name)}
+        if unused:
+            first, path = next(iter(unused.items()))
+            more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+            ignored = "no part of the encoder, are not read: hidden states are what it gives"
+            self.notices = (f"{printable(path)}: {first}{more}, {ignored}",)
+        return {encoder.canonical(name): found[name] for name in found if name not in unused}
 
     def _refuse_unknown(self, path: Path, name: str) -> None:
         """Refuse tensors that would change the arithmetic if they were used: biases, adapters."""

@@ -27,12 +27,15 @@ WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
 
 
 def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, str, int]]:
-    """Return (name, kind, bytes) of every weight, scale and norm of a chip, in address order."""
+    """Return (name, kind, bytes) of each weight, scale, bias and norm of a chip, by address."""
     out: list[tuple[str, str, int]] = []
     for group, rank in partition.groups_of(chip):
         for op in partition.ops(group):
             if op.kind is Kind.NORM:
                 out.append((op.name, "norm", row_bytes(op.features, 4)))
+            if op.kind is Kind.LAYER_NORM:
+                names = (op.name, f"{op.name}.bias")
+                out += [(name, "norm", row_bytes(op.features, 4)) for name in names]
             if op.kind is not Kind.LINEAR:
                 continue
             weight = weight_of(partition.config, group, rank, op)
@@ -41,6 +44,8 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
                 out.append((op.name, "weight", size))
                 if dtype == "int8":
                     out.append((f"{op.name}.scale", "scale", row_bytes(weight.n, 4)))
+                if op.biases:
+                    out.append((f"{op.name}.bias", "bias", row_bytes(weight.n, 4)))
     return out
 
 

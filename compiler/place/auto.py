@@ -12,10 +12,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from chip.spec import ChipSpec
 from compiler.errors import CapacityError, CompilerError, LayoutError
 from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
-from compiler.pipeline import MIN_CHUNK, Options, asked_context, compile_model, prefill_sizes
+from compiler.pipeline import (
+    MIN_CHUNK,
+    Options,
+    asked_context,
+    compile_model,
+    context_buckets,
+    prefill_sizes,
+    roomy,
+)
 from compiler.place.allocate import bytes_needed, chip_classes
 from compiler.place.buffers import MemoryOptions
 from compiler.place.layout import Layout
@@ -24,6 +33,7 @@ from compiler.place.target import Target
 
 GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
 MIN_CONTEXT = 1728  # an automatic layout has room for this, or for the model's own limit if smaller
+ENCODED = 128  # the same of an encoder: tokens of a sequence
 RANK_BUCKET = 512  # context at which candidates are compared
 FINALISTS = 3
 MAX_RACKS = 64
@@ -37,9 +47,19 @@ class _Search:
     options: Options
 
     @cached_property
+    def chip(self) -> ChipSpec:
+        return roomy(self.config, self.target)
+
+    @cached_property
     def memory(self) -> MemoryOptions:
         asked = asked_context(self.config, self.options)
-        context = asked or min(MIN_CONTEXT, self.config.max_position_embeddings)
+        most = ENCODED if self.config.encoder is not None else MIN_CONTEXT
+        context = asked or min(most, self.config.max_position_embeddings)
+        if self.config.encoder is not None:
+            rows = context_buckets(self.options, context, encoder=True)
+            return MemoryOptions(
+                dtype=self.options.dtype, context=context, rows=rows, forward_row_bytes={}
+            )
         longest = asked or self.config.max_position_embeddings
         chunk = min(self.options.prefill_chunk or min(MIN_CHUNK, context), longest)
         return MemoryOptions(
@@ -51,18 +71,18 @@ class _Search:
         """Return the bytes that the fullest chip lacks; zero or less if the layout fits."""
         split = partition(build_graph(self.config), layout)
         needed = max(
-            bytes_needed(split, chip, self.memory, self.target.chip)
+            bytes_needed(split, chip, self.memory, self.chip)
             for chip in chip_classes(split, {}).values()
         )
-        return needed - self.target.chip.sram_bytes
+        return needed - self.chip.sram_bytes
 
     def head_excess(self, head: int) -> int:
         """Return the same for a head group alone."""
         layout = Layout(stages=1, group=1, head=head)
         split = partition(build_graph(replace(self.config, num_layers=1)), layout)
         chips = [chip for chip in chip_classes(split, {}).values() if chip in layout.head_chips]
-        needed = max(bytes_needed(split, chip, self.memory, self.target.chip) for chip in chips)
-        return needed - self.target.chip.sram_bytes
+        needed = max(bytes_needed(split, chip, self.memory, self.chip) for chip in chips)
+        return needed - self.chip.sram_bytes
 
     def fewest_stages(self, group: int, most: int) -> int | None:
         """Return the fewest stages of `group` chips that hold the layers, or None."""
@@ -80,6 +100,8 @@ class _Search:
 
     @cached_property
     def smallest_head(self) -> int:
+        if self.config.encoder is not None:
+            return 0
         low, high = 1, MAX_HEAD
         if self.head_excess(high) > 0:
             name = self.config.name
@@ -102,6 +124,8 @@ class _Search:
             shared = Layout(stages=stages, group=group)
             if self.excess(shared) <= 0:
                 yield shared
+            if self.config.encoder is not None:
+                continue
             units = -(-self.config.vocab_size // COLUMN_UNIT)  # further chips would be empty
             for head in sorted({self.smallest_head, group, min(left, units)}):
                 if self.smallest_head <= head <= left:
@@ -128,8 +152,12 @@ class _Search:
         return two + (two - one) * (self.config.num_layers - 2 * per_stage) // per_stage
 
     def cycles(self, layout: Layout, config: ModelConfig) -> int:
-        """Return the cycles of one decode step at RANK_BUCKET, scheduled whole."""
+        """Return the cycles of one decode step at RANK_BUCKET, or of an encoder's largest step."""
         context = self.memory.context
+        if config.encoder is not None:
+            options = replace(self.options, max_model_len=context, buckets=(context,))
+            compiled = compile_model(config, self.target, layout, options, kinds="estimate")
+            return compiled.encode_step(context).cycles
         bucket = min(RANK_BUCKET, context)
         options = replace(self.options, max_model_len=context, buckets=(bucket,))
         compiled = compile_model(config, self.target, layout, options, kinds="estimate")

@@ -17,9 +17,9 @@ from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import pad_vector
 from compiler.model.config import ModelConfig
-from compiler.model.layer import ENTERING, RESIDUAL, ROPE, layer
+from compiler.model.layer import entering, layer
 from compiler.model.layer import head as head_of
-from compiler.model.operation import GraphOp, Kind, Split
+from compiler.model.operation import RESIDUAL, ROPE, GraphOp, Kind, Split
 from compiler.place.partition import Group, Partition
 
 ENTERED = -1
@@ -68,8 +68,8 @@ def lifetimes(order: Sequence[GraphOp]) -> dict[str, Lifetime]:
 
     A faster chip may send its part of an exchanged value before this chip writes its own part: as
     soon as this chip's part of the exchange before has left, or from the layer's beginning. By
-    then a product (LINEAR) is over. ATTEND and GATE count as still at work: one place more than
-    they need. It is kept because it decides addresses, and with them `schedule_hash`.
+    then a product (LINEAR) is over. ATTEND, GATE and APPLY count as still at work: one place more
+    than they need. It is kept because it decides addresses, and with them `schedule_hash`.
     """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -125,11 +125,12 @@ class _Sizes:
 
     def buffers(self) -> list[Buffer]:
         """Return the buffers of all values, and those that hold no value of the graph."""
-        layers, head = len(self.group.layers) > 0, self.group.has_head and self.rows == 1
-        order, lives = _order(self.partition.config, layers=layers, head=head)
+        config, layers = self.partition.config, len(self.group.layers) > 0
+        head = self.group.has_head and (self.rows == 1 or config.encoder is not None)
+        order, lives = _order(config, layers=layers, head=head)
         results = len(order)
         out = self._entering((ENTERED, results))
-        written: set[str] = set(ENTERING)
+        written: set[str] = set(entering(config))
         for place, op in enumerate(order):
             if op.output not in written:
                 written.add(op.output)
@@ -144,7 +145,10 @@ class _Sizes:
         """Return the buffers of values from the host or from the group before."""
         config = self.partition.config
         widths = {RESIDUAL: config.hidden_size, ROPE: config.head_dim}
-        out = [_buffer(name, self.rows * row_bytes(widths[name], 4), always) for name in ENTERING]
+        out = [
+            _buffer(name, self.rows * row_bytes(widths[name], 4), always)
+            for name in entering(config)
+        ]
         if self.group.index and self.rows == 1:  # this group may do the last sum of the one before
             before = self.partition.groups[self.group.index - 1]
             out.append(_buffer(HANDED, self._segments(before, Split.HIDDEN), (ENTERED, ENTERED)))
@@ -152,7 +156,7 @@ class _Sizes:
 
     def _output(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
         """Return the buffer of an operation's output, and the one of its scales if it has any."""
-        if op.kind in (Kind.NORM, Kind.GATHER):
+        if op.kind in (Kind.NORM, Kind.LAYER_NORM, Kind.GATHER):
             return self._quantised(op, life)
         if op.kind is Kind.ROPE:
             return self._queries(op, life)

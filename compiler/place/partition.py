@@ -6,7 +6,7 @@ head; heads are replicated if a group has more chips than heads. Shares may be u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from chip.ops.rows import gated_widths
@@ -141,12 +141,20 @@ def deal_heads(heads: int, kv_heads: int, ranks: int) -> tuple[tuple[Span, ...],
 
 
 def partition(graph: Graph, layout: Layout) -> Partition:
-    """Deal the graph over the layout. Raises LayoutError for more stages than layers."""
+    """Deal the graph over the layout.
+
+    Raises LayoutError for more stages than layers, and for an encoder's head group.
+    """
     config = graph.config
     if layout.stages > config.num_layers:
         raise LayoutError(
             f"layout {layout}: {layout.stages} stages, but {config.name} has "
             f"{config.num_layers} layers; at least one layer a stage"
+        )
+    if config.encoder is not None and layout.head:
+        raise LayoutError(
+            f"layout {layout}: wanted no head group, as {config.name} is an encoder, got "
+            f"{layout.head} chips"
         )
     spread = deal(config.num_layers, layout.stages, 1)
     groups = [
@@ -184,7 +192,7 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
     if op.kind is not Kind.LINEAR:
         raise ValueError(f"{op.name}: {op.kind} has no weight matrix")
     spans = [group.columns(rank, tensor.split, config.head_dim) for tensor in op.tensors]
-    if op.split is Split.INTER:  # gate and up alternate, so that they meet in the VXM
+    if len(op.tensors) == 2:  # gate and up alternate, so that they meet in the VXM
         return Weight(name=op.name, pieces=_gated(op.weights, spans[0]), k=op.in_features)
     pieces = tuple(
         Piece(tensor=tensor, start=start, stop=stop)
@@ -192,6 +200,13 @@ def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weig
         if stop > start
     )
     return Weight(name=op.name, pieces=pieces, k=op.in_features)
+
+
+def bias_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> tuple[Piece, ...]:
+    """Return the biases of the columns that a rank holds of a LINEAR operation, in their order."""
+    bias = {tensor.name: bias.name for tensor, bias in zip(op.tensors, op.biases, strict=True)}
+    pieces = weight_of(config, group, rank, op).pieces
+    return tuple(replace(piece, tensor=bias[piece.tensor]) for piece in pieces)
 
 
 def _gated(tensors: tuple[str, ...], span: Span) -> tuple[Piece, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from chip.spec import ChipSpec
+from compiler.ir import StepKind
 from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
 from interconnect.topology import LinkKind, Topology
@@ -41,3 +42,8 @@ class Target(Protocol):
 
     def latency_cycles(self, kind: LinkKind) -> int:
         """Return a link's latency by where its cable runs."""
+
+
+def turnaround_cycles(target: Target, kind: StepKind) -> int:
+    """Return what the host takes behind a step: it samples, unless hidden states are the result."""
+    return 0 if kind.encode else target.host_turnaround_cycles

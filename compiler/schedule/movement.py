@@ -13,8 +13,8 @@ from typing import Any
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.spec import VECTOR_BYTES
 from compiler.ir import HostMemory, StepKind
-from compiler.model.layer import RESIDUAL, ROPE
-from compiler.model.operation import GraphOp, Split
+from compiler.model.layer import entering
+from compiler.model.operation import RESIDUAL, ROPE, GraphOp, Split
 from compiler.place.buffers import HANDED
 from compiler.place.network import Network, flows_between
 from compiler.place.partition import Group, Partition
@@ -43,6 +43,11 @@ def result_bytes(partition: Partition, rank: int, top_k: int) -> int:
     return row_bytes(2 * min(top_k, stop - start) if top_k else stop - start, 4)
 
 
+def hidden_vectors(partition: Partition, kind: StepKind) -> int:
+    """Vectors of an encode step's result: its rows' hidden states, fp32."""
+    return kind.rows * vectors_of(row_bytes(partition.config.hidden_size, 4))
+
+
 def pieces(n_vectors: int, senders: int) -> list[tuple[int, int]]:
     """Cut a value that all chips of a group hold into a piece for each sender: (first, stop).
 
@@ -56,14 +61,20 @@ def pieces(n_vectors: int, senders: int) -> list[tuple[int, int]]:
 def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
     """Lay out the host's buffer: embedding rows, RoPE rows, then the results."""
     config = partition.config
-    rope = kind.rows * row_bytes(config.hidden_size, 4)
-    end = rope + kind.rows * row_bytes(config.head_dim, 4)
+    end = rope = kind.rows * row_bytes(config.hidden_size, 4)
+    if ROPE in entering(config):
+        end += kind.rows * row_bytes(config.head_dim, 4)
     results: dict[int, int] = {}
     if kind.decode:
         for rank, chip in enumerate(partition.groups[-1].chips):
             if size := result_bytes(partition, rank, top_k):
                 results[chip] = end
                 end += size
+    elif kind.encode:
+        chips, total = partition.groups[-1].chips, hidden_vectors(partition, kind)
+        for chip, (first, _) in zip(chips, pieces(total, len(chips)), strict=False):
+            results[chip] = end + first * VECTOR_BYTES
+        end += total * VECTOR_BYTES
     else:
         results[partition.last_layers.chips[0]] = end
         end += VECTOR_BYTES
@@ -117,6 +128,8 @@ class Movement:
                 (ROPE, self.host.rope, self.config.head_dim),
                 (RESIDUAL, self.host.embedding, self.config.hidden_size),
             ):
+                if name not in entering(self.config):
+                    continue
                 dst = (chip, self.buffers[chip][name])
                 n_vectors = rows * vectors_of(row_bytes(width, 4))
                 self.send(f"host.{name}", (host, offset), [dst], n_vectors)
@@ -131,7 +144,7 @@ class Movement:
         residual = rows * vectors_of(row_bytes(self.config.hidden_size, 4))
         parts = [(name, RESIDUAL, piece) for piece in pieces(residual, len(flows))]
         senders = list(range(len(parts)))
-        if len(after.layers):
+        if len(after.layers) and ROPE in entering(self.config):
             rope = rows * vectors_of(row_bytes(self.config.head_dim, 4))
             parts.append((f"stage{after.index}.rope", ROPE, (0, rope)))
             senders.append(0)

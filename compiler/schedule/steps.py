@@ -23,14 +23,22 @@ from chip.ops.product import (
 )
 from chip.ops.program import Computation
 from chip.ops.rows import row_bytes, segment_offsets
-from chip.ops.vector import Add, Gate, Gather, Norm, TopK
+from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
+from chip.spec import VECTOR_BYTES
 from compiler.ir import Memory, StepKind
-from compiler.model.layer import RESIDUAL
-from compiler.model.operation import GraphOp, Kind, Split
+from compiler.model.operation import RESIDUAL, GraphOp, Kind, Split
 from compiler.place.buffers import HANDED
 from compiler.place.network import Network
 from compiler.place.partition import Group, Partition, weight_of
-from compiler.schedule.movement import Movement, Transfer, host_memory, result_bytes, vectors_of
+from compiler.schedule.movement import (
+    Movement,
+    Transfer,
+    hidden_vectors,
+    host_memory,
+    pieces,
+    result_bytes,
+    vectors_of,
+)
 
 GAPS = TURNS * C2C_TURN  # cycles that a vector may wait for a gap in a product's loads
 
@@ -82,6 +90,8 @@ class StepPlanner:
                 self._layer(group, self.partition.graph.layers[index], after if last else None)
         if self.kind.decode:
             self._head(groups[-1])
+        elif self.kind.encode:
+            self._hidden(groups[-1])
         else:
             self._done(groups[-1])
         return self.items
@@ -117,6 +127,8 @@ class StepPlanner:
         match op.kind:
             case Kind.NORM:
                 self._norm(group, op, joined=joined is not None)
+            case Kind.LAYER_NORM:
+                self._layer_norm(group, op)
             case Kind.GATHER:
                 self._gather(group, op, joined=joined is not None)
             case Kind.LINEAR:
@@ -125,6 +137,8 @@ class StepPlanner:
                 self._attention(group, op)
             case Kind.GATE:
                 self._gate(group, op)
+            case Kind.APPLY:
+                self._apply(group, op)
             case Kind.ADD:
                 self._add(group.chips, op, group, op.inputs[1])
 
@@ -144,6 +158,19 @@ class StepPlanner:
             )  # fmt: skip
             self._op(chip, op.name, norm)
         self.arrives = None
+
+    def _layer_norm(self, group: Group, op: GraphOp) -> None:
+        """Norm the residual, and make quantised rows of it, unless it is the result itself."""
+        quantises = op.output != op.inputs[0]
+        for chip in group.chips:
+            norm = LayerNorm(
+                rows=self.kind.rows, hidden=op.features, eps=self.eps, dtype=self.dtype,
+                x=self.buffers[chip][op.inputs[0]], gamma=self.constants[chip][op.name],
+                beta=self.constants[chip][f"{op.name}.bias"],
+                q=self.buffers[chip][op.output] if quantises else None,
+                s=self._scale(chip, op.output) if quantises else None,
+            )  # fmt: skip
+            self._op(chip, op.name, norm)
 
     def _gather(self, group: Group, op: GraphOp, *, joined: bool) -> None:
         """Quantise the rows of a gather buffer: in an operation of its own, or in the product."""
@@ -212,6 +239,7 @@ class StepPlanner:
                 out="f16" if half else "f32", source=self.before.get((chip, source), rows),
                 result=_result(last, at), links=room,
                 w=self.constants[chip][op.name], sw=scales if self.dtype == "int8" else None,
+                b=self.constants[chip][f"{op.name}.bias"] if op.biases else None,
                 first_column=group.vocab[rank][0] if op.split is Split.VOCAB else None,
             )  # fmt: skip
             self._op(chip, op.name, matmul)
@@ -236,11 +264,11 @@ class StepPlanner:
     def _rope(self, group: Group, rank: int, op: GraphOp) -> Rope:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
         buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
-        qkv, rope = op.inputs
+        qkv, *tables = op.inputs
         return Rope(
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
             head_dim=self.config.head_dim, context=self.context, qkv=buffers[qkv],
-            rope=buffers[rope], q=buffers[op.output],
+            rope=buffers[tables[0]] if tables else None, q=buffers[op.output],
             sq=self._scale(group.chips[rank], op.output), kv=kv, kvs=kvs,
         )  # fmt: skip
 
@@ -251,7 +279,9 @@ class StepPlanner:
         return Attend(
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
             head_dim=self.config.head_dim, context=self.context, bucket=self.kind.bucket,
-            kv_of=self.partition.kv_of(group, rank), q=buffers[query],
+            kv_of=self.partition.kv_of(group, rank),
+            horizon=0 if self.kind.encode else None,  # the last token's row: all see each other
+            q=buffers[query],
             sq=self._scale(group.chips[rank], query), kv=kv, kvs=kvs,
             y=buffers[op.output] + self._offsets(group, op.split)[rank],
             scratch=buffers["scores"], stats=buffers["stats"] if self.dtype == "int8" else None,
@@ -278,6 +308,20 @@ class StepPlanner:
                     y=buffers[op.output] + offsets[rank],
                 )  # fmt: skip
                 self._op(chip, op.name, gate)
+
+    def _apply(self, group: Group, op: GraphOp) -> None:
+        shares = group.shares(op.split, self.config.head_dim)
+        offsets = self._offsets(group, op.split)
+        (source,) = op.inputs
+        assert op.function is not None
+        for rank, chip in enumerate(group.chips):
+            buffers = self.buffers[chip]
+            if shares[rank]:
+                apply = Apply(
+                    function=op.function, rows=self.kind.rows, n=shares[rank], x=buffers[source],
+                    y=buffers[op.output] + offsets[rank],
+                )  # fmt: skip
+                self._op(chip, op.name, apply)
 
     # -- layers
 
@@ -332,6 +376,15 @@ class StepPlanner:
             dst = (host, self.host.results[chip])
             src = (chip, self.buffers[chip][buffer])
             self.moves.send("host.result", src, [dst], vectors_of(size))
+
+    def _hidden(self, group: Group) -> None:
+        """An encode step ends with hidden states: a part of the rows from each chip."""
+        for _ in self._operations(group, self.partition.graph.head, None):
+            pass
+        host, total = self.partition.layout.chips, hidden_vectors(self.partition, self.kind)
+        for chip, (first, stop) in zip(group.chips, pieces(total, len(group.chips)), strict=False):
+            src = (chip, self.buffers[chip][RESIDUAL] + first * VECTOR_BYTES)
+            self.moves.send("host.result", src, [(host, self.host.results[chip])], stop - first)
 
     def _done(self, group: Group) -> None:
         """End a prefill step with one vector to the host, which tells it that the step is over."""

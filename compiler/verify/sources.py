@@ -1,4 +1,4 @@
-"""The verifier's table of a Llama: the results from which each operand is computed.
+"""The verifier's table of a Llama and of a BERT: the results from which each operand is computed.
 
 The table follows the model, not the planner. For every operand of every operation it has the
 results that the operand may be. So bytes of another tensor, layer or operand are refused by name.
@@ -11,7 +11,8 @@ from functools import lru_cache
 from chip.ops.product import AddTo, Gated, Matmul, NormFirst
 from chip.ops.program import Scheduled
 
-CONSTANTS = {"w": "", "sw": ".scale", "gamma": ""}  # operand -> suffix of its tensor's name
+# operand -> suffix of its tensor's name
+CONSTANTS = {"w": "", "sw": ".scale", "b": ".bias", "gamma": "", "beta": ".bias"}
 NORM_BEFORE = {  # a product -> the norm that may be a part of it
     "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
     "lm_head": "norm",
@@ -25,7 +26,7 @@ CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor'
 # `place` is the name without its layer; all are of the reader's layer, but a residual that enters
 # a layer may be of the layer before. Chips that hand a residual over name it after who made it.
 _ENTERS = ("add mlp.add x", "receive mlp.add dst", "receive residual dst")
-_SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
+_LLAMA: dict[str, dict[str, tuple[str, ...]]] = {
     "norm input_layernorm": {"x": _ENTERS},
     "matmul self_attn.qkv_proj": {
         "x": ("norm input_layernorm q",), "s": ("norm input_layernorm s",),
@@ -71,7 +72,54 @@ _SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "send mlp.add": {"src": ("add mlp.add x",)},
     "send rope": {"src": ("receive rope dst",)},
 }  # fmt: skip
-_ENTERING = ("norm input_layernorm", "add self_attn.add")
+# A BERT's sums are normed where they lie.
+_ENTERS_ENCODER = ("add output.add x", "receive output.add dst", "receive residual dst")
+FUNCTIONS = {"gelu": "intermediate.gelu", "gelu_tanh": "intermediate.gelu_tanh"}  # opcode -> place
+_BERT: dict[str, dict[str, tuple[str, ...]]] = {
+    "layer_norm input.norm": {"x": _ENTERS_ENCODER},
+    "matmul attention.qkv": {"x": ("layer_norm input.norm q",), "s": ("layer_norm input.norm s",)},
+    "rope attention.cache": {"qkv": ("matmul attention.qkv y",)},
+    "attend attention.attend": {
+        name: (f"rope attention.cache {name}",) for name in ("q", "sq", "kv", "kvs")
+    },
+    "send attention.attend": {"src": ("attend attention.attend y",)},
+    "gather attention.output": {
+        "src": ("attend attention.attend y", "receive attention.attend dst")
+    },
+    "matmul attention.output": {
+        "x": ("gather attention.output q",), "s": ("gather attention.output s",),
+    },
+    "send attention.output": {"src": ("matmul attention.output y",)},
+    "add attention.add": {
+        "x": ("layer_norm input.norm x",),
+        "src": ("matmul attention.output y", "receive attention.output dst"),
+    },
+    "layer_norm attention.norm": {"x": ("add attention.add x",)},
+    "matmul intermediate.dense": {
+        "x": ("layer_norm attention.norm q",), "s": ("layer_norm attention.norm s",),
+    },
+    **{f"{name} {at}": {"x": ("matmul intermediate.dense y",)} for name, at in FUNCTIONS.items()},
+    **{f"send {at}": {"src": (f"{name} {at} y",)} for name, at in FUNCTIONS.items()},
+    "gather output.dense": {
+        "src": tuple(
+            made
+            for name, at in FUNCTIONS.items() for made in (f"{name} {at} y", f"receive {at} dst")
+        ),
+    },
+    "matmul output.dense": {"x": ("gather output.dense q",), "s": ("gather output.dense s",)},
+    "send output.dense": {"src": ("matmul output.dense y",)},
+    "add output.add": {
+        "x": ("layer_norm attention.norm x",),
+        "src": ("matmul output.dense y", "receive output.dense dst"),
+    },
+    "send output.add": {"src": ("add output.add x",)},
+    "layer_norm output.norm": {"x": _ENTERS_ENCODER},
+    "send result": {"src": ("layer_norm output.norm x",)},
+}  # fmt: skip
+_SOURCES = {**_LLAMA, **_BERT}
+_SOURCES["send result"] = {"src": _LLAMA["send result"]["src"] + _BERT["send result"]["src"]}
+_ENTERING = ("norm input_layernorm", "add self_attn.add", "layer_norm input.norm")
+_FROM_BEFORE = (*_ENTERS[:2], *_ENTERS_ENCODER[:2])  # results of the layer before
 
 
 @lru_cache(maxsize=65536)
@@ -127,7 +175,7 @@ def may_read(reader: Scheduled, operand: str, writer: Scheduled, result: str) ->
     epilogue = _epilogue(writer)
     made = "x" if epilogue == "add" and result == "r" else result
     source = f"{epilogue or writer.opcode} {of_place} {made}"
-    before = key in _ENTERING and source in _ENTERS[:2]
+    before = key in _ENTERING and source in _FROM_BEFORE
     same_layer = layer is None or of_layer is None or of_layer == layer - before
     return same_layer and source in _SOURCES[key][name]
 

@@ -16,6 +16,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
+from chip.ops.attention import Attend
 from chip.ops.cost import CostModel
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode
@@ -48,6 +49,7 @@ def verify(
             for operation in program.operations:
                 _check_duration(operation, _label(node, len(memories)), costs, links)
                 _check_forward(operation, transfers, links, costs.spec)
+                _check_horizon(operation, schedule, _label(node, len(memories)))
     _check_links(steps, links)
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
@@ -84,6 +86,16 @@ def _check_duration(
         raise ScheduleError(
             f"{label}, cycle {operation.start}, {operation.name}: {operation.opcode} takes "
             f"{wanted} cycles, scheduled for {got}"
+        )
+
+
+def _check_horizon(operation: Scheduled, schedule: StepSchedule, label: str) -> None:
+    """In an encode step all rows see what row 0, the last token, does; else each its own past."""
+    wanted = 0 if schedule.kind.encode else None
+    if isinstance(operation.op, Attend) and operation.op.horizon != wanted:
+        raise ScheduleError(
+            f"{label}, {operation.name} (attend): wanted horizon {wanted} in {schedule.name}, got "
+            f"{operation.op.horizon}"
         )
 
 

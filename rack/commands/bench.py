@@ -28,7 +28,7 @@ from rack.errors import ConfigError
 from rack.run.config import RunConfig
 from rack.run.engine import Completion
 from rack.run.host_memory import fit_to_memory
-from rack.run.session import Prepared, Session, prepare
+from rack.run.session import Prepared, Session, Task, of_task, prepare
 from rack.system.progress import say, start_progress
 from rack.system.provenance import code_version
 from rack.system.shell import put
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     """Print the measured figures, or the placement alone."""
     at_least(args, 1, "prompt_tokens", "decode_tokens", "repeats")
     if args.dry_run:
-        show_placement(prepare(config, runs=False), as_json=args.json)
+        show_placement(of_task(Task.GENERATE, prepare(config, runs=False)), as_json=args.json)
         return
     report = measure(config, args.prompt_tokens, args.decode_tokens, args.repeats)
     put(json.dumps(report) if args.json else text_of(report))
@@ -125,7 +125,7 @@ def measure(config: RunConfig, prompt: int | None, decode: int, repeats: int) ->
     """Measure a run; return the report. Raises KNOWN_ERRORS."""
     stages: dict[str, float] = {}
     started = time.perf_counter()
-    prepared = prepare(config)
+    prepared = of_task(Task.GENERATE, prepare(config))
     stages["compiled"] = time.perf_counter() - started
     for notice in prepared.notices:
         say(notice)

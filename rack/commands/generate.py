@@ -14,7 +14,7 @@ from rack.run.config import MOST_TOKENS, RunConfig
 from rack.run.context import check_room
 from rack.run.engine import Completion
 from rack.run.host_memory import executor_asked_for, fit_to_memory
-from rack.run.session import Prepared, Session, prepare
+from rack.run.session import Prepared, Session, Task, of_task, prepare
 from rack.system.progress import say, start_progress
 from rack.system.provenance import code_version
 from rack.system.shell import put
@@ -57,9 +57,9 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         max_tokens=args.max_tokens, stop=tuple(args.stop), ignore_eos=args.ignore_eos,
     )  # fmt: skip
     if args.dry_run:
-        show_placement(prepare(config, runs=False), as_json=args.json)
+        show_placement(of_task(Task.GENERATE, prepare(config, runs=False)), as_json=args.json)
         return
-    prepared = prepare(config)
+    prepared = of_task(Task.GENERATE, prepare(config))
     for notice in prepared.notices:
         say(notice)
     prepared, shortage = fit_to_memory(prepared, asked_for=executor_asked_for(args))

@@ -1,9 +1,10 @@
-"""`python -m rack.plan MODEL`: the size of a model and the cost of a token; starts nothing."""
+"""`python -m rack.plan MODEL`: the size of a model, the cost of a token or sequence; no start."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from compiler.analyse import PARTS, Analysis, analyse
 from compiler.ir import StepSchedule
-from compiler.pipeline import Options, compile_model
+from compiler.pipeline import CompiledModel, Options, compile_model
 from rack.commands.command import model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
@@ -30,7 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = verb_parser("plan", model_flags(), output_flags())
     group = parser.add_argument_group("step")
     group.add_argument(
-        "--context", type=int, metavar="N", help=f"tokens in context (default {DEFAULT_CONTEXT})"
+        "--context",
+        type=int,
+        metavar="N",
+        help=f"tokens in context, or of an encoder's sequence (default {DEFAULT_CONTEXT})",
     )
     group.add_argument(
         "--instructions", action="store_true",
@@ -51,7 +55,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         show_placement(prepared, as_json=args.json)
         return
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
-    schedule = prepared.compiled.step(1, context, decode=True)
+    schedule = prepared.compiled.step_for(context)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
     if args.instructions:
@@ -90,7 +94,7 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
             "buffers": spread("buffer_bytes"),
             "free": spread("free_bytes"),
         },
-        "decode": _decode_report(analysis, compiled.chip.clock_hz),
+        **_step_report(compiled, analysis),
         "config": prepared.config.to_dict(),
         "notices": prepared.notices,
         "code": code_version(),
@@ -149,15 +153,34 @@ def instructions(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
     }
 
 
-def _decode_report(analysis: Analysis, clock_hz: int) -> dict[str, Any]:
+def _step_report(compiled: CompiledModel, analysis: Analysis) -> dict[str, Any]:
+    """Return what the step costs: under "decode", or "encode" of an encoder.
+
+    A sequence's cycles are its latency; another may follow it after the interval.
+    """
+    clock_hz, step = compiled.chip.clock_hz, compiled.steps[analysis.step]
+
     def time_of(cycles: int) -> dict[str, Any]:
         return {"cycles": cycles, "microseconds": cycles * 1e6 / clock_hz}
 
+    interval = compiled.cycles_until(step.name, step.name)
+    rates: dict[str, Any] = {"tokens_per_second": clock_hz / analysis.cycles}
+    if step.kind.encode:
+        rates = {
+            "tokens": step.kind.rows, "interval": time_of(interval),
+            "sequences_per_second": clock_hz / interval,
+        }  # fmt: skip
+    report = _part_report(analysis, time_of)
+    return {"encode" if step.kind.encode else "decode": {**report, **rates}}
+
+
+def _part_report(
+    analysis: Analysis, time_of: Callable[[int], dict[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
     busiest = [("unit", analysis.unit), *([("link", analysis.link)] if analysis.link else [])]
     return {
         "step": analysis.step,
         **time_of(analysis.cycles),
-        "tokens_per_second": clock_hz / analysis.cycles,
         "parts": {part: time_of(cycles) for part, cycles in analysis.parts.items()},
         "roofline_cycles": analysis.roofline_cycles,
         "roofline_ratio": analysis.roofline_ratio,
@@ -175,11 +198,13 @@ def _decode_report(analysis: Analysis, clock_hz: int) -> dict[str, Any]:
 
 def text_of(report: dict[str, Any]) -> str:
     """Return the report as text."""
-    decode = report["decode"]
+    encodes = "encode" in report
+    decode = report["encode" if encodes else "decode"]
+    rows = "whole sequences" if encodes else f"a prefill chunk of {report['prefill_chunk']}"
     head = (
         f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "
         f"{report['chips']} chips, {report['racks']} racks; largest context that fits "
-        f"{report['max_model_len']} tokens beside a prefill chunk of {report['prefill_chunk']}"
+        f"{report['max_model_len']} tokens beside {rows}"
     )
     lines = []
     for kind in ("link", "unit"):
@@ -197,9 +222,18 @@ def text_of(report: dict[str, Any]) -> str:
         )
     lines.append(
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
-        f"{decode['roofline_ratio']:.2f} times that; {decode['tokens_per_second']:.1f} tokens/s"
+        f"{decode['roofline_ratio']:.2f} times that; {_rate(decode)}"
     )
     return shown(head, _memory_table(report), _cycles_table(decode), *lines)
+
+
+def _rate(step: dict[str, Any]) -> str:
+    if "tokens_per_second" in step:
+        return f"{step['tokens_per_second']:.1f} tokens/s"
+    return (
+        f"another sequence every {step['interval']['microseconds']:.2f} us, "
+        f"{step['sequences_per_second']:.1f} sequences/s"
+    )
 
 
 def _memory_table(report: dict[str, Any]) -> Table:
@@ -217,7 +251,8 @@ def _memory_table(report: dict[str, Any]) -> Table:
 
 
 def _cycles_table(decode: dict[str, Any]) -> Table:
-    out = columns(f"per token, {decode['step']}", "cycles", "us", "share")
+    each = f"per sequence of {decode['tokens']} tokens" if "tokens" in decode else "per token"
+    out = columns(f"{each}, {decode['step']}", "cycles", "us", "share")
     for part in PARTS:
         row = decode["parts"][part]
         share = row["cycles"] / decode["cycles"]

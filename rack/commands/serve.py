@@ -13,7 +13,7 @@ from rack.commands.command import UsageError, model_command, show_placement
 from rack.commands.flags import count, model_flags, output_flags, verb_parser
 from rack.run.config import MOST_TOKENS, RunConfig
 from rack.run.host_memory import executor_asked_for
-from rack.run.session import prepare, shared_by_racks
+from rack.run.session import Task, of_task, prepare, shared_by_racks
 from rack.serve.cors import parse_origins
 from rack.serve.keys import Keys, load_keys
 from rack.serve.logs import FORMS, Notices
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> int:
 
 def _run(args: argparse.Namespace, config: RunConfig, notices: Notices) -> int:
     if args.dry_run:
-        show_placement(prepare(config, runs=False))
+        show_placement(of_task(Task.GENERATE, prepare(config, runs=False)))
         return 0
     keys = _keys(args)
     told = partial(_tell_stage, notices) if notices.form == "json" else None

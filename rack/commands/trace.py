@@ -22,7 +22,7 @@ from rack.reports.trace_events import Event, PlacedStep, TraceEvents
 from rack.run.config import RunConfig
 from rack.run.driver import StepResult
 from rack.run.engine import Engine
-from rack.run.session import Prepared, prepare
+from rack.run.session import Prepared, Task, of_task, prepare
 from rack.run.timing_rack import TimingRack
 from rack.system.output import check_file, writing
 from rack.system.progress import say
@@ -95,6 +95,7 @@ def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[
     if args.prompt_tokens:
         longest = min(args.prompt_tokens + args.max_tokens, LONGEST)
         prepared = prepare(config, contexts=range(1, longest + 1), runs=False)
+        of_task(Task.GENERATE, prepared)
         return prepared, request_steps(prepared, args.prompt_tokens, args.max_tokens)
     if args.step:
         prepared = prepare(config, runs=False)
@@ -111,7 +112,7 @@ def _steps(args: argparse.Namespace, config: RunConfig) -> tuple[Prepared, list[
         config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
     )
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
-    return prepared, [(prepared.compiled.step(1, context, decode=True), 0)]
+    return prepared, [(prepared.compiled.step_for(context), 0)]
 
 
 class _Recorder(TimingRack):

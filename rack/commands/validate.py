@@ -16,6 +16,7 @@ from typing import Any
 from compiler.regular import read_file
 from rack.commands.command import Main, command
 from rack.commands.flags import profile_choices, verb_parser
+from rack.commands.validate_encoder import encoder
 from rack.commands.validate_lstm import lstm
 from rack.commands.validate_matmul import matmul
 from rack.commands.verbs import called_as
@@ -38,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = verb_parser(
         "validate",
         epilog=f"{called_as('validate')} lstm --help: cycles of an LSTM cell; "
-        f"{called_as('validate')} matmul --help: cycles of a product.",
+        f"{called_as('validate')} matmul --help: cycles of a product; "
+        f"{called_as('validate')} encoder --help: latencies of many runs of one sequence.",
     )
     parser.add_argument_group("machine").add_argument(
         "--hardware", default="groqrack", metavar=profile_choices(),
@@ -69,7 +71,9 @@ def table(args: argparse.Namespace) -> None:
         put(_text(rows, hardware))
 
 
-COMMANDS: dict[str, Main] = {"table": table, "lstm": lstm, "matmul": matmul}
+COMMANDS: dict[str, Main] = {
+    "table": table, "lstm": lstm, "matmul": matmul, "encoder": encoder,
+}  # fmt: skip
 """The first word of the command line; without one it is `table`."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 VERBS = {
     "plan": "Compile a model for a machine and show chips, memory and cycles per token.",
     "generate": "Run one completion on an emulated rack; tokens as they come, then the timing.",
+    "encode": "Run one sequence through an encoder; hidden states, their hash, the timing.",
     "serve": "Serve an emulated rack with the API of GroqCloud and OpenAI.",
     "bench": "Measure decode, prefill, start-up and memory in one run.",
     "trace": "Write a compiled model's schedule as Chrome trace events, or draw it.",

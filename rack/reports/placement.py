@@ -17,7 +17,7 @@ def placement(prepared: Prepared, *, as_json: bool = False) -> str:
     head = (
         f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "
         f"{report['chips']} chips, {report['racks']} racks, context {report['max_model_len']}, "
-        f"prefill chunk {report['prefill_chunk']}"
+        f"{_rows(prepared)}"
     )
     lines = [
         f"chip {chip['chip']:>3}: rack {chip['rack']} card {chip['card']} slot {chip['slot']}: "
@@ -56,10 +56,20 @@ def placement_report(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def _rows(prepared: Prepared) -> str:
+    """Say what a step with many rows is for."""
+    compiled = prepared.compiled
+    return (
+        "whole sequences" if compiled.config.encoder else f"prefill chunk {compiled.prefill_chunk}"
+    )
+
+
 def _holds(prepared: Prepared, chip: int) -> Iterator[str]:
     for group, rank in prepared.compiled.partition.groups_of(chip):
         if len(group.layers):
             yield f"layers {group.layers[0]}-{group.layers[-1]} rank {rank}"
-        if group.has_head:
+        if group.has_head and prepared.compiled.config.encoder is not None:
+            yield "last norm"
+        elif group.has_head:
             first, last = group.vocab[rank]
             yield f"LM head columns {first}-{last - 1}" if last > first else "LM head"

@@ -7,7 +7,7 @@ messages move while the driver waits (`pump`), and what happens at a deadline.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
 from compiler.ir import StepSchedule
 from compiler.model.config import ModelConfig
-from compiler.model.layer import EMBEDDING
+from compiler.model.layer import embeddings
 from compiler.model.weights import WeightSource
 from compiler.pipeline import CompiledModel
 from interconnect.frame import Control
@@ -36,16 +36,20 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """A step's result: logits of every vocabulary column, or (ids, values) of the largest."""
+    """A step's result: logits of every vocabulary column, or (ids, values) of the largest; of an
+    encoder's, hidden states."""
 
     cycles: int  # from this step's base to the next one's; a request's first has its start too
     logits: F32 | None = None  # [vocab]
     top: tuple[NDArray[np.int64], F32] | None = None
     hash_share: int = 0  # sum over the vocabulary, modulo 2^64
+    hidden: F32 | None = None  # [rows, hidden] of an encoder, in the order of the rows
 
 
 def rope_frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    """Return the model's rotary frequencies, [head_dim / 2]."""
+    """Return the model's rotary frequencies, [head_dim / 2], or none."""
+    if config.rope_theta is None:
+        return np.empty(0)
     frequencies = inv_frequencies(config.rope_theta, config.head_dim)
     scaling = config.rope_scaling
     if scaling is None:
@@ -66,7 +70,9 @@ class Driver:
         self.compiled, self.source = compiled, source
         self.base_cycle = self._starting = 0
         self.sequence = 0
+        self._rows = 0  # of the step that runs
         self._frequencies = rope_frequencies(compiled.config)
+        self._tables = tuple(embeddings(compiled.config))
         host = compiled.layout.chips
         links = links_of(compiled, host)
         self.node = ChipNode(links, host, transport, slots or {})
@@ -98,21 +104,31 @@ class Driver:
         self.node.handle(control)
 
     def start_step(
-        self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int]
-    ) -> None:
-        """Send step messages to all chips, then the rows' embeddings to the first group."""
+        self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
+        types: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """Send step messages to all chips, then the rows' embeddings to the first group.
+
+        `types`: the tokens' kinds, of an encoder.
+        """
         config, rows = self.compiled.config, len(positions)
         embedding = self.memory.rows(
             schedule.host.embedding, np.float32, rows, config.hidden_size,
             row_bytes(config.hidden_size, 4),
         )  # fmt: skip
-        for row, token in enumerate(tokens):
-            embedding[row] = self.source.f32_rows(EMBEDDING, token, token + 1)[0]
-        rope = self.memory.rows(
-            schedule.host.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)
-        )
-        rope[:] = rope_tables(positions, self._frequencies).reshape(rows, config.head_dim)
+        for row, numbers in enumerate(self._looked_up(positions, tokens, types)):
+            first, *others = (
+                self.source.f32_rows(name, number, number + 1)[0]
+                for name, number in zip(self._tables, numbers, strict=True)
+            )
+            embedding[row] = sum(others, first)
+        if len(self._frequencies):
+            rope = self.memory.rows(
+                schedule.host.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)
+            )
+            rope[:] = rope_tables(positions, self._frequencies).reshape(rows, config.head_dim)
         self.sequence += 1
+        self._rows = rows
         message = StepMessage(
             sequence=self.sequence, step=schedule.name, base_cycle=self.base_cycle,
             positions=tuple(positions),
@@ -123,11 +139,21 @@ class Driver:
         self.node.chip.begin(message)
         self.node.chip.advance()
 
+    def _looked_up(
+        self, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
+    ) -> Iterable[tuple[int, ...]]:  # fmt: skip
+        """Return, for each row, the numbers of its rows in the embedding tables."""
+        if self.compiled.config.encoder is None:
+            return ((token,) for token in tokens)
+        return zip(tokens, types, positions, strict=True)
+
     def finish_step(self, schedule: StepSchedule, following: str | None) -> StepResult:
         """Collect the results that have come. Call when the host's program is done."""
         cycles = self.compiled.cycles_until(schedule.name, following)
         self.base_cycle += cycles
         cycles, self._starting = cycles + self._starting, 0
+        if schedule.kind.encode:
+            return StepResult(cycles=cycles, hidden=self._hidden(schedule))
         if not schedule.kind.decode:
             return StepResult(cycles=cycles)
         share = self.node.chip.checks % (1 << 64)
@@ -140,6 +166,11 @@ class Driver:
         group = self.compiled.partition.groups[-1]
         spans = dict(zip(group.chips, group.vocab, strict=True))
         return [(offset, spans[chip]) for chip, offset in schedule.host.results.items()]
+
+    def _hidden(self, schedule: StepSchedule) -> F32:
+        hidden = self.compiled.config.hidden_size
+        first, stride = min(schedule.host.results.values()), row_bytes(hidden, 4)
+        return self.memory.rows(first, np.float32, self._rows, hidden, stride).copy()
 
     def _logits(self, schedule: StepSchedule) -> F32:
         logits = np.empty(self.compiled.config.vocab_size, np.float32)
@@ -157,13 +188,13 @@ class Driver:
 
     def run_step(
         self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
-        wait: Callable[[], None], following: str | None = None,
+        wait: Callable[[], None], following: str | None = None, types: Sequence[int] = (),
     ) -> StepResult:  # fmt: skip
         """Run one step; `wait` moves messages and returns when the host's program may go on.
 
         The base of the next step then lies where `following` may begin (`cycles_until`).
         """
-        self.start_step(schedule, positions, tokens)
+        self.start_step(schedule, positions, tokens, types)
         while not self.node.chip.advance():
             wait()
         return self.finish_step(schedule, following)

@@ -46,6 +46,14 @@ class Rack(Protocol):
     def close(self) -> None: ...
 
 
+class EncoderRack(Rack, Protocol):
+    """A rack that also runs the steps of encoders. `types`: the kind of each row's token."""
+
+    def run_encode(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
+    ) -> StepResult: ...  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
     """One completion token. `text` is the text that it made printable; it may be empty."""

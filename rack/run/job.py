@@ -27,7 +27,7 @@ from compiler.ir import LinkUse, Tensor
 from compiler.model.operation import Kind
 from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
-from compiler.place.partition import Weight, weight_of
+from compiler.place.partition import Piece, Weight, bias_of, weight_of
 from rack.run.stored import Images
 
 PROCESS_BYTES = 100 << 20  # assumption: a chip process beside its SRAM: NumPy, ZeroMQ, Ray
@@ -36,11 +36,13 @@ BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLoad:
-    """One constant to load: a weight, by its columns, or a norm, by its Hugging Face name."""
+    """One constant to load: a weight, by its columns, a norm, by its Hugging Face name, or biases,
+    side by side."""
 
     tensor: Tensor
     weight: Weight | None = None
     norm: str = ""
+    bias: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +93,24 @@ def chip_job(
     memory = compiled.memories[index]
     weights_of: dict[str, Weight] = {}
     norms: dict[str, str] = {}
+    biases: dict[str, tuple[Piece, ...]] = {}
     for group, rank in compiled.partition.groups_of(index):
         for op in compiled.partition.ops(group):
             if op.kind is Kind.LINEAR:
                 weights_of[op.name] = weight_of(compiled.config, group, rank, op)
-            elif op.kind is Kind.NORM:
-                norms[op.name] = op.weights[0]
+                if op.biases:
+                    biases[f"{op.name}.bias"] = bias_of(compiled.config, group, rank, op)
+            elif op.kind in (Kind.NORM, Kind.LAYER_NORM):
+                norms[op.name] = op.tensors[0].name
+                norms |= {f"{op.name}.bias": bias.name for bias in op.biases}
     loads = []
     for tensor in memory.tensors:
         if tensor.kind == "weight":
             loads.append(TensorLoad(tensor=tensor, weight=weights_of[tensor.name]))
         elif tensor.kind == "norm":
             loads.append(TensorLoad(tensor=tensor, norm=norms[tensor.name]))
+        elif tensor.kind == "bias":
+            loads.append(TensorLoad(tensor=tensor, bias=biases[tensor.name]))
         elif tensor.kind == "scale":
             loads.append(TensorLoad(tensor=tensor))
     programs = programs_of(compiled, index)
@@ -140,10 +148,14 @@ def reserve_tensors(job: ChipJob, sram: Sram) -> None:
 
 
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
-    """Load weights, scales and norms to their addresses; fill the caches with zeros."""
+    """Load weights, scales, biases and norms to their addresses; fill the caches with zeros."""
     for load in job.loads:
         if load.norm:
             values = source.vector(load.norm)
+            sram.tensor(load.tensor.name).view(np.float32)[: len(values)] = values
+        elif load.bias:
+            parts = [source.vector(p.tensor)[p.start : p.stop] for p in load.bias]
+            values = np.concatenate(parts)
             sram.tensor(load.tensor.name).view(np.float32)[: len(values)] = values
         elif load.weight is not None:
             _load_matrix(load.weight, job.dtype, sram, source)

@@ -65,6 +65,13 @@ class LocalRack:
         schedule = self.compiled.steps[name]
         return self.driver.run_step(schedule, positions, tokens, self._pump, following)
 
+    def run_encode(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
+    ) -> StepResult:  # fmt: skip
+        """Run an encoder's step, as `run_step`."""
+        schedule = self.compiled.steps[name]
+        return self.driver.run_step(schedule, positions, tokens, self._pump, types=types)
+
     def _pump(self) -> None:
         progress = False
         for node in (*self.nodes, self.driver.node):

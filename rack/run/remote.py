@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from chip.kernels import load as load_kernels
@@ -167,6 +167,21 @@ class RemoteRack:
         Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
         cannot be used after either.
         """
+        schedule = self.compiled.steps[name]
+        with self._running(name):
+            return self.driver.run_step(schedule, positions, tokens, self._wait, following)
+
+    def run_encode(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
+    ) -> StepResult:  # fmt: skip
+        """Run an encoder's step, as `run_step`."""
+        schedule = self.compiled.steps[name]
+        with self._running(name):
+            return self.driver.run_step(schedule, positions, tokens, self._wait, types=types)
+
+    @contextlib.contextmanager
+    def _running(self, name: str) -> Iterator[None]:
+        """Give a step its deadline; after what it raises the rack cannot be used."""
         self._check_usable()
         self._step = f"step {name}"
         self._deadline = time.monotonic() + self.step_timeout_s
@@ -174,13 +189,11 @@ class RemoteRack:
             self._deadline += LOWERING_TIMEOUT_S
             self._lowered.add(name)
         try:
-            schedule = self.compiled.steps[name]
-            result = self.driver.run_step(schedule, positions, tokens, self._wait, following)
+            yield
         except BaseException as error:
             self._failed = str(error) or type(error).__name__
             raise
         self._step = "between steps"
-        return result
 
     def _check_usable(self) -> None:
         if self._failed is not None:

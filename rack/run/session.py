@@ -8,29 +8,53 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
 from compiler.artifact import is_artifact
 from compiler.errors import CapacityError
+from compiler.model.architecture import ENCODERS
+from compiler.model.config import ModelConfig
 from compiler.model.frontend import Model, resolve_model
-from compiler.model.layer import EMBEDDING
+from compiler.model.layer import embeddings
 from compiler.model.weights import WeightsKind
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.auto import choose_layout, smallest_layout
 from compiler.place.layout import parse_layout
 from rack.errors import KNOWN_ERRORS as KNOWN_ERRORS
+from rack.errors import ConfigError
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
 from rack.run.answer_lengths import DEFAULT, AnswerLengths, answer_lengths
 from rack.run.config import RunConfig
-from rack.run.engine import Engine, Rack
+from rack.run.engine import EncoderRack, Engine
 from rack.run.local import LocalRack
 from rack.run.native import native_notices
 from rack.run.stored import Images, load_stored
 from rack.run.timing_rack import TimingRack
 from rack.system.progress import Progress
 from rack.text.tokenizer import Tokenizer, load_other_tokenizer, load_tokenizer
+
+
+class Task(Enum):
+    """What a verb asks of a model, where it can be only one kind of it."""
+
+    GENERATE = "generate text"
+    ENCODE = "encode text"
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse a model of the other kind, and say which verb is for it. Raises ConfigError."""
+        if self is Task.GENERATE and config.encoder is not None:
+            raise ConfigError(
+                f"model: wanted one that generates text, got {config.name}, an encoder "
+                f"({config.architecture}): rack.encode gives its hidden states"
+            )
+        if self is Task.ENCODE and config.encoder is None:
+            raise ConfigError(
+                f"model: wanted an encoder ({' or '.join(ENCODERS)}), got {config.name} "
+                f"({config.architecture}): rack.generate continues a text with it"
+            )
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -79,21 +103,28 @@ class Prepared:
 
 def prepare(
     config: RunConfig, *, kinds: str = "all", contexts: Sequence[int] | None = None,
-    progress: Progress = quiet, runs: bool = True,
+    progress: Progress = quiet, runs: bool = True, task: Task | None = None,
+    text: bool | None = None,
 ) -> Prepared:  # fmt: skip
     """Resolve the model and the machine, choose the layout, compile. Raises KNOWN_ERRORS.
 
     A verb that only looks at the schedule (`runs` False) needs no weights, only config.json. A
     CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
+    A `task` refuses models that are not for it. `text`: whether the tokenizer will be needed; it
+    is, unless the model is an encoder, which can be given tokens.
     An error that `progress` raises ends the preparation.
     """
     images: Images | None = None
     found: tuple[str, ...] = ()
     if is_artifact(Path(config.model)):
         model, hardware, compiled, images = load_stored(config, runs=runs)
+        if task is not None:
+            task.check(model.config)
         found = _check_weights(config, model, runs)
     else:
         model = resolve_model(config.model, config.weights, config.seed)
+        if task is not None:
+            task.check(model.config)
         hardware = load_hardware(config.hardware)
         found = _check_weights(config, model, runs)
         compiled = _compile(config, model, hardware, kinds, contexts, progress)
@@ -102,23 +133,32 @@ def prepare(
         model=model,
         hardware=hardware,
         compiled=compiled,
-        tokenizer=_tokenizer(config, model, runs),
+        tokenizer=_tokenizer(
+            config, model, runs and (model.config.encoder is None if text is None else text)
+        ),
         images=images,
         runs=runs,
         weight_notices=found,
     )
 
 
+def of_task(task: Task, prepared: Prepared) -> Prepared:
+    """Return a prepared model that is for the task. Raises ConfigError."""
+    task.check(prepared.model.config)
+    return prepared
+
+
 def _check_weights(config: RunConfig, model: Model, runs: bool) -> tuple[str, ...]:
     """Refuse missing or damaged files before anything is compiled; return the notices.
 
-    Chips check the weights that they load. They load only a part of the embedding, if any, so it
-    is checked here.
+    Chips check the weights that they load. They load only a part of the embedding tables, if any,
+    so these are checked here.
     """
     if config.executor == "timing" or not runs:
         return ()
     source = model.weights_ref.open()
-    source.check_finite(EMBEDDING)
+    for name in embeddings(model.config):
+        source.check_finite(name)
     return source.notices
 
 
@@ -170,7 +210,7 @@ def _compile(
         raise error.advise(str(fits) if fits else None) from None
 
 
-def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
+def open_rack(prepared: Prepared, progress: Progress | None = None) -> EncoderRack:
     """Start the chips of a prepared model on the configured transport."""
     config = prepared.config
     if config.executor == "timing":

@@ -19,7 +19,7 @@ from compiler.errors import ArtifactError
 from compiler.files import shown
 from compiler.model.config import ModelConfig
 from compiler.model.frontend import Model
-from compiler.model.layer import EMBEDDING
+from compiler.model.layer import embeddings
 from compiler.model.weights import WeightsKind, WeightsRef
 from compiler.pipeline import CompiledModel
 from compiler.regular import open_regular
@@ -72,11 +72,19 @@ def machine_entry(config: RunConfig, hardware: Hardware) -> dict[str, Any]:
 def weights_entry(weights: WeightsRef) -> dict[str, Any]:
     """Return the weights' entry in a manifest: enough to open them, and to notice a change.
 
-    Images hold all weights but the embedding, whose rows the host looks up at run time.
+    Images hold all weights but the embeddings, whose rows the host looks up at run time.
     """
     entry = _weights_files(weights)
-    digest = weights.digest_rows(EMBEDDING)
+    digest = _embedding_digest(weights)
     return entry if digest is None else {**entry, "embedding": digest}
+
+
+def _embedding_digest(weights: WeightsRef) -> str | None:
+    """Return the SHA-256 of the embedding, or of those of several; None for synthetic ones."""
+    found = [weights.digest_rows(name) for name in embeddings(weights.config)]
+    if None in found or len(found) == 1:
+        return found[0]
+    return hashlib.sha256("".join(map(str, found)).encode()).hexdigest()
 
 
 def _weights_files(weights: WeightsRef) -> dict[str, Any]:
@@ -181,9 +189,9 @@ def _weights(config: RunConfig, folder: Path, manifest: Table, model: ModelConfi
 
 
 def _check_embedding(folder: Path, entry: Table, weights: WeightsRef) -> None:
-    digest = weights.digest_rows(EMBEDDING)
+    digest, names = _embedding_digest(weights), " + ".join(embeddings(weights.config))
     if digest is not None and digest != (stored := entry.text("embedding", HEX)):
         raise ArtifactError(
-            f"{folder}: stale: {EMBEDDING} in {weights.folder} is not the one it was made from: "
+            f"{folder}: stale: {names} in {weights.folder} is not the one it was made from: "
             f"wanted SHA-256 {stored}, got {digest}"
         )

@@ -39,6 +39,12 @@ class TimingRack:
         cycles, self._starting = cycles + self._starting, 0
         return StepResult(cycles=cycles)
 
+    def run_encode(
+        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
+    ) -> StepResult:  # fmt: skip
+        """Return the cycles of an encoder's step, as `run_step`."""
+        return self.run_step(name, positions, tokens)
+
     def run_steps(self, name: str, count: int) -> int:
         """Run a step `count` times; return the cycles of all. Raises as `DriftingClocks.run`."""
         cycles = count * self.compiled.steps[name].cycles

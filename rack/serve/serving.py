@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rack.run.config import RunConfig
 from rack.run.host_memory import fit_to_memory
-from rack.run.session import Prepared, Session, prepare
+from rack.run.session import Prepared, Session, Task, prepare
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import StoppedError
@@ -106,7 +106,7 @@ class Serving:
         """Compile, and put what answers around it. Raises KNOWN_ERRORS."""
         options = self._options
         prepared, notice = fit_to_memory(
-            prepare(self._config, progress=self._tell),
+            prepare(self._config, progress=self._tell, task=Task.GENERATE),
             asked_for=options.executor_asked_for, racks=options.replicas,
         )  # fmt: skip
         identity = identify(

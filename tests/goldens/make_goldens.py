@@ -1,4 +1,4 @@
-"""Make the small Llama checkpoints beside this file and what transformers says they compute.
+"""Make the small checkpoints beside this file and what transformers says they compute.
 
 `make goldens` runs this with torch and transformers as requirements.txt has them; the project
 itself needs neither. Another CPU rounds otherwise: a golden.npz whose ids are the same and whose
@@ -9,6 +9,11 @@ Each folder is a Hugging Face checkpoint of random weights and a `golden.npz`:
     token_ids  [T] int64           the prompt
     logits     [T, vocab] float32  of the whole prompt, in fp32 arithmetic on the stored weights
     greedy     [G] int64           greedy continuation of the prompt, in fp32, ignoring EOS
+
+An encoder's golden.npz (BERT) has, beside `token_ids`:
+
+    types   [T] int64            the tokens' types
+    hidden  [T, hidden] float32  last hidden states, in fp32 arithmetic on the stored weights
 
 Weights have a standard deviation of about 0.2 and norms differ from 1, so that logits are far
 apart and a mistake anywhere shows.
@@ -24,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 PROMPT_TOKENS = 24
@@ -114,15 +120,38 @@ CASES: dict[str, tuple[torch.dtype, bool, bool, dict[str, Any]]] = {
     ),
 }
 
+# name -> (dtype on disk, class, LayerNorm's tensors as before transformers 5, config)
+ENCODERS: dict[str, tuple[torch.dtype, str, bool, dict[str, Any]]] = {
+    "bert": (
+        torch.float16,
+        "BertModel",
+        False,
+        {"hidden_size": 48, "intermediate_size": 100, "num_attention_heads": 4},
+    ),
+    "bert_mlm": (
+        torch.float32,
+        "BertForMaskedLM",
+        True,
+        {
+            "hidden_size": 32,
+            "intermediate_size": 60,
+            "num_attention_heads": 2,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-5,
+            "type_vocab_size": 3,
+        },
+    ),
+}
 
-def random_model(config: Any, dtype: torch.dtype, seed: int) -> Any:
+
+def random_model(config: Any, dtype: torch.dtype, seed: int, of: str = "LlamaForCausalLM") -> Any:
     """Build a model whose weights are exactly representable in `dtype`, held in fp32."""
     generator = torch.Generator().manual_seed(seed)
-    model = transformers.LlamaForCausalLM(config).float().eval()
+    model = getattr(transformers, of)(config).float().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            is_norm = weight.ndim == 1
+            is_norm = weight.ndim == 1 and not name.endswith("bias")
             value = 1.0 + 0.2 * noise if is_norm else noise * (0.3 if "embed" in name else 0.2)
             weight.copy_(value.to(dtype).float())
     return model
@@ -148,9 +177,13 @@ def keep_or_write(file: Path, found: dict[str, np.ndarray]) -> None:
     """Write what was computed, unless the file has the same ids, and logits but for rounding."""
     if file.exists():
         with np.load(file) as known:
-            same = all(np.array_equal(known[name], found[name]) for name in ("token_ids", "greedy"))
-            close = known["logits"].shape == found["logits"].shape and np.allclose(
-                known["logits"], found["logits"], rtol=0, atol=1e-5
+            exact = [name for name in found if found[name].dtype == np.int64]
+            rounded = [name for name in found if name not in exact]
+            same = all(np.array_equal(known[name], found[name]) for name in exact)
+            close = all(
+                known[name].shape == found[name].shape
+                and np.allclose(known[name], found[name], rtol=0, atol=1e-5)
+                for name in rounded
             )
         if same and close:
             return
@@ -185,9 +218,45 @@ def make(name: str, seed: int) -> None:
         use_old_rope_keys(folder)
 
 
+def use_old_norm_names(folder: Path) -> None:
+    """Rewrite the weights the way old BERT checkpoints have them: LayerNorm.gamma and .beta."""
+    path, old = folder / "model.safetensors", {"weight": "gamma", "bias": "beta"}
+    tensors = {}
+    for name, tensor in load_file(path).items():
+        owner, _, last = name.rpartition(".")
+        tensors[f"{owner}.{old[last]}" if owner.endswith("LayerNorm") else name] = tensor
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def make_encoder(name: str, seed: int) -> None:
+    """Write an encoder's checkpoint folder with its golden.npz."""
+    dtype, of, old_names, sizes = ENCODERS[name]
+    config = transformers.BertConfig(
+        num_hidden_layers=2, vocab_size=61, max_position_embeddings=40, **sizes
+    )
+    config._attn_implementation = "eager"
+    model = random_model(config, dtype, seed, of)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, config.vocab_size, (1, PROMPT_TOKENS), generator=generator)
+    types = torch.randint(0, config.type_vocab_size, (1, PROMPT_TOKENS), generator=generator)
+    with torch.no_grad():
+        hidden = model.base_model(ids, token_type_ids=types).last_hidden_state[0]
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    found = {"token_ids": ids[0].numpy(), "types": types[0].numpy(), "hidden": hidden.numpy()}
+    keep_or_write(folder / "golden.npz", found)
+    model.to(dtype).save_pretrained(folder)
+    if old_names:
+        use_old_norm_names(folder)
+
+
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
     for number, case in enumerate(CASES):
         if len(sys.argv) < 2 or case in sys.argv[1:]:
             make(case, seed=100 + number)
+            print(case)
+    for number, case in enumerate(ENCODERS):
+        if len(sys.argv) < 2 or case in sys.argv[1:]:
+            make_encoder(case, seed=200 + number)
             print(case)

@@ -15,7 +15,8 @@ static void not_the_rope(const Py_buffer *qkv, const Py_buffer *rope, Py_ssize_t
 
 static int check_rope(const Py_buffer *qkv, const Py_buffer *rope, const Py_buffer *q,
                       Py_ssize_t heads) {
-    const Py_ssize_t rows = qkv->shape[0], hd = 2 * rope->shape[2], n_q = q->shape[1];
+    const Py_ssize_t rows = qkv->shape[0], n_q = q->shape[1];
+    const Py_ssize_t hd = rope->shape[2] ? 2 * rope->shape[2] : q->shape[2];
     if (qkv->shape[1] != (n_q + 2 * heads) * hd || rope->shape[0] != rows || rope->shape[1] != 2) {
         not_the_rope(qkv, rope, (n_q + 2 * heads) * hd);
         return 0;
@@ -63,7 +64,8 @@ static PyObject *rope_cache(Call *call, const Table *table, RopeArguments a) {
         return NULL;
     const Rope p = {.rows = rows, .n_q = q->shape[1], .n_kv = heads, .hd = hd,
                     .qkv = rows_of(qkv), .sq = sq ? rows_of(sq) : (Rows){NULL, 0},
-                    .rope = heads_of(rope), .q = heads_of(q), .positions = positions->buf,
+                    .rope = heads_of(rope), .rotates = rope->shape[2] > 0, .q = heads_of(q),
+                    .positions = positions->buf,
                     .k = k, .v = v};
     long saturated;
     UNLOCKED(saturated = table->rope(&p));

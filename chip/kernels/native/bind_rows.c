@@ -1,4 +1,4 @@
-/* Bindings: norm, gather, add, gate, products. Texts of refusals are those of the twin. */
+/* Bindings: norm, gather, add, gate, functions, products. Texts of refusals are those of the twin. */
 
 #include "module.h"
 
@@ -19,6 +19,13 @@ static Padded padded_of(const Py_buffer *q, const Py_buffer *s, Py_ssize_t n) {
                     .s = s ? s->buf : NULL};
 }
 
+static int check_weights(const Py_buffer *weights, Py_ssize_t n) {
+    if (weights->shape[0] == n && n > 0) return 1;
+    PyErr_Format(PyExc_ValueError, "norm: wanted %zd weights, got shape (%zd,)", n,
+                 weights->shape[0]);
+    return 0;
+}
+
 static PyObject *norm(Call *call, const Table *table, Args a, PyObject *scales) {
     const Py_buffer *x, *gamma, *q, *s;
     const double eps = PyFloat_AsDouble(a[2]);
@@ -27,11 +34,7 @@ static PyObject *norm(Call *call, const Table *table, Args a, PyObject *scales) 
         !take_padded(call, a[3], scales, &q, &s))
         return NULL;
     const Py_ssize_t h = x->shape[1];
-    if (gamma->shape[0] != h || h == 0) {
-        PyErr_Format(PyExc_ValueError, "norm: wanted %zd weights, got shape (%zd,)", h,
-                     gamma->shape[0]);
-        return NULL;
-    }
+    if (!check_weights(gamma, h)) return NULL;
     if (!check_output(q, s, x->shape[0], h)) return NULL;
     const Norm n = {.out = padded_of(q, s, h), .x = rows_of(x), .gamma = gamma->buf,
                     .eps = (float)eps};
@@ -46,6 +49,40 @@ PyObject *bind_norm_i8(Call *call, const Table *table, Args a) {
 
 PyObject *bind_norm_f16(Call *call, const Table *table, Args a) {
     return norm(call, table, a, NULL);
+}
+
+PyObject *bind_layer_norm(Call *call, const Table *table, Args a) {
+    const Py_buffer *x, *gamma, *beta;
+    const double eps = PyFloat_AsDouble(a[3]);
+    if (PyErr_Occurred() || !(x = take(call, a[0], "norm input", "f", 2, WRITE)) ||
+        !(gamma = take(call, a[1], "norm weights", "f", 1, READ)) ||
+        !(beta = take(call, a[2], "norm weights", "f", 1, READ)) ||
+        !check_weights(gamma, x->shape[1]) || !check_weights(beta, x->shape[1]))
+        return NULL;
+    const LayerNorm n = {.rows = x->shape[0], .n = x->shape[1], .x = rows_of(x),
+                         .gamma = gamma->buf, .beta = beta->buf, .eps = (float)eps};
+    UNLOCKED(table->layer_norm(&n));
+    return done(0);
+}
+
+static PyObject *whole(Call *call, const Table *table, Args a, PyObject *scales) {
+    const Py_buffer *x, *q, *s;
+    if (!(x = take(call, a[0], "rows", "f", 2, READ)) ||
+        !take_padded(call, a[1], scales, &q, &s) ||
+        !check_output(q, s, x->shape[0], x->shape[1]))
+        return NULL;
+    const Whole w = {.out = padded_of(q, s, x->shape[1]), .x = rows_of(x)};
+    long saturated;
+    UNLOCKED(saturated = table->whole(&w));
+    return scales ? done(saturated) : counted(saturated);
+}
+
+PyObject *bind_quantise_i8(Call *call, const Table *table, Args a) {
+    return whole(call, table, a, a[2]);
+}
+
+PyObject *bind_round_f16(Call *call, const Table *table, Args a) {
+    return whole(call, table, a, NULL);
 }
 
 static void copy_segments(const Gather *g) {
@@ -117,6 +154,47 @@ static PyObject *gate(Call *call, Args a, const char *name, Gate *kernel) {
     }
 GATES(BIND)
 #undef BIND
+
+static PyObject *apply(Call *call, Args a, const char *name, Apply *kernel) {
+    const Py_buffer *x, *out;
+    if (!(x = take(call, a[0], name, "f", 2, READ)) ||
+        !(out = take(call, a[1], "output", "fe", 2, WRITE)))
+        return NULL;
+    const Py_ssize_t rows = x->shape[0], n = out->shape[1];
+    if (x->shape[1] != n) {
+        PyErr_Format(PyExc_ValueError, "%s: wanted %zd columns, got %zd", name, n, x->shape[1]);
+        return NULL;
+    }
+    if (!check_shape(out, "output", rows, n)) return NULL;
+    long saturated;
+    UNLOCKED(saturated = kernel(rows, n, rows_of(x), rows_of(out), is_half(out)));
+    return counted(saturated);
+}
+
+#define BIND(name)                                               \
+    PyObject *bind_##name(Call *call, const Table *table, Args a) { \
+        return apply(call, a, #name, table->name);               \
+    }
+APPLIED(BIND)
+#undef BIND
+
+PyObject *bind_add_bias(Call *call, const Table *table, Args a) {
+    const Py_buffer *x, *bias, *y;
+    if (!(x = take(call, a[0], "bias", "f", 2, READ)) ||
+        !(bias = take(call, a[1], "bias", "f", 1, READ)) ||
+        !(y = take(call, a[2], "output", "fe", 2, WRITE)))
+        return NULL;
+    const Py_ssize_t rows = x->shape[0], n = x->shape[1];
+    if (bias->shape[0] != n) {
+        PyErr_Format(PyExc_ValueError, "bias: wanted %zd values, got shape (%zd,)", n,
+                     bias->shape[0]);
+        return NULL;
+    }
+    if (!check_shape(y, "output", rows, n)) return NULL;
+    long saturated;
+    UNLOCKED(saturated = table->add_bias(rows, n, rows_of(x), bias->buf, rows_of(y), is_half(y)));
+    return counted(saturated);
+}
 
 static int check_matmul(const Py_buffer *x, const Py_buffer *w, Py_ssize_t columns) {
     const Py_ssize_t kp = x->shape[1];

@@ -11,6 +11,8 @@
 const Table FN(table) = {
     .name = ISA_NAME,
     .norm = FN(norm),
+    .layer_norm = FN(layer_norm),
+    .whole = FN(whole),
     .gather_i8 = FN(gather_i8),
     .matmul_i8 = FN(matmul_i8),
     .matmul_f16 = FN(matmul_f16),
@@ -18,7 +20,9 @@ const Table FN(table) = {
     .attention_i8 = FN(attention_i8),
     .attention_f16 = FN(attention_f16),
     .add = FN(add),
+    .add_bias = FN(add_bias),
     GATES(ENTRY)
+    APPLIED(ENTRY)
     .synthetic = FN(synthetic),
     .quantize_row = FN(quantize_row),
     .read_words = FN(read_words),

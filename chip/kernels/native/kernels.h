@@ -71,6 +71,18 @@ typedef struct {
     Segments segments;
 } Gather;
 
+typedef struct { /* x becomes its LayerNorm */
+    ptrdiff_t rows, n;
+    Rows x;
+    const float *gamma, *beta;
+    float eps;
+} LayerNorm;
+
+typedef struct { /* rows as they are, to be quantised or rounded */
+    Padded out;
+    Rows x;
+} Whole;
+
 typedef struct {
     ptrdiff_t rows, columns, kp;
     Rows x, y;
@@ -83,6 +95,7 @@ typedef struct {
     ptrdiff_t rows, n_q, n_kv, hd;
     Rows qkv, sq; /* sq with int8; NULL: fp16 */
     Heads rope, q;
+    int rotates; /* there are tables */
     const int64_t *positions;
     const Cache *k, *v;
 } Rope;
@@ -110,10 +123,18 @@ typedef struct { /* of attention: one item for each token that a row may see */
 typedef long Gate(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half); /* out: [rows, n] */
 #define FIELD(name) Gate *name;
 
+/* Functions of one value; vmath.h has NAME_f32 of each. */
+#define APPLIED(F) F(gelu) F(gelu_tanh)
+
+typedef long Apply(ptrdiff_t rows, ptrdiff_t n, Rows x, Rows out, int half); /* out: [rows, n] */
+#define APPLY_FIELD(name) Apply *name;
+
 /* Functions that return long give the number of saturated fp16 roundings, or -1: out of memory. */
 typedef struct {
     const char *name;
     long (*norm)(const Norm *);
+    void (*layer_norm)(const LayerNorm *);
+    long (*whole)(const Whole *);
     long (*gather_i8)(const Gather *);
     long (*matmul_i8)(const Matmul *);
     long (*matmul_f16)(const Matmul *);
@@ -121,12 +142,15 @@ typedef struct {
     long (*attention_i8)(const Attention *);
     long (*attention_f16)(const Attention *);
     void (*add)(ptrdiff_t rows, Rows x, const Segments *segments);
+    long (*add_bias)(ptrdiff_t rows, ptrdiff_t n, Rows x, const float *bias, Rows y, int half);
     GATES(FIELD)
+    APPLIED(APPLY_FIELD)
     void (*synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out, ptrdiff_t tile_stride);
     float (*quantize_row)(ptrdiff_t k, const float *w, int8_t *q);
     uint64_t (*read_words)(const char *at, ptrdiff_t bytes);
 } Table;
 #undef FIELD
+#undef APPLY_FIELD
 
 extern const Table table_portable, table_avx2, table_avx512, table_emulated;
 

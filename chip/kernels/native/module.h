@@ -13,16 +13,22 @@
 #define FUNCTIONS(F)                                                                \
     F(norm_i8, x, gamma, eps, q, s)                                                 \
     F(norm_f16, x, gamma, eps, y)                                                   \
+    F(layer_norm, x, gamma, beta, eps)                                              \
+    F(quantise_i8, x, q, s)                                                         \
+    F(round_f16, x, y)                                                              \
     F(gather_i8, segments, q, s)                                                    \
     F(gather_f16, segments, y)                                                      \
     F(matmul_i8, x, sx, w, sw, y)                                                   \
     F(matmul_f16, x, w, y)                                                          \
+    F(add_bias, x, bias, y)                                                         \
     F(rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs)                     \
     F(rope_cache_f16, qkv, rope, positions, q, k, v)                                \
     F(attention_i8, q, sq, k, ks, v, vs, kv_of, positions, out)                     \
     F(attention_f16, q, k, v, kv_of, positions, scale, out)                         \
     F(add, x, segments)                                                             \
     F(silu, gu, out)                                                                \
+    F(gelu, x, out)                                                                 \
+    F(gelu_tanh, x, out)                                                            \
     F(logit_hash, logits, first_column)                                             \
     F(synthetic_rows, key, first_row, out)                                          \
     F(synthetic_tiled, key, first_row, rows, k, block, at)                          \

@@ -1,4 +1,4 @@
-/* Row by row: norm, gather, add, gate, rotate. */
+/* Row by row: norm, gather, add, gate, function, rotate. */
 
 /* Make one row of values, all n lanes of the output; `from` is a Norm or a Gather. */
 typedef void FN(MakeRow)(const void *from, ptrdiff_t r, float *y);
@@ -36,6 +36,27 @@ INLINE void FN(norm_row)(const void *from, ptrdiff_t r, float *y) {
 }
 
 static long FN(norm)(const Norm *norm) { return FN(padded)(&norm->out, FN(norm_row), norm); }
+
+/* x = ((x - mean) * rsqrt(variance + eps)) * gamma + beta */
+static void FN(layer_norm)(const LayerNorm *norm) {
+    const ptrdiff_t n = norm->n;
+    const float per = (float)(1.0 / (double)n);
+    for (ptrdiff_t r = 0; r < norm->rows; r++) {
+        float *x = (float *)(norm->x.at + r * norm->x.stride);
+        const float mean = lane_sum(x, n) * per;
+        for (ptrdiff_t i = 0; i < n; i++) x[i] -= mean;
+        const float scale = rsqrt_f32(lane_sum_of_squares(x, n) * per + norm->eps);
+        for (ptrdiff_t i = 0; i < n; i++)
+            x[i] = (x[i] * scale) * norm->gamma[i] + norm->beta[i];
+    }
+}
+
+INLINE void FN(whole_row)(const void *from, ptrdiff_t r, float *y) {
+    const Whole *whole = from;
+    memcpy(y, whole->x.at + r * whole->x.stride, (size_t)whole->out.n * 4);
+}
+
+static long FN(whole)(const Whole *w) { return FN(padded)(&w->out, FN(whole_row), w); }
 
 INLINE void FN(gather_row)(const void *from, ptrdiff_t r, float *y) {
     const Segments *segments = &((const Gather *)from)->segments;
@@ -83,6 +104,41 @@ static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
 GATES(DEFINE_GATE)
 #undef DEFINE_GATE
 
+/* y = x + bias */
+static long FN(add_bias)(ptrdiff_t rows, ptrdiff_t n, Rows x, const float *bias, Rows y,
+                         int half) {
+    float values[LANES];
+    long saturated = 0;
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const float *from = (const float *)(x.at + r * x.stride);
+        for (ptrdiff_t at = 0; at < n; at += LANES) {
+            const ptrdiff_t count = n - at < LANES ? n - at : LANES;
+            for (ptrdiff_t i = 0; i < count; i++) values[i] = from[at + i] + bias[at + i];
+            saturated += FN(put)(values, count, y, r, at, half);
+        }
+    }
+    return saturated;
+}
+
+#define DEFINE_APPLY(name)                                                             \
+    static long FN(name)(ptrdiff_t rows, ptrdiff_t n, Rows x, Rows out, int half) {    \
+        float values[LANES];                                                           \
+        long saturated = 0;                                                            \
+        for (ptrdiff_t r = 0; r < rows; r++) {                                         \
+            const float *from = (const float *)(x.at + r * x.stride);                  \
+            for (ptrdiff_t at = 0; at < n; at += LANES) {                              \
+                const ptrdiff_t count = n - at < LANES ? n - at : LANES;               \
+                for (ptrdiff_t i = 0; i < count; i++)                                  \
+                    values[i] = name##_f32(from[at + i]);                              \
+                saturated += FN(put)(values, count, out, r, at, half);                 \
+            }                                                                          \
+        }                                                                              \
+        return saturated;                                                              \
+    }
+
+APPLIED(DEFINE_APPLY)
+#undef DEFINE_APPLY
+
 INLINE void FN(rotate)(const Rope *p, ptrdiff_t r, const float *x, float *y) {
     const ptrdiff_t half = p->hd / 2;
     const float *cosine = (const float *)(p->rope.at + r * p->rope.row);
@@ -112,16 +168,17 @@ static long FN(rope)(const Rope *p) {
         const ptrdiff_t t = p->positions[r];
         for (ptrdiff_t j = 0; j < p->n_q; j++, x += p->hd) {
             char *q = p->q.at + r * p->q.row + j * p->q.head;
-            FN(rotate)(p, r, x, rotated);
-            saturated += FN(put_head)(rotated, p->hd, q, sq ? sq + j : NULL, per_root);
+            if (p->rotates) FN(rotate)(p, r, x, rotated);
+            saturated += FN(put_head)(p->rotates ? rotated : x, p->hd, q, sq ? sq + j : NULL,
+                                      per_root);
         }
         for (ptrdiff_t j = 0; j < 2 * p->n_kv; j++, x += p->hd) {
-            const int key = j < p->n_kv;
+            const int key = j < p->n_kv, turns = key && p->rotates;
             const Cache *cache = key ? p->k + j : p->v + (j - p->n_kv);
             char *to = cache->values.at + t * cache->values.stride;
             float *scale = cache->scales ? cache->scales + t : NULL;
-            if (key) FN(rotate)(p, r, x, rotated);
-            saturated += FN(put_head)(key ? rotated : x, p->hd, to, scale, 1.0f);
+            if (turns) FN(rotate)(p, r, x, rotated);
+            saturated += FN(put_head)(turns ? rotated : x, p->hd, to, scale, 1.0f);
         }
     }
     free(rotated);

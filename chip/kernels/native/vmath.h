@@ -66,6 +66,44 @@ INLINE float sigmoid_f32(float x) { return recip_f32(1.0f + exp_f32(-x)); }
 /* Activations of a gate. */
 INLINE float silu_f32(float x) { return x * sigmoid_f32(x); }
 
+INLINE float tanh_f32(float x) {
+    const float size = from_bits(to_bits(x) & 0x7FFFFFFF), a = size < 32.0f ? size : 32.0f;
+    const float z = a * a, w = z < 1.0f ? z : 1.0f;
+    float p = 0.0021492023952305317f;
+    p = p * w + -0.008184424601495266f;
+    p = p * w + 0.021703645586967468f;
+    p = p * w + -0.0539473220705986f;
+    p = p * w + 0.13333210349082947f;
+    p = p * w + -0.3333333134651184f;
+    const float small = a + (a * z) * p;
+    const float large = 1.0f - 2.0f * recip_f32(1.0f + exp_f32(a * 2.0f));
+    const int32_t sign = to_bits(x) & (int32_t)0x80000000;
+    return from_bits(to_bits(a < 0.625f ? small : large) | sign);
+}
+
+/* Functions of one value. */
+INLINE float gelu_square(float x) {
+    const float z = x * x;
+    return z < 25.0f ? z : 25.0f;
+}
+
+INLINE float gelu_of(float x, float p) { return x * (tanh_f32(x * p) * 0.5f + 0.5f); }
+
+INLINE float gelu_f32(float x) {
+    const float z = gelu_square(x);
+    float p = -5.710929684710209e-08f;
+    p = p * z + 2.8124845812271815e-06f;
+    p = p * z + -4.739814539789222e-05f;
+    p = p * z + -5.7355486205779016e-05f;
+    p = p * z + 0.03636491671204567f;
+    p = p * z + 0.7978729605674744f;
+    return gelu_of(x, p);
+}
+
+INLINE float gelu_tanh_f32(float x) {
+    return gelu_of(x, 0.035677406936883926f * gelu_square(x) + 0.7978845834732056f);
+}
+
 /* Sum 320 lanes by a tree; overwrites them. */
 INLINE float lane_tree(float *lanes) {
     for (int width = 160; width >= 5; width /= 2)

@@ -195,7 +195,7 @@ class _Batch:
                 fixed.append(Issue(feed, fed + half, activation, n, 2))
                 add = ACC(slot=0, step=1, first=True, half=half)
                 fixed.append(Issue(acc, summed + half, add, n, 2))
-        block = score_block(self.spec, self.op.head_dim, chunk)
+        block = score_block(self.spec, self.op.head_dim, chunk, self.op.horizon)
         pace = block.initiation_interval(C2C_TURN)
         start = aligned(summed + 2 * n + self.drain_delay)
         placed = tuple(

@@ -9,6 +9,7 @@ from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, In, Lane, Position, Stream, group
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
+from compiler.codegen.core.parts import Fixed
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.products.resources import FEED, SUMS16
 from compiler.codegen.vector import f32
@@ -37,12 +38,13 @@ def query_block(spec: ChipSpec, ref: Ref, spread: tuple[int | None, ...]) -> Blo
     return _both_ways(b, In(operand.taps[:1], "f16"), HALF, at)
 
 
-def score_block(spec: ChipSpec, dim: int, chunk: int) -> Block:
+def score_block(spec: ChipSpec, dim: int, chunk: int, horizon: int | None) -> Block:
     """Scale one query's scores; tokens that its row does not see become minus infinity."""
+    last = Position(0) if horizon is None else Fixed(Position(horizon))
     b = Block(spec)
     parts = [In(group(Stream(pair == 0, SUMS16.turned), 4)) for pair in (0, 1)]
     score = b.alu(AluOp.MUL, b.alu(AluOp.OR, *parts, at=0), f32(dim**-0.5))
-    seen = b.alu(AluOp.LE, Lane(LANES * chunk), Position(0), after=score.done - 2)
+    seen = b.alu(AluOp.LE, Lane(LANES * chunk), last, after=score.done - 2)
     b.alu(AluOp.CHOOSE, seen, score, HIDDEN, out=Ref("scratch", 0, 4))
     return b.finish()
 

@@ -19,7 +19,7 @@ SCORED, POWERS = 1, 0  # sides of the scratch memory: scores in the east, expone
 
 
 def mask(wires: Wires, row: int, column: int, due: int) -> Issue:
-    """Yield the mask of a column's tokens that a row may see."""
+    """Yield the mask of a column's tokens up to a row's position."""
     seen = Position(row, 0, -COLUMN * column)
     at = due - wires.clock.of["LE"]
     return wires.alu(MASKS.mask, at, AluOp.LE, Held(LANE_NUMBERS.lane), seen)

@@ -221,7 +221,7 @@ class Scores:
             yield wires.alu(
                 SCORES.score, at + self.converted, AluOp.MUL, Held(SCORES.convert), factor
             )
-            yield mask(wires, row, job.tile.column + c, at + self.scored)
+            yield mask(wires, self.shape.seen_by(row), job.tile.column + c, at + self.scored)
             chosen, out = MASKS.chosen[c % 2], items(SCORED, inward=False)
             score = Held(SCORES.score)
             yield wires.alu(

@@ -100,6 +100,7 @@ class Attention:
     def __init__(self, op: Attend, spec: ChipSpec) -> None:
         self.spec, self.layout = spec, op.layout
         self.kv_of, self.dim, self.rows = op.kv_of, op.head_dim, op.rows
+        self.horizon = op.horizon
         self.scratch = op.kept
         self.columns, row = self.scratch.columns, self.scratch.quads
         quads = [(r, *quad) for r in range(self.scratch.batch) for quad in row]
@@ -112,6 +113,10 @@ class Attention:
     def of(self, tile: Tile) -> list[Quad]:
         """Quads that a tile is for."""
         return [quad for quad in self.quads if quad.group == tile.group]
+
+    def seen_by(self, row: int) -> int:
+        """The row up to whose position a row sees."""
+        return row if self.horizon is None else self.horizon
 
     def place(self, head: int) -> int:
         """First lane of a query head's KV head in the packed vector."""

@@ -174,7 +174,7 @@ class Weights:
         scale = Held(WEIGHTS.scales[column % 2])
         yield wires.alu(WEIGHTS.weight, at + self.shared, AluOp.MUL, Held(WEIGHTS.share), scale)
         due = at + self.weighed
-        yield mask(wires, row, job.column + column, due)
+        yield mask(wires, self.shape.seen_by(row), job.column + column, due)
         chosen = MASKS.chosen[column % 2]
         yield wires.alu(chosen, due, AluOp.CHOOSE, Held(MASKS.mask), Held(WEIGHTS.weight), f32(0.0))
 

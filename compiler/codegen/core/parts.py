@@ -57,6 +57,13 @@ class Given:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A source that stays as it is whatever the block's row."""
+
+    source: Source
+
+
 class RowMask:
     """Operands of the comparison that is true in the lane of the block's row."""
 
@@ -65,7 +72,7 @@ class RowMask:
         return Lane(), Row()
 
 
-NodeSource = Node | Load | Row | Given | Source
+NodeSource = Node | Load | Row | Given | Fixed | Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Held
@@ -20,7 +21,7 @@ from compiler.codegen.core.template import Placed
 from compiler.codegen.products.columns import Columns, blocks_of, gated_groups, row_groups
 from compiler.codegen.products.gaps import link_turns
 from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE
-from compiler.codegen.products.sums import ARRIVAL, Outputs, added, dequantised
+from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised
 from compiler.codegen.products.timeline import ColumnGroup
 from compiler.codegen.vector import ACTIVATIONS, ANY, Run, joined
 
@@ -97,7 +98,7 @@ class Drains:
         scales, result = column * 4 // VECTOR_BYTES, column * self.op.out_bytes // VECTOR_BYTES
         if self._gated:
             result = (column - LANES * (self._kind(blocks) == "up")) // LANES
-        return {"sw": scales, "y": result, "r": scales}
+        return {"sw": scales, "b": scales, "y": result, "r": scales}
 
     def block(
         self, blocks: tuple[Columns, ...], start: int, busy: frozenset[int] = frozenset()
@@ -114,12 +115,13 @@ class Drains:
                 busy=lambda cycle: cycle in busy or (start + cycle) % C2C_TURN in turns,
             )
 
-            def column_scales(j: int) -> NodeSource:
-                run = Run("sw", sum(outputs.widths[:j]), outputs.widths[j])
+            def of_columns(operand: str, j: int) -> NodeSource:
+                run = Run(operand, sum(outputs.widths[:j]), outputs.widths[j])
                 return joined(b, [run], 4, ARRIVAL + LEAD)
 
-            sums = added(b, outputs, ARRIVAL)
-            self._follow(b, kind, dequantised(b, sums, Held(ROW_SCALE.scale), column_scales))
+            sums, scale = added(b, outputs, ARRIVAL), Held(ROW_SCALE.scale)
+            scaled = dequantised(b, sums, scale, partial(of_columns, "sw"))
+            self._follow(b, kind, biased(b, self.op, scaled, partial(of_columns, "b")))
             self._blocks[key] = b.finish()
         return self._blocks[key]
 

@@ -8,10 +8,11 @@ from chip.isa.instructions import AluOp
 from chip.isa.operands import Group, In, Stream, group
 from chip.ops.product import Matmul
 from chip.spec import vectors
-from compiler.codegen.core.builder import C2C_TURN, Block, Node, Ref
+from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.products.columns16 import Columns
 from compiler.codegen.products.resources import FEED, SUMS16
+from compiler.codegen.products.sums import biased
 
 
 @dataclass(slots=True)
@@ -49,6 +50,11 @@ class Drains16:
             stride = 1 if alone else 2
             b = Block(self.clock.spec, pinned=FEED.pinned, busy=busy, stride=stride)
             joined = [_join(b, block, j, arrival) for j, block in enumerate(blocks)]
+
+            def of_columns(j: int) -> Load:
+                return Load(Ref("b", 4 * j, vectors(blocks[j].width * 4)), "f32")
+
+            joined = biased(b, self.op, joined, of_columns)
             for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
                 out = Ref("y", item * j, vectors(block.width * item))
                 op = AluOp.COPY if item == 4 else AluOp.CVT_F16

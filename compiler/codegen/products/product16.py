@@ -196,7 +196,9 @@ def _placed(
         out.append(replace(g, drain=drain))
         start = drain + drains.delay - drains.arrival(drain)
         near = frozenset(cycle - start for cycle in feeds if 0 <= cycle - start < SPAN)
-        shift = {"y": g.blocks[0].first * drains.op.out_bytes // VECTOR_BYTES}
+        column = g.blocks[0].first
+        shift = {"y": column * drains.op.out_bytes // VECTOR_BYTES,
+                 "b": column * 4 // VECTOR_BYTES}  # fmt: skip
         block = drains.block(g.blocks, near, drain)
         placed.append(Placed(block=block, start=start, n=rows, interval=g.pace, shift=shift))
     return placed, out
@@ -218,7 +220,7 @@ def matmul16(op: Matmul, spec: ChipSpec) -> Template:
     return Template(
         placed=(*product.feeds(), *product.drains),
         cycles=end,
-        row_vectors={"x": product.halves, "y": row},
+        row_vectors={"x": product.halves, "y": row, "b": 0},
         needed={"x": (lead, lead)},
         stream_cycles=_even_stream(product.drains, end, row) if op.rows == 1 else 0,
         streams=(product,),

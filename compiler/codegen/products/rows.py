@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from chip.floorplan import Role, mxm
@@ -31,7 +32,7 @@ from compiler.codegen.products import timeline
 from compiler.codegen.products.activations import feed_block, row_scale
 from compiler.codegen.products.columns import blocks_of, groups_of
 from compiler.codegen.products.resources import FEED
-from compiler.codegen.products.sums import ARRIVAL, Outputs, added, dequantised
+from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
 
 BETWEEN = 2  # cycles between rows: even cycles of the ports are the activations'
@@ -130,7 +131,8 @@ def lay_out(op: Matmul, spec: ChipSpec) -> RowsProduct:
             blocks=blocks, outputs=outputs, slot=number % 2 * rows, drain=drain, pace=pace
         )
         start = drain + outputs.delay(clock) - outputs.arrival(clock)
-        shift = {"sw": blocks[0].first * 4 // VECTOR_BYTES,
+        wide = blocks[0].first * 4 // VECTOR_BYTES
+        shift = {"sw": wide, "b": wide,
                  "y": blocks[0].first * op.out_bytes // VECTOR_BYTES}  # fmt: skip
         placed.append(Placed(block=block, start=start, n=rows, interval=pace, shift=shift))
         groups.append(g)
@@ -152,10 +154,11 @@ def _drain_block(op: Matmul, outputs: Outputs, clock: Clock) -> Block:
     sums = added(b, outputs, outputs.arrival(clock))
     widths, item = outputs.widths, op.out_bytes
 
-    def column_scales(j: int) -> Load:
-        return Load(Ref("sw", 4 * j, vectors(widths[j] * 4)), "f32")
+    def of_columns(operand: str, j: int) -> Load:
+        return Load(Ref(operand, 4 * j, vectors(widths[j] * 4)), "f32")
 
-    for j, y in enumerate(dequantised(b, sums, scale, column_scales)):
+    scaled = dequantised(b, sums, scale, partial(of_columns, "sw"))
+    for j, y in enumerate(biased(b, op, scaled, partial(of_columns, "b"))):
         out = Ref("y", item * j, vectors(widths[j] * item))
         b.alu(AluOp.COPY if item == 4 else AluOp.CVT_F16, y, lanes=widths[j], out=out)
     return b

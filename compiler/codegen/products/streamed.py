@@ -605,7 +605,7 @@ def _next_pass(cursor: _Cursor, table: _Timetable) -> Pass:
 def fits(op: Matmul, spec: ChipSpec) -> bool:
     """Tell whether a product can be streamed: it has its rows in feed slices, for each array."""
     arrays = 4 if op.dtype == "int8" else 2
-    plain = isinstance(op.source, Activations) and isinstance(op.result, Plain)
+    plain = isinstance(op.source, Activations) and isinstance(op.result, Plain) and op.b is None
     slices = spec.slices // spec.hemispheres - spec.near_slices
     lanes = 2 * RUN if op.dtype == "int8" else slices % 2 * 2 * RUN
     return (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from chip.isa.instructions import AluOp
 from chip.isa.operands import STREAMS, In, Stream, group
+from chip.ops.product import Matmul
 from chip.spec import vectors
 from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
@@ -82,3 +83,12 @@ def dequantised(
         y = b.alu(AluOp.MUL, y, row_scale, lanes=total.lanes)
         out.append(b.alu(AluOp.MUL, y, column_scales(j), lanes=total.lanes))
     return out
+
+
+def biased(
+    b: Block, op: Matmul, values: list[Node], column_biases: Callable[[int], NodeSource]
+) -> list[Node]:  # fmt: skip
+    """Add the columns' biases to each vector of results, where the product has any."""
+    if op.b is None:
+        return values
+    return [b.alu(AluOp.ADD, column_biases(j), y, lanes=y.lanes) for j, y in enumerate(values)]

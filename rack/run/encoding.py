@@ -1,0 +1,76 @@
+"""A sequence through an encoder: one step, whose rows all see each other.
+
+Rows go in from the last token to the first: the position of row 0 is then that up to which every
+row sees, and it says how many tokens there are (`Attend.horizon`). Nothing else in a step message
+differs from a decoder's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chip.kernels import load as load_kernels
+from compiler.pipeline import CompiledModel
+from rack.errors import RequestError
+from rack.run.engine import EncoderRack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Hidden states [tokens, hidden] fp32, None without data; and what they took."""
+
+    step: str
+    cycles: int
+    hidden: NDArray[np.float32] | None
+
+    @property
+    def data_hash(self) -> str | None:
+        """SHA-256 over the sum for each token of what `logit_hash` makes of its states (law 5)."""
+        if self.hidden is None:
+            return None
+        digest, kernels = hashlib.sha256(), load_kernels()
+        for row in self.hidden:
+            digest.update(struct.pack("<Q", kernels.logit_hash(row, 0)))
+        return digest.hexdigest()
+
+
+def encode(
+    rack: EncoderRack, tokens: Sequence[int], types: Sequence[int] | None = None
+) -> Encoded:  # fmt: skip
+    """Run one sequence. `types`: the tokens' kinds, all 0 unless given. Raises RequestError."""
+    check_sequence(rack.compiled, tokens, types)
+    types = [0] * len(tokens) if types is None else types
+    step = rack.compiled.encode_step(len(tokens))
+    rack.reset()
+    positions = range(len(tokens) - 1, -1, -1)
+    result = rack.run_encode(step.name, positions, tokens[::-1], types[::-1])
+    hidden = None if result.hidden is None else result.hidden[::-1].copy()
+    return Encoded(step=step.name, cycles=result.cycles, hidden=hidden)
+
+
+def check_sequence(
+    compiled: CompiledModel, tokens: Sequence[int], types: Sequence[int] | None
+) -> None:  # fmt: skip
+    """Refuse what the rack cannot encode. Raises RequestError."""
+    config, limit = compiled.config, compiled.max_model_len
+    assert config.encoder is not None
+    if not 1 <= len(tokens) <= limit:
+        raise RequestError(
+            param="tokens", wanted=f"1 to {limit}, the context", got=f"{len(tokens)} tokens"
+        )
+    types = [0] * len(tokens) if types is None else types
+    if len(types) != len(tokens):
+        raise RequestError(
+            param="types", wanted=f"one for each of {len(tokens)} tokens", got=str(len(types))
+        )
+    kinds = config.encoder.type_vocab_size
+    for name, values, size in (("tokens", tokens, config.vocab_size), ("types", types, kinds)):
+        bad = [value for value in values if not 0 <= value < size]
+        if bad:
+            raise RequestError(param=name, wanted=f"ids below {size}", got=str(bad[0]))
