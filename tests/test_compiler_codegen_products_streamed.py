@@ -22,9 +22,10 @@ WIDE = {
 
 
 def product(
-    rows: int, k: int, n: int, dtype: str, out: str, gaps: int | None = None
-) -> dict[str, Any]:
-    names = "x s w sw y" if dtype == "int8" else "x w y"
+    rows: int, k: int, n: int, dtype: str, out: str, gaps: int | None = None, *,
+    biased: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    names = ("x s w sw y" if dtype == "int8" else "x w y") + " b" * biased
     shape = {"rows": rows, "k": k, "n": n, "out": out, "dtype": dtype}
     if gaps is not None:
         shape["gaps"] = gaps
@@ -36,8 +37,9 @@ def product(
     ("rows", "k", "n"), [(2, 64, 64), (5, 700, 1300), (16, 1000, 100), (130, 400, 330)]
 )
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])
-def test_bits(dtype: str, rows: int, k: int, n: int, out: str) -> None:
-    a = product(rows, k, n, dtype, out, gaps=24 if out == "f16" else None)
+@pytest.mark.parametrize("biased", [False, True])
+def test_bits(dtype: str, rows: int, k: int, n: int, out: str, biased: bool) -> None:
+    a = product(rows, k, n, dtype, out, gaps=24 if out == "f16" else None, biased=biased)
     rng = np.random.default_rng(rows)
     wide = -(-k // 320) * 320
     x = np.zeros((rows, wide), np.int8 if dtype == "int8" else np.float16)
@@ -46,6 +48,8 @@ def test_bits(dtype: str, rows: int, k: int, n: int, out: str) -> None:
     data = {"x": x, "w": tile_weights(w.astype(x.dtype))}
     if dtype == "int8":
         data |= {"s": rng.random(rows, np.float32), "sw": 0.01 * rng.random(n, np.float32)}
+    if biased:
+        data["b"] = rng.normal(size=n).astype(np.float32)
     both(Opcode.MATMUL, a, data, tuple(range(rows)), WIDE[dtype])
 
 

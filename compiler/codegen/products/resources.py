@@ -89,9 +89,11 @@ class Streamed:
     convert: int = alu(0, "sums to fp32")
     by_row: int = alu(1, "times the row's scale")
     by_column: int = alu(3, "times the columns' scales")
+    biased: int = alu(15, "plus the columns' biases")
     round: int = alu(2, "results")
     columns: tuple[int, ...] = alus((4, 6), "scales of columns: of this job, and of the next")
-    rows: tuple[int, ...] = alus((5, 7, 8, 10, 11, 12, 13, 14), "scales of rows: two chunks")
+    rows: tuple[int, ...] = alus((5, 7, 8, 10, 11, 12), "scales of rows: two chunks")
+    more: tuple[int, ...] = alus((13, 14), "biases of columns, as scales; else scales of rows")
     out: int = alu(9, "sends rows' scales to the SXM")
 
 

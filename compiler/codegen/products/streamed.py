@@ -250,13 +250,15 @@ class _Timetable:
         needed = self.product.columns_needed
         if before.of.job.first != job.first:
             needed = min(needed, -self.product.sent)
-        return max(before.of.end + 2 + SCALE_VECTORS, landed - self.arrays.drained - needed)
+        reads = SCALE_VECTORS + max(1, len(self.product.of_columns))
+        return max(before.of.end + 1 + reads, landed - self.arrays.drained - needed)
 
     def drain(self, one: Pass) -> None:
         """Note a last pass: its scales are read before the results of the pass before it."""
         before = self.drains[-1] if self.drains else None
         same = before is not None and before.of.job.first == one.job.first
-        reads = 1 + (0 if same else len(one.job.scale_vectors))
+        columns = max(1, len(self.product.of_columns))
+        reads = columns + (0 if same else len(one.job.scale_vectors))
         in_time = one.start + 1 + self.arrays.drained - self.product.sent - self.product.landed
         until = min(one.start, in_time) if before is None else self.first_port(before.of)
         rows = 0 if before is None else before.rows if same else 1 - before.rows
@@ -288,16 +290,29 @@ class StreamedProduct:
     drains: tuple[Drain, ...]
 
     @property
+    def of_columns(self) -> dict[str, tuple[int, ...]]:
+        """Return what columns have of their own: operand -> registers, of this job and the next."""
+        scales = {"sw": STREAMED.columns} if self.arrays.int8 else {}
+        return scales if self.op.b is None else {**scales, "b": STREAMED.more}
+
+    @property
+    def row_registers(self) -> tuple[int, ...]:
+        """Registers of rows' scales, for two chunks."""
+        return STREAMED.rows if self.op.b is not None else STREAMED.rows + STREAMED.more
+
+    @property
     def chain(self) -> list[tuple[int, AluOp, int]]:
         """Return (ALU, operation, cycles after the sums' arrival) of what is done to sums."""
-        of, s = self.arrays.clock.of, STREAMED
-        last = AluOp.COPY if self.op.out == "f32" else AluOp.CVT_F16
-        if not self.arrays.int8:
-            return [(s.round, last, 0)]
-        scaled, both = of["CVT_F32"], of["CVT_F32"] + of["MUL"]
+        s, of = STREAMED, self.arrays.clock.of
+        steps = [(s.round, AluOp.COPY if self.op.out == "f32" else AluOp.CVT_F16)]
+        if self.op.b is not None:
+            steps = [(s.biased, AluOp.ADD), *steps]
+        if self.arrays.int8:
+            scaled = [(s.by_row, AluOp.MUL), (s.by_column, AluOp.MUL)]
+            steps = [(s.convert, AluOp.CVT_F32), *scaled, *steps]
         return [
-            (s.convert, AluOp.CVT_F32, 0), (s.by_row, AluOp.MUL, scaled),
-            (s.by_column, AluOp.MUL, both), (s.round, last, both + of["MUL"]),
+            (on, op, sum(of[before] for _, before in steps[:n]))
+            for n, (on, op) in enumerate(steps)
         ]  # fmt: skip
 
     @property
@@ -315,7 +330,11 @@ class StreamedProduct:
     @property
     def columns_needed(self) -> int:
         """Cycles from the sums' arrival at the VXM to where columns' scales meet them."""
-        return self.chain[-2][2] if self.arrays.int8 else 0
+        return self.met(STREAMED.by_column) if self.arrays.int8 else 0
+
+    def met(self, number: int) -> int:
+        """Cycles from the sums' arrival at the VXM to their issue on an ALU of the chain."""
+        return next(at for on, _, at in self.chain if on == number)
 
     @property
     def out_delay(self) -> int:
@@ -348,6 +367,7 @@ class StreamedProduct:
             yield from self._load(one, base("w"))
             yield from self._multiply(one, base("x"))
         for drain in self.drains:
+            yield from self._columns(drain, base)
             if self.arrays.int8:
                 yield from self._scales(drain, base)
             yield from self._results(drain, base("y"))
@@ -421,19 +441,22 @@ class StreamedProduct:
             taps.append(Tap(stream))
         return reads, tuple(taps)
 
-    def _scales(self, drain: Drain, base: Callable[[str], int]) -> Iterator[Issue]:
-        """Read a job's scales into registers, then send each row's to its sums."""
+    def _columns(self, drain: Drain, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Read what a job's columns have of their own into registers, an operand a cycle."""
         job, fetch = drain.of.job, self.arrays.clock.fetch
-        width = job.block.width
-        reads, taps = self._fetched(
-            base("sw") + job.block.first * 4 // VECTOR_BYTES, vectors(width * 4), drain.port
-        )
-        yield from reads
-        columns = STREAMED.columns[drain.columns]
-        yield self._alu(columns, drain.port + fetch, AluOp.COPY, In(taps), lanes=width)
+        width, place = job.block.width, job.block.first * 4 // VECTOR_BYTES
+        for port, (operand, registers) in enumerate(self.of_columns.items(), drain.port):
+            reads, taps = self._fetched(base(operand) + place, vectors(width * 4), port)
+            yield from reads
+            number = registers[drain.columns]
+            yield self._alu(number, port + fetch, AluOp.COPY, In(taps), lanes=width)
+
+    def _scales(self, drain: Drain, base: Callable[[str], int]) -> Iterator[Issue]:
+        """Read a job's rows' scales into registers, then send each row's to its sums."""
+        job, fetch = drain.of.job, self.arrays.clock.fetch
         first = job.scale_vectors.start
         for vector in job.scale_vectors if drain.fresh else ():
-            port = drain.port + 1 + vector - first
+            port = drain.port + len(self.of_columns) + vector - first
             reads, taps = self._fetched(base("s") + vector, 1, port)
             yield from reads
             number = self._row_register(drain, vector)
@@ -443,7 +466,8 @@ class StreamedProduct:
                 yield from self._row_scale(drain, row + n, arrival + n)
 
     def _row_register(self, drain: Drain, vector: int) -> int:
-        return STREAMED.rows[drain.rows * SCALE_VECTORS + vector - drain.of.job.scale_vectors.start]
+        registers, nth = self.row_registers, vector - drain.of.job.scale_vectors.start
+        return registers[drain.rows * (len(registers) // 2) + nth]
 
     def _row_scale(self, drain: Drain, row: int, arrival: int) -> Iterator[Issue]:
         """Bring a row's scale to every lane, as its sums have become fp32."""
@@ -464,12 +488,16 @@ class StreamedProduct:
         """Dequantise and round sums, and write them."""
         width = drain.of.job.block.width
         first = In(self._sums(drain.of), "i32" if self.arrays.int8 else "f32")
-        scales = In(_scale_taps(drain.of.job)), Held(STREAMED.columns[drain.columns])
+        others: dict[int, Source] = {STREAMED.by_row: In(_scale_taps(drain.of.job))}
+        for on, operand in ((STREAMED.by_column, "sw"), (STREAMED.biased, "b")):
+            if operand in self.of_columns:
+                others[on] = Held(self.of_columns[operand][drain.columns])
         for row, arrival, rows in drain.of.bursts:
             at = arrival + self.arrays.drained
             *rest, (number, op, late) = self.chain
             value: Source = first
-            for (on, step, after), extra in zip(rest, ((), *((s,) for s in scales)), strict=False):
+            for on, step, after in rest:
+                extra = (others[on],) if on in others else ()
                 yield self._alu(on, at + after, step, value, *extra, lanes=width, n=rows)
                 value = Held(on)
             for n in range(rows):
@@ -507,7 +535,7 @@ class StreamedProduct:
             table.append(Use(STREAMED.out, -self.sent, -self.sent + of["COPY"],
                              -self.sent + of["COPY"], AluOp.COPY))  # fmt: skip
         yield replace(together("sums", table), starts=np.array(rows))
-        if self.arrays.int8:
+        if self.of_columns:
             yield together("scales", list(self._kept()))
 
     def _kept(self) -> Iterator[Use]:
@@ -518,13 +546,17 @@ class StreamedProduct:
             if drain.fresh:
                 fresh = number
             last[fresh] = drain.of.end + arrays.drained - self.sent
+        meets = {"sw": STREAMED.by_column, "b": STREAMED.biased}
         for number, drain in enumerate(self.drains):
-            done = drain.of.end + arrays.drained + self.columns_needed
             at = drain.port + arrays.clock.fetch
-            yield Use(STREAMED.columns[drain.columns], at, drain.port + landed, done, AluOp.COPY)
-            for nth, vector in enumerate(drain.of.job.scale_vectors if drain.fresh else ()):
+            for nth, (operand, registers) in enumerate(self.of_columns.items()):
+                done = drain.of.end + arrays.drained + self.met(meets[operand])
+                on = registers[drain.columns]
+                yield Use(on, at + nth, drain.port + nth + landed, done, AluOp.COPY)
+            fresh_rows = drain.of.job.scale_vectors if drain.fresh and arrays.int8 else ()
+            for nth, vector in enumerate(fresh_rows, len(self.of_columns)):
                 on = self._row_register(drain, vector)
-                yield Use(on, at + 1 + nth, drain.port + 1 + nth + landed, last[number], AluOp.COPY)
+                yield Use(on, at + nth, drain.port + nth + landed, last[number], AluOp.COPY)
 
 
 def _scale_taps(job: Job) -> Group:
@@ -605,7 +637,7 @@ def _next_pass(cursor: _Cursor, table: _Timetable) -> Pass:
 def fits(op: Matmul, spec: ChipSpec) -> bool:
     """Tell whether a product can be streamed: it has its rows in feed slices, for each array."""
     arrays = 4 if op.dtype == "int8" else 2
-    plain = isinstance(op.source, Activations) and isinstance(op.result, Plain) and op.b is None
+    plain = isinstance(op.source, Activations) and isinstance(op.result, Plain)
     slices = spec.slices // spec.hemispheres - spec.near_slices
     lanes = 2 * RUN if op.dtype == "int8" else slices % 2 * 2 * RUN
     return (
@@ -639,11 +671,12 @@ def _sizes(op: Matmul, spec: ChipSpec) -> list[int]:
             done[done.index(min(done))] += max(rows + 2, LOAD)
         return max(done)
 
-    largest = min(LARGEST, spec.mxm_accumulator_rows)
-    if largest > LARGEST - SCALES:
+    most = LARGEST if op.b is None or op.dtype != "int8" else LARGEST - SCALES
+    largest = min(most, spec.mxm_accumulator_rows)
+    if largest > most - SCALES:
         largest = largest // SCALES * SCALES
     least = -(-op.rows // largest)
     even = {-(-op.rows // n) for n in range(least, least + 2 * arrays)}
     sizes = {min(op.rows, -(-size // EVEN) * EVEN) for size in even} | {min(op.rows, largest)}
-    sizes = {size for size in sizes if size <= LARGEST - SCALES or size == largest}
+    sizes = {size for size in sizes if size <= most - SCALES or size == largest}
     return sorted(sizes, key=lambda size: (cycles(size), -size))[:TRIED]
