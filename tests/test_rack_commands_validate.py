@@ -258,10 +258,11 @@ def test_rows_of_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = encoders.encoder_rows(MACHINE)
     assert asked == [
         ("bert-base", "1x1", 128, "fp16"), ("bert-base", "1x1", 128, "int8"),
-        ("bert-large", "4x1", 384, "fp16"),
+        ("bert-large", "4x1", 384, "fp16"), ("bert-large", "1x4", 384, "fp16"),
     ]  # fmt: skip
     assert [round(row.ours, 2) for row in rows[:2]] == [1000, 1000]
-    within, all_runs, below = rows[2:]
+    within, all_runs, below = rows[2:5]
+    assert [row.ours for row in rows[5:]] == [within.ours, all_runs.ours, below.ours]
     assert 1000 < within.ours < all_runs.ours < 1225
     assert within.error_percent == all_runs.error_percent == below.error_percent == 0
     assert below.ours == pytest.approx(0.83, abs=0.02)
