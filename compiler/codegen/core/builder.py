@@ -60,6 +60,7 @@ from compiler.codegen.core.reservations import (
 from compiler.codegen.core.traffic import BLOCKS
 
 COPIES = STREAMS // 4  # 32-bit values that one SXM puts on its inward streams in a cycle
+STARTS = 16  # cycles at which a chain may start that are tried
 WAIT, LONG_WAIT = 4, 24  # cycles that a result may wait inside a chain, and at the worst
 READ_AHEAD = 8  # cycles of a block before its first read for an SXM can pass the VXM: room for READ
 EAST, WEST = 1, 0
@@ -92,6 +93,7 @@ class Block:
     pinned: frozenset[int] = frozenset()
     busy: Callable[[int], bool] = _c2c_turn  # cycles at which the ports are another's
     stride: int = 1  # cycles between the beats of an operand in memory
+    sxm_hops: int = field(init=False)  # between VXM and SXM
     interval: int = 0  # initiation interval: the block starts anew over itself; 0: it does not
     feed: frozenset[str] = frozenset()  # operands in feed slices, where the chip has such
     end: int = 0
@@ -99,6 +101,7 @@ class Block:
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
     _live: list[int] = field(default_factory=list)  # registers in use, by cycle of the interval
+    _began: int = 0  # when the last chain did
     _wait: int = WAIT
     _kept: list[tuple[Node, int]] = field(default_factory=list)  # last uses that the chain moved
     _chain: int | None = None  # the first node of the chain that is being built
@@ -106,6 +109,7 @@ class Block:
     def __post_init__(self) -> None:
         self._table.interval = self.interval
         self._live = [0] * self.interval
+        self.sxm_hops = hops(alu(0), sxm(EAST, 0), self.spec)
         if not self.spec.feed_slices:
             self.feed = frozenset()
 
@@ -114,11 +118,6 @@ class Block:
         return delays(self.spec)
 
     # -- times
-
-    @property
-    def sxm_hops(self) -> int:
-        """Hops between VXM and SXM."""
-        return hops(alu(0), sxm(EAST, 0), self.spec)
 
     def _port_slots(self, access: Access) -> list[Slot]:
         """Return when an access takes the ports of its slices, of both sides."""
@@ -209,13 +208,17 @@ class Block:
         """
         if not self.interval:
             return build(first)
-        last = max(first, 2 * self.sxm_hops + READ_AHEAD) + self.interval  # passes begin late
+        begin = max(first, min(first + self.interval, 2 * self.sxm_hops + READ_AHEAD) - LONG_WAIT)
         for self._wait in (WAIT, LONG_WAIT):
-            for at in range(first, last):
+            # where the chain before began: earlier cycles were full
+            begin = max(begin, min(self._began, first + self.interval))
+            for at in range(begin, begin + min(self.interval, STARTS)):
                 try:
-                    return self._closely(build, at)
+                    found = self._closely(build, at)
                 except Occupied:
                     continue
+                self._began = at
+                return found
         return build(first)
 
     def _closely(self, build: Callable[[int], T], at: int) -> T:

@@ -23,21 +23,65 @@ def assign(nodes: list[Node], spec: ChipSpec, pinned: frozenset[int], interval: 
     """
     late = delays(spec)["COPY"].d_func
     _free_large(nodes, late)
-    if interval:
-        _pass_on(nodes, late, interval)
+    order = sorted(nodes, key=lambda n: (n.cycle, n.done))
+    if not interval:
+        _assign_once(order, spec, pinned)
+        return
+    _pass_on(nodes, late, interval)
+    # what is kept for long fits in few places
+    order = sorted(nodes, key=lambda n: (n.last_use - n.done < LONG, n.op not in LARGE_OPS,
+                                         n.cycle, n.done))  # fmt: skip
+    _assign_over(order, spec, pinned, interval)
+
+
+def _assign_once(order: list[Node], spec: ChipSpec, pinned: frozenset[int]) -> None:
+    """Choose ALUs in a block that does not overlap itself."""
     recent: dict[int, list[Node]] = {number: [] for number in range(spec.vxm_alus)}
-    for node in nodes:
+    for node in order:
         if node.alu is not None:
             recent[node.alu].append(node)
-    pool = [number for number in recent if number not in pinned]
-    order = sorted(nodes, key=lambda n: (n.cycle, n.done))
-    if interval:  # what is kept for long fits in few places
-        order.sort(key=lambda n: n.op not in LARGE_OPS)
-        order.sort(key=lambda n: n.last_use - n.done < LONG)
     for node in order:
-        if node.alu is None:
-            node.alu = _alu_for(node, recent, pool, interval)
-            recent[node.alu].append(node)
+        if node.alu is not None:
+            continue
+        for number in _choices(node, spec, pinned):
+            recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
+            if not any(_clash(node, other) for other in recent[number]):
+                node.alu = number
+                recent[number].append(node)
+                break
+        else:
+            raise _none_free(node)
+
+
+def _assign_over(
+    order: list[Node], spec: ChipSpec, pinned: frozenset[int], interval: int
+) -> None:  # fmt: skip
+    """Choose ALUs in a block that overlaps itself: bits are cycles of the interval."""
+    issued, kept = [0] * spec.vxm_alus, [0] * spec.vxm_alus
+    whole = (1 << interval) - 1
+
+    def bits(node: Node) -> tuple[int, int]:
+        first, lasts = node.done % interval, node.last_use - node.done + 1
+        span = (1 << min(lasts, interval)) - 1 << first
+        return 1 << node.cycle % interval, (span | span >> interval) & whole
+
+    for node in order:
+        if node.alu is not None:
+            at, live = bits(node)
+            issued[node.alu] |= at
+            kept[node.alu] |= live
+    for node in order:
+        if node.alu is not None:
+            continue
+        at, live = bits(node)
+        for number in _choices(node, spec, pinned):
+            if not issued[number] & at and not kept[number] & live:
+                node.alu = number
+                issued[number] |= at
+                kept[number] |= live
+                break
+        else:
+            raise _none_free(node)
 
 
 def _copy(node: Node, cycle: int, late: int) -> Node:
@@ -83,21 +127,20 @@ def _free_large(nodes: list[Node], late: int) -> None:
                 node.last_use = max(node.last_use, user.cycle)
 
 
-def _alu_for(node: Node, recent: dict[int, list[Node]], pool: list[int], interval: int) -> int:
+def _choices(node: Node, spec: ChipSpec, pinned: frozenset[int]) -> list[int]:
+    """Return the ALUs that can do an instruction; large ones last if small ones can too."""
+    pool = [number for number in range(spec.vxm_alus) if number not in pinned]
     large = [number for number in pool if number in LARGE_ALUS]
-    small = [number for number in pool if number not in LARGE_ALUS]
-    for number in large if node.op in LARGE_OPS else small + large:
-        if not interval:
-            recent[number] = [n for n in recent[number] if n.last_use >= node.cycle]
-        if not any(_clash(node, other, interval) for other in recent[number]):
-            return number
-    raise OverflowError(f"no ALU is free for {node.op} at cycle {node.cycle}")
+    if node.op in LARGE_OPS:
+        return large
+    return [number for number in pool if number not in LARGE_ALUS] + large
 
 
-def _clash(a: Node, b: Node, interval: int) -> bool:
+def _none_free(node: Node) -> OverflowError:
+    return OverflowError(f"no ALU is free for {node.op} at cycle {node.cycle}")
+
+
+def _clash(a: Node, b: Node) -> bool:
     """Two instructions cannot share an ALU: same issue, or a result lost before its last use."""
-    if not interval:
-        lost = a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
-        return a.cycle == b.cycle or lost
-    kept = [{c % interval for c in range(n.done, n.last_use + 1)} for n in (a, b)]
-    return a.cycle % interval == b.cycle % interval or bool(kept[0] & kept[1])
+    lost = a.done <= b.done <= a.last_use or b.done <= a.done <= b.last_use
+    return a.cycle == b.cycle or lost

@@ -80,6 +80,7 @@ def laid_out(what: str) -> Iterator[None]:
         raise TemplateError(f"{what}: no instructions can be laid out on this chip{why}") from error
 
 
+FEW = 100  # instructions of a block for which all intervals are tried
 MANY = 16  # runs from which on the interval alone decides
 TRIES = 12  # initiation intervals to try between one bound and twice that
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
@@ -143,6 +144,8 @@ def row_block(build: Callable[[int, int], Block], runs: int) -> Block:
                 continue
             if (runs - 1) * interval + block.end < ends:
                 best, ends = block, (runs - 1) * interval + block.end
+        if best is not alone and len(alone.nodes) > FEW:
+            break  # longer intervals bring little, and take long to try
     return best
 
 
@@ -152,9 +155,13 @@ def by_rows(
 ) -> Template:  # fmt: skip
     """Run one row's block for every row, behind a block that sets up.
 
-    `row` builds it for so many runs (`row_block`).
+    `row` builds it for so many runs (`row_block`): once for one, and once for all other numbers.
     """
-    block = row(min(rows, MANY))
+    block = row(1)
+    if rows > 1:
+        over = row(MANY)
+        if (rows - 1) * over.interval + over.end < (rows - 1) * aligned(block.end) + block.end:
+            block = over if over.interval else block
     start = aligned(first.end) if first is not None else 0
     interval = block.interval or aligned(block.end)
     placed = [Placed(block=first, start=0)] if first is not None else []
