@@ -356,14 +356,17 @@ def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> Chi
 
     An encoder, whose steps have the rows of whole sequences, may take more work slices instead.
     """
-    choices = [wide(memory.dtype, spec)]
-    if split.config.encoder is not None and spec.slices_per_hop >= ROOMY:
-        choices.append(replace(spec, work_slices=ROOMY))
     chips = chip_classes(split, memory.forward_row_bytes).values()
-    for one in choices:
-        if all(bytes_needed(split, chip, memory, one) <= spec.sram_bytes for chip in chips):
-            return one
-    return spec
+
+    def fits(one: ChipSpec) -> bool:
+        return all(bytes_needed(split, chip, memory, one) <= spec.sram_bytes for chip in chips)
+
+    choices = [wide(memory.dtype, spec)]
+    if split.config.encoder is not None:
+        choices += [replace(spec, work_slices=ROOMY)] * (spec.slices_per_hop >= ROOMY)
+    elif not fits(spec):  # what is asked for is refused, however the slices are used
+        return spec
+    return next(filter(fits, choices), spec)
 
 
 def wide(dtype: str, spec: ChipSpec) -> ChipSpec:

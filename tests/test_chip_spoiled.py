@@ -37,7 +37,8 @@ def test_spoiled_programs(bench: Bench) -> None:
 
     Harmless changes exist (a register is read a cycle later, a tap brings lanes that nothing uses)
     but are few: of 600 changes drawn once 82 % were refused, 13 % gave other results, and 6 % did
-    nothing. No change of a transfer or of a departure gets through.
+    nothing. No change of a transfer or of a departure is harmless: what is not refused is a RECEIVE
+    that writes elsewhere, and that shows.
     """
     seen = Counter[tuple[str, str]]()
     for kind in KINDS:
@@ -45,7 +46,8 @@ def test_spoiled_programs(bench: Bench) -> None:
     total = sum(seen.values())
     assert sum(n for (_, verdict), n in seen.items() if verdict == "refused") > 0.6 * total, seen
     assert sum(n for (_, verdict), n in seen.items() if verdict == "harmless") < 0.2 * total, seen
-    assert all(verdict == "refused" for kind, verdict in seen if kind == "C2C"), seen
+    assert ("C2C", "harmless") not in seen, seen
+    assert seen["C2C", "refused"] > 0.6 * EXAMPLES, seen
 
 
 def _verdicts(bench: Bench, kinds: tuple[type, ...]) -> list[str]:

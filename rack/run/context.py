@@ -18,7 +18,8 @@ def context_advice(prepared: Prepared) -> str:
     if prepared.images is not None:
         return "an artifact compiled with a larger --max-model-len raises it"
     options = replace(options_of(config), max_model_len=None)
-    fits = largest_context(compiled.partition, compiled.network, compiled.chip, options)
+    plain = replace(compiled.chip, work_slices=1, feed_slices=0)  # as the compiler decides it
+    fits = largest_context(compiled.partition, compiled.network, plain, options)
     where = f"{compiled.layout} on {compiled.target_name}"
     if fits > now:
         return f"--max-model-len raises it, up to {fits} with {where}"
