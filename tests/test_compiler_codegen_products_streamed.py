@@ -14,6 +14,7 @@ from chip.errors import TemplateError
 from chip.kernels.quant import tile_weights
 from chip.ops.opcodes import Opcode
 from compiler.codegen.lower import lower_operation
+from rack.reports.template_picture import bars
 
 WIDE = {
     "int8": replace(CHIP, work_slices=2, feed_slices=2),
@@ -78,3 +79,17 @@ def test_rows_that_begin_within_a_turn_of_the_feed_slices() -> None:
         "rows of a product: wanted a whole turn of the 4 feed slices from their first vector on, "
         "got vector 1"
     )
+
+
+def test_it_is_drawn() -> None:
+    """A picture of its instructions, Repeats too: work and feed slices apart, every ALU in use."""
+    a, spec = product(40, 64, 64, "int8", "f16"), WIDE["int8"]
+    operation = scheduled(
+        opcode=Opcode.MATMUL, name="rows", args=a, start=0, end=cycles(Opcode.MATMUL, a, spec),
+        nop=0,
+    )  # fmt: skip
+    drawn = {
+        lane.label: found for lane, found in bars(lower_operation(operation, spec), spec).items()
+    }
+    assert {"2 work slices", "2 feed slices", "40 bulk slices", "ALU 0", "ALU 2"} <= set(drawn)
+    assert sum(bar.end - bar.start for bar in drawn["ALU 0"] if bar.meaning == "VXM: convert") == 40

@@ -72,6 +72,11 @@ class Bar:
 def lanes_of(spec: ChipSpec) -> list[Lane]:
     """Return the picture's lanes, as the units lie from west to east."""
     bulk = spec.slices // spec.hemispheres - spec.near_slices
+    near = (
+        (f"{spec.feed_slices} feed slices", spec.feed_slices),
+        ("work slice" if spec.work_slices == 1 else f"{spec.work_slices} work slices",
+         spec.work_slices),
+    )  # fmt: skip
 
     def side(number: int) -> list[Lane]:
         name = SIDES[number]
@@ -81,7 +86,7 @@ def lanes_of(spec: ChipSpec) -> list[Lane]:
               for plane in planes for what in ("weights", "array", "sums")),
             Lane(f"SXM {name}", f"{SXM_QUEUES} queues", SXM_QUEUES),
             Lane(f"MEM {name}", f"{bulk} bulk slices", bulk),
-            Lane(f"MEM {name}", "work slice", 1),
+            *(Lane(f"MEM {name}", label, count) for label, count in near if count),
         ]  # fmt: skip
 
     alus = [Lane("VXM", f"ALU {number}", 1) for number in range(spec.vxm_alus)]
@@ -89,8 +94,8 @@ def lanes_of(spec: ChipSpec) -> list[Lane]:
     return [*side(0), *alus, *reversed(east[6:]), *east[:6]]
 
 
-def lane_of(issue: Issue) -> tuple[str, str]:
-    """Return the unit and the first word or number of the label of an issue's lane."""
+def lane_of(issue: Issue, spec: ChipSpec) -> tuple[str, str]:
+    """Return the unit and the label of an issue's lane, without the number of its slices."""
     queue = issue.queue
     if queue.unit is Unit.VXM:
         return "VXM", f"ALU {queue.number}"
@@ -100,7 +105,9 @@ def lane_of(issue: Issue) -> tuple[str, str]:
         names = {Role.LOAD: "weights", Role.FEED: "array", Role.DRAIN: "sums"}
         return unit, f"plane {plane} {names[role]}"
     if queue.unit is Unit.MEM:
-        return unit, "work slice" if queue.number == 0 else "bulk slices"
+        if queue.number < spec.work_slices:
+            return unit, "work slice" if spec.work_slices == 1 else "work slices"
+        return unit, "feed slices" if queue.number < spec.near_slices else "bulk slices"
     return unit, "queues"
 
 
@@ -135,7 +142,7 @@ def bars(issues: Sequence[Issue], spec: ChipSpec) -> dict[Lane, list[Bar]]:
         kept.setdefault(use.alu, []).append(Bar(use.landed, use.last + 1, 1.0, KEPT))
     out: dict[Lane, list[Bar]] = {}
     for lane in lanes_of(spec):
-        if own := [issue for issue in issues if _belongs(lane, *lane_of(issue))]:
+        if own := [issue for issue in issues if _belongs(lane, *lane_of(issue, spec))]:
             registers = kept[own[0].queue.number] if lane.unit == "VXM" else []
             out[lane] = [*registers, *_filled(own, lane)]
     return out

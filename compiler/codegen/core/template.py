@@ -160,8 +160,9 @@ def by_rows(
     block = row(1)
     if rows > 1:
         over = row(MANY)
-        if (rows - 1) * over.interval + over.end < (rows - 1) * aligned(block.end) + block.end:
-            block = over if over.interval else block
+        alone = (rows - 1) * aligned(block.end) + block.end
+        if over.interval and (rows - 1) * over.interval + over.end < alone:
+            block = over
     start = aligned(first.end) if first is not None else 0
     interval = block.interval or aligned(block.end)
     placed = [Placed(block=first, start=0)] if first is not None else []

@@ -77,11 +77,11 @@ def of_issues(
     found, reads = defaultdict[int, list[list[int]]](list), list[tuple[int, int]]()
     names: dict[tuple[int, int], str] = {}
     table = delays(spec)
-    for issue in issues:
-        alu, at = issue.instruction, issue.cycle
+    every = ((issue, issue.cycle + n * issue.d) for issue in issues for n in range(issue.n))
+    for issue, at in every:
+        alu = issue.instruction
         if not isinstance(alu, Alu):
             continue
-        assert issue.n == 1
         number, late = issue.queue.number, 0
         for source in alu.sources:
             if isinstance(source, In):

@@ -649,7 +649,7 @@ def fits(op: Matmul, spec: ChipSpec) -> bool:
 def matmul_rows(op: Matmul, spec: ChipSpec) -> Template:
     """x . w of many rows, scaled, fp32 or fp16."""
     product = min((lay_out(op, spec, size) for size in _sizes(op, spec)), key=lambda p: p.end)
-    fed = min(at for one in product.passes for at in (one.start,)) - product.arrays.deepest
+    fed = min(one.start for one in product.passes) - product.arrays.deepest
     scales = min(drain.port for drain in product.drains)
     return Template(
         placed=(),
