@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +219,14 @@ def test_passes_of_attention_take_no_alu_that_is_not_theirs() -> None:
 def test_the_page_shows_the_table() -> None:
     page = Path(__file__).parent.parent / "docs" / "template.md"
     assert str(product_tables.ONE_ROW) in page.read_text()
+
+
+def test_products_of_many_rows_keep_to_their_table() -> None:
+    """Rows of two chunks, whose scales fill all registers; with a bias, and without."""
+    spec, issues = replace(CHIP, work_slices=2, feed_slices=2), list[Issue]()
+    for bias in ("", " b"):
+        shape = {"rows": 480, "k": 64, "n": 640, "out": "f32", "dtype": "int8"}
+        a = placed(Opcode.MATMUL, operand(shape, "x s w sw y" + bias), 0, spec)
+        end = cycles(Opcode.MATMUL, a, spec)
+        issues += lower_operation(scheduled(Opcode.MATMUL, "rows", a, 0, end), spec)
+    check_keeps_to(product_tables.MANY_ROWS, issues)
