@@ -33,6 +33,9 @@ class Role(StrEnum):
     DRAIN = "ACC"  # products into accumulators and onto streams
 
 
+_ROLES = tuple(Role)  # in the order of a plane's queues
+
+
 class Queue(NamedTuple):
     """One instruction queue: `MEM_W12`, `SXM_E3`, `MXM_E2`, `VXM5`. Hemisphere 0 is west."""
 
@@ -50,6 +53,11 @@ def mem(hemisphere: int, index: int) -> Queue:
     return Queue(Unit.MEM, hemisphere, index)
 
 
+def bulk_slices(spec: ChipSpec) -> range:
+    """Return the numbers of a hemisphere's slices of bulk memory: all but those near the VXM."""
+    return range(spec.near_slices, spec.slices // spec.hemispheres)
+
+
 def sxm(hemisphere: int, index: int) -> Queue:
     """Return one of a hemisphere's SXM queues; C2C instructions are issued there too.
 
@@ -60,7 +68,7 @@ def sxm(hemisphere: int, index: int) -> Queue:
 
 def mxm(plane: int, role: Role) -> Queue:
     """Return a queue of one plane: planes 0 and 1 are west, 2 and 3 east."""
-    return Queue(Unit.MXM, plane // 2, 3 * (plane % 2) + list(Role).index(role))
+    return Queue(Unit.MXM, plane // 2, 3 * (plane % 2) + _ROLES.index(role))
 
 
 def alu(index: int) -> Queue:
@@ -100,7 +108,7 @@ def _names(spec: ChipSpec) -> dict[str, Queue]:
 def plane_of(queue: Queue) -> tuple[int, Role]:
     """Return the plane of an MXM queue, and what it does there."""
     plane, role = divmod(queue.number, 3)
-    return 2 * queue.hemisphere + plane, list(Role)[role]
+    return 2 * queue.hemisphere + plane, _ROLES[role]
 
 
 def position(queue: Queue, spec: ChipSpec) -> int:

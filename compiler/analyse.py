@@ -1,4 +1,4 @@
-"""Analyse where a step's cycles go: critical path by part, busiest link and unit, roofline.
+"""Analyse where a step's cycles go: critical path by part and bound, what is busiest, roofline.
 
 All figures are read from the finished schedule, so they cannot differ from what runs.
 """
@@ -6,7 +6,9 @@ All figures are read from the finished schedule, so they cannot differ from what
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from chip.ops.attention import Attend
 from chip.ops.cost import receive_cycles, send_lead_cycles
@@ -29,11 +31,13 @@ class Busiest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """One step: cycles by part (they add up to the step's), bottlenecks, roofline."""
+    """One step: cycles by part and by bound (each adds up to the step's), what is busiest, and the
+    roofline."""
 
     step: str
     cycles: int
     parts: dict[str, int]
+    bounds: dict[str, int]  # the same cycles by what bounds them, most first
     link: Busiest | None
     unit: Busiest
     roofline_cycles: int
@@ -48,10 +52,16 @@ class Analysis:
 def analyse(compiled: CompiledModel, schedule: StepSchedule) -> Analysis:
     """Analyse one step of a compiled model."""
     roofline, total = _roofline(compiled, schedule)
+    parts, bounds = dict.fromkeys(PARTS, 0), defaultdict[str, int](int)
+    for piece in _critical_path(compiled, schedule):
+        parts[piece.part] += piece.cycles
+        bounds[piece.bound] += piece.cycles
+    ordered = sorted(((n, cycles) for n, cycles in bounds.items() if cycles), key=lambda b: -b[1])
     return Analysis(
         step=schedule.name,
         cycles=schedule.cycles,
-        parts=_critical_path(compiled, schedule),
+        parts=parts,
+        bounds=dict(ordered),
         link=_busiest_link(compiled, schedule),
         unit=_busiest_unit(schedule),
         roofline_cycles=roofline,
@@ -59,9 +69,16 @@ def analyse(compiled: CompiledModel, schedule: StepSchedule) -> Analysis:
     )
 
 
-def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str, int]:
-    """Walk back from the last result and count cycles by what they were spent on."""
-    parts = dict.fromkeys(PARTS, 0)
+class _Piece(NamedTuple):
+    """Cycles of the critical path: what they count to, and what bounds them."""
+
+    part: str
+    bound: str
+    cycles: int
+
+
+def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> Iterator[_Piece]:
+    """Walk back from the last result; yield what cycles were spent on."""
     nodes = [list(program.operations) for program in schedule.programs]
     sends = {
         operation.op.transfer: (node, operation)
@@ -71,29 +88,45 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> dict[str,
     }
     last = [(op.end, i, op) for i, p in enumerate(schedule.programs) for op in p.operations]
     at, node, current = max(last, key=lambda item: item[0])
-    parts["turnaround"] = schedule.cycles - at
+    yield _Piece("turnaround", "turnaround", schedule.cycles - at)
     while True:
-        op = current.op
-        part = op.part
-        if isinstance(op, Receive):
-            node, current_send = sends[op.transfer]
-            is_host = compiled.network.links[op.link].is_host
-            part = "host port" if is_host else "exchange"
-            current = current_send
-        parts[part] += at - current.start
+        if isinstance(current.op, Receive):
+            node, current = sends[current.op.transfer]
+        yield from _pieces(compiled, current.op, at - current.start)
         at = current.start
         if at <= 0:
-            return parts
+            return
         previous = _before(nodes[node], current, compiled)
         if previous is None:  # a NOP held it back: go on with what ended last before it
             earlier = [o for o in nodes[node] if o.end <= at and not isinstance(o.op, Send)]
             if not earlier:
-                parts["exchange"] += at
-                return parts
+                yield _Piece("exchange", "waiting for a buffer", at)
+                return
             previous = max(earlier, key=lambda op: op.end)
-            parts["exchange"] += at - previous.end
+            yield _Piece("exchange", "waiting for a buffer", at - previous.end)
             at = previous.end
         current = previous
+
+
+def _pieces(compiled: CompiledModel, op: Operation, cycles: int) -> Iterator[_Piece]:
+    """Split the cycles that one operation, or a hop of a transfer, has on the path."""
+    if isinstance(op, Send):
+        link = compiled.network.links[op.link]
+        part = "host port" if link.is_host else "exchange"
+        flight = min(cycles, link.latency_cycles + link.slack_cycles)
+        stream = min(cycles - flight, op.vectors * link.slot_cycles)
+        where = "host port" if link.is_host else "links"
+        yield _Piece(part, f"latency of {where}", flight)
+        yield _Piece(part, f"rate of {where}", stream)
+        yield _Piece(part, "ways between links and memory", cycles - flight - stream)
+        return
+    name = {"weights": "products", "attention": "attention"}.get(op.part)
+    if name is None:
+        yield _Piece(op.part, "vector work", cycles)
+        return
+    loads = min(cycles, -(-_stream_bytes(op) // compiled.chip.stream_bytes_per_cycle))
+    yield _Piece(op.part, "weight loads" if name == "products" else "cache loads", loads)
+    yield _Piece(op.part, f"{name} beside loads", cycles - loads)
 
 
 def _before(

@@ -16,9 +16,11 @@ from typing import Any
 import msgpack
 
 from chip.ops.cost import CostModel
+from chip.ops.program import Computation
 from chip.ops.rows import row_bytes
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.cost import cost_model
+from compiler.codegen.table import check_law
 from compiler.errors import CapacityError, CompilerError
 from compiler.ir import Memory, StepKind, StepSchedule
 from compiler.model.config import ModelConfig
@@ -428,6 +430,7 @@ def compile_model(
     wanted = _wanted(kinds, ground, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
     about = (ground.costs, network.links, ground.memories, network.clock, network.sync)
+    lawful = 0  # shapes whose templates are checked
     forked = layout.chips * len(wanted) > WORTH_FORKING
     with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:
         for kind in wanted:
@@ -436,11 +439,20 @@ def compile_model(
             steps[kind.name] = step
             if kinds != "estimate":
                 checks.add(partial(verify, [(step, 0)], *about))
+                shapes = list(ground.costs.known)
+                checks.add(partial(check_laws, shapes[lawful:], target.chip))
+                lawful = len(shapes)
     progress(len(steps), len(wanted))
     compiled = compiled_model(config, target, layout, ground, steps)
     if kinds == "estimate":
         return compiled
     return replace(compiled, schedule_hash=schedule_digest(compiled))
+
+
+def check_laws(shapes: Sequence[Computation], spec: ChipSpec) -> None:
+    """Raise TemplateError for an operation that the machine would refuse."""
+    for shape in shapes:
+        check_law(shape, spec)
 
 
 def compiled_model(

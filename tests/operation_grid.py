@@ -29,6 +29,11 @@ HEADS = (  # heads, KV heads, head_dim
 )  # fmt: skip
 SHARES = ((16,), (48, 32), (336, 0, 664), (96, 80, 80, 80), (1040, 1040, 1008, 1008))
 WIDTHS = (16, 40, 64, 172, 320, 336, 656, 1000)
+PREFILL_ROWS = (2, 3, 4, 8, 16, 32, 64)
+PREFILL_BUCKETS = (256, 512, 1024)
+LLAMAS = ((32, 8, 4096, 14336), (64, 8, 8192, 28672))  # heads, KV heads, hidden, intermediate
+GROUPS = (1, 4, 8)  # chips of a tensor-parallel group
+DEEP, WIDE = 1280, 2560  # what is kept of longer and wider products, with what is left of a tile
 PRODUCTS = (  # k, n
     (64, 64), (64, 24), (100, 2000), (330, 1000), (700, 1300), (320, 344), (1000, 16), (48, 336),
 )  # fmt: skip
@@ -97,6 +102,33 @@ def products() -> Iterator[Case]:
         yield one_row(k, n, "f32" if after is None else "f16", **extra)
         if before == "norm":
             yield one_row(k, n, "f32" if after is None else "f16", arrives=24, **extra)
+
+
+def prefills() -> Iterator[Case]:
+    """What a layer of llama-8b or 70B does with a chunk of a prompt, on a chip of a group."""
+    for dtype, rows in product(("int8", "fp16"), PREFILL_ROWS):
+        found: list[Case] = []
+        for (heads, kv_heads, hidden, wide), chips in product(LLAMAS, GROUPS):
+            own, own_kv = heads // chips, kv_heads // chips
+            for bucket in PREFILL_BUCKETS:
+                found.append(attention(own, own_kv, 128, bucket, rows, dtype))
+            names = "qkv rope q sq kv kvs" if dtype == "int8" else "qkv rope q kv"
+            shape = {"heads": own, "kv_heads": own_kv, "head_dim": 128, "context": 1024}
+            found.append((Opcode.ROPE, operand({"rows": rows, "dtype": dtype, **shape}, names)))
+            for k, n in (
+                (hidden, (own + 2 * own_kv) * 128), (hidden, hidden // chips),
+                (hidden, 2 * wide // chips), (wide, hidden // chips),
+            ):  # fmt: skip
+                shape = {"rows": rows, "k": cut(k, DEEP, 320), "n": cut(n, WIDE, 1280)}
+                shape |= {"out": "f16" if k == wide else "f32", "dtype": dtype}
+                names = "x s w sw y" if dtype == "int8" else "x w y"
+                found.append((Opcode.MATMUL, operand(shape, names)))
+        yield from {name(case): case for case in found}.values()
+
+
+def cut(size: int, most: int, unit: int) -> int:
+    """Return a size, or of a larger one `most` and what is left of a unit."""
+    return size if size <= most + unit else most + size % unit
 
 
 def vector_work() -> Iterator[Case]:

@@ -16,6 +16,7 @@ from operation_grid import (
     one_row,
     operand,
     positions_for,
+    prefills,
     products,
     top_k,
     vector_work,
@@ -45,6 +46,8 @@ DEFAULT = [
     OVERWRITTEN,
     attention(16, 16, 64, 512, 2),
     attention(7, 7, 30, 256, 9),
+    attention(8, 1, 128, 512, 16),  # llama-70b, T = 8
+    attention(4, 1, 128, 1024, 4, "fp16"),  # llama-8b, T = 8
     attention(8, 2, 128, 256, 5, "fp16"),
     (Opcode.NORM, operand({"rows": 5, "hidden": 336, "eps": 1e-5, "dtype": "int8"}, "x gamma q s")),
     (Opcode.GATHER, operand({"rows": 9, "shares": (48, 32), "dtype": "fp16"}, "src q")),
@@ -92,7 +95,8 @@ DEFAULT = [
 def every() -> list[Case]:
     """The whole grid."""
     return [
-        *attentions("int8"), *attentions("fp16"), *products(), *vector_work(), *top_k(),
+        *attentions("int8"), *attentions("fp16"), *products(), *prefills(), *vector_work(),
+        *top_k(),
     ]  # fmt: skip
 
 

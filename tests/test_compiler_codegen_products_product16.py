@@ -11,6 +11,7 @@ from operation_grid import operand
 from plain_ops import operation_of
 
 from chip.ops.opcodes import Opcode
+from compiler.codegen.core.control import one_by_one
 from compiler.codegen.products.product16 import lay_out
 
 
@@ -21,6 +22,6 @@ def test_one_instruction_a_queue_and_cycle(more: int) -> None:
     shape = {"rows": 1, "k": 1000, "n": 1300, "out": "f32", "dtype": "fp16"}
     product = lay_out(operation_of(Opcode.MATMUL, operand(shape, "x w y")), chip)
     assert len(product.groups) > 2
-    issued = Counter((i.queue, i.cycle + n * i.d) for i in product.issues(lambda _: 0)
-                     for n in range(i.n))  # fmt: skip
+    issues = one_by_one(product.issues(lambda _: 0), lambda _: 0, chip)
+    issued = Counter((i.queue, i.cycle + n * i.d) for i in issues for n in range(i.n))
     assert set(issued.values()) == {1}

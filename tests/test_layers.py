@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("chip", "interconnect", "compiler", "rack")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-COMPILER_MAY_IMPORT = (  # what a chip is and does; not how one runs or computes
+COMPILER_MAY_IMPORT = (  # what a chip is, does and refuses; not how one runs or computes
     *("chip.spec", "chip.floorplan", "chip.sram", "chip.errors", "chip.ops.", "chip.isa."),
     *("chip.kernels.quant", "chip.kernels.synthetic", "chip.kernels.vmath"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
     "interconnect.clock",
+    *("chip.machine.bulk", "chip.machine.check", "chip.machine.collect", "chip.machine.law"),
 )
 VERIFIER = (
     *("compiler.verify.verifier", "compiler.verify.accesses", "compiler.verify.clock"),

@@ -1,4 +1,4 @@
-"""`rack.plan`: chips, memory, cycles that add up, bottlenecks; it starts nothing."""
+"""`rack.plan`: chips, memory, cycles that add up, what binds a token; it starts nothing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KEYS = {
     "config", "notices", "code", "synchronisation",
 }  # fmt: skip
 DECODE = {
-    "step", "cycles", "microseconds", "tokens_per_second", "parts", "roofline_cycles",
-    "roofline_ratio", "stream_bytes", "bottleneck_unit", "bottleneck_link",
+    "step", "cycles", "microseconds", "tokens_per_second", "parts", "bounds", "roofline_cycles",
+    "roofline_ratio", "stream_bytes", "busiest_unit", "busiest_link",
 }  # fmt: skip
 PRESET = PRESETS["tiny"]
 TINY_CONFIG = {
@@ -51,16 +51,17 @@ def check_adds_up(report: dict[str, Any]) -> None:
     """What must hold for every plan."""
     assert set(report) == KEYS
     decode, memory = report["decode"], report["sram_bytes_per_chip"]
-    assert set(decode) - {"bottleneck_link"} == DECODE - {"bottleneck_link"}
+    assert set(decode) - {"busiest_link"} == DECODE - {"busiest_link"}
     assert set(decode["parts"]) == set(PARTS)
     assert sum(part["cycles"] for part in decode["parts"].values()) == decode["cycles"] > 0
     assert all(part["cycles"] >= 0 for part in decode["parts"].values())
-    for row in (decode, *decode["parts"].values()):
+    assert sum(bound["cycles"] for bound in decode["bounds"].values()) == decode["cycles"]
+    for row in (decode, *decode["parts"].values(), *decode["bounds"].values()):
         assert row["microseconds"] == pytest.approx(row["cycles"] / 900)  # 900 MHz
     assert decode["tokens_per_second"] == pytest.approx(9e8 / decode["cycles"])
     assert decode["roofline_ratio"] == decode["cycles"] / decode["roofline_cycles"] > 1
     for kind in ("unit", "link"):
-        item = decode.get(f"bottleneck_{kind}")
+        item = decode.get(f"busiest_{kind}")
         assert item is None or 0 < item["busy_cycles"] <= decode["cycles"]
         assert item is None or item["busy_fraction"] == item["busy_cycles"] / decode["cycles"]
     rows = [memory[name] for name in ("weights", "kv_cache", "buffers", "free")]
@@ -75,17 +76,35 @@ def test_a_plan_of_a_small_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert (report["chips"], report["racks"], report["layout"]) == (5, 1, "2x2+1")
     assert report["max_model_len"] == 256
     assert report["decode"]["step"] == "decode/256"
-    assert report["decode"]["bottleneck_unit"]["name"].startswith("chip ")
-    assert "->" in report["decode"]["bottleneck_link"]["name"]
+    assert report["decode"]["busiest_unit"]["name"].startswith("chip ")
+    assert "->" in report["decode"]["busiest_link"]["name"]
     assert report["config"]["layout"] == "2x2+1"
     assert report["weights"].startswith("SYNTHETIC")
 
 
 def test_one_chip_has_no_link_to_wait_for(capsys: pytest.CaptureFixture[str]) -> None:
     report = plan(capsys, "tiny", "--layout", "1x1")
-    assert "bottleneck_link" not in report["decode"]
+    assert "busiest_link" not in report["decode"]
     assert main(["tiny", "--layout", "1x1"]) == 0
-    assert "bottleneck link: none" in capsys.readouterr().out
+    assert "busiest link: none" in capsys.readouterr().out
+
+
+def test_what_binds_a_token_follows_from_links_and_loads() -> None:
+    """A hop on the way of a token takes its link's latency, and a slot for each vector."""
+    model = compiled("1x2", "groqrack")
+    (step, *_) = model.steps.values()
+    bounds = analyse(model, step).bounds
+    link = next(link for link in model.network.links if not link.is_host)
+    host = next(link for link in model.network.links if link.is_host)
+    hops, rest = divmod(bounds["latency of links"], link.latency_cycles)
+    assert hops > 4, "an all-gather for each product of two layers and the head's logits"
+    assert rest == 0
+    assert bounds["rate of links"] % link.slot_cycles == 0
+    assert bounds["rate of links"] >= hops * link.slot_cycles
+    assert bounds["latency of host port"] == 2 * host.latency_cycles, "in and out"
+    alone = compiled("1x1", "groqrack")
+    (step, *_) = alone.steps.values()
+    assert not {"latency of links", "rate of links"} & set(analyse(alone, step).bounds)
 
 
 @pytest.mark.parametrize("hardware", ["lesson", "groqrack"])
@@ -96,6 +115,8 @@ def test_the_parts_of_any_step_add_up(layout: str, hardware: str, dtype: str) ->
     for step in model.steps.values():
         found = analyse(model, step)
         assert sum(found.parts.values()) == found.cycles == step.cycles
+        assert sum(found.bounds.values()) == step.cycles
+        assert list(found.bounds.values()) == sorted(found.bounds.values(), reverse=True)
         assert min(found.parts.values()) >= 0
         assert found.unit.cycles <= step.cycles
 
@@ -116,8 +137,9 @@ def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -
     assert "tiny int8 on lesson: layout 2x2+1, 5 chips, 1 racks" in " ".join(out.split())
     for text in (
         f"{decode['cycles']:,}", f"{decode['roofline_cycles']:,} cycles", "turnaround",
-        f"bottleneck unit: {decode['bottleneck_unit']['name']}, busy ", "SRAM per chip",
-        f"bottleneck link: {decode['bottleneck_link']['name']}, busy ", "100.0%",
+        "a token is bound by latency of host port ",
+        f"busiest unit: {decode['busiest_unit']['name']}, busy ", "SRAM per chip",
+        f"busiest link: {decode['busiest_link']['name']}, busy ", "100.0%",
     ):  # fmt: skip
         assert text in out
 
@@ -199,7 +221,7 @@ def test_llama_70b_on_groqrack(capsys: pytest.CaptureFixture[str]) -> None:
     report = plan(capsys, "llama-70b", "--hardware", "groqrack", *layout)
     assert (report["hardware"], report["chips"], report["racks"]) == ("groqrack", 325, 5)
     assert report["max_model_len"] == 512
-    assert "->" in report["decode"]["bottleneck_link"]["name"]
+    assert "->" in report["decode"]["busiest_link"]["name"]
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,12 @@ def test_lanes_lie_as_the_units_do() -> None:
 
 def test_every_issue_is_drawn_where_and_when_it_is(issues: list[Issue]) -> None:
     found = {f"{lane.unit} {lane.label}": own for lane, own in bars(issues, CHIP).items()}
+    every = [(str(i.queue), i.cycle + n * i.d) for i in issues for n in range(i.n)]
     wanted = {
-        "VXM ALU 9": {i.cycle for i in issues if str(i.queue) == "VXM9"},
-        "SXM east 14 queues": {i.cycle for i in issues if str(i.queue).startswith("SXM_E")},
-        "MEM west work slice": {i.cycle for i in issues if str(i.queue) == "MEM_W0"},
-        "MXM east plane 3 weights": {i.cycle for i in issues if str(i.queue) == "MXM_E3"},
+        "VXM ALU 9": {at for queue, at in every if queue == "VXM9"},
+        "SXM east 14 queues": {at for queue, at in every if queue.startswith("SXM_E")},
+        "MEM west work slice": {at for queue, at in every if queue == "MEM_W0"},
+        "MXM east plane 3 weights": {at for queue, at in every if queue == "MXM_E3"},
     }
     for lane, expected in wanted.items():
         drawn = {bar.start for bar in found[lane] if bar.meaning != KEPT}

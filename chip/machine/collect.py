@@ -6,11 +6,12 @@ that an issue takes has an operand number; `chip.machine.resolve` finds the valu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
 
 from chip.errors import IssueError
-from chip.floorplan import Queue, Unit, hops, mem, plane_of, position
+from chip.floorplan import Queue, Unit, bulk_slices, hops, mem, plane_of, position
 from chip.isa.instructions import (
     ABC,
     ACC,
@@ -35,6 +36,7 @@ from chip.isa.issue import Delay, Issue, culprit, delays
 from chip.isa.operands import ITEM_BYTES, At, Chain, Group, Held, In, Tap, group
 from chip.machine.check import Checker
 from chip.machine.events import (
+    I64,
     EventTable,
     HalfEvents,
     InstallEvents,
@@ -50,10 +52,12 @@ from chip.machine.events import (
     SumEvents,
     WordEvents,
 )
+from chip.machine.turns import Counted, Turns
 from chip.spec import ChipSpec
 
 FLOW_BITS = 6
 EDGE = (1 << FLOW_BITS) - 1  # flow coordinates run from 0 to this in both directions
+Events = TypeVar("Events", bound=NamedTuple)
 
 
 class Operand(NamedTuple):
@@ -105,38 +109,82 @@ def access_cycle(issue: Issue, table: dict[str, Delay]) -> int:
 
 
 class Collector:
-    """The bursts of a program and their events, one table for each kind."""
+    """The bursts of a program and their events, one table for each kind.
 
-    def __init__(self, spec: ChipSpec) -> None:
+    `checker`: refuses what is wrong in itself; without one each instruction was checked before.
+    """
+
+    def __init__(self, spec: ChipSpec, checker: Checker | None = None) -> None:
         self.spec, self.delays = spec, delays(spec)
         self.bursts: list[Burst] = []
-        self.values = self.operands = 0  # how many there are
-        self.issued = EventTable(QueueEvents)
-        self.stream_writes = EventTable(StreamEvents)
-        self.stream_reads = EventTable(StreamEvents)
-        self.sram_reads = EventTable(WordEvents)
-        self.sram_writes = EventTable(WordEvents)
-        self.port_uses = EventTable(PortEvents)
+        self._values = self._operands = 0  # how many there are, of parts that come again once
+        self._turns = Turns()
+        once, value, operand = self.repeat, Counted.VALUE, Counted.OPERAND
+        self.issued = EventTable(QueueEvents, once())
+        self.stream_writes = EventTable(StreamEvents, once("data", value))
+        self.stream_reads = EventTable(StreamEvents, once("data", operand))
+        self.sram_reads = EventTable(WordEvents, once("data", value))
+        self.sram_writes = EventTable(WordEvents, once("data", operand))
+        self.port_uses = EventTable(PortEvents, once())
         self.dynamic: list[Burst] = []  # bursts whose address comes with the step
         self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
         self.received: list[Burst] = []  # bursts whose one operand is what they receive
-        self.results = EventTable(ResultEvents)
-        self.register_reads = EventTable(RegisterEvents)
-        self.loads = EventTable(LoadEvents)
-        self.installs = EventTable(InstallEvents)
-        self.slot_fills = EventTable(SlotEvents)
-        self.slot_reads = EventTable(SlotEvents)
-        self.products = EventTable(ProductEvents)
-        self.drains = EventTable(ProductEvents)
-        self.halves = EventTable(HalfEvents)
-        self.sums = EventTable(SumEvents)
-        self._checker = Checker(spec)
+        self.results = EventTable(ResultEvents, once("value", value))
+        self.register_reads = EventTable(RegisterEvents, once("operand", operand))
+        self.loads = EventTable(LoadEvents, once("operand", operand))
+        self.installs = EventTable(InstallEvents, once())
+        self.slot_fills = EventTable(SlotEvents, once("operand", operand))
+        self.slot_reads = EventTable(SlotEvents, once("operand", operand))
+        self.products = EventTable(ProductEvents, once("operand", operand))
+        self.drains = EventTable(ProductEvents, once("operand", operand))
+        self.halves = EventTable(HalfEvents, once())
+        self.sums = EventTable(SumEvents, once())
+        self._checker = checker
         self._queues: dict[Queue, int] = {}
+        self._edges: dict[tuple[int, bool, bool], int] = {}
         self._positions: dict[Queue, int] = {}
+
+    def again(self, name: str, starts: Sequence[int]) -> None:
+        """Let what is added from here on come again at each of these cycles, and count from it.
+
+        `name`: what it is part of.
+        """
+        assert self.bursts == [] or not self._turns.plain, "all that is added is part of something"
+        self._turns.again(name, self._added, starts)
+
+    def added(self, bursts: I64) -> I64:
+        """Return which of `bursts` each burst's number means."""
+        return self._turns.added(bursts, self._added)
+
+    @property
+    def values(self) -> int:
+        """Return how many values are made."""
+        return self._turns.totals(self._added)[Counted.VALUE]
+
+    @property
+    def operands(self) -> int:
+        """Return how many operands are taken."""
+        return self._turns.totals(self._added)[Counted.OPERAND]
+
+    @property
+    def _added(self) -> tuple[int, int, int]:
+        return len(self.bursts), self._values, self._operands
+
+    def repeat(self, column: str = "", of: Counted = Counted.BURST) -> Callable[[Events], Events]:
+        """Return what repeats events as often as their parts come.
+
+        `column` has numbers of what is counted, and needs numbers of its own in each turn.
+        """
+
+        def repeat(events: Events) -> Events:
+            return self._turns.repeat(events, self._added, column, of)
+
+        return repeat
 
     def add(self, issue: Issue) -> None:
         """Add one burst. Raises IssueError for an instruction that is wrong in itself."""
-        self._checker.check(issue)
+        if self._checker is not None:
+            self._checker.check(issue)
         burst = Burst(issue, len(self.bursts))
         self.bursts.append(burst)
         queue = self._queues.setdefault(issue.queue, len(self._queues))
@@ -162,7 +210,41 @@ class Collector:
 
     def culprit(self, issue: IssueIndex, event: int) -> str:
         """Name the issue that an event comes from."""
-        return culprit(self.bursts[issue.burst[event]].issue, int(issue.nth[event]))
+        burst, later, part = self._turns.where(int(issue.burst[event]), self._added)
+        own = self.bursts[burst].issue.moved(later)
+        return culprit(own if own.name else replace(own, name=part), int(issue.nth[event]))
+
+    def neighbours(self, issue: Issue, count: int, diagonal: int) -> int:
+        """Add accesses of `count` vectors at once, which lie wherever in their hemisphere.
+
+        `issue`: the first of them; the others are beside it on the next streams. `diagonal`: of the
+        first turn's values on their streams. Return the burst's number.
+        """
+        burst, access = Burst(issue, len(self.bursts)), issue.instruction
+        assert isinstance(access, (Read, Write))
+        self.bursts.append(burst)
+        reads = isinstance(access, Read)
+        if reads:
+            self._make(burst, count)
+        first = burst.base if reads else self._operand(burst, count).first
+        table = self.stream_writes if reads else self.stream_reads
+        flow = self._outermost(issue.queue.hemisphere, access.stream.eastward, put=reads)
+        for nth in range(issue.n):
+            run = StreamEvents.neighbours(
+                stream=access.stream.code, diagonal=diagonal + nth * issue.d, flow=flow,
+                data=first + nth * count,
+            )  # fmt: skip
+            table.add(burst.number, count, run, nth)
+        return burst.number
+
+    def _outermost(self, hemisphere: int, eastward: bool, *, put: bool) -> int:
+        """Return the flow of the hemisphere's slice that a stream passes first, or last."""
+        key = hemisphere, eastward, put
+        if (flow := self._edges.get(key)) is None:
+            places = [position(mem(hemisphere, n), self.spec) for n in bulk_slices(self.spec)]
+            flows = [at if eastward else EDGE - at for at in places]
+            flow = self._edges[key] = min(flows) if put else max(flows)
+        return flow
 
     # -- streams
 
@@ -189,16 +271,16 @@ class Collector:
         return operand
 
     def _operand(self, burst: Burst, width: int) -> Operand:
-        operand = Operand(self.operands, burst.issue.n, width)
-        self.operands += operand.n * width
+        operand = Operand(self._operands, burst.issue.n, width)
+        self._operands += operand.n * width
         burst.operands.append(operand)
         return operand
 
     def _make(self, burst: Burst, per: int, n: int | None = None) -> None:
         """Number the values that a burst makes: `per` an issue, or `per` in each of n cycles."""
-        burst.base, burst.per = self.values, per
+        burst.base, burst.per = self._values, per
         burst.count = per * (burst.issue.n if n is None else n)
-        self.values += burst.count
+        self._values += burst.count
 
     def _put(self, burst: Burst, taps: Group, block: int | None = None) -> None:
         """Let the first values of each issue leave on streams, d_func after the last beat.
@@ -309,14 +391,21 @@ class Collector:
             self._acc(burst, mxm, plane)
 
     def _lw(self, burst: Burst, lw: LW, plane: int) -> None:
-        issue, operand = burst.issue, self._take(burst, group(lw.stream, lw.count))
-        for vector in range(lw.count):
-            load = LoadEvents.run(
-                plane=plane, cycle=issue.cycle + self.delays["LW"].d_func, period=issue.d,
-                column=lw.column + vector, column_step=lw.step, operand=operand.first + vector,
-                operand_step=lw.count,
+        """Add columns that come on neighbouring streams, issue by issue."""
+        issue, delay = burst.issue, self.delays["LW"]
+        operand, eastward = self._operand(burst, lw.count), lw.stream.eastward
+        flow = self._flow(burst, eastward=eastward)
+        for nth in range(issue.n):
+            at, first = issue.cycle + nth * issue.d, operand.first + nth * lw.count
+            taken = StreamEvents.neighbours(
+                stream=lw.stream.code, diagonal=at + delay.d_skew - flow, flow=flow, data=first
+            )
+            self.stream_reads.add(burst.number, lw.count, taken, nth)
+            load = LoadEvents.neighbours(
+                plane=plane, cycle=at + delay.d_func, column=lw.column + nth * lw.step,
+                operand=first,
             )  # fmt: skip
-            self.loads.add(burst.number, issue.n, load)
+            self.loads.add(burst.number, lw.count, load, nth)
 
     def _abc(self, burst: Burst, abc: ABC, plane: int) -> None:
         """Add the use of a slot, and the product unless the row only fills the slot."""

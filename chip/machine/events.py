@@ -10,6 +10,7 @@ A place (a queue, an SRAM word, an ALU) and a cycle make one sortable key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -61,6 +62,11 @@ class StreamEvents(NamedTuple):
         *, stream: int, diagonal: int, period: int, flow: int, data: int, data_step: int
     ) -> EventRun:
         return stream, diagonal, flow, data, 0, period, 0, data_step
+
+    @staticmethod
+    def neighbours(*, stream: int, diagonal: int, flow: int, data: int) -> EventRun:
+        """Vectors on neighbouring streams at once."""
+        return stream, diagonal, flow, data, 1, 0, 0, 1
 
 
 class WordEvents(NamedTuple):
@@ -129,11 +135,9 @@ class LoadEvents(NamedTuple):
     issue: IssueIndex
 
     @staticmethod
-    def run(
-        *, plane: int, cycle: int, period: int, column: int, column_step: int, operand: int,
-        operand_step: int,
-    ) -> EventRun:  # fmt: skip
-        return plane, cycle, column, operand, 0, period, column_step, operand_step
+    def neighbours(*, plane: int, cycle: int, column: int, operand: int) -> EventRun:
+        """Neighbouring columns at once."""
+        return plane, cycle, column, operand, 0, 0, 1, 1
 
 
 class InstallEvents(NamedTuple):
@@ -213,28 +217,37 @@ Events = TypeVar("Events", bound=NamedTuple)
 
 
 class EventTable(Generic[Events]):
-    """Runs of events of one kind; made as `EventTable(WordEvents)`."""
+    """Runs of events of one kind; made as `EventTable(WordEvents)`.
 
-    def __init__(self, kind: type[Events]) -> None:
-        self._kind, self._columns = kind, len(kind._fields) - 1
+    `repeat`: what gives the events of parts that come again, each in its turn.
+    """
+
+    def __init__(
+        self, kind: type[Events], repeat: Callable[[Events], Events] | None = None
+    ) -> None:
+        self._kind, self._columns, self._repeat = kind, len(kind._fields) - 1, repeat
         self._numbers: list[int] = []  # (burst, n, *run) of each run, one after another
 
-    def add(self, burst: int, n: int, run: EventRun) -> None:
-        """Add the run of a burst's `n` issues."""
-        self._numbers += (burst, n, *run)
+    def add(self, burst: int, n: int, run: EventRun, nth: int | None = None) -> None:
+        """Add the run of a burst's `n` issues, or `n` events of its issue `nth`."""
+        first, step = (0, 1) if nth is None else (nth, 0)
+        self._numbers += (burst, n, first, step, *run)
 
     def expand(self) -> Events:
         """Return the columns of all events, in the order in which they were added."""
-        width = 2 + 2 * self._columns
+        width = 4 + 2 * self._columns
         rows = np.array(self._numbers, np.int64).reshape(-1, width)
         burst, n, *numbers = np.ascontiguousarray(rows.T)
         run = np.repeat(np.arange(len(n)), n)
-        nth = np.arange(len(run)) - np.repeat(np.cumsum(n) - n, n)
-        columns = [
-            first[run] + step[run] * nth if step.any() else first[run]
-            for first, step in zip(numbers[: self._columns], numbers[self._columns :], strict=True)
+        within = np.arange(len(run)) - np.repeat(np.cumsum(n) - n, n)
+        starts = [numbers[0], *numbers[2 : 2 + self._columns]]
+        steps = [numbers[1], *numbers[2 + self._columns :]]
+        nth, *columns = [
+            first[run] + step[run] * within if step.any() else first[run]
+            for first, step in zip(starts, steps, strict=True)
         ]
-        return self._kind._make([*columns, IssueIndex(burst[run], nth)])
+        events = self._kind._make([*columns, IssueIndex(burst[run], nth)])
+        return events if self._repeat is None else self._repeat(events)
 
 
 _CYCLE_BITS = 36
@@ -251,6 +264,15 @@ def keys(place: I64, cycle: I64) -> I64:
 def place_of(key: I64) -> I64:
     """Return the places of keys."""
     return key >> _CYCLE_BITS
+
+
+def order_of(key: I64) -> I64:
+    """Return the order of keys; equal ones as they come."""
+    order = np.argsort(key)
+    ordered = key[order]
+    if (ordered[1:] == ordered[:-1]).any():  # a stable sort takes three times as long
+        return np.argsort(key, kind="stable")
+    return order
 
 
 def duplicate(sorted_keys: I64) -> int | None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from chip.errors import IssueError
-from chip.isa.issue import culprit
 from chip.machine.collect import Collector
 from chip.machine.events import (
     I64,
@@ -18,6 +17,7 @@ from chip.machine.events import (
     keys,
     latest,
     matches,
+    order_of,
     place_of,
 )
 
@@ -57,7 +57,7 @@ def resolve_planes(table: Collector, source: I64) -> Tiles:
 def _drained(table: Collector, products: ProductEvents, drains: ProductEvents) -> I64:
     """Return the product that each ACC takes: the one that leaves the array in its cycle."""
     key = keys(products.plane, products.cycle)
-    order = np.argsort(key, kind="stable")
+    order = order_of(key)
     at, there = matches(key[order], keys(drains.plane, drains.cycle))
     if not there.all():
         event = int(np.argmin(there))
@@ -89,12 +89,11 @@ def _check_joined(
         if hit.any():
             event = int(np.argmax(hit))
             plane = int(events.plane[event])
-            even = fp16[np.flatnonzero(joined == plane)[-1]]
+            even = int(fp16[np.flatnonzero(joined == plane)[-1]])
             raise IssueError(
                 f"plane {plane} is joined to plane {plane - 1} for fp16",
-                culprit(table.bursts[events.issue.burst[event]].issue),
-                culprit(table.bursts[products.issue.burst[even]].issue),
-            )
+                table.culprit(events.issue, event), table.culprit(products.issue, even),
+            )  # fmt: skip
 
 
 def _tiles(table: Collector, loads: LoadEvents, installs: InstallEvents) -> tuple[I64, I64]:
@@ -104,7 +103,7 @@ def _tiles(table: Collector, loads: LoadEvents, installs: InstallEvents) -> tupl
     holds for activations issued IW's d_func after the IW, or later.
     """
     key = keys(installs.plane, installs.cycle)
-    order = np.argsort(key, kind="stable")
+    order = order_of(key)
     ordered, wanted = key[order], installs.columns[order]
     tile = np.searchsorted(ordered, keys(loads.plane, loads.cycle))
     there = tile < len(ordered)
@@ -113,7 +112,7 @@ def _tiles(table: Collector, loads: LoadEvents, installs: InstallEvents) -> tupl
         event = int(np.argmin(there))
         raise table.refusal("weights that are never installed", loads.issue, event)
     cell = tile * table.spec.mxm_columns + loads.column
-    by_cell = np.argsort(cell, kind="stable")
+    by_cell = order_of(cell)
     if (twice := duplicate(cell[by_cell])) is not None:
         what = "two weights in one column of the buffer"
         raise table.refusal(what, loads.issue, by_cell[twice], by_cell[twice + 1])
@@ -123,11 +122,11 @@ def _tiles(table: Collector, loads: LoadEvents, installs: InstallEvents) -> tupl
     if (wrong := filled != wanted).any():
         event = int(np.argmax(wrong))
         what = f"weight buffer: wanted {wanted[event]} columns, got {filled[event]}"
-        raise IssueError(what, culprit(table.bursts[installs.issue.burst[order[event]]].issue))
+        raise table.refusal(what, installs.issue, order[event])
     return ordered + table.delays["IW"].d_func, tiles
 
 
-def _rows(plane: I64, row: I64) -> I64:
+def rows_of(plane: I64, row: I64) -> I64:
     """Return plane and accumulator row, or plane and activation slot, as one place."""
     return (plane << _ROW_BITS) + row
 
@@ -135,8 +134,8 @@ def _rows(plane: I64, row: I64) -> I64:
 def _check_halves(table: Collector) -> None:
     """The halves of a row's fp16 tiles take turns, half 0 first."""
     halves = table.halves.expand()
-    key = keys(_rows(halves.plane, halves.row), halves.cycle)
-    order = np.argsort(key, kind="stable")
+    key = keys(rows_of(halves.plane, halves.row), halves.cycle)
+    order = order_of(key)
     place, half = place_of(key[order]), halves.half[order]
     number = np.arange(len(order)) - np.searchsorted(place, place)  # of the half in its row
     last = np.append(place[1:] != place[:-1], True)[: len(order)]
@@ -149,7 +148,7 @@ def _check_halves(table: Collector) -> None:
 def _check_sums(table: Collector) -> None:
     """An accumulator row must have been started."""
     sums = table.sums.expand()
-    key = keys(_rows(sums.plane, sums.row), sums.cycle)
+    key = keys(rows_of(sums.plane, sums.row), sums.cycle)
     found = latest(np.sort(key[sums.starts == 1]), key, now=True)
     if (found < 0).any():
         event = int(np.argmax(found < 0))
@@ -159,9 +158,9 @@ def _check_sums(table: Collector) -> None:
 def _resolve_slots(table: Collector, source: I64) -> None:
     """A slot of the activation buffer holds a row until the next fill."""
     fills, reads = table.slot_fills.expand(), table.slot_reads.expand()
-    key = keys(_rows(fills.plane, fills.slot), fills.cycle)
-    order = np.argsort(key, kind="stable")
-    found = latest(key[order], keys(_rows(reads.plane, reads.slot), reads.cycle), now=False)
+    key = keys(rows_of(fills.plane, fills.slot), fills.cycle)
+    order = order_of(key)
+    found = latest(key[order], keys(rows_of(reads.plane, reads.slot), reads.cycle), now=False)
     if (found < 0).any():
         event = int(np.argmax(found < 0))
         raise table.refusal("nothing in the activation buffer's slot", reads.issue, event)

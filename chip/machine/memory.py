@@ -19,7 +19,7 @@ from chip.isa.instructions import Read, Write
 from chip.isa.issue import culprit
 from chip.isa.operands import At
 from chip.machine.collect import Burst, Collector, slice_of
-from chip.machine.events import I64, IssueIndex, WordEvents, keys, latest, place_of
+from chip.machine.events import I64, IssueIndex, WordEvents, keys, latest, order_of, place_of
 from chip.machine.ports import EITHER, Accesses, check_ports
 from chip.spec import ChipSpec
 
@@ -95,7 +95,7 @@ def resolve_memory(table: Collector, source: I64, memory: MemoryMap) -> MemoryFl
         live.update(reads.issue.burst[read].tolist(), writes.issue.burst[written].tolist())
         reads, writes = reads.where(~read), writes.where(~written)
     key = keys(writes.vector, writes.cycle)
-    order = np.argsort(key, kind="stable")
+    order = order_of(key)
     ordered = key[order]
     found = latest(ordered, keys(reads.vector, reads.cycle), now=False)
     fresh = found < 0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from chip.errors import IssueError
-from chip.machine.events import I64, IssueIndex, duplicate, keys, matches
+from chip.machine.events import I64, IssueIndex, duplicate, keys, matches, order_of
 
 EITHER = -1
 
@@ -37,7 +37,7 @@ def check_ports(
     ordered: dict[str, tuple[I64, I64]] = {}
     for what, accesses in (("reads of", reads), ("writes to", writes)):
         key = keys(accesses.slice_, accesses.cycle)
-        order = np.argsort(key, kind="stable")
+        order = order_of(key)
         ordered[what] = key[order], order
         if (twice := duplicate(key[order])) is not None:
             raise IssueError(

@@ -14,8 +14,9 @@ import numpy as np
 
 from chip.isa.instructions import TILES
 from chip.isa.issue import Issue
+from chip.machine.check import Checker
 from chip.machine.collect import Burst, Collector
-from chip.machine.events import I64, duplicate, keys, latest
+from chip.machine.events import I64, duplicate, keys, latest, order_of
 from chip.machine.matrix import resolve_planes
 from chip.machine.memory import Commits, MemoryMap, resolve_memory
 from chip.machine.stops import check_stops
@@ -44,18 +45,18 @@ class Resolved:
 
 def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resolved:
     """Return a program's dataflow. Raises IssueError for the first thing that is refused."""
-    table = Collector(spec)
+    table = Collector(spec, Checker(spec))
     for issue in issues:
         table.add(issue)
     source = np.full(table.operands, -1, np.int64)
-    issued = _issue_cycles(table)
+    issued = issue_cycles(table)
     flights = resolve_streams(table, source)
     for burst in table.received:
         own = burst.operands[0]
         source[own.first : own.first + own.n] = burst.base + np.arange(own.n)
     check_stops(table.bursts, flights, table.delays, spec)
     flow = resolve_memory(table, source, memory)
-    _resolve_registers(table, source)
+    resolve_registers(table, source)
     tiles = resolve_planes(table, source)
     source = np.where(source >= 0, flow.alias[source], -1)
     last = max((burst.issue.last_cycle for burst in table.bursts), default=0)  # skew: + TILES
@@ -68,22 +69,22 @@ def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resol
     )  # fmt: skip
 
 
-def _issue_cycles(table: Collector) -> I64:
+def issue_cycles(table: Collector) -> I64:
     """Return the cycle of each issue; a queue has one issue a cycle."""
     issued = table.issued.expand()
     key = keys(issued.queue, issued.cycle)
-    order = np.argsort(key, kind="stable")
+    order = order_of(key)
     if (twice := duplicate(key[order])) is not None:
         what = "two instructions in one queue and cycle"
         raise table.refusal(what, issued.issue, order[twice], order[twice + 1])
     return issued.cycle
 
 
-def _resolve_registers(table: Collector, source: I64) -> None:
+def resolve_registers(table: Collector, source: I64) -> None:
     """An ALU's register holds a result until the next one completes."""
     results, reads = table.results.expand(), table.register_reads.expand()
     key = keys(results.alu, results.cycle)
-    order = np.argsort(key, kind="stable")
+    order = order_of(key)
     ordered = key[order]
     if (twice := duplicate(ordered)) is not None:
         what = "two results in one ALU's register in one cycle"

@@ -14,7 +14,7 @@ import numpy as np
 
 from chip.isa.operands import Stream
 from chip.machine.collect import FLOW_BITS, Collector
-from chip.machine.events import I64, IssueIndex, StreamEvents, duplicate
+from chip.machine.events import I64, IssueIndex, StreamEvents, duplicate, order_of
 
 _DIAGONAL_BITS = 36
 _DIAGONAL_BIAS = (
@@ -37,7 +37,7 @@ def resolve_streams(table: Collector, source: I64) -> Flights:
     """
     writes, reads = table.stream_writes.expand(), table.stream_reads.expand()
     key = _keys(writes)
-    order = np.argsort(key, kind="stable")
+    order = order_of(key)
     ordered = key[order]
     if (twice := duplicate(ordered)) is not None:
         stream = Stream.of_code(int(writes.stream[order[twice]]))
@@ -59,5 +59,9 @@ def resolve_streams(table: Collector, source: I64) -> Flights:
 
 def _keys(events: StreamEvents) -> I64:
     """Return stream, diagonal and flow as one integer, ordered in this order."""
-    line = (events.stream << _DIAGONAL_BITS) + events.diagonal + _DIAGONAL_BIAS
-    return (line << FLOW_BITS) + events.flow
+    return (lines(events) << FLOW_BITS) + events.flow
+
+
+def lines(events: StreamEvents) -> I64:
+    """Return stream and diagonal as one integer: where a value stands still."""
+    return (events.stream << _DIAGONAL_BITS) + events.diagonal + _DIAGONAL_BIAS

@@ -9,7 +9,7 @@ from chip.ops.cost import Cost, CostModel
 from chip.ops.opcodes import described
 from chip.ops.program import Computation
 from chip.spec import ChipSpec
-from compiler.codegen.table import template
+from compiler.codegen.table import laid_out_only
 
 
 def cost_model(spec: ChipSpec) -> CostModel:
@@ -19,7 +19,7 @@ def cost_model(spec: ChipSpec) -> CostModel:
 
 def _cost(spec: ChipSpec, op: Computation) -> Cost:
     try:
-        built = template(op, spec)
+        built = laid_out_only(op, spec)
     except TemplateError as error:
         raise TemplateError(f"{op.opcode.name} of {described(op)}: {error}") from None
     return Cost(built.cycles, built.stream_cycles, built.needed)

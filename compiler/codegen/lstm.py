@@ -22,7 +22,7 @@ unknown), so the VXM needs nothing from memory but the cell state. sigmoid(x) = 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -37,6 +37,7 @@ from chip.ops.opcodes import BOUND
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk, Part
 from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.core.uses import check
 from compiler.codegen.products import timeline
@@ -125,13 +126,24 @@ class Cell:
                 acc = ACC(slot=g.slot + row, first=tile == 0)
                 yield Issue(mxm(plane, Role.DRAIN), self.multiplied(number, tile, row), acc)
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def alike(self, number: int, tile: int) -> tuple[int, Hashable]:
+        """Return when a tile's first row is fed, its group's sums, and whether they begin."""
+        return self.loads[number].fed(tile), (self.groups[number].slot, tile == 0)
+
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield the same as `issues`, each part once."""
+        yield from timeline.parts(self)
+        yield Part((0,), self._leave_again())
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield the MXM's instructions, and the ways to it and from it: sums leave twice."""
-        yield from timeline.issues(self, base)
+        yield from timeline.issues(self)
+        yield from self._leave_again()
+
+    def _leave_again(self) -> Iterator[Issue]:
         again = replace(self, groups=self.again)
         for number in range(len(self.groups)):
-            for row in range(self.rows):
-                yield from timeline.leave(again, number, row)
+            yield from timeline.leave(again, number)
 
     def feeds(self) -> list[Placed]:
         """Return the activations' way, straight to the arrays: a row a cycle."""

@@ -11,8 +11,9 @@ from chip.isa.issue import Issue, delays
 from chip.ops.kv import WINDOW_VECTORS
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from chip.sram import work_start
+from compiler.codegen.core.bind import bind
 from compiler.codegen.core.template import laid_out
-from compiler.codegen.lower import bases_of, bind
+from compiler.codegen.lower import bases_of
 from compiler.codegen.lstm import Lstm, columns_of, lstm
 from compiler.errors import CapacityError, CompilerError
 

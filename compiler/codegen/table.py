@@ -10,10 +10,11 @@ from chip.ops.opcodes import described, shape_of
 from chip.ops.product import Matmul
 from chip.ops.program import Computation
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.spec import MODELLED, VECTOR_BYTES, ChipSpec
 from compiler.codegen import rope, topk, vector
 from compiler.codegen.attention import attend, attend16
 from compiler.codegen.core.builder import LANES
+from compiler.codegen.core.law import obey
 from compiler.codegen.core.template import Template, laid_out
 from compiler.codegen.core.uses import check
 from compiler.codegen.estimate import estimate
@@ -22,8 +23,32 @@ from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
 
 
 def template(op: Computation, spec: ChipSpec) -> Template:
-    """Return an operation's template. Raises TemplateError."""
+    """Return an operation's template.
+
+    Raises TemplateError for one that cannot be laid out, or that the machine would refuse.
+    """
+    shape = shape_of(op)
+    check_law(shape, spec)
+    return _template(shape, spec)
+
+
+def laid_out_only(op: Computation, spec: ChipSpec) -> Template:
+    """Return an operation's template, for its cost: whether it is lawful is still to be asked.
+
+    Raises TemplateError for one that cannot be laid out.
+    """
     return _template(shape_of(op), spec)
+
+
+@lru_cache(maxsize=4096)
+def check_law(shape: Computation, spec: ChipSpec) -> None:
+    """Raise TemplateError for a shape whose template the machine would refuse.
+
+    Asked of chips with the floor plan that templates are laid on; profiles have no other.
+    """
+    found = _template(shape, spec)
+    if found.lowered and all(getattr(spec, name) == value for name, value in MODELLED.items()):
+        obey(f"{shape.opcode} of {described(shape)}", found, spec)
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,7 @@ from rack.system.provenance import code_version
 from rack.system.shell import put
 
 DEFAULT_CONTEXT = 512  # tokens in context for the figures per token
+SMALL = 0.01  # share of a token from which on what bounds it is named
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -182,11 +183,12 @@ def _part_report(
         "step": analysis.step,
         **time_of(analysis.cycles),
         "parts": {part: time_of(cycles) for part, cycles in analysis.parts.items()},
+        "bounds": {bound: time_of(cycles) for bound, cycles in analysis.bounds.items()},
         "roofline_cycles": analysis.roofline_cycles,
         "roofline_ratio": analysis.roofline_ratio,
         "stream_bytes": analysis.stream_bytes,
         **{
-            f"bottleneck_{kind}": {
+            f"busiest_{kind}": {
                 "name": item.name,
                 "busy_cycles": item.cycles,
                 "busy_fraction": item.cycles / analysis.cycles,
@@ -206,11 +208,11 @@ def text_of(report: dict[str, Any]) -> str:
         f"{report['chips']} chips, {report['racks']} racks; largest context that fits "
         f"{report['max_model_len']} tokens beside {rows}"
     )
-    lines = []
+    lines = [f"a token is bound by {_bounds(decode)}"]
     for kind in ("link", "unit"):
-        item = decode.get(f"bottleneck_{kind}")
+        item = decode.get(f"busiest_{kind}")
         text = f"{item['name']}, busy {item['busy_fraction']:.1%} of the step" if item else "none"
-        lines.append(f"bottleneck {kind}: {text}")
+        lines.append(f"busiest {kind}: {text}")
     clocks = report["synchronisation"]
     if clocks["drift_ppm"] or clocks["jitter_cycles"]:
         slack = clocks["slack_cycles_per_hop"]
@@ -234,6 +236,15 @@ def _rate(step: dict[str, Any]) -> str:
         f"another sequence every {step['interval']['microseconds']:.2f} us, "
         f"{step['sequences_per_second']:.1f} sequences/s"
     )
+
+
+def _bounds(decode: dict[str, Any]) -> str:
+    """Return what the critical path is spent on, most first; the small ones together."""
+    shares = {name: row["cycles"] / decode["cycles"] for name, row in decode["bounds"].items()}
+    large = {name: share for name, share in shares.items() if share >= SMALL}
+    rest = sum(shares.values()) - sum(large.values())
+    shown = [f"{name} {share:.1%}" for name, share in large.items()]
+    return ", ".join([*shown, f"others {rest:.1%}"] if rest else shown)
 
 
 def _memory_table(report: dict[str, Any]) -> Table:

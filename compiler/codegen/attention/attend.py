@@ -39,6 +39,7 @@ from compiler.codegen.attention.weights import Feeds, Peaks
 from compiler.codegen.attention.wires import Ports, VxmOnly, Wires
 from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk, Part
 from compiler.codegen.core.parts import LANES, Load, Node, Ref
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import Placed, Template, aligned, even_stream, row_block
@@ -219,23 +220,27 @@ class Passes:
     batch: Batch
     starts: tuple[int, ...]
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield reads, writes and instructions at operands' addresses."""
-        batch, shape = self.batch, self.batch.shape
-        wires = Wires(batch.clock, base)
+        wires = Wires(self.batch.clock, base)
         yield from lanes_within(wires)
         for number, start in enumerate(self.starts):
-            row = number * shape.scratch.batch
-            for load in batch.loads:
-                yield from _later(load_issues(load, shape, wires), start)
-            for one in batch.passes:
-                for job in one.each(wires, row):
-                    yield from _later(job, start)
+            for one in self._batch(number, wires):
+                yield one.moved(start)
 
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield lanes' numbers, and the first batch: no other has more rows."""
+        wires = Wires(self.batch.clock, base)
+        yield Part((0,), lanes_within(wires))
+        yield Part(self.starts, self._batch(0, wires))
 
-def _later(issues: Iterator[Issue], start: int) -> Iterator[Issue]:
-    for issue in issues:
-        yield issue.moved(start)
+    def _batch(self, number: int, wires: Wires) -> Iterator[Issue | Bulk]:
+        batch, shape = self.batch, self.batch.shape
+        for load in batch.loads:
+            yield from load_issues(load, shape, batch.clock)
+        for one in batch.passes:
+            for job in one.each(wires, number * shape.scratch.batch):
+                yield from job
 
 
 def fits(op: Attend, spec: ChipSpec) -> bool:

@@ -37,7 +37,7 @@ from compiler.codegen.attention.blocks16 import (
 )
 from compiler.codegen.attention.resources import KEYS16, VALUES16
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Ref
-from compiler.codegen.core.control import Control, Fetch
+from compiler.codegen.core.control import Bulk, Control
 from compiler.codegen.core.template import Placed, Template, aligned, row_block
 from compiler.codegen.products.resources import FEED, SUMS16
 
@@ -59,7 +59,7 @@ class Laid:
 
     placed: tuple[Placed, ...] = ()
     fixed: tuple[Issue, ...] = ()
-    fetches: tuple[Fetch, ...] = ()
+    fetches: tuple[Bulk, ...] = ()
     end: int
 
 
@@ -180,7 +180,7 @@ class _Batch:
             for run in range(2 * windows):
                 token = first + RUN * (2 * run + pair)
                 stream = Stream(pair == 1, KEYS16.stream + run % 2 * RUN)
-                fetches.append(Fetch(load, loaded + run // 2, token, stream))
+                fetches.append(Bulk(load, loaded + run // 2, "kv", token, stream))
             weights = LW(
                 stream=Stream(pair == 1, KEYS16.stream),
                 count=PAIR_COLUMNS,
@@ -288,7 +288,9 @@ class _Batch:
                 Issue(load, loaded, LW(stream=out, count=RUN, column=0, step=RUN), groups),
                 Issue(mxm(2, Role.FEED), loaded + groups, IW(columns=RUN * groups)),
             ),
-            fetches=tuple(Fetch(unit, at + run, first + RUN * run, out) for run in range(runs)),
+            fetches=tuple(
+                Bulk(unit, at + run, "kv", first + RUN * run, out) for run in range(runs)
+            ),
             end=loaded + groups + 1,
         )
 
@@ -357,14 +359,18 @@ def attend16(op: Attend, spec: ChipSpec) -> Template:
     """Attention over the whole bucket, fp16."""
     rows, batch = op.rows, op.kept.batch
     placed: list[Placed] = []
-    controls = []
-    at, made = 0, _Batch(op, spec, batch).lay_out()
-    for row in range(0, rows, batch):
-        if rows - row < batch:
-            made = _Batch(op, spec, rows - row).lay_out()
-        placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
-        controls.append(Control(spec, at, made.fixed, made.fetches))
-        at += aligned(made.end)
+    whole, rest = divmod(rows, batch)
+    controls = list[Control]()
+    at = row = 0
+    for count, times in ((batch, whole), (rest, int(rest > 0))):
+        if not times:
+            continue
+        made, starts = _Batch(op, spec, count).lay_out(), list[int]()
+        for _ in range(times):
+            placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
+            starts.append(at)
+            at, row = at + aligned(made.end), row + count
+        controls.append(Control(tuple(starts), made.fixed, made.fetches))
     steps = {
         "q": op.layout.query_bytes(op.heads) // VECTOR_BYTES,
         "y": row_bytes(len(op.kv_of) * op.head_dim, 2) // VECTOR_BYTES,

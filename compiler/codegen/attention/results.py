@@ -21,6 +21,7 @@ from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
 from compiler.codegen.attention.weights import Feeds
 from compiler.codegen.attention.wires import Ports, Wires
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.parts import LANES
 
 SCALE = 2  # what is known of the heads: behind maximum or sum reciprocal, and factor
@@ -122,7 +123,7 @@ class Results:
                 for _ in range(vectors(2 * min(LANES, n - part.number * LANES))):
                     yield part.quad.row, self._away(part.time) + 1
 
-    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue | Bulk]]:
         """Yield each row's instructions, for a batch whose first row is given."""
         for within, parts in groupby(self.parts, key=lambda part: part.quad.row):
             if first_row + within < self.shape.rows:

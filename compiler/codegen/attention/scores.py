@@ -24,6 +24,7 @@ from compiler.codegen.attention.shape import Attention, Quad, Tile
 from compiler.codegen.attention.tiles import AHEAD, Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items, paired
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.vector import f32
 
 PATIENCE = 24  # cycles that a query may wait in the SXMs, or a scale in its register
@@ -169,14 +170,14 @@ class Scores:
 
     # -- what
 
-    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue | Bulk]]:
         """Yield each job's instructions, for a batch whose first row is given."""
         for job in self.jobs:
             row = first_row + job.quad.row
             if row < self.shape.rows:
                 yield self._issues(job, row, wires)
 
-    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue | Bulk]:
         yield from feed(job, row, self.shape, wires)
         yield from through_planes(job, self.clock)
         yield from self._scales(job, row, wires)
@@ -208,7 +209,7 @@ class Scores:
                 factor = SCORES.factors[i]
                 yield wires.alu(factor, issue, AluOp.MUL, Held(register), In(taps))
 
-    def _columns(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+    def _columns(self, job: Job, row: int, wires: Wires) -> Iterator[Issue | Bulk]:
         """Add the sides, scale, mask, keep in scratch memory."""
         of, scratch = self.clock.of, self.shape.scratch
         for c in range(job.tile.columns):

@@ -18,6 +18,7 @@ from compiler.codegen.attention.resources import EXPONENTIALS
 from compiler.codegen.attention.shape import Attention, Quad
 from compiler.codegen.attention.wires import Ports, Wires, items
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.vector import f32
 
 QUARTERS = 4
@@ -88,19 +89,19 @@ class Exponentials:
         """When the last column arrives at the VXM."""
         return self.jobs[-1].start + self.span - self.pace
 
-    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue | Bulk]]:
         """Yield each job's instructions, for a batch whose first row is given."""
         for job in self.jobs:
             if first_row + job.quad.row < self.shape.rows:
                 yield self._issues(job, wires)
 
-    def _issues(self, job: Job, wires: Wires) -> Iterator[Issue]:
+    def _issues(self, job: Job, wires: Wires) -> Iterator[Issue | Bulk]:
         yield from self._columns(job, wires)
         fold, last = self._fold(job, wires)
         yield from fold
         yield from keep(wires, last, job.quad.number * self.shape.scratch.known, job.store)
 
-    def _columns(self, job: Job, wires: Wires) -> Iterator[Issue]:
+    def _columns(self, job: Job, wires: Wires) -> Iterator[Issue | Bulk]:
         of, scratch, quad = self.clock.of, self.shape.scratch, job.quad.number
         top = EXPONENTIALS.maxima[quad % 2]
         first = quad * scratch.known

@@ -17,8 +17,8 @@ from chip.spec import VECTOR_BYTES
 from chip.sram import RUN
 from compiler.codegen.attention.resources import TILES
 from compiler.codegen.attention.shape import Attention, Tile, place_of
-from compiler.codegen.attention.wires import Wires
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 
 AHEAD = 4  # tiles that the planes and their buffers hold
 
@@ -80,7 +80,7 @@ class Planes:
         return load.installed
 
 
-def load_issues(load: Load, shape: Attention, wires: Wires) -> Iterator[Issue]:
+def load_issues(load: Load, shape: Attention, clock: Clock) -> Iterator[Issue | Bulk]:
     """Yield the Reads of a tile, and what puts it into its planes."""
     layout, tile = shape.layout, load.tile
     offset = layout.head_offset(tile.group * layout.heads_per_group, value=load.value)
@@ -91,8 +91,7 @@ def load_issues(load: Load, shape: Attention, wires: Wires) -> Iterator[Issue]:
         columns = 0
         for (start, n), cycle in zip(tile.runs(side), load.cycles, strict=False):
             queue, count = (sxm(side, TILES.turn), RUN) if load.value else (into, n)
-            for i in range(count):
-                yield wires.outward("kv", first + start + i, queue, cycle, TILES.loaded + i)
+            yield Bulk(queue, cycle, "kv", first + start, stream, count)
             if not load.value:
                 lw = LW(stream=stream, count=n, column=place_of(start))
                 yield Issue(into, cycle, lw)
@@ -102,7 +101,7 @@ def load_issues(load: Load, shape: Attention, wires: Wires) -> Iterator[Issue]:
             turn = Transpose(src=stream, dst=stream, groups=groups)
             queue, at = sxm(side, TILES.turn), load.cycles[0]
             yield Issue(queue, at, turn, len(tile.runs(side)))
-            at += wires.clock.of["TRANSPOSE"] + wires.clock.to_mxm - wires.clock.to_sxm
+            at += clock.of["TRANSPOSE"] + clock.to_mxm - clock.to_sxm
             lw = LW(stream=stream, count=RUN, column=0, step=RUN)
             yield Issue(into, at, lw, groups)
             columns = RUN * groups

@@ -30,6 +30,7 @@ from compiler.codegen.attention.shape import Attention, Map, Quad, Tile
 from compiler.codegen.attention.tiles import Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.vector import f32
 
@@ -126,7 +127,7 @@ class Weights:
 
     def each(
         self, wires: Wires, first_row: int, after: Callable[[Job, Wires], Iterator[Issue]]
-    ) -> Iterator[Iterator[Issue]]:
+    ) -> Iterator[Iterator[Issue | Bulk]]:
         """Yield each job's instructions, for a batch whose first row is given.
 
         `after`: what the pass does with a job's weights.
@@ -136,7 +137,7 @@ class Weights:
             if row < self.shape.rows:
                 yield chain(self._issues(job, row, wires), after(job, wires))
 
-    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue]:
+    def _issues(self, job: Job, row: int, wires: Wires) -> Iterator[Issue | Bulk]:
         yield from self._numbers(job, wires)
         yield from self._scales(job, wires)
         for column in range(job.columns):
@@ -165,7 +166,7 @@ class Weights:
                 taps = tuple(wires.tap("kvs", scales[kv][i], at[kv] - ports[0]) for kv in kvs)
                 yield wires.alu(WEIGHTS.scales[i], ports[0] + fetch, AluOp.COPY, In(taps))
 
-    def _column(self, job: Job, column: int, row: int, wires: Wires) -> Iterator[Issue]:
+    def _column(self, job: Job, column: int, row: int, wires: Wires) -> Iterator[Issue | Bulk]:
         at, item = job.time(column), self.shape.scratch.item
         place = item(job.quad.number, job.column + column, POWERS)
         yield from wires.item(place, at, write=False)
@@ -207,7 +208,7 @@ class Peaks:
         """When the last column arrives at the VXM."""
         return self.weights.jobs[-1].last
 
-    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue | Bulk]]:
         """Yield each job's instructions, for a batch whose first row is given."""
         return self.weights.each(wires, first_row, self._after)
 
@@ -243,7 +244,7 @@ class Feeds:
     def jobs(self) -> list[Job]:
         return self.weights.jobs
 
-    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue]]:
+    def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue | Bulk]]:
         """Yield each job's instructions, for a batch whose first row is given."""
         return self.weights.each(wires, first_row, self._after)
 

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chip.floorplan import Queue, alu, hops, mem
+from chip.floorplan import alu, mem
 from chip.isa.instructions import Alu, AluOp, Read, Write
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Source, Stream, Tap
 from chip.ops.cost import C2C_TURN
 from chip.spec import VECTOR_BYTES
-from chip.sram import bulk_place, near_place, work_start
+from chip.sram import RUN, near_place, work_start
 from compiler.codegen.attention.resources import ITEMS
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.core.traffic import BLOCKS
 
@@ -125,26 +126,11 @@ class Wires:
 
     # -- items in bulk memory
 
-    def item(self, vector: int, cycle: int, *, write: bool) -> Iterator[Issue]:
+    def item(self, vector: int, cycle: int, *, write: bool) -> Iterator[Bulk]:
         """Read an item that arrives at the VXM at `cycle`, or write one that leaves it then."""
-        for n in range(4):
-            side, index, word = bulk_place(self.spec, self.base("scratch") + vector + n)
-            queue = mem(side, index)
-            away = hops(alu(0), queue, self.spec)
-            if write:
-                stream = Stream(side == 1, ITEMS.written + n)
-                yield Issue(queue, cycle + away, Write(address=word, stream=stream))
-            else:
-                stream = Stream(side == 0, ITEMS.read + n)
-                at = cycle - self.clock.of["READ"] - away
-                yield Issue(queue, at, Read(address=word, stream=stream))
-
-    def outward(self, operand: str, vector: int, queue: Queue, cycle: int, lane: int) -> Issue:
-        """Read a bulk vector that arrives at a unit of its own side at `cycle`."""
-        side, index, word = bulk_place(self.spec, self.base(operand) + vector)
-        assert side == queue.hemisphere
-        at = cycle - self.clock.of["READ"] - hops(mem(side, index), queue, self.spec)
-        return Issue(mem(side, index), at, Read(address=word, stream=Stream(side == 1, lane)))
+        side = vector // RUN % 2
+        stream = Stream(side == 1, ITEMS.written) if write else Stream(side == 0, ITEMS.read)
+        yield Bulk(alu(0), cycle, "scratch", vector, stream, 4, write=write)
 
 
 def items(side: int, *, inward: bool) -> Group:
@@ -163,5 +149,5 @@ class VxmOnly(Wires):
     def fetch(self, operand: str, vectors: Sequence[int], port: int) -> Iterator[Issue]:
         return iter(())
 
-    def item(self, vector: int, cycle: int, *, write: bool) -> Iterator[Issue]:
+    def item(self, vector: int, cycle: int, *, write: bool) -> Iterator[Bulk]:
         return iter(())

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from chip.errors import TemplateError
 from chip.isa.issue import Issue
 from compiler.codegen.core.builder import C2C_TURN, Block
+from compiler.codegen.core.control import Bulk, Part
 from compiler.codegen.core.uses import Uses, of_nodes
 
 
@@ -33,8 +34,24 @@ class Placed:
 class Stream(Protocol):
     """A part of a template that is worked out when it is bound: the MXM's loads and control."""
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield instructions; `base` gives an operand's first vector in SRAM."""
+
+
+@runtime_checkable
+class InParts(Stream, Protocol):
+    """A stream of which parts come again and again."""
+
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield the same instructions as `issues`, each part once."""
+
+
+def parts_of(stream: Stream, base: Callable[[str], int]) -> Iterator[Part]:
+    """Yield a stream's instructions in parts; one part of all, where it has none."""
+    if isinstance(stream, InParts):
+        yield from stream.parts(base)
+    else:
+        yield Part((0,), stream.issues(base))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

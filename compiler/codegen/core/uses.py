@@ -21,6 +21,7 @@ from chip.isa.instructions import Alu
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Chain, Held, In
 from chip.spec import ChipSpec
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.parts import Node
 
 I64 = NDArray[np.int64]
@@ -68,7 +69,7 @@ def of_nodes(what: str, nodes: Iterable[Node]) -> Uses:
 
 
 def of_issues(
-    what: str, issues: Iterable[Issue], spec: ChipSpec, kept: Collection[int] = ()
+    what: str, issues: Iterable[Issue | Bulk], spec: ChipSpec, kept: Collection[int] = ()
 ) -> list[Use]:
     """Return what instructions ask for of which each reads only what these leave in registers.
 
@@ -77,7 +78,8 @@ def of_issues(
     found, reads = defaultdict[int, list[list[int]]](list), list[tuple[int, int]]()
     names: dict[tuple[int, int], str] = {}
     table = delays(spec)
-    every = ((issue, issue.cycle + n * issue.d) for issue in issues for n in range(issue.n))
+    own = (issue for issue in issues if isinstance(issue, Issue))
+    every = ((issue, issue.cycle + n * issue.d) for issue in own for n in range(issue.n))
     for issue, at in every:
         alu = issue.instruction
         if not isinstance(alu, Alu):

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from chip.floorplan import Role, hops, mem, mxm, sxm
-from chip.isa.instructions import ABC, ACC, IW, LW, Permute, Read
+from chip.isa.instructions import ABC, ACC, IW, LW, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream, group
+from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.product import Matmul
 from chip.ops.rows import row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import RUN, bulk_place
+from chip.sram import RUN
 from compiler.codegen.core.builder import C2C_TURN
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Alike, Bulk, Part
 from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
@@ -63,31 +66,48 @@ class Product16:
                 start = self.fed(g, half) - self.clock.feed
                 yield Placed(block=block, start=start, n=self.rows, interval=2, shift={"x": half})
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield weight reads, loads, installs, activations, sums and their way out."""
         for g in self.groups:
             for half in range(self.halves):
-                for pair in g.pairs:
-                    yield from self._load(g, half, pair, base("w"))
-                    yield from self._multiply(g, half, pair)
+                yield from self._half(g, half)
             for pair in g.pairs:
                 yield from self._leave(g, pair)
 
-    def _load(self, g: ColumnGroup, half: int, pair: int, base: int) -> Iterator[Issue]:
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield the same, half tiles that differ in their start alone once."""
+        halves = Alike[tuple[ColumnGroup, int]]()
+        for g in self.groups:
+            blocks = tuple((b.vector - g.blocks[0].vector, b.width, b.at) for b in g.blocks)
+            how = g.rate, g.load, g.interval, g.slot
+            for half in range(self.halves):
+                vector = g.blocks[0].vector + half // 2 * 2 * g.blocks[0].width
+                key = blocks, how, half < 2, half % 2, vector % WINDOW_VECTORS
+                halves.add(key, g.start + half * g.interval, (g, half))
+        for starts, one in halves.every():
+            yield Part(starts, self._half(*one))
+        for g in self.groups:
+            for pair in g.pairs:
+                yield Part((0,), self._leave(g, pair))
+
+    def _half(self, g: ColumnGroup, half: int) -> Iterator[Issue | Bulk]:
+        for pair in g.pairs:
+            yield from self._load(g, half, pair)
+            yield from self._multiply(g, half, pair)
+
+    def _load(self, g: ColumnGroup, half: int, pair: int) -> Iterator[Issue | Bulk]:
         at, load = g.start + half * g.interval, mxm(2 * pair, Role.LOAD)
         first = WEIGHTS16.stream if g.blocks[0].even else WEIGHTS16.far
         stream = Stream(pair == 1, first)
         for block in g.blocks:
-            tile = base + block.vector + half // 2 * 2 * block.width + half % 2
+            tile = block.vector + half // 2 * 2 * block.width + half % 2
             for lane in range(0, block.lanes, g.rate):
                 count = min(g.rate, block.lanes - lane)
-                for n in range(count):
-                    vector = tile + 2 * block.column(pair, lane + n)
-                    side, index, word = bulk_place(self.clock.spec, vector)
-                    queue = mem(side, index)
-                    cycle = at - self.clock.of["READ"] - hops(queue, load, self.clock.spec)
+                vectors = [tile + 2 * block.column(pair, lane + n) for n in range(count)]
+                for _, run in groupby(enumerate(vectors), key=lambda at: at[1] // RUN):
+                    (n, vector), *rest = run
                     own = Stream(pair == 1, first + n)
-                    yield Issue(queue, cycle, Read(address=word, stream=own))
+                    yield Bulk(load, at, "w", vector, own, 1 + len(rest), apart=2)
                 yield Issue(load, at, LW(stream=stream, count=count, column=block.at + lane))
                 at += 1
 

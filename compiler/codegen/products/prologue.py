@@ -135,10 +135,11 @@ def _quantise(
     factor, scale = scale_factor(b, lane_max(b, peak))
     b.alu(AluOp.COPY, scale, on=ROW_SCALE.scale)
     b.alu(AluOp.COPY, scale, lanes=1, out=Ref("qs", 0, 1))
-    fed = []
+    fed, slots = list[Node](), b.spec.mxm_activation_slots
+    kept = count if count <= slots else slots - 1  # the others are sent again when they are due
     for g in range(count):
         y = b.alu(AluOp.MUL, value(g, factor.done + g * pace - AHEAD), factor)
         fed.append(b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1)))
-        for side, number in enumerate(QUANTISER.outlets):
+        for side, number in enumerate(QUANTISER.outlets if g < kept else ()):
             b.twin(fed[-1], number, group(Stream(side == 1, FEED.stream), 1))
     return fed

@@ -8,7 +8,7 @@ beyond the slots share the last one; their activations are sent again for every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from chip.ops.product import Activations, Matmul
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk, Part
 from compiler.codegen.core.template import Placed
 from compiler.codegen.products import timeline
 from compiler.codegen.products.activations import feed_block, never, row_scale
@@ -74,9 +75,25 @@ class RowProduct:
             if out != g.drain:  # else the sum leaves as it is made
                 yield Issue(acc, out, ACC(slot=g.slot, first=tile == 0))
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def alike(self, number: int, tile: int) -> tuple[int, Hashable]:
+        """Return when a tile is installed; when it is used and its slot filled; slots and sums."""
+        g, times = self.groups[number], self.times[number, tile]
+        slot = min(tile, self.clock.spec.mxm_activation_slots - 1)
+        filled = times.filled
+        if filled is None and number == 0:
+            filled = self.filled[tile]
+        start = times.install
+        fed = None if filled is None else filled - start
+        leaves = self.multiplied(number, tile, 0) == g.drain
+        return start, (fed, times.use - start, slot, g.slot, tile == 0, leaves)
+
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield the same as `issues`, each part once."""
+        return timeline.parts(self)
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield the MXM's instructions, and the ways to it and from it."""
-        return timeline.issues(self, base)
+        return timeline.issues(self)
 
     def feeds(self) -> list[Placed]:
         """Return what brings the activations, or makes them, and those that are sent again."""

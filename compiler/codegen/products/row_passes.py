@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from chip.isa.issue import Issue
 from chip.ops.product import Matmul
 from chip.spec import VECTOR_BYTES, ChipSpec
-from compiler.codegen.core.template import Placed, Stream, Template
+from compiler.codegen.core.control import Bulk, Part
+from compiler.codegen.core.template import Placed, Stream, Template, parts_of
 
 SCALES = VECTOR_BYTES // 4  # rows whose scales share a vector
 
@@ -24,7 +25,12 @@ class _Later:
     stream: Stream
     cycles: int
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield the parts, so many cycles later."""
+        for starts, issues in parts_of(self.stream, base):
+            yield Part([start + self.cycles for start in starts], issues)
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         for issue in self.stream.issues(base):
             yield issue.moved(self.cycles)
 

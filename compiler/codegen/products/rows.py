@@ -14,7 +14,7 @@ compiler/codegen/products/row.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -27,6 +27,7 @@ from chip.ops.product import Matmul
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.core.builder import Block, Load, Ref
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk, Part
 from compiler.codegen.core.template import Placed, aligned
 from compiler.codegen.products import timeline
 from compiler.codegen.products.activations import feed_block, row_scale
@@ -81,16 +82,25 @@ class RowsProduct:
         for plane in PLANES:
             feed, acc = mxm(plane, Role.FEED), mxm(plane, Role.DRAIN)
             yield Issue(feed, fed + 1, IW(columns=columns_of_plane(g, tile, plane)))
-            for row in range(self.rows):
-                at, slot = fed + BETWEEN * row, row % SLOTS
-                yield Issue(feed, at, ABC(stream=Stream(plane >= 2, FEED.stream), slot=slot))
-                yield Issue(feed, at + BUFFERED, ABC(slot=slot))
-                out = self.multiplied(number, tile, row)
-                yield Issue(acc, out, ACC(slot=g.slot + row, first=tile == 0))
+            stream = Stream(plane >= 2, FEED.stream)
+            for row in range(0, self.rows, SLOTS):
+                at, n = fed + BETWEEN * row, min(SLOTS, self.rows - row)
+                yield Issue(feed, at, ABC(stream=stream, slot=0, step=1), n, BETWEEN)
+                yield Issue(feed, at + BUFFERED, ABC(slot=0, step=1), n, BETWEEN)
+            out = self.multiplied(number, tile, 0)
+            yield Issue(acc, out, ACC(slot=g.slot, step=1, first=tile == 0), self.rows, BETWEEN)
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def alike(self, number: int, tile: int) -> tuple[int, Hashable]:
+        """Return when a tile's first row is fed, its group's sums, and whether they begin."""
+        return self.loads[number].fed(tile), (self.groups[number].slot, tile == 0)
+
+    def parts(self, base: Callable[[str], int]) -> Iterator[Part]:
+        """Yield the same as `issues`, each part once."""
+        return timeline.parts(self)
+
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield the MXM's instructions, and the ways to it and from it."""
-        return timeline.issues(self, base)
+        return timeline.issues(self)
 
     def feeds(self) -> list[Placed]:
         """Return the activations' way: work memory, VXM, both sides' planes."""

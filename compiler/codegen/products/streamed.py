@@ -25,15 +25,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from chip.errors import TemplateError
-from chip.floorplan import Role, alu, hops, mem, mxm, sxm
+from chip.floorplan import Role, alu, mem, mxm, sxm
 from chip.isa.instructions import ABC, ACC, IW, LW, Alu, AluOp, Permute, Read, Write
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, In, Source, Stream, Tap, group
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
-from chip.sram import RUN, bulk_place, feed_start, near_place
+from chip.sram import RUN, feed_start, near_place
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.core.template import Template
 from compiler.codegen.core.uses import Use, Uses, together
@@ -351,7 +352,7 @@ class StreamedProduct:
 
     # -- instructions
 
-    def issues(self, base: Callable[[str], int]) -> Iterator[Issue]:
+    def issues(self, base: Callable[[str], int]) -> Iterator[Issue | Bulk]:
         """Yield every instruction; `base` gives an operand's first vector in SRAM.
 
         Raises TemplateError for rows that do not begin in the first feed slice.
@@ -364,7 +365,7 @@ class StreamedProduct:
                 f"from their first vector on, got vector {behind}"
             )
         for one in self.passes:
-            yield from self._load(one, base("w"))
+            yield from self._load(one)
             yield from self._multiply(one, base("x"))
         for drain in self.drains:
             yield from self._columns(drain, base)
@@ -372,18 +373,12 @@ class StreamedProduct:
                 yield from self._scales(drain, base)
             yield from self._results(drain, base("y"))
 
-    def _load(self, one: Pass, base: int) -> Iterator[Issue]:
-        clock, side = self.arrays.clock, self.arrays.side(one.array)
+    def _load(self, one: Pass) -> Iterator[Issue | Bulk]:
+        side = self.arrays.side(one.array)
         load = mxm(self.arrays.plane(one.array), Role.LOAD)
         for cycle, piece in one.loads:
-            for n in range(piece.count):
-                vector = base + piece.vector + n * piece.step
-                hemisphere, index, word = bulk_place(clock.spec, vector)
-                queue = mem(hemisphere, index)
-                at = cycle - clock.of["READ"] - hops(queue, load, clock.spec)
-                stream = Stream(side == EAST, STREAMED.weights + n)
-                yield Issue(queue, at, Read(address=word, stream=stream))
-            stream = Stream(side == EAST, STREAMED.weights)
+            stream, step = Stream(side == EAST, STREAMED.weights), piece.step
+            yield Bulk(load, cycle, "w", piece.vector, stream, piece.count, apart=step)
             yield Issue(load, cycle, LW(stream=stream, count=piece.count, column=piece.column))
 
     def _multiply(self, one: Pass, base: int) -> Iterator[Issue]:

@@ -7,17 +7,19 @@ module's work (rows, row, compiler/codegen/lstm.py); what all of them issue alik
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-from chip.floorplan import Role, hops, mem, mxm, sxm
-from chip.isa.instructions import ACC, LW, Permute, Read
+from chip.floorplan import Role, mxm, sxm
+from chip.isa.instructions import ACC, LW, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream, group
+from chip.ops.kv import WINDOW_VECTORS
 from chip.spec import vectors
-from chip.sram import RUN, bulk_place
+from chip.sram import RUN
 from compiler.codegen.core.clock import Clock
+from compiler.codegen.core.control import Alike, Bulk, Part
 from compiler.codegen.core.parts import LANES
 from compiler.codegen.products.columns import PLANE_OF_RUN, Columns
 from compiler.codegen.products.resources import SUMS, WEIGHTS
@@ -68,15 +70,47 @@ class Timeline(Protocol):
     def multiply(self, number: int, tile: int) -> Iterator[Issue]:
         """Yield what installs a tile, feeds its activations and adds up the products."""
 
+    def alike(self, number: int, tile: int) -> tuple[int, Hashable]:
+        """Return when `multiply` begins for a tile, and all else that its instructions depend on.
 
-def issues(line: Timeline, base: Callable[[str], int]) -> Iterator[Issue]:
+        Besides what is true of all tiles, and the columns in each plane.
+        """
+
+
+def parts(line: Timeline) -> Iterator[Part]:
+    """Yield the same as `issues`, what is alike for many tiles once."""
+    loads, products = Alike[tuple[int, int]](), Alike[tuple[int, int]]()
+    for number, g in enumerate(line.groups):
+        for tile in range(line.tiles):
+            columns = tuple(
+                (b.vector - g.blocks[0].vector, b.width, tile * b.width % WINDOW_VECTORS)
+                for b in g.blocks
+            )
+            start = line.window_cycle(number, tile, 0, 0)
+            windows = sum(len(block.windows(tile)) for block in g.blocks)
+            arrive = tuple(
+                line.window_cycle(number, tile, window, plane) - start
+                for window in range(windows) for plane in PLANES
+            )  # fmt: skip
+            place = g.blocks[0].vector % WINDOW_VECTORS
+            loads.add((columns, place, arrive), start, (number, tile))
+            start, rest = line.alike(number, tile)
+            products.add((columns, place, rest), start, (number, tile))
+    for starts, one in loads.every():
+        yield Part(starts, _load(line, *one))
+    for starts, one in products.every():
+        yield Part(starts, line.multiply(*one))
+    for number in range(len(line.groups)):
+        yield Part((0,), leave(line, number))
+
+
+def issues(line: Timeline) -> Iterator[Issue | Bulk]:
     """Yield weight reads, loads, installs, activations, sums and their way out."""
     for number in range(len(line.groups)):
         for tile in range(line.tiles):
-            yield from _load(line, number, tile, base("w"))
+            yield from _load(line, number, tile)
             yield from line.multiply(number, tile)
-        for row in range(line.rows):
-            yield from leave(line, number, row)
+        yield from leave(line, number)
 
 
 def columns_of_plane(g: ColumnGroup, tile: int, plane: int) -> int:
@@ -88,49 +122,69 @@ def columns_of_plane(g: ColumnGroup, tile: int, plane: int) -> int:
     )  # fmt: skip
 
 
-def _load(line: Timeline, number: int, tile: int, base: int) -> Iterator[Issue]:
-    g, windows = line.groups[number], 0
+class _Run(NamedTuple):
+    """Neighbouring vectors that a plane loads in a cycle, as columns from `column` on."""
+
+    cycle: int
+    column: int
+    vectors: range
+
+
+def _load(line: Timeline, number: int, tile: int) -> Iterator[Issue | Bulk]:
+    """Read a tile's vectors to the planes, and load them as columns."""
+    g, before = line.groups[number], 0
     for j, block in enumerate(g.blocks):
-        for nth, window in enumerate(block.windows(tile)):
-            for run, plane in enumerate(PLANE_OF_RUN):
-                if not (own := block.in_run(tile, window, run)):
-                    continue
-                cycle = line.window_cycle(number, tile, windows + nth, plane)
-                stream = WEIGHTS.stream + (0 if line.half_rate else RUN * (plane % 2))
-                column = own.start - block.vector - tile * block.width
-                if len(g.blocks) > 1:
-                    column = LANES // 4 * j + RUN * nth
-                lane = stream + own.start % RUN
-                yield from _run(line.clock, base, own, plane, cycle, lane, column)
-        windows += len(block.windows(tile))
+        windows, start = block.windows(tile), block.vector + tile * block.width
+        for run, plane in enumerate(PLANE_OF_RUN):
+            runs = []
+            for nth, window in enumerate(windows):
+                if own := block.in_run(tile, window, run):
+                    apart = len(g.blocks) > 1
+                    column = LANES // 4 * j + RUN * nth if apart else own.start - start
+                    cycle = line.window_cycle(number, tile, before + nth, plane)
+                    runs.append(_Run(cycle, column, own))
+            for n, d, step, one in _repeated(runs):
+                lanes = WEIGHTS.stream + (0 if line.half_rate else RUN * (plane % 2))
+                first, count = one.vectors.start, len(one.vectors)
+                stream, load = Stream(plane >= 2, lanes + first % RUN), mxm(plane, Role.LOAD)
+                yield Bulk(load, one.cycle, "w", first, stream, count, n, d, WINDOW_VECTORS)
+                lw = LW(stream=stream, count=count, column=one.column, step=step)
+                yield Issue(load, one.cycle, lw, n, d)
+        before += len(windows)
 
 
-def _run(
-    clock: Clock, base: int, own: range, plane: int, cycle: int, stream: int, column: int
-) -> Iterator[Issue]:
-    """Read vectors of one plane and load them as columns; weights begin at vector `base`."""
-    away = plane >= 2
-    load = mxm(plane, Role.LOAD)
-    for n, vector in enumerate(own):
-        side, index, word = bulk_place(clock.spec, base + vector)
-        assert side == plane // 2
-        queue = mem(side, index)
-        issue = cycle - clock.of["READ"] - hops(queue, load, clock.spec)
-        yield Issue(queue, issue, Read(address=word, stream=Stream(away, stream + n)))
-    yield Issue(load, cycle, LW(stream=Stream(away, stream), count=len(own), column=column))
+def _repeated(runs: Sequence[_Run]) -> Iterator[tuple[int, int, int, _Run]]:
+    """Yield (times, cycles apart, columns apart, the first) of runs that follow one another.
+
+    A run that follows is a window further.
+    """
+    at = 0
+    while at < len(runs):
+        first, n, d, step = runs[at], 1, 1, 0
+        if at + 1 < len(runs) and len(runs[at + 1].vectors) == len(first.vectors):
+            d, step = (b - a for a, b in zip(first[:2], runs[at + 1][:2], strict=True))
+            while at + n < len(runs) and runs[at + n] == _Run(
+                first.cycle + n * d, first.column + n * step,
+                range(first.vectors.start + n * WINDOW_VECTORS,
+                      first.vectors.stop + n * WINDOW_VECTORS),
+            ):  # fmt: skip
+                n += 1
+        yield (n, d, step, first) if n > 1 else (1, 1, 0, first)
+        at += n
 
 
-def leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
-    """One row's sums: out of the accumulators, into their lanes, to the VXM."""
-    g, clock = line.groups[number], line.clock
-    at, last = g.drain + row * g.pace, line.multiplied(number, line.tiles - 1, row)
+def leave(line: Timeline, number: int) -> Iterator[Issue]:
+    """The rows' sums: out of the accumulators, into their lanes, to the VXM."""
+    g, clock, n, pace = line.groups[number], line.clock, line.rows, max(1, line.groups[number].pace)
+    summed = g.drain == line.multiplied(number, line.tiles - 1, 0)  # they leave as they are made
+    assert n == 1 or not summed, "several rows leave behind their products"
     for plane in PLANES:
         out = group(Stream(plane < 2, SUMS.left + 4 * (plane % 2)), vectors(g.lanes * 4))
         acc = ACC(
-            slot=g.slot + row, first=at == last and line.tiles == 1, lanes=g.lanes, out=out,
-            product=at == last,
+            slot=g.slot, step=1, first=summed and line.tiles == 1, lanes=g.lanes, out=out,
+            product=summed,
         )  # fmt: skip
-        yield Issue(mxm(plane, Role.DRAIN), at, acc)
+        yield Issue(mxm(plane, Role.DRAIN), g.drain, acc, n, pace)
         outputs, run = g.outputs, PLANE_OF_RUN.index(plane)
         for j, width in enumerate(outputs.widths if outputs.turned else ()):
             turn = Permute(
@@ -138,4 +192,4 @@ def leave(line: Timeline, number: int, row: int) -> Iterator[Issue]:
                 map=outputs.spread(run, j),
             )  # fmt: skip
             queue = sxm(plane // 2, SUMS.queues + 4 * (plane % 2) + j)
-            yield Issue(queue, at + clock.of["ACC"] + 1, turn)
+            yield Issue(queue, g.drain + clock.of["ACC"] + 1, turn, n, pace)
