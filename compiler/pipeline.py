@@ -440,7 +440,7 @@ def compile_model(
             if kinds != "estimate":
                 checks.add(partial(verify, [(step, 0)], *about))
                 shapes = list(ground.costs.known)
-                checks.add(partial(check_laws, shapes[lawful:], target.chip))
+                checks.add(partial(check_laws, shapes[lawful:], ground.costs.spec))
                 lawful = len(shapes)
     progress(len(steps), len(wanted))
     compiled = compiled_model(config, target, layout, ground, steps)
