@@ -27,6 +27,7 @@ from rack.commands import (
     serve,
     trace,
     validate,
+    validate_conv,
     validate_encoder,
     validate_lstm,
     validate_matmul,
@@ -44,6 +45,7 @@ VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] 
     "compile": (compile.main, compile.build_parser, ["--dry-run"]),
     "trace": (trace.main, trace.build_parser, ["--dry-run"]),
     "disasm": (disasm.main, disasm.build_parser, []),
+    "conv": (lambda argv: validate.main(["conv", *argv]), validate_conv.build_parser, []),
     "encoder": (
         lambda argv: validate.main(["encoder", "tiny-bert", *argv]),
         validate_encoder.build_parser,

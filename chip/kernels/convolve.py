@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from chip.ops.convolve import ZERO
 
-I8, F32 = NDArray[np.int8], NDArray[np.float32]
+I8 = NDArray[np.int8]
+F32 = NDArray[np.float32]
 
 
 def convolve(
@@ -35,5 +36,5 @@ def convolve(
         r, s = residual
         y = y + r.reshape(y.shape).astype(np.float32) * np.float32(s)
     limit = np.float32(127)
-    out = np.minimum(np.maximum(np.rint(y), -limit), limit).astype(np.int8)
-    return out.reshape(height, width, -1)
+    out: I8 = np.minimum(np.maximum(np.rint(y), -limit), limit).astype(np.int8)
+    return out.reshape(height, width, len(w))

@@ -16,6 +16,7 @@ from typing import Any
 from compiler.regular import read_file
 from rack.commands.command import Main, command
 from rack.commands.flags import profile_choices, verb_parser
+from rack.commands.validate_conv import conv
 from rack.commands.validate_encoder import encoder
 from rack.commands.validate_lstm import lstm
 from rack.commands.validate_matmul import matmul
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "validate",
         epilog=f"{called_as('validate')} lstm --help: cycles of an LSTM cell; "
         f"{called_as('validate')} matmul --help: cycles of a product; "
+        f"{called_as('validate')} conv --help: cycles of residual blocks; "
         f"{called_as('validate')} encoder --help: latencies of many runs of one sequence.",
     )
     parser.add_argument_group("machine").add_argument(
@@ -72,7 +74,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Main] = {
-    "table": table, "lstm": lstm, "matmul": matmul, "encoder": encoder,
+    "table": table, "lstm": lstm, "matmul": matmul, "conv": conv, "encoder": encoder,
 }  # fmt: skip
 """The first word of the command line; without one it is `table`."""
 

@@ -29,6 +29,7 @@ from rack.errors import MachineError
 from rack.machines.hardware import Cabling, Hardware
 from rack.reports.accuracy import Published, Row
 from rack.reports.accuracy_system import bandwidth_rows, clock_rows, machine_rows, path_rows
+from rack.reports.convolutions import convolution_rows
 from rack.reports.encoders import encoder_rows
 from rack.reports.exchange import all_to_all, exchange_cycles
 from rack.reports.products import product_cycles, utilisation
@@ -267,7 +268,8 @@ def lstm_rows(hardware: Hardware) -> list[Row]:
 RowSource = Callable[[Hardware], list[Row]]
 ROW_SOURCES: tuple[RowSource, ...] = (
     chip_rows, lstm_rows, product_rows, link_rows, path_rows, bandwidth_rows, clock_rows,
-    machine_rows, capacity_rows, rate_rows, encoder_rows,
+    machine_rows, capacity_rows, rate_rows, convolution_rows,
+    encoder_rows,
 )  # fmt: skip
 
 

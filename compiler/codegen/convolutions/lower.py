@@ -19,6 +19,7 @@ from compiler.codegen.convolutions.places import (
     I64,
     LOADED,
     WEST,
+    Flags,
     Quarter,
     Spots,
     weight_place,
@@ -96,7 +97,7 @@ def _sums(one: Pass, side: int) -> Group:
     return group(Stream(side != EAST, first), vectors(4 * one.job.columns))
 
 
-def _runs(breaks: I64) -> Iterator[tuple[int, int]]:
+def _runs(breaks: Flags) -> Iterator[tuple[int, int]]:
     """Yield (first, stop) of rows between breaks; `breaks`: true where a run begins."""
     starts = [*np.flatnonzero(breaks).tolist(), len(breaks)]
     yield from pairwise(starts)

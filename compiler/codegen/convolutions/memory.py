@@ -25,7 +25,8 @@ from compiler.codegen.convolutions.places import (
     weight_place,
 )
 
-I8, F32 = NDArray[np.int8], NDArray[np.float32]
+I8 = NDArray[np.int8]
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ The VXM takes the sums of two pairs at once (four ALUs a plane), or of one with 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,14 +29,12 @@ from compiler.codegen.convolutions.places import (
     Places,
     Quarter,
     Spots,
-    check_words,
     tile_words,
 )
 from compiler.codegen.convolutions.reservations import Reservations, Wish
 from compiler.codegen.core.clock import Clock
 
 LARGE, SMALL = (0, 2, 5, 7, 8, 10, 13, 15), (1, 3, 4, 6, 9, 11, 12, 14)
-NEVER = -(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +52,18 @@ def chain(clock: Clock, pair: int, side: int, *, residual: bool) -> tuple[Step, 
     Of a residual: to fp32, times its scale; then the rest.
     """
     of = clock.of
+    ops: tuple[AluOp, ...] = (AluOp.CVT_F32, AluOp.MUL, AluOp.ADD, AluOp.CVT_I8)
+    n = 2 * (2 * side + pair)
+    on: tuple[int, ...] = (LARGE[n], SMALL[n], SMALL[n + 1], LARGE[n + 1])
+    if residual:
+        large, small = LARGE[3 * side : 3 * side + 3], SMALL[4 * side : 4 * side + 4]
+        ops = (*ops[:3], AluOp.ADD, AluOp.CVT_I8)
+        on = (large[0], small[0], small[1], small[2], large[1])
+    steps = tuple(Step(on[k], op, sum(of[o] for o in ops[:k])) for k, op in enumerate(ops))
     if not residual:
-        n = 2 * (2 * side + pair)
-        on = (LARGE[n], SMALL[n], SMALL[n + 1], LARGE[n + 1])
-        ops = (AluOp.CVT_F32, AluOp.MUL, AluOp.ADD, AluOp.CVT_I8)
-        return tuple(Step(on[k], op, sum(of[o] for o in ops[:k])) for k, op in enumerate(ops))
-    large, small = LARGE[3 * side : 3 * side + 3], SMALL[4 * side : 4 * side + 4]
-    on = (large[0], small[0], small[1], small[2], large[1])
-    ops = (AluOp.CVT_F32, AluOp.MUL, AluOp.ADD, AluOp.ADD, AluOp.CVT_I8)
-    rest = [Step(on[k], op, sum(of[o] for o in ops[:k])) for k, op in enumerate(ops)]
-    meet = rest[3].at
-    scaled = Step(small[3], AluOp.MUL, meet - of["MUL"])
-    return (Step(large[2], AluOp.CVT_F32, scaled.at - of["CVT_F32"]), scaled, *rest)
+        return steps
+    scaled = Step(small[3], AluOp.MUL, steps[3].at - of["MUL"])
+    return (Step(large[2], AluOp.CVT_F32, scaled.at - of["CVT_F32"]), scaled, *steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,44 +104,36 @@ class Pass:
     last: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Chain:
-    """A chain of blocks of three convolutions, laid out on a chip."""
+    """A chain of blocks of three convolutions, laid out on a chip by `lay_out`."""
 
     spec: ChipSpec
     ops: tuple[Convolve, ...]
-    places: Places = field(init=False)
-    clock: Clock = field(init=False)
-    passes: list[Pass] = field(init=False, default_factory=list)
-    words: int = field(init=False, default=0)  # of weights
-    end: int = field(init=False, default=0)
-    weights: dict[tuple[int, int], list[tuple[Tile, int]]] = field(init=False, default_factory=dict)
-    _table: Reservations = field(init=False, default_factory=Reservations)
-    _made: dict[tuple[int, int], I64] = field(init=False, default_factory=dict)
-    _ready: list[int] = field(init=False, default_factory=lambda: [0, 0])
-    _installed: list[int] = field(init=False, default_factory=lambda: [0, 0])
-    _hops: list[int] = field(init=False)
+    places: Places
+    clock: Clock
+    passes: list[Pass] = field(default_factory=list)
+    weights: dict[tuple[int, int], list[tuple[Tile, int]]] = field(default_factory=dict)
+    end: int = 0
+    _table: Reservations = field(default_factory=Reservations)
+    _made: dict[tuple[int, int], I64] = field(default_factory=dict)
+    _ready: list[int] = field(default_factory=lambda: [0, 0])  # when a pair's next rows may come
+    _installed: list[int] = field(default_factory=lambda: [0, 0])
 
-    def __post_init__(self) -> None:
-        op = self.ops[0]
-        self.clock = Clock(self.spec)
-        self.places = Places(self.spec, op.height, op.width, op.inputs, op.outputs)
-        per = self.spec.slices // self.spec.hemispheres
-        self._hops = [hops(alu(0), mem(EAST, n), self.spec) for n in range(per)]
+    def reserve_weights(self) -> None:
+        """Give every tile its words. Raises TemplateError where the slices have too few."""
+        words, most = 0, self.spec.banks * self.spec.words_per_bank
         for number, one in enumerate(self.ops):
             for block, (_, columns) in enumerate(self.blocks(number)):
-                self.weights[number, block] = [
-                    (tile, self._reserve(columns)) for tile in self.tiles(one)
-                ]
-        check_words(self.spec, self.words, self.ops)
-        for number in range(len(self.ops)):
-            for pair in range(2):
-                for job in self._jobs(number, pair):
-                    self._place(job)
-
-    def _reserve(self, columns: int) -> int:
-        first, self.words = self.words, self.words + tile_words(columns)
-        return first
+                here = self.weights[number, block] = []
+                for tile in self.tiles(one):
+                    here.append((tile, words))
+                    words += tile_words(columns)
+        if words > most:
+            raise TemplateError(
+                f"convolutions: wanted at most {most} words of a slice for the weights of "
+                f"{len(self.ops)} convolutions, got {words}"
+            )
 
     # -- what there is to do
 
@@ -172,7 +162,8 @@ class Chain:
         """Return the quarter of a plane."""
         return self.places.quarters[2 * side + pair]
 
-    def _jobs(self, number: int, pair: int) -> Iterator[Job]:
+    def jobs(self, number: int, pair: int) -> Iterator[Job]:
+        """Yield a pair's jobs of a convolution: no more rows each than the accumulators hold."""
         quarters = [self.of(pair, side) for side in range(2)]
         parts = -(-max(q.pixels for q in quarters) // self.spec.mxm_accumulator_rows)
         for part in range(parts):
@@ -220,16 +211,21 @@ class Chain:
 
     def way(self, slice_: int, side: int) -> int:
         """Return the cycles from a Read of an eastern slice to a plane of a side."""
-        away = self._hops[slice_] * (-1 if side == EAST else 1)
+        away = self.hop(slice_) * (-1 if side == EAST else 1)
         return self.clock.of["READ"] + self.clock.to_mxm + away
 
     def to_vxm(self, slice_: int) -> int:
         """Return the cycles from a Read of an eastern slice to the VXM."""
-        return self.clock.of["READ"] + self._hops[slice_]
+        return self.clock.of["READ"] + self.hop(slice_)
 
     def hop(self, slice_: int) -> int:
         """Return the hops from the VXM to an eastern slice."""
-        return self._hops[slice_]
+        return hops(alu(0), mem(EAST, slice_), self.spec)
+
+    @property
+    def farthest(self) -> int:
+        """Hops from the VXM to the last slice of pixels."""
+        return self.hop(KINDS * QUARTERS - 1)
 
     @property
     def drained(self) -> int:
@@ -244,7 +240,7 @@ class Chain:
         last = self.steps(job, EAST)[-1]
         return self.drained + last.at + self.clock.of[last.op]
 
-    def _place(self, job: Job) -> None:
+    def place(self, job: Job) -> None:
         """Place a job's passes, always the one that can begin first."""
         left = list(self.weights[job.number, job.block])
         first = True
@@ -273,7 +269,10 @@ class Chain:
         load.add("load", range(cycles))
         at = self._table.first(load.bits, max(self._installed[pair], longest))
         least = max(
-            self._ready[pair], at + cycles - 1 + of["LW"] + of["IW"], self._inputs(job, tile)
+            longest + self.farthest,
+            self._ready[pair],
+            at + cycles - 1 + of["LW"] + of["IW"],
+            self._inputs(job, tile),
         )
         wish = Wish()
         for side in range(2):
@@ -298,32 +297,33 @@ class Chain:
         job, places = one.job, self.places
         key = job.number, job.block
         if key not in self._made:
-            self._made[key] = np.full(places.height * places.width, -NEVER, np.int64)
+            self._made[key] = np.zeros(places.height * places.width, np.int64)
         for pixels in job.pixels:
             at = one.start + self.out(job) + np.arange(pixels[1] - pixels[0])
             self._made[key][slice(*pixels)] = at
-        far = max(self._hops[: KINDS * QUARTERS])
-        self.end = max(self.end, one.start + job.rows - 1 + self.out(job) + far + 1)
+        for side in range(2):
+            for target, rows, spots in self.written(job, side):
+                away = self.hop(target.slice(int(spots.kind.max())))
+                written = one.start + int(rows.max()) + self.out(job) + away
+                self.end = max(self.end, written + self.clock.of["WRITE"] + 1)
 
     def _inputs(self, job: Job, tile: Tile) -> int:
         """Return when a pass can begin so that each pixel is written before it is read."""
-        least = 0
-        places, of = self.places, self.clock.of
-        made = self._made.get((job.number - 1, tile.number))
+        made, places = self._made.get((job.number - 1, tile.number)), self.places
+        if made is None:
+            return 0
+        least, of = 0, self.clock.of
+        ahead = of["GATHER"] if len(tile.taps) > 1 else of["READ"]
         for side in range(2):
             pixels = np.arange(*job.pixels[side])
             rows = np.arange(len(pixels))
-            far = (
-                2 * self._hops[KINDS * QUARTERS - 1] if side == 0 else 0
-            )  # the way west, through the VXM
-            extra = 1 + of["READ"] + self.clock.to_mxm + far
-            if made is not None:
-                for dy, dx in tile.taps:
-                    y, x = pixels // places.width + dy, pixels % places.width + dx
-                    inside = (y >= 0) & (y < places.height) & (x >= 0) & (x < places.width)
-                    if inside.any():
-                        when = made[(y * places.width + x)[inside]] - rows[inside]
-                        least = max(least, int(when.max()) + extra + (len(tile.taps) > 1) * 2)
+            west = 0 if side == EAST else 2 * self.farthest  # through the VXM
+            way = of["WRITE"] + 1 + ahead + self.clock.to_mxm + west
+            for dy, dx in tile.taps:
+                y, x = pixels // places.width + dy, pixels % places.width + dx
+                inside = (y >= 0) & (y < places.height) & (x >= 0) & (x < places.width)
+                when = made[(y * places.width + x)[inside]] - rows[inside]
+                least = max(least, int(when.max(initial=0)) + way)
         return least
 
     def _want(self, wish: Wish, job: Job, tile: Tile, side: int, *, last: bool) -> None:
@@ -335,7 +335,8 @@ class Chain:
             at = rows - self.way(slice_, side)
             if len(tile.taps) > 1:  # the instruction comes ahead of the port
                 ahead = self.clock.of["GATHER"] - self.clock.of["READ"]
-                at = np.unique(np.concatenate([at - n for n in range(ahead + 1)]))
+                both = range(min(0, ahead), max(0, ahead) + 1)
+                at = np.unique(np.concatenate([at - n for n in both]))
             wish.add(("slice", slice_), at.tolist())
         if not last:
             return
@@ -343,10 +344,10 @@ class Chain:
         for step in self.steps(job, side):
             wish.add(("ALU", step.alu), (rows + self.drained + step.at).tolist())
         if job.op.residual is not None:
-            spots, at = self.residual(job, side), self.drained + self.steps(job, side)[0].at
+            spots, met = self.residual(job, side), self.drained + self.steps(job, side)[0].at
             for kind, chosen in _by_kind(spots.kind):
                 slice_ = quarter.slice(kind)
-                wish.add(("slice", slice_), (chosen + at - self.to_vxm(slice_)).tolist())
+                wish.add(("slice", slice_), (chosen + met - self.to_vxm(slice_)).tolist())
         for target, some, spots in self.written(job, side):
             for kind, chosen in _by_kind(spots.kind):
                 slice_ = target.slice(kind)
@@ -363,7 +364,14 @@ def _by_kind(kinds: I64) -> Iterator[tuple[int, I64]]:
 def bottleneck(
     height: int, width: int, channels: int, middle: int, *, residual: float = 1.0
 ) -> tuple[Convolve, ...]:
-    """Return the convolutions of a block of ResNet-50, -101 and -152 that keeps its image's form."""
+    """Return the convolutions of a block of ResNet-50 to -152 that keeps its image's form.
+
+    `residual`: the residual's scale over the result's. Raises TemplateError.
+    """
+    if min(height, width, channels, middle) < 1:
+        raise TemplateError(
+            f"convolutions: wanted sizes of 1 or more, got {height}, {width}, {channels}, {middle}"
+        )
     return (
         Convolve(height=height, width=width, inputs=channels, outputs=middle, kernel=1),
         Convolve(height=height, width=width, inputs=middle, outputs=middle, kernel=3),
@@ -375,7 +383,36 @@ def bottleneck(
 
 
 def lay_out(ops: Sequence[Convolve], spec: ChipSpec) -> Chain:
-    """Lay out a chain of blocks. Raises TemplateError."""
+    """Lay out a chain of blocks, in the order of placing that ends first. Raises TemplateError."""
     if not ops or len(ops) % 3:
-        raise TemplateError(f"convolutions: wanted blocks of three, got {len(ops)}")
-    return Chain(spec, tuple(ops))
+        raise TemplateError(f"convolutions: wanted blocks of three, got {len(ops)} convolutions")
+    chains = [_laid(tuple(ops), spec, order) for order in (_in_order, _ahead)]
+    return min(chains, key=lambda chain: chain.end)
+
+
+def _laid(
+    ops: tuple[Convolve, ...], spec: ChipSpec, order: Callable[[int], Iterator[tuple[int, int]]]
+) -> Chain:  # fmt: skip
+    places = Places(spec, ops[0].height, ops[0].width, ops[0].inputs, ops[0].outputs)
+    chain = Chain(spec=spec, ops=ops, places=places, clock=Clock(spec))
+    chain.reserve_weights()
+    for number, pair in order(len(ops)):
+        for job in chain.jobs(number, pair):
+            chain.place(job)
+    return chain
+
+
+def _in_order(count: int) -> Iterator[tuple[int, int]]:
+    """Yield (convolution, pair): one convolution after another."""
+    for number in range(count):
+        yield from ((number, pair) for pair in range(2))
+
+
+def _ahead(count: int) -> Iterator[tuple[int, int]]:
+    """Yield (convolution, pair): pair 0 begins a block before pair 1 ends the one before."""
+    yield 0, 0
+    for first in range(0, count, 3):
+        yield from ((first, 1), (first + 1, 0), (first + 1, 1), (first + 2, 0))
+        if first + 3 < count:
+            yield first + 3, 0
+        yield first + 2, 1

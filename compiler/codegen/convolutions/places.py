@@ -19,7 +19,6 @@ slices of both hemispheres, for the planes of that side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import TemplateError
-from chip.ops.convolve import Convolve, cut, whole
+from chip.ops.convolve import cut, whole
 from chip.spec import VECTOR_BYTES, ChipSpec
 
 I64 = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 QUARTERS = 4
 WEST, EAST = 0, 1
 
@@ -178,11 +178,11 @@ class Places:
         place = np.where(above, numbers - low, np.where(below, numbers - last - 1, place))
         return Spots(kind, base + place)
 
-    def reached(self, quarter: Quarter, pixels: I64) -> I64:
+    def reached(self, quarter: Quarter, pixels: I64) -> Flags:
         """Tell which pixels lie around a quarter, its own among them."""
         low, high = self.around(quarter)
         numbers = self._numbers(pixels)
-        found: I64 = (numbers >= low) & (numbers <= high)
+        found: Flags = (numbers >= low) & (numbers <= high)
         return found
 
     def borders(self, quarter: Quarter) -> I64:
@@ -212,13 +212,3 @@ def weight_place(spec: ChipSpec, first: int, column: I64) -> tuple[I64, I64]:
 def tile_words(columns: int) -> int:
     """Words of each weight slice that a tile takes."""
     return -(-columns // LOADED)
-
-
-def check_words(spec: ChipSpec, words: int, blocks: Sequence[Convolve]) -> None:
-    """Raise TemplateError for weights that do not fit in their slices."""
-    most = spec.banks * spec.words_per_bank
-    if words > most:
-        raise TemplateError(
-            f"convolutions: weights of {len(blocks)} convolutions take {words} words a slice, of "
-            f"{most}"
-        )

@@ -40,6 +40,7 @@ class Wish:
         """Want a thing at cycles after the start. Raises TemplateError for one twice."""
         found = self.bits.get(thing, 0)
         for cycle in cycles:
+            assert cycle + AHEAD >= 0, f"a pass wants {thing} more than {AHEAD} cycles ahead"
             bit = 1 << cycle + AHEAD
             if found & bit:
                 raise TemplateError(f"convolutions: a pass wants {thing} twice in cycle {cycle}")
