@@ -18,7 +18,7 @@ from chip.isa.operands import In, Stream
 from chip.kernels.convolve import convolve
 from chip.machine.machine import Machine
 from chip.machine.resolve import resolve
-from chip.ops.convolve import cut
+from chip.ops.convolve import ZERO, cut
 from chip.sram import Sram
 from compiler.codegen.convolutions.lower import lower
 from compiler.codegen.convolutions.memory import ChainMemory, Weights
@@ -69,9 +69,9 @@ class Case:
         x, out = self.image, list[I8]()
         for first in range(0, len(self.weights), 3):
             one, two, three = self.weights[first : first + 3]
-            y = convolve(x, one.w, one.scale, one.bias)
-            z = convolve(y, two.w, two.scale, two.bias)
-            x, out = convolve(z, three.w, three.scale, three.bias, (x, SCALE)), [y, z]
+            y = convolve(x, one.w, one.scale, one.bias, ZERO)
+            z = convolve(y, two.w, two.scale, two.bias, ZERO)
+            x, out = convolve(z, three.w, three.scale, three.bias, ZERO, (x, SCALE)), [y, z]
         return [*out, x]
 
     def by_machine(self) -> tuple[list[I8], list[Issue]]:
@@ -120,7 +120,7 @@ def test_the_kernel_is_what_it_says(kernel: int) -> None:
     scale = np.array([1e-4, 3e-5, 1e-2], np.float32)
     bias = np.array([0.0, -90.5, 3.25], np.float32)
     r = rng.integers(-127, 128, (4, 5, 3)).astype(np.int8)
-    got = convolve(x, w, scale, bias, (r, 0.3))
+    got = convolve(x, w, scale, bias, ZERO, (r, 0.3))
     for y in range(4):
         for z in range(5):
             total = np.zeros(3, np.int64)

@@ -268,3 +268,14 @@ def test_rows_of_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     assert below.ours == pytest.approx(0.83, abs=0.02)
     for entry in rows:
         assert set(entry.behind(MACHINE)["constants"]) == set(MACHINE.sources)
+
+
+def test_rows_of_encoders_over_chips() -> None:
+    """Six layers a chip: as published, linear in chips, for sequences a second and for one."""
+    rows = encoders.scaling_rows(MACHINE)
+    assert [row.published for row in rows] == [4, 4, 8, 8, 16, 16]
+    for row in rows:
+        assert abs(row.error_percent) < 5
+        assert set(row.behind(MACHINE)["constants"]) == set(MACHINE.sources)
+    steps = [encoders.layer_cycles(MACHINE, 6 * chips, chips, "fp16")[1] for chips in (4, 8)]
+    assert steps[0] == steps[1]

@@ -8,6 +8,7 @@ faster. Modules, each of which imports only those before it:
     quant, synthetic           weights: int8 and tiles, seeded values
     twin_math, twin            NumPy: `Kernels`, the contract and definition of every kernel
     native                     the same in native code
+    convolve                   convolutions, which no chip of a rack runs: NumPy alone
 
 May import: chip.
 """

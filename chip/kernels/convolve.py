@@ -5,24 +5,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.ops.convolve import ZERO
-
 I8 = NDArray[np.int8]
 F32 = NDArray[np.float32]
 
 
 def convolve(
-    x: I8, w: I8, scale: F32, bias: F32, residual: tuple[I8, float] | None = None
+    x: I8, w: I8, scale: F32, bias: F32, padding: int, residual: tuple[I8, float] | None = None
 ) -> I8:  # fmt: skip
     """Return int8 of f32(x * w) * scale + bias (+ f32(r) * s): [H, W, outputs].
 
     x: [H, W, inputs]; w: [outputs, kernel, kernel, inputs]; scale, bias: [outputs];
-    residual: r [H, W, outputs] and s.
+    padding: what is beyond the image; residual: r [H, W, outputs] and s.
     """
     height, width, _ = x.shape
     kernel = w.shape[1]
     edge = kernel // 2
-    padded = np.pad(x, ((edge, edge), (edge, edge), (0, 0)), constant_values=ZERO)
+    padded = np.pad(x, ((edge, edge), (edge, edge), (0, 0)), constant_values=padding)
     sums = np.zeros((height * width, len(w)), np.int32)
     for dy in range(kernel):
         for dx in range(kernel):

@@ -30,7 +30,7 @@ from rack.machines.hardware import Cabling, Hardware
 from rack.reports.accuracy import Published, Row
 from rack.reports.accuracy_system import bandwidth_rows, clock_rows, machine_rows, path_rows
 from rack.reports.convolutions import convolution_rows
-from rack.reports.encoders import encoder_rows
+from rack.reports.encoders import encoder_rows, scaling_rows
 from rack.reports.exchange import all_to_all, exchange_cycles
 from rack.reports.products import product_cycles, utilisation
 
@@ -269,7 +269,7 @@ RowSource = Callable[[Hardware], list[Row]]
 ROW_SOURCES: tuple[RowSource, ...] = (
     chip_rows, lstm_rows, product_rows, link_rows, path_rows, bandwidth_rows, clock_rows,
     machine_rows, capacity_rows, rate_rows, convolution_rows,
-    encoder_rows,
+    encoder_rows, scaling_rows,
 )  # fmt: skip
 
 

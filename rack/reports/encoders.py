@@ -7,19 +7,21 @@ from an exponential distribution. Its mean is no fit to the published runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
-from compiler.place.layout import parse_layout
+from compiler.place.layout import Layout, parse_layout
+from compiler.schedule.interval import initiation_cycles
 from rack.machines.hardware import Hardware
 from rack.reports.accuracy import Row
 
 HOST_JITTER_US = 5.0  # assumption: driver and DMA start within some microseconds; unpublished
 RUNS = 24_240  # of the published histogram
+LAYERS, TOKENS = 6, 384  # encoder layers a chip, and what BERT-Large is shown with
 BAR_US = 5.0  # width of a histogram's bar
 F64 = NDArray[np.float64]
 
@@ -55,6 +57,47 @@ class HostRuns:
         return [
             (float((first + n) * BAR_US), int(count)) for n, count in enumerate(np.bincount(bars))
         ]
+
+
+def layer_cycles(hardware: Hardware, layers: int, chips: int, dtype: str) -> tuple[int, int]:
+    """Return, of BERT-Large with so many layers on so many chips, cycles of a sequence's program.
+
+    Then the cycles between two sequences that follow each other: the initiation interval, at which
+    every chip ends one step before it begins the next.
+    """
+    model = replace(PRESETS["bert-large"], name=f"bert-large of {layers}", num_layers=layers)
+    options = Options(dtype=dtype, max_model_len=TOKENS, buckets=(TOKENS,))
+    compiled = compile_model(model, hardware, Layout(stages=chips, group=1), options)
+    step = compiled.encode_step(TOKENS)
+    return step.cycles, initiation_cycles(step, step)
+
+
+def scaling_rows(hardware: Hardware) -> list[Row]:
+    """Six encoder layers a chip on 1, 4, 8 and 16 chips: published as linear (ISCA 2022, Fig. 18).
+
+    Layers a second with the sequences as close as the schedule lets them follow, and the time of
+    one sequence, both over those of one chip.
+    """
+    one = layer_cycles(hardware, LAYERS, 1, "fp16")
+    out = []
+    for chips in (4, 8, 16):
+        latency, interval = layer_cycles(hardware, chips * LAYERS, chips, "fp16")
+        name = (
+            f"{chips * LAYERS} encoder layers on {chips} chips, {TOKENS} tokens, fp16, over 6 on 1"
+        )
+        for what, ours in (
+            ("layers a second, a sequence each initiation interval", chips * one[1] / interval),
+            ("time of one sequence", latency / one[0]),
+        ):
+            out.append(
+                Row(
+                    part="encoder", figure=f"{name}: {what}", unit="times", published=chips,
+                    grade="A" if "second" in what else "D",
+                    source="ISCA 2022, Fig. 18: linear", ours=ours,
+                    constants=("chip.*", "delays.*", "link.*", "clock.*", "host.*", "system.*"),
+                )
+            )  # fmt: skip
+    return out
 
 
 def sequence_cycles(hardware: Hardware, model: str, layout: str, tokens: int, dtype: str) -> int:

@@ -5,4 +5,6 @@ into four quarters of neighbouring pixels, in reading order: pair 0 has the firs
 pair 1 the others. A pass is one tile of weights: it is loaded into both planes of a pair, and each
 streams the pixels of its quarter through it, one a cycle. A tap of a kernel is the same pixels,
 read from other addresses.
+
+May import: chip, chip.isa, chip.ops, compiler.codegen.core.
 """
