@@ -8,8 +8,10 @@ more.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,6 +167,8 @@ def test_odd_command_lines(
     came = Counter[str]()
     monkeypatch.chdir(tmp_path)  # a name may be taken for a file to write
     assert MOST_SECONDS >= 60
+    assert isinstance(sys.stderr, io.TextIOWrapper)
+    sys.stderr.reconfigure(errors="backslashreplace")  # as a process's own is
     for number in range(examples(pytestconfig, 0.2)):
         rng = random.Random(number)
         verb = rng.choice(list(VERBS))
