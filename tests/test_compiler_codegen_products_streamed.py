@@ -35,7 +35,7 @@ def product(
 
 @pytest.mark.parametrize("out", ["f16", "f32"])
 @pytest.mark.parametrize(
-    ("rows", "k", "n"), [(2, 64, 64), (5, 700, 1300), (16, 1000, 100), (130, 400, 330)]
+    ("rows", "k", "n"), [(2, 64, 64), (5, 700, 1300), (16, 1000, 100), (40, 64, 400), (130, 400, 330)]
 )
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])
 @pytest.mark.parametrize("biased", [False, True])
@@ -67,7 +67,7 @@ def test_the_planes_are_in_use_as_published(dtype: str, n: int) -> None:
 
 
 def test_rows_that_begin_within_a_turn_of_the_feed_slices() -> None:
-    a = product(2, 64, 64, "int8", "f16")
+    a = product(40, 64, 64, "int8", "f16")
     spec = WIDE["int8"]
     operation = scheduled(
         opcode=Opcode.MATMUL, name="late", args=a | {"x": a["x"] + 320}, start=0,

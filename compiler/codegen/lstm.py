@@ -112,7 +112,11 @@ class Cell:
 
     def installed(self, loads: EvenLoads, tile: int) -> int:
         """Return when a tile is in the arrays, and row 0 may come."""
-        return loads.fed(tile) - 1 + _into_array(self.clock)
+        return loads.loaded(tile) - 1 + _into_array(self.clock)
+
+    def load(self, number: int, tile: int) -> Iterator[Issue | Bulk]:
+        """Load a tile window by window."""
+        return timeline.load(self, number, tile)
 
     def multiply(self, number: int, tile: int) -> Iterator[Issue]:
         """Yield what installs a tile, feeds its activations and adds up the products."""

@@ -21,6 +21,9 @@ from compiler.codegen.estimate import estimate
 from compiler.codegen.products import matmul, product16, streamed
 from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
 
+FEW_ROWS = 4  # for which planes that share columns are always sooner done
+SHARED_ROWS = 32  # for more never: a row takes them two cycles, planes for themselves one
+
 
 def template(op: Computation, spec: ChipSpec) -> Template:
     """Return an operation's template.
@@ -86,9 +89,25 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
         return topk.topk(op, spec)
     if isinstance(op, Attend):
         return (attend.attend if op.dtype == "int8" else attend16.attend16)(op, spec)
-    if streamed.fits(op, spec):
+    return _matmul(op, spec)
+
+
+def _matmul(op: Matmul, spec: ChipSpec) -> Template:
+    """Return the shorter of the two ways in which a product of several rows is laid out."""
+    shared = matmul.matmul if op.dtype == "int8" else product16.matmul16
+    if not streamed.fits(op, spec):
+        return in_passes(shared, op, spec)
+    if op.rows > SHARED_ROWS or not shares(op, spec):
         return streamed.matmul_rows(op, spec)
-    return in_passes(matmul.matmul if op.dtype == "int8" else product16.matmul16, op, spec)
+    found = shared(op, spec)
+    if op.rows <= FEW_ROWS:
+        return found
+    return min(found, streamed.matmul_rows(op, spec), key=lambda template: template.cycles)
+
+
+def shares(op: Matmul, spec: ChipSpec) -> bool:
+    """Tell whether the planes can share a product's columns."""
+    return op.dtype == "int8" or product16.fits(spec)
 
 
 def has_instructions(op: Computation, spec: ChipSpec) -> bool:

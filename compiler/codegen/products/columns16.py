@@ -70,12 +70,19 @@ class ColumnGroup:
         return range(0 if self.blocks[0].even else 1, 2)
 
 
-def groups_of(n: int, tiles: int) -> list[tuple[Columns, ...]]:
-    """Cut n columns into blocks of 320, two to a group; an uneven block stays alone."""
+def groups_of(n: int, tiles: int, *, alike: bool = False) -> list[tuple[Columns, ...]]:
+    """Cut n columns into blocks of 320, two to a group; an uneven block stays alone.
+
+    `alike`: a narrow block that would be alone has the last whole one beside it.
+    """
     out: list[tuple[Columns, ...]] = []
+    whole, narrow = divmod(n, LANES)
+    left_alone = whole - 2 if alike and narrow and whole and whole % 2 == 0 else None
     for first in range(0, n, LANES):
         block = Columns(first, min(LANES, n - first), 2 * first * tiles, 0)
-        if out and len(out[-1]) == 1 and out[-1][0].even and block.even:
+        if first - LANES == LANES * (left_alone if left_alone is not None else n):
+            out.append((block,))
+        elif out and len(out[-1]) == 1 and out[-1][0].even and block.even:
             (left,) = out[-1]
             out[-1] = (left, Columns(first, block.width, block.vector, left.lanes))
         else:

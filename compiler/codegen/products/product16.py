@@ -32,8 +32,9 @@ from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
 from compiler.codegen.products.drains16 import Drains16, turned
-from compiler.codegen.products.resources import FEED, SUMS16, WEIGHTS16
+from compiler.codegen.products.resources import FEED, FEED_BESIDE, SUMS16, WEIGHTS16
 
+BESIDE = 31  # columns that a pair loads in a cycle beside activations
 FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
 APART = 8  # cycles from the end of a group's last drain to where its accumulator rows are new
 SPAN = 256  # cycles that a drain block may last
@@ -56,11 +57,12 @@ class Product16:
 
     def summed(self, g: ColumnGroup, half: int) -> int:
         """Return when row 0's product of a half tile is added up."""
-        return _summed(g, half, self.clock)
+        return _summed(g, half, self.rows, self.clock)
 
     def feeds(self) -> Iterator[Placed]:
         """Yield the activations' way: work memory, VXM, both pairs of planes."""
-        block = feed_block(self.clock.spec)  # 160 values a vector, as they lie
+        # 160 values a vector, as they lie
+        block = feed_block(self.clock.spec, stream=_stream(self.rows))
         for g in self.groups:
             for half in range(self.halves):
                 start = self.fed(g, half) - self.clock.feed
@@ -113,7 +115,7 @@ class Product16:
 
     def _multiply(self, g: ColumnGroup, half: int, pair: int) -> Iterator[Issue]:
         feed, acc, fed = mxm(2 * pair, Role.FEED), mxm(2 * pair, Role.DRAIN), self.fed(g, half)
-        stream = Stream(pair == 1, FEED.stream)
+        stream = Stream(pair == 1, _stream(self.rows))
         if self.rows == 1:
             yield Issue(feed, fed, ABC(stream=stream, slot=0))
             yield Issue(feed, fed + 1, IW(columns=g.lanes))
@@ -139,14 +141,19 @@ class Product16:
             yield Issue(sxm(pair, SUMS16.queues + j), at, turn, self.rows, pace)
 
 
+def _stream(rows: int) -> int:
+    """Return the stream of activations: several rows' is none of those on which weights load."""
+    return FEED.stream if rows == 1 else FEED_BESIDE.stream
+
+
 def _fed(g: ColumnGroup, half: int, rows: int) -> int:
     """Return when row 0 of a half tile arrives: one row waits in the activation buffer."""
-    return g.loaded(half) + (0 if rows == 1 else 2)
+    return g.loaded(half) + (0 if rows == 1 else 1)
 
 
-def _summed(g: ColumnGroup, half: int, clock: Clock) -> int:
+def _summed(g: ColumnGroup, half: int, rows: int, clock: Clock) -> int:
     """Return when row 0's product of a half tile is added up."""
-    return g.loaded(half) + 2 + clock.of["ABC"]
+    return _fed(g, half, rows) + (2 if rows == 1 else 0) + clock.of["ABC"]
 
 
 def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
@@ -154,16 +161,16 @@ def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
     clock, rows, halves = Clock(spec), op.rows, 2 * vectors(op.k)
     drains, groups = Drains16(op, clock), list[ColumnGroup]()
     at, drained = 0, (0, 0)  # of the last two groups: when their sums have left
-    for number, blocks in enumerate(groups_of(op.n, vectors(op.k))):
+    for number, blocks in enumerate(groups_of(op.n, vectors(op.k), alike=rows > 1)):
         rate, load, interval = _pace(rows, blocks)
         after = 0 if blocks[0].even else at  # its reads would meet those of the group before
         at = max(at, _earliest(clock, blocks, load, after), drained[0])
         if groups and rows > 1:  # activations of the group before come first
-            at = max(at, _fed(groups[-1], halves - 1, rows) + 2 * rows - load)
+            at = max(at, _fed(groups[-1], halves - 1, rows) + 2 * rows - load - 1)
         if rows > 1:  # activations are read in even cycles
-            at += (at + load + clock.feed) % 2
+            at += (at + load + 1 + clock.feed) % 2
         g = ColumnGroup(blocks, rate, load, interval, at, number % 2 * rows, drain=0, pace=0)
-        last = _summed(g, halves - 1, clock) + 2 * (rows - 1)
+        last = _summed(g, halves - 1, rows, clock) + 2 * (rows - 1)
         drain = max(last + clock.of["ACC"], drained[1])
         if rows > 1:  # between the products that the next group sums
             drain += (drain + last + 1) % 2
@@ -181,14 +188,14 @@ def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
 def _pace(rows: int, blocks: Sequence[Columns]) -> tuple[int, int, int]:
     """Return (columns a cycle, cycles of a load, initiation interval of half tiles).
 
-    One row comes in a gap behind a load on all streams; more come beside a load on half of them.
+    One row comes in a gap behind a load on all streams; more come beside a load on all but one.
     """
-    rate = (2 * RUN if rows == 1 else RUN) if blocks[0].even else FAR_COLUMNS
+    rate = (2 * RUN if rows == 1 else BESIDE) if blocks[0].even else FAR_COLUMNS
     load = max(3, sum(-(-block.lanes // rate) for block in blocks))
     if rows == 1:
         return rate, load, load + 1
-    load += load % 2
-    return rate, load, max(load, 2 * rows) + 2
+    interval = max(load, 2 * rows)
+    return rate, load, interval + interval % 2
 
 
 def _earliest(clock: Clock, blocks: Sequence[Columns], load: int, after: int) -> int:
@@ -207,7 +214,7 @@ def _placed(
     lead = clock.of["READ"] + 1  # transfers pass the loads in the same gaps
     ways = {hops(mem(side, 0), sxm(1, 0), clock.spec) + lead for side in (0, 1)}
     feeds = {_fed(g, half, rows) - cycles for g, half in every for cycles in {clock.feed, *ways}}
-    sums = {_summed(g, half, clock) for g, half in every}
+    sums = {_summed(g, half, rows, clock) for g, half in every}
     placed, out = list[Placed](), list[ColumnGroup]()
     for g in groups:
         drain = g.drain

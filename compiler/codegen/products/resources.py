@@ -34,6 +34,20 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
+class FeedBeside:
+    """Activations on their way from work memory to the planes, beside loads of weights."""
+
+    stream: int = outward(31, "activations", turns=True)
+    first: int = alu(14, "takes activations, a cycle before they go on")
+    alus: tuple[int, ...] = alus((12, 11), "pass activations on, west and east")
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """ALUs that blocks may not take."""
+        return frozenset({self.first, *self.alus})
+
+
+@dataclass(frozen=True, slots=True)
 class Quantiser:
     """The end of a prologue, which feeds the planes as it quantises."""
 
@@ -55,10 +69,17 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class HalfRateWeights:
-    """Weights that planes of a side load in turns, beside the activations."""
+class WeightsBeside:
+    """Weights that planes load beside the activations: on 15 streams each, or 16 in turns."""
 
-    stream: int = outward(0, "weights: 16 streams, planes of a side in turns", 16, turns=True)
+    stream: int = outward(0, "weights: 15 streams a plane of a side", 30, turns=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnScales:
+    """What is kept of a group's columns while its rows' sums leave."""
+
+    registers: tuple[int, ...] = alus((1, 3, 4, 6), "scales of each block's columns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +160,8 @@ class Sums16:
 
 FEED, QUANTISER, ROW_SCALE, WEIGHTS = Feed(), Quantiser(), RowScale(), Weights()
 SUMS, GATE, WEIGHTS16, SUMS16 = Sums(), GateChain(), Weights16(), Sums16()
-STREAMED = Streamed()
+STREAMED, FEED_BESIDE, WEIGHTS_BESIDE = Streamed(), FeedBeside(), WeightsBeside()
+COLUMN_SCALES = ColumnScales()
 
 _PHASES = ("feed", "drain")
 _FEEDING, _DRAINING, _ALWAYS = range(1), range(1, 2), range(2)
@@ -162,8 +184,9 @@ ROWS = Resources(
     _PHASES,
     (
         Owner("blocks", BLOCKS, _ALWAYS),
-        Owner("weights", HalfRateWeights(), _ALWAYS),
-        Owner("feed", FEED, _ALWAYS),
+        Owner("weights", WEIGHTS_BESIDE, _ALWAYS),
+        Owner("feed", FEED_BESIDE, _ALWAYS),
+        Owner("column scales", COLUMN_SCALES, _DRAINING),
         Owner("sums", SUMS, _DRAINING),
     ),
 )

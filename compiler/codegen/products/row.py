@@ -58,6 +58,10 @@ class RowProduct:
         """Return when the row's product of a tile is added up."""
         return self.times[number, tile].use + self.clock.of["ABC"]
 
+    def load(self, number: int, tile: int) -> Iterator[Issue | Bulk]:
+        """Load a tile window by window."""
+        return timeline.load(self, number, tile)
+
     def multiply(self, number: int, tile: int) -> Iterator[Issue]:
         """Yield what fills a slot, installs a tile, and adds up the product."""
         g, times = self.groups[number], self.times[number, tile]

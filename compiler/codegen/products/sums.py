@@ -26,21 +26,23 @@ ARRIVAL = 64  # cycle of a drain block (or the next) at which the sums come to t
 class Outputs:
     """The vectors of sums that a group gives, by their lanes.
 
-    `halves`: there are two, of one block: half of its columns each.
+    `halves`: there are two, of one block: half of its columns each. `packed`: a plane has its
+    columns of each block side by side, also of a block alone.
     """
 
     widths: tuple[int, ...]
     halves: bool = False
+    packed: bool = False
 
     @property
     def turned(self) -> bool:
         """Whether the SXM puts the columns in their lanes; a vector alone comes as it is."""
-        return len(self.widths) > 1
+        return len(self.widths) > 1 or self.packed
 
     def spread(self, run: int, j: int) -> tuple[int | None, ...]:
         """Return the lane map that puts a plane's part of vector j in place."""
         if not self.halves:
-            return spread_of(run, j)
+            return spread_of(run, j)[: self.widths[j]]
         width = self.widths[j]
         return tuple(range(j * width, (j + 1) * width))
 

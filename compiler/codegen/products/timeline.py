@@ -41,7 +41,8 @@ class ColumnGroup:
     @property
     def lanes(self) -> int:
         """Lanes of a plane in use."""
-        return self.blocks[0].width if len(self.blocks) == 1 else LANES
+        alone = len(self.blocks) == 1 and not self.outputs.packed
+        return self.blocks[0].width if alone else LANES
 
 
 class Timeline(Protocol):
@@ -66,6 +67,9 @@ class Timeline(Protocol):
 
     def multiplied(self, number: int, tile: int, row: int) -> int:
         """Return when a row's product of a tile is added up."""
+
+    def load(self, number: int, tile: int) -> Iterator[Issue | Bulk]:
+        """Yield what reads a tile's vectors to the planes, and loads them as columns."""
 
     def multiply(self, number: int, tile: int) -> Iterator[Issue]:
         """Yield what installs a tile, feeds its activations and adds up the products."""
@@ -97,7 +101,7 @@ def parts(line: Timeline) -> Iterator[Part]:
             start, rest = line.alike(number, tile)
             products.add((columns, place, rest), start, (number, tile))
     for starts, one in loads.every():
-        yield Part(starts, _load(line, *one))
+        yield Part(starts, line.load(*one))
     for starts, one in products.every():
         yield Part(starts, line.multiply(*one))
     for number in range(len(line.groups)):
@@ -108,7 +112,7 @@ def issues(line: Timeline) -> Iterator[Issue | Bulk]:
     """Yield weight reads, loads, installs, activations, sums and their way out."""
     for number in range(len(line.groups)):
         for tile in range(line.tiles):
-            yield from _load(line, number, tile)
+            yield from line.load(number, tile)
             yield from line.multiply(number, tile)
         yield from leave(line, number)
 
@@ -130,8 +134,8 @@ class _Run(NamedTuple):
     vectors: range
 
 
-def _load(line: Timeline, number: int, tile: int) -> Iterator[Issue | Bulk]:
-    """Read a tile's vectors to the planes, and load them as columns."""
+def load(line: Timeline, number: int, tile: int) -> Iterator[Issue | Bulk]:
+    """Read a tile's vectors to the planes window by window, and load them as columns."""
     g, before = line.groups[number], 0
     for j, block in enumerate(g.blocks):
         windows, start = block.windows(tile), block.vector + tile * block.width
