@@ -35,7 +35,8 @@ def product(
 
 @pytest.mark.parametrize("out", ["f16", "f32"])
 @pytest.mark.parametrize(
-    ("rows", "k", "n"), [(2, 64, 64), (5, 700, 1300), (16, 1000, 100), (40, 64, 400), (130, 400, 330)]
+    ("rows", "k", "n"),
+    [(2, 64, 64), (5, 700, 1300), (16, 1000, 100), (40, 64, 400), (130, 400, 330)],
 )
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])
 @pytest.mark.parametrize("biased", [False, True])

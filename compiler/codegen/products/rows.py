@@ -197,7 +197,7 @@ def lay_out(op: Matmul, spec: ChipSpec) -> RowsProduct:
         at = max(at, left[-2] - load, clock.feed + LATER - load - 1)
         if times:  # activations of the group before come first
             at = max(at, times[-1].fed(tiles - 1) + BETWEEN * rows - load - 1)
-        # they are read in even cycles, but for the first group's, which meet no sums before the last
+        # read in even cycles, but for the first group's, which meet no sums before the last
         at += (at + (tiles - 1) * interval + load + 1 + clock.feed + LATER) % 2
         loads = EvenLoads(at, load, interval)
         last = number == len(blocks_in) - 1
