@@ -32,7 +32,7 @@ from compiler.codegen.core.builder import (
     Ref,
 )
 from compiler.codegen.core.reductions import lane_max
-from compiler.codegen.core.template import Template, by_rows, row_block
+from compiler.codegen.core.template import MANY, Template, by_rows, row_block
 from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.resources import CACHE_ROWS
 from compiler.codegen.vector import f32, scale_factor
@@ -86,11 +86,13 @@ def _padded(lanes: list[int | None]) -> tuple[int | None, ...]:
 class _Row:
     """Builds one row's block."""
 
-    def __init__(self, op: Rope, spec: ChipSpec, pace: int, interval: int) -> None:
+    def __init__(
+        self, op: Rope, spec: ChipSpec, pace: int, interval: int, *, turning: bool = False
+    ) -> None:  # fmt: skip
         self.op, self.layout, self.half = op, op.layout, op.head_dim // 2
         self.pace = pace
         self.remade = len(list(self.packed())) > KEPT
-        self.b = Block(spec, interval=interval)
+        self.b = Block(spec, interval=interval, turning=turning)
         self.update = Update([], [], [])
 
     def packed(self) -> Iterator[Packed]:
@@ -283,8 +285,8 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
         raise ValueError(f"ROPE: wanted heads of at most {VECTOR_BYTES} bytes, got {got}")
     made: dict[int, Update] = {}
 
-    def build(pace: int, interval: int) -> Block:
-        row = _Row(op, spec, pace, interval)
+    def build(runs: int, pace: int, interval: int) -> Block:
+        row = _Row(op, spec, pace, interval, turning=runs >= MANY)
         block = row.build()
         made[id(block)] = row.update
         kept.append(block)  # so that no other has its id
@@ -297,7 +299,7 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
         "q": layout.query_bytes(op.heads) // VECTOR_BYTES,
         "sq": layout.query_scale_bytes(op.heads) // VECTOR_BYTES,
     }  # fmt: skip
-    out = by_rows(partial(row_block, build), op.rows, steps)
+    out = by_rows(lambda runs: row_block(partial(build, runs), runs), op.rows, steps)
     (placed,) = out.placed
     update = made[id(placed.block)]
     writes = CacheWrites(spec, layout, op.rows, placed.interval, placed.start, update)

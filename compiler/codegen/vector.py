@@ -21,7 +21,7 @@ from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
 from compiler.codegen.core.reductions import lane_max, lane_sum
-from compiler.codegen.core.template import Template, by_rows, row_block
+from compiler.codegen.core.template import MANY, Template, by_rows, row_block
 from compiler.codegen.resources import ROW_SCALES
 
 # cycles that a value is begun before its factor is known: two MULs of a NORM, a GATHER's convert
@@ -175,7 +175,8 @@ def _norm_row(width: int, eps: float, int8: bool, scales: int, spec: ChipSpec, r
     pinned = frozenset({ROW_SCALES.scales})
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=pinned, interval=interval, feed=FED)
+        b = Block(spec, pinned=pinned, interval=interval, feed=FED,
+                  turning=runs >= MANY)  # fmt: skip
         total: Node | None = None
 
         def squared(g: int, after: int) -> Node:
@@ -223,7 +224,8 @@ def _layer_norm_row(
     lanes = groups(width)
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval, feed=FED)
+        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval, feed=FED,
+                  turning=runs >= MANY)  # fmt: skip
 
         def above(g: int, mean: Node, after: int) -> Node:
             x = load("x", g, lanes[g], "f32")
@@ -290,7 +292,8 @@ def _gather_row(
     lanes = groups(sum(shares))
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval, feed=FED)
+        b = Block(spec, pinned=frozenset({ROW_SCALES.scales}), interval=interval, feed=FED,
+                  turning=runs >= MANY)  # fmt: skip
 
         def value(g: int, after: int) -> NodeSource:
             return joined(b, runs_of(shares, g * LANES, lanes[g]), 2, after)

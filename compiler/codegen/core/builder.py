@@ -54,11 +54,13 @@ from compiler.codegen.core.reservations import (
     INWARD,
     PORTS,
     TO_SXM,
+    TURNED,
     ReservationTable,
     Slot,
 )
 from compiler.codegen.core.traffic import BLOCKS
 
+TURNS = 6  # 32-bit values that one SXM puts on streams beside those of reads
 COPIES = STREAMS // 4  # 32-bit values that one SXM puts on its inward streams in a cycle
 STARTS = 16  # cycles at which a chain may start that are tried
 WAIT, LONG_WAIT = 4, 24  # cycles that a result may wait inside a chain, and at the worst
@@ -75,7 +77,8 @@ T = TypeVar("T")
 
 def _copy_slots(leave: int, arrive: int) -> tuple[Slot, ...]:
     """Return what copies take that leave the VXM for the SXMs at one cycle and come at another."""
-    return (INWARD, arrive), (FEED_INWARD, arrive), (FROM_SXM, arrive), (TO_SXM, leave)
+    inward = [(resource, arrive) for resource in (INWARD, FEED_INWARD, FROM_SXM, *TURNED)]
+    return *inward, *((resource, leave) for resource in TO_SXM)
 
 
 def _c2c_turn(cycle: int) -> bool:
@@ -96,6 +99,7 @@ class Block:
     sxm_hops: int = field(init=False)  # between VXM and SXM
     interval: int = 0  # initiation interval: the block starts anew over itself; 0: it does not
     feed: frozenset[str] = frozenset()  # operands in feed slices, where the chip has such
+    turning: bool = False  # reductions take few instructions, and long
     end: int = 0
     _table: ReservationTable = field(default_factory=ReservationTable)
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
@@ -321,7 +325,8 @@ class Block:
 
     def reserve_inward(self, cycle: int) -> None:
         """Keep all inward streams free of other traffic that would arrive at a cycle."""
-        self._table.reserve((INWARD, cycle), (FEED_INWARD, cycle), (FROM_SXM, cycle))
+        self._table.reserve(*((resource, cycle) for resource in
+                              (INWARD, FEED_INWARD, FROM_SXM, *TURNED)))  # fmt: skip
 
     def initiation_interval(self, multiple: int = 1) -> int:
         """Return the fewest cycles, a multiple, after which the block may start anew over itself.
@@ -428,6 +433,40 @@ class Block:
                     out[number] = (arrive, In(inward, "f32"))
             self._table.reserve(*_copy_slots(start + turn, arrive))
         return out
+
+    def turned(
+        self, value: Node, maps: Sequence[tuple[int | None, ...]], op: AluOp
+    ) -> tuple[int, list[In]]:  # fmt: skip
+        """Send a value to one SXM; return when its copies are back at the VXM, and the operands.
+
+        At most `TURNS` maps. They come on streams that reads of memory leave free. `op`: what is
+        done to them as they come.
+        """
+        assert len(maps) <= TURNS and self._chain is None
+        way = self.sxm_hops + self.delay["PERMUTE"].d_func + self.sxm_hops
+        result = self.delay[op].d_func
+        own = value.out is None and value.lanes == LANES  # the result itself may leave
+        first = leave = value.done + (0 if own else self.delay["COPY"].d_func)
+        while not (sides := [
+            side for side in (WEST, EAST)
+            if not self._table.conflicts((TO_SXM[side], leave), (TURNED[side], leave + way))
+            and not self._full(leave + way + result)
+        ]):  # fmt: skip
+            leave = self._table.next_cycle(first, leave, "turned copies")
+        side = min(sides, key=lambda side: sum(p.hemisphere == side for p in self.passes))
+        out = group(Stream(side == EAST, BLOCKS.vxm_to_sxm), 4)
+        if own and leave == value.done:
+            value.out = out
+        else:
+            self.alu(AluOp.COPY, value, out=out, at=leave - self.delay["COPY"].d_func)
+        self._table.reserve((TO_SXM[side], leave), (TURNED[side], leave + way))
+        copies = []
+        for number, spread in enumerate(maps):
+            at = leave + self.sxm_hops
+            back = group(Stream(side == WEST, BLOCKS.turned + 4 * number), 4)
+            self.passes.append(Pass(at, side, self.queue(side, at), spread, 4, LANES, out, back))
+            copies.append(In(back, "f32"))
+        return leave + way, copies
 
     def _can_copy(self, start: int, turns: range, pairs: int, op: AluOp | None) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops

@@ -22,7 +22,10 @@ class Resource(StrEnum):
     FEED_INWARD = "streams of feed slices, as a read passes the VXM"
     ACROSS = "streams of work memory on which a read passes the VXM to the far SXM"
     FROM_SXM = "streams from the SXMs, as values arrive at the VXM"
-    TO_SXM = "streams to the SXMs, as copies leave the VXM"
+    TURNED_W = "streams of turned copies, from the western SXM"
+    TURNED_E = "streams of turned copies, from the eastern SXM"
+    TO_SXM_W = "streams to the western SXM, as a value leaves the VXM"
+    TO_SXM_E = "streams to the eastern SXM, as a value leaves the VXM"
 
 
 PORTS = (Resource.PORT_W, Resource.PORT_E)
@@ -30,7 +33,9 @@ FEED_PORTS = (Resource.FEED_W, Resource.FEED_E)
 # by name: looking a member up costs more than what is done with it, and blocks do so all the time
 INWARD, ACROSS = Resource.INWARD, Resource.ACROSS
 FEED_INWARD = Resource.FEED_INWARD
-FROM_SXM, TO_SXM = Resource.FROM_SXM, Resource.TO_SXM
+FROM_SXM = Resource.FROM_SXM
+TURNED = (Resource.TURNED_W, Resource.TURNED_E)
+TO_SXM = (Resource.TO_SXM_W, Resource.TO_SXM_E)
 EXCLUSIVE = frozenset(Resource) - {Resource.ACROSS}
 """What an overlapping run of the same block may not take in the same cycle: a read that passes the
 VXM holds `INWARD` as well."""

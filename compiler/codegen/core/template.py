@@ -98,6 +98,7 @@ def laid_out(what: str) -> Iterator[None]:
 
 
 FEW = 100  # instructions of a block for which all intervals are tried
+SOME = 4  # runs for which a block is built that overlaps itself and ends soon
 MANY = 16  # runs from which on the interval alone decides
 TRIES = 12  # initiation intervals to try between one bound and twice that
 PACES = (0, 2)  # cycles between groups of lanes to try in a block that overlaps
@@ -166,22 +167,25 @@ def row_block(build: Callable[[int, int], Block], runs: int) -> Block:
     return best
 
 
+def interval_of(block: Block) -> int:
+    """Cycles from one run of a block to the next."""
+    return block.interval or aligned(block.end)
+
+
 def by_rows(
     row: Callable[[int], Block], rows: int, row_vectors: dict[str, int],
     first: Block | None = None,
 ) -> Template:  # fmt: skip
     """Run one row's block for every row, behind a block that sets up.
 
-    `row` builds it for so many runs (`row_block`): once for one, and once for all other numbers.
+    `row` builds it for so many runs (`row_block`): for one, for some and for many; what ends first
+    is taken.
     """
     block = row(1)
     if rows > 1:
-        over = row(MANY)
-        alone = (rows - 1) * aligned(block.end) + block.end
-        if over.interval and (rows - 1) * over.interval + over.end < alone:
-            block = over
+        block = min(block, row(SOME), row(MANY), key=lambda b: (rows - 1) * interval_of(b) + b.end)
     start = aligned(first.end) if first is not None else 0
-    interval = block.interval or aligned(block.end)
+    interval = interval_of(block)
     placed = [Placed(block=first, start=0)] if first is not None else []
     placed.append(Placed(block=block, start=start, n=rows, interval=interval))
     return Template(

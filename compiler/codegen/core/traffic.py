@@ -26,6 +26,7 @@ class BlockTraffic:
     )  # fmt: skip
     vxm_to_sxm: int = outward(4, "a value that the SXMs copy", 4, turns=True)
     copies: int = inward(0, "copies of a value, turned: eight of four streams", 32, turns=True)
+    turned: int = inward(4, "copies of a value that came by itself, beside reads", 24, turns=True)
     joined: int = inward(28, "lanes that the eastern SXM takes out of work memory", 4, turns=True)
     passes: int = sxm_queue(0, "copies and joined lanes", SXM_QUEUES, turns=True)
 
