@@ -5,6 +5,8 @@ A grid of shapes and rows (tests/operation_grid.py): a few cases by default, all
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from one_operation import CHIP, both, placed
 from operation_grid import (
@@ -24,6 +26,8 @@ from operation_grid import (
 from plain_ops import template
 
 from chip.ops.opcodes import Activation, Function, Opcode
+from chip.spec import ChipSpec
+from chip.sram import feed_start
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
 REFUSED = [
@@ -91,6 +95,31 @@ DEFAULT = [
     ),
 ]
 
+WIDER = replace(CHIP, work_slices=2, feed_slices=2)
+MANY_ROWS = [  # blocks that overlap themselves, reduce lanes by turns and read vectors by fours
+    *(
+        (opcode, operand({"rows": 17, "dtype": dtype, **shape}, names))
+        for dtype in ("int8", "fp16")
+        for opcode, shape, names in (
+            (Opcode.NORM, {"hidden": 656, "eps": 1e-5}, "x gamma q"),
+            (Opcode.LAYER_NORM, {"hidden": 768, "eps": 1e-12}, "x gamma beta q"),
+            (Opcode.GATHER, {"shares": (768,)}, "src q"),
+            (Opcode.GATHER, {"shares": (336, 0, 664)}, "src q"),
+        )
+    ),
+    *((Opcode.ADD, operand({"rows": 17, "shares": of, "dtype": "int8"}, "x src"))
+      for of in ((768,), (336, 0, 664))),
+    *((Opcode(gate), operand({"rows": 17, "n": 336, "dtype": "int8"}, "x y"))
+      for gate in (*Activation, *Function)),
+    *((Opcode.ROPE, operand({**ENCODED, "rows": 17, **to}, "qkv " + names))
+      for to, names in (
+          ({"dtype": "int8"}, "q sq kv kvs"),
+          ({"dtype": "fp16"}, "q kv"),
+          ({"dtype": "int8", "heads": 8, "kv_heads": 2, "rope": True}, "rope q sq kv kvs"),
+          ({"dtype": "int8", "heads": 7, "kv_heads": 7, "head_dim": 30}, "q sq kv kvs"),
+      )),
+]  # fmt: skip
+
 
 def every() -> list[Case]:
     """The whole grid."""
@@ -104,6 +133,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = every() if metafunc.config.getoption("--grid") else DEFAULT
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", cases, ids=name)
+    if "many_rows" in metafunc.fixturenames:
+        metafunc.parametrize("many_rows", MANY_ROWS, ids=name)
 
 
 def test_equals_the_fast_executor(case: Case) -> None:
@@ -112,4 +143,17 @@ def test_equals_the_fast_executor(case: Case) -> None:
         pytest.skip("its cost is an estimate, and the product says so")
     a = placed(opcode, shape, first=len(name(case)) % 2)
     results, _ = both(opcode, a, data_for(opcode, a), positions_for(a))
+    assert all(any(result) for result in results)
+
+
+@pytest.mark.parametrize("spec", [CHIP, WIDER], ids=["one slice a side", "two, and two for feed"])
+def test_many_rows_equal_the_fast_executor(many_rows: Case, spec: ChipSpec) -> None:
+    opcode, shape = many_rows
+    if shape["dtype"] == "int8" and opcode in (Opcode.NORM, Opcode.LAYER_NORM, Opcode.GATHER):
+        shape = operand(shape, "s")
+    a = placed(opcode, shape, first=len(name(many_rows)) % 2, spec=spec)
+    if spec.feed_slices and opcode in (Opcode.NORM, Opcode.LAYER_NORM, Opcode.GATHER):
+        a["q"] = feed_start(spec)
+    assert template(opcode, shape, spec).lowered
+    results, _ = both(opcode, a, data_for(opcode, a), positions_for(a), spec)
     assert all(any(result) for result in results)

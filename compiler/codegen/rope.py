@@ -17,7 +17,7 @@ from functools import partial
 from chip.floorplan import Queue, alu, hops, mem
 from chip.isa.instructions import AluOp, Read, Write
 from chip.isa.issue import Issue, delays
-from chip.isa.operands import At, In, Lane, Position, Stream, Tap, group
+from chip.isa.operands import At, In, Lane, Position, Source, Stream, Tap, group
 from chip.kernels.vmath import inverse_sqrt_scale
 from chip.ops.attention import Rope
 from chip.ops.kv import KvLayout
@@ -29,6 +29,7 @@ from compiler.codegen.core.builder import (
     Block,
     Load,
     Node,
+    NodeSource,
     Ref,
 )
 from compiler.codegen.core.reductions import lane_max
@@ -151,7 +152,9 @@ class _Row:
             return
         peak = lane_max(b, b.alu(AluOp.ABS, y), self.layout.pitch)
         factor, scale = scale_factor(b, peak)
-        if self.remade:  # registers are few: rematerialised, rather than kept for its factor
+        if b.turning:
+            y = b.kept(y, factor.done)
+        elif self.remade:  # registers are few: rematerialised, rather than kept for its factor
             y = self._value(part, tables, factor.done - b.delay["MUL"].d_func - AHEAD)
         scaled = b.alu(AluOp.MUL, y, factor)
         if part.kind == "q":
@@ -167,7 +170,12 @@ class _Row:
         per, pitch = VECTOR_BYTES // 4, self.layout.pitch
         fours = [range(at, min(at + 4, part.heads)) for at in range(0, part.heads, 4)]
         maps = [_padded([place * pitch for place in four for _ in range(per)]) for four in fours]
-        for four, (at, copy) in zip(fours, b.copies(scales, maps), strict=True):
+        if b.turning:
+            turned = (b.turned(scales, [four], AluOp.COPY) for four in maps)
+            copies: list[tuple[int, Source]] = [(at, copy) for at, (copy,) in turned]
+        else:
+            copies = b.copies(scales, maps)
+        for four, (at, copy) in zip(fours, copies, strict=True):
             own, n = b.alu(AluOp.COPY, copy, at=at), len(four)
             b.alu(AluOp.COPY, own, lanes=n * per, out=Ref("sq", first + four[0], n))
 
@@ -197,6 +205,11 @@ class _Row:
         maps: list[tuple[int | None, ...]] = [
             (place * layout.pitch,) * LANES for place in range(part.heads)
         ]
+        if b.turning:
+            for place, spread in enumerate(maps):
+                offset = layout.scale_offset(head + place, value=value) // VECTOR_BYTES
+                self._scale_turned(scale, spread, offset)
+            return
         for place, (at, copy) in enumerate(b.copies(scale, maps)):
             own = b.alu(AluOp.COPY, copy, at=at)
             offset = layout.scale_offset(head + place, value=value) // VECTOR_BYTES
@@ -206,24 +219,54 @@ class _Row:
         """Change one lane of a vector of scales; slices that do not hold it read zeros."""
         b, ref = self.b, Ref("kvs", 0, 1)
         at = b.accessible(False, ref, scale.done)
-        halves: list[Node] = []
+        old = self._old_scales(at)
+        mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), after=at)
+        late = b.delay["CHOOSE"].d_func
+        cycle = b.accessible(True, ref, max(old.done, mask.done) + late) - late
+        self._new_scale(at, cycle, offset, (mask, scale, old))
+
+    def _old_scales(self, at: int) -> Node:
+        """Take a vector of scales at a cycle from whichever slice has it."""
+        b, halves = self.b, list[Node]()
         for number in range(b.spec.work_slices):
             sides = [In((Tap(Stream(e, BLOCKS.to_vxm + number)),)) for e in (True, False)]
             halves.append(b.alu(AluOp.OR, *sides, at=at, lanes=PER_VECTOR))
         old, *others = halves
         for half in others:
             old = b.alu(AluOp.OR, old, half, lanes=PER_VECTOR)
-        mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), after=at)
-        late = b.delay["CHOOSE"].d_func
-        cycle = b.accessible(True, ref, max(old.done, mask.done) + late) - late
+        return old
+
+    def _scale_turned(self, scale: Node, spread: tuple[int | None, ...], offset: int) -> None:
+        """Do the same with a scale that comes back from an SXM just as it is needed."""
+        b, ref = self.b, Ref("kvs", 0, 1)
+        late, equal = b.delay["CHOOSE"].d_func, b.delay["EQ"].d_func
+        lag = b.delay["OR"].d_func * b.spec.work_slices  # from the old vector to the new one
+        trip = b.trip_cycles
+        first = at = scale.done + trip - lag
+        while not (
+            b.all_free([b.access(False, ref, at), b.access(True, ref, at + lag + late)])
+            and (copy := b.turned_at(scale, [spread], at + lag - trip, PER_VECTOR))
+        ):
+            at = b.later(first, at, "a scale")
+        b.accessible(False, ref, at)
+        b.accessible(True, ref, at + lag + late)
+        old = self._old_scales(at)
+        mask = b.alu(AluOp.EQ, Lane(), Position(0, modulus=PER_VECTOR), at=at + lag - equal)
+        self._new_scale(at, at + lag, offset, (mask, copy[0], old))
+
+    def _new_scale(
+        self, at: int, cycle: int, offset: int, choice: tuple[Node, NodeSource, Node]
+    ) -> None:  # fmt: skip
+        """Let the vector that was read at `at` leave at `cycle` with one lane changed."""
+        b, late = self.b, self.b.delay["CHOOSE"].d_func
         # one hop each way, and a read sees what was written a cycle before
         written = cycle + late + 1 + b.delay["WRITE"].d_func + 1
         if b.interval and written > at - 1 - b.delay["READ"].d_func + b.interval:
             raise OverflowError(f"the next row reads a scale {b.interval} cycles on")
         out = group(Stream(True, BLOCKS.from_vxm), 1)  # passes all slices of a side
-        new = b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=out)
+        new = b.alu(AluOp.CHOOSE, *choice, at=cycle, lanes=PER_VECTOR, out=out)
         back = group(Stream(False, BLOCKS.from_vxm), 1)
-        b.alu(AluOp.CHOOSE, mask, scale, old, at=cycle, lanes=PER_VECTOR, out=back)
+        b.alu(AluOp.CHOOSE, *choice, at=cycle, lanes=PER_VECTOR, out=back)
         self.update.reads.append((at, offset))
         self.update.writes.append((new.done, offset))
 

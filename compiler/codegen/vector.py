@@ -5,8 +5,8 @@ Numerics: chip/kernels/twin.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -71,15 +71,22 @@ def joined(b: Block, runs: Sequence[Run], item: int, after: int = 0) -> NodeSour
         return plain if item == 4 else b.alu(AluOp.CVT_F32, plain, lanes=first.count, after=after)
     total: Node | None = None
     for run in runs:
-        for ref, spread, lanes in _pieces(run, item):
-            at, operand = b.through_sxm(ref, spread, item, lanes, after)
+        pieces, together = _pieces(run, item), 1
+        if item == 2 and b.turning:  # two pieces that one read can bring
+            together = b.wide(pieces[0][0], sxm=True) // item
+        for first_piece in range(0, len(pieces), together):
+            parts = pieces[first_piece : first_piece + together]
+            whole = replace(parts[0][0], count=sum(ref.count for ref, _, _ in parts))
+            at, operands = b.pieces(whole, parts, item, after)
             op = AluOp.CVT_F32 if item == 2 else AluOp.COPY
-            piece = b.alu(op, operand, at=at)
-            total = piece if total is None else b.alu(AluOp.OR, total, piece)
+            for operand in operands:
+                piece = b.alu(op, operand, at=at)
+                total = piece if total is None else b.alu(AluOp.OR, total, piece)
     assert total is not None
     return total
 
 
+@lru_cache(maxsize=1024)
 def _pieces(run: Run, item: int) -> list[tuple[Ref, tuple[int | None, ...], int]]:
     """Cut a run into whole vectors, at most 320 values each: (vectors, lane map, lanes in)."""
     per, out = VECTOR_BYTES // item, []
@@ -133,17 +140,89 @@ def quantise(
         size = b.alu(AluOp.ABS, value(g, first))
         return size if peak is None else b.alu(AluOp.MAX, peak, size)
 
-    def quantised(g: int, first: int) -> Node:
-        y = b.alu(AluOp.MUL, value(g, first), factor)
-        return b.alu(AluOp.CVT_I8, y, out=store("q", g, LANES, 1))
-
     for g in range(count):
         peak = b.chain(after + g * pace, partial(larger, g))
     assert peak is not None
     factor, scale = scale_factor(b, lane_max(b, peak))
+
+    def quantised(g: int, first: int) -> None:
+        quantised_group(b, g, value(g, first), factor)
+
     for g in range(count):
         b.chain(factor.done + g * pace - lead, partial(quantised, g))
     return scale
+
+
+def quantised_group(b: Block, g: int, value: NodeSource, factor: Node) -> None:
+    """Write a group of values, int8."""
+    b.alu(AluOp.CVT_I8, b.alu(AluOp.MUL, value, factor), out=store("q", g, LANES, 1))
+
+
+def largest(b: Block, shares: Sequence[int], pace: int) -> Node:
+    """Return the largest magnitude of each lane, of fp16 segments as they lie in memory."""
+    peak: Node | None = None
+    at = 0
+
+    def larger(sources: Sequence[Load], counts: Sequence[int], after: int) -> Node:
+        best = peak
+        for value in widened(b, sources, counts, after):
+            size = b.alu(AluOp.ABS, value)
+            best = size if best is None else b.alu(AluOp.MAX, best, size)
+        assert best is not None
+        return best
+
+    for segment, share in enumerate(shares):
+        name, counts = f"src:{segment}", groups(share)
+        for g, sources in pairs(b, name, counts):
+            of = counts[g : g + len(sources)]
+            peak = b.chain(at * pace, partial(larger, sources, of))
+            at += 1
+    assert peak is not None
+    return peak
+
+
+def pairs(b: Block, operand: str, counts: Sequence[int]) -> Iterator[tuple[int, list[Load]]]:
+    """Yield fp16 groups that one read brings, by the first's number: two where it can."""
+    together = b.wide(Ref(operand, 0, 1)) // 2 if b.turning else 1
+    for g in range(0, len(counts), together):
+        loads = [
+            load(operand, n, counts[n], "f16") for n in range(g, min(g + together, len(counts)))
+        ]
+        whole = replace(loads[0].ref, count=sum(one.ref.count for one in loads))
+        yield g, [replace(loads[0], read=whole), *(replace(one, shared=True) for one in loads[1:])]
+
+
+def widened(b: Block, loads: Sequence[Load], counts: Sequence[int], after: int) -> list[Node]:
+    """Take fp16 groups of one read, all in the same cycle."""
+    first, *others = zip(loads, counts, strict=True)
+    node = b.alu(AluOp.CVT_F32, first[0], lanes=first[1], after=after)
+    more = (b.alu(AluOp.CVT_F32, one, lanes=lanes, at=node.cycle) for one, lanes in others)
+    return [node, *more]
+
+
+def alone(shares: Sequence[int]) -> int | None:
+    """Return the number of the only segment that holds anything, or None."""
+    (first, *others) = [number for number, share in enumerate(shares) if share] or [0]
+    return None if others else first
+
+
+def at_once(b: Block, shares: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the groups of joined segments that are taken together: (first, how many)."""
+    counts, segment = groups(sum(shares)), alone(shares)
+    if segment is None:
+        return [(g, 1) for g in range(len(counts))]
+    return [(g, len(loads)) for g, loads in pairs(b, f"src:{segment}", counts)]
+
+
+def halfs(
+    b: Block, shares: Sequence[int], first: int, several: int, after: int
+) -> list[NodeSource]:  # fmt: skip
+    """Bring groups of joined fp16 segments to the VXM, as fp32: those that are taken together."""
+    counts, segment = groups(sum(shares)), alone(shares)
+    if several == 1 or segment is None:
+        return [joined(b, runs_of(shares, first * LANES, counts[first]), 2, after)]
+    loads = dict(pairs(b, f"src:{segment}", counts))[first]
+    return list(widened(b, loads, counts[first : first + several], after))
 
 
 def collect_scale(b: Block, operand: str, scale: Node, count: int) -> None:
@@ -304,7 +383,18 @@ def _gather_row(
                     AluOp.CVT_F16, value(g, after), out=store("q", g, LANES, 2)
                 ))  # fmt: skip
             return b
-        collect_scale(b, "s", quantise(b, value, len(lanes), 0, pace, LOADED), scales)
+        if not b.turning:
+            collect_scale(b, "s", quantise(b, value, len(lanes), 0, pace, LOADED), scales)
+            return b
+        factor, scale = scale_factor(b, lane_max(b, largest(b, shares, pace)))
+
+        def quantised(first: int, several: int, after: int) -> None:
+            for g, y in enumerate(halfs(b, shares, first, several, after), first):
+                quantised_group(b, g, y, factor)
+
+        for first, several in at_once(b, shares):
+            b.chain(factor.done + first * pace - LOADED, partial(quantised, first, several))
+        collect_scale(b, "s", scale, scales)
         return b
 
     return row_block(build, runs)
@@ -325,18 +415,19 @@ def gather(op: Gather, spec: ChipSpec) -> Template:
 @lru_cache(maxsize=64)
 def _add_row(shares: tuple[int, ...], spec: ChipSpec, runs: int) -> Block:
     """One row of an ADD."""
+    counts = groups(sum(shares))
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, interval=interval)
+        b = Block(spec, interval=interval, turning=runs >= MANY)
 
-        def added(g: int, n: int, after: int) -> Node:
-            delta = joined(b, runs_of(shares, g * LANES, n), 2, after)
-            x = load("x", g, n, "f32")
-            total = b.alu(AluOp.ADD, x, delta, lanes=n)
-            return b.alu(AluOp.COPY, total, lanes=n, out=store("x", g, n, 4))
+        def added(first: int, several: int, after: int) -> None:
+            for g, delta in enumerate(halfs(b, shares, first, several, after), first):
+                x = load("x", g, counts[g], "f32")
+                total = b.alu(AluOp.ADD, x, delta, lanes=counts[g])
+                b.alu(AluOp.COPY, total, lanes=counts[g], out=store("x", g, counts[g], 4))
 
-        for g, n in enumerate(groups(sum(shares))):
-            b.chain(g * pace, partial(added, g, n))
+        for first, several in at_once(b, shares):
+            b.chain(first * pace, partial(added, first, several))
         return b
 
     return row_block(build, runs)
@@ -365,6 +456,8 @@ ANY: Chain = (None,) * 7
 def silu(b: Block, gate: Node, on: Chain) -> Node:
     """gate * sigmoid(gate)."""
     kept, minus, exp, plus, root, square, gated = on
+    if b.turning:
+        return b.meet(AluOp.MUL, gate, sigmoid(b, gate))
     value = gate if kept is None else b.alu(AluOp.COPY, gate, on=kept)
     return b.alu(AluOp.MUL, value, sigmoid(b, gate, (minus, exp, plus, root, square)), on=gated)
 
@@ -377,7 +470,7 @@ def _gate_row(activation: Activation, n: int, spec: ChipSpec, runs: int) -> Bloc
     """One row of a gate."""
 
     def build(pace: int, interval: int) -> Block:
-        b, at = Block(spec, interval=interval), 0
+        b, at = Block(spec, interval=interval, turning=runs >= MANY), 0
         for g, count in enumerate(gated_widths(n)):
             x = joined(b, [Run("x", 2 * at, count)], 4)
             gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
@@ -425,7 +518,7 @@ def gelu(
         again = b.alu(AluOp.COPY, x, lanes=lanes, after=total.done - AGAIN)
     bent = b.alu(AluOp.TANH, b.alu(AluOp.MUL, again, total))
     share = b.alu(AluOp.ADD, b.alu(AluOp.MUL, bent, f32(0.5)), f32(0.5))
-    return b.alu(AluOp.MUL, again, share)
+    return b.meet(AluOp.MUL, again, share)
 
 
 @lru_cache(maxsize=64)
@@ -433,7 +526,7 @@ def _apply_row(function: Function, n: int, spec: ChipSpec, runs: int) -> Block:
     """One row of a function."""
 
     def build(pace: int, interval: int) -> Block:
-        b = Block(spec, interval=interval)
+        b = Block(spec, interval=interval, turning=runs >= MANY)
         for g, count in enumerate(groups(n)):
             x = load("x", g, count, "f32")
             y = gelu(b, x, count, GELU[function], g * (GELU_PACE + pace))

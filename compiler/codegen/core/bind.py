@@ -13,6 +13,7 @@ from chip.spec import ChipSpec
 from chip.sram import near_place
 from compiler.codegen.core.builder import (
     LANES,
+    SXM_WIDE,
     Access,
     Given,
     Load,
@@ -81,7 +82,7 @@ class Binder:
 
     def _anywhere(self, ref: Ref, wide: int, *, sxm: bool) -> Iterator[Place]:
         """Yield all slices that a beat may take: it has their streams and ports to itself."""
-        slices = range(1 if sxm else self.spec.work_slices)
+        slices = range(min(self.spec.work_slices, wide // 2))
         if ref.operand in self.block.feed:
             slices = range(self.spec.work_slices, self.spec.work_slices + 1)
         for beat in range(-(-ref.count // wide)):
@@ -154,16 +155,20 @@ class Binder:
                 continue
             stream = self._stream(access.ref, at, write=False)
             if access.sxm is not None:
-                stream = Stream(access.sxm == 1, BLOCKS.to_sxm + at.side)
+                stream = self._to_sxm(at, access.wide)
             yield Issue(queue, cycle, Read(address=at.word, stream=stream))
+
+    def _to_sxm(self, at: Place, wide: int) -> Stream:
+        """Return the stream of a vector to the eastern SXM, `wide` of which go in a cycle."""
+        nth = at.nth if wide > 2 else 0
+        return Stream(True, BLOCKS.to_sxm + 2 * (SXM_WIDE - 1 - nth) + at.side)
 
     def _pass(self, step: Pass) -> Permute:
         src = step.src
         if isinstance(src, Ref):
-            eastward, stride = step.hemisphere == 1, self.block.stride
+            wide, stride = self.block.wide(src, sxm=True), self.block.stride
             src = tuple(
-                Tap(Stream(eastward, BLOCKS.to_sxm + at.side), at.beat * stride)
-                for at in self.places(src, sxm=True)
+                Tap(self._to_sxm(at, wide), at.beat * stride) for at in self.places(src, sxm=True)
             )
         spread = (self.row,) * LANES if step.map is None else step.map
         return Permute(

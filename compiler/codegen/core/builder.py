@@ -1,7 +1,7 @@
 """Builds instruction templates: VXM chains, SXM passes and work-memory accesses, each on its cycle.
 
 A block is one pass of work, most often one row, on relative cycles. Its memory operands are
-(operand, vector); they get slice and stream when addresses are bound (compiler/codegen/lower.py).
+(operand, vector); they get slice and stream when addresses are bound (compiler/codegen/core/bind.py).
 That never changes a cycle: the work slices, and the feed slices behind them (chip/sram.py), lie one
 hop from the VXM, and an access reserves all, so a block is free of conflicts wherever its operands
 lie.
@@ -13,12 +13,13 @@ compiler/codegen/core/traffic.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from chip.floorplan import SXM_QUEUES, alu, hops, mem, sxm
-from chip.isa.instructions import ARITY, AluOp
+from chip.isa.instructions import ARITY, LARGE_ALUS, LARGE_OPS, AluOp
 from chip.isa.issue import Delay, delays
 from chip.isa.operands import (
     STREAMS,
@@ -26,6 +27,7 @@ from chip.isa.operands import (
     Held,
     Immediate,
     In,
+    LaneMap,
     Source,
     Stream,
     group,
@@ -48,6 +50,7 @@ from compiler.codegen.core.parts import (
 from compiler.codegen.core.registers import assign
 from compiler.codegen.core.reservations import (
     ACROSS,
+    EXCLUSIVE,
     FEED_INWARD,
     FEED_PORTS,
     FROM_SXM,
@@ -60,7 +63,9 @@ from compiler.codegen.core.reservations import (
 )
 from compiler.codegen.core.traffic import BLOCKS
 
+SXM_WIDE = 2  # vectors of a side that a read sends to an SXM in a cycle
 TURNS = 6  # 32-bit values that one SXM puts on streams beside those of reads
+SAME = tuple(range(LANES))
 COPIES = STREAMS // 4  # 32-bit values that one SXM puts on its inward streams in a cycle
 STARTS = 16  # cycles at which a chain may start that are tried
 WAIT, LONG_WAIT = 4, 24  # cycles that a result may wait inside a chain, and at the worst
@@ -103,6 +108,8 @@ class Block:
     end: int = 0
     _table: ReservationTable = field(default_factory=ReservationTable)
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
+    _taken_by: dict[tuple[bool, int | None, range, bool],
+                    tuple[tuple[Slot, ...], tuple[Slot, ...]]] = field(default_factory=dict)
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
     _live: list[int] = field(default_factory=list)  # registers in use, by cycle of the interval
     _began: int = 0  # when the last chain did
@@ -125,8 +132,31 @@ class Block:
 
     def _port_slots(self, access: Access) -> list[Slot]:
         """Return when an access takes the ports of its slices, of both sides."""
-        sides, ports = (WEST, EAST), FEED_PORTS if access.ref.operand in self.feed else PORTS
-        return [(ports[s], self.issue_cycle(access, s, b)) for b in access.beats for s in sides]
+        at = access.cycle
+        return [(resource, at + later) for resource, later in self._offsets(access)[0]]
+
+    def _offsets(self, access: Access) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+        """Return what an access takes, cycles after its own: ports, and places on streams.
+
+        A read passes the VXM on streams of an SXM's first copy, or beyond it.
+        """
+        fed = access.ref.operand in self.feed
+        key = (access.write, access.sxm, access.beats, fed)
+        found = self._taken_by.get(key)
+        if found is None:
+            now, ports = replace(access, cycle=0), FEED_PORTS if fed else PORTS
+            sides = (WEST, EAST)
+            taken = (INWARD,) if access.sxm is None else (INWARD, ACROSS)
+            late = 0 if access.sxm is None else -self.sxm_hops
+            found = self._taken_by[key] = (
+                tuple((ports[s], self.issue_cycle(now, s, b)) for b in now.beats for s in sides),
+                tuple(
+                    (resource, late + beat)
+                    for resource in ((FEED_INWARD,) if fed else taken) for beat in now.beats
+                    if not access.write
+                ),
+            )  # fmt: skip
+        return found
 
     def access(self, write: bool, ref: Ref, cycle: int, to: int | None = None) -> Access:
         """Return an access at this block's distance between beats."""
@@ -134,7 +164,8 @@ class Block:
 
     def wide(self, ref: Ref, *, sxm: bool = False) -> int:
         """Return how many vectors go in a cycle: one of each work slice; else one of a side."""
-        return 2 if sxm or ref.operand in self.feed else 2 * self.spec.work_slices
+        one = ref.operand in self.feed or (sxm and not self.turning)
+        return 2 if one else 2 * min(self.spec.work_slices, SXM_WIDE if sxm else STREAMS)
 
     def issue_cycle(self, access: Access, side: int, beat: int) -> int:
         """Return the cycle at which the work slice of one side issues one beat of an access."""
@@ -150,20 +181,24 @@ class Block:
 
     def free(self, access: Access) -> bool:
         """Tell whether an access finds its ports and streams free."""
-        ports = self._port_slots(access)
-        if any(cycle < 0 or self.busy(cycle) for _, cycle in ports):
-            return False
-        return not self._table.conflicts(*ports, *self._crossings(access))
+        at, taken, interval = access.cycle, self._table.taken, self.interval
+        ports, streams = self._offsets(access)
+        for resource, later in ports:
+            cycle = at + later
+            if cycle < 0 or self.busy(cycle):
+                return False
+            if (resource, cycle % interval if interval else cycle) in taken:
+                return False
+        return not self._table.conflicts(*((resource, at + later) for resource, later in streams))
+
+    def all_free(self, accesses: Sequence[Access]) -> bool:
+        """Tell whether accesses find their ports and streams free together."""
+        ports = [port for access in accesses for port in self._port_slots(access)]
+        return all(map(self.free, accesses)) and self._table.distinct(ports)
 
     def _crossings(self, access: Access) -> set[Slot]:
-        """Return when a read passes the VXM: on streams of an SXM's first copy, or beyond it."""
-        if access.write:
-            return set()
-        at = access.cycle - (0 if access.sxm is None else self.sxm_hops)
-        taken = (INWARD,) if access.sxm is None else (INWARD, ACROSS)
-        if access.ref.operand in self.feed:
-            taken = (FEED_INWARD,)
-        return {(resource, at + beat) for resource in taken for beat in access.beats}
+        """Return when a read passes the VXM."""
+        return {(resource, access.cycle + later) for resource, later in self._offsets(access)[1]}
 
     def accessible(self, write: bool, ref: Ref, cycle: int) -> int:
         """Keep the ports for an access that is not the block's own; return its cycle, from here on.
@@ -177,6 +212,10 @@ class Block:
         self._take(access)
         self.accesses = accesses
         return cycle
+
+    def later(self, first: int, cycle: int, what: str) -> int:
+        """Return the next cycle to try; raises OverflowError where all were tried."""
+        return self._table.next_cycle(first, cycle, what)
 
     def between_reads(self, cycle: int) -> int:
         """Take the first cycle from here on in which no read passes the VXM on its way to an SXM.
@@ -293,13 +332,13 @@ class Block:
         late = max(beats, default=0)
         while True:
             done = cycle + late + self.delay[op.value].d_func
-            loads = dict.fromkeys(s.ref for s in sources if isinstance(s, Load))
+            loads = dict.fromkeys(
+                s.read or s.ref for s in sources if isinstance(s, Load) and not s.shared
+            )
             wanted = [self.access(False, ref, cycle) for ref in loads]
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
-            ports = [port for access in wanted for port in self._port_slots(access)]
-            full = at is None and self._full(done)
-            if not full and all(map(self.free, wanted)) and self._table.distinct(ports):
+            if not (at is None and self._full(done)) and self.all_free(wanted):
                 break
             if self._chain is not None and not self._waits(sources, cycle + 1, within=True):
                 raise Occupied
@@ -338,6 +377,20 @@ class Block:
             interval += multiple
         return interval
 
+    def resource_bound(self) -> int:
+        """Return the fewest cycles after which the block might start anew, by what it takes.
+
+        Of `C2C_TURN` cycles of the ports one is not the block's.
+        """
+        taken = Counter(resource for resource, _ in self._table.taken if resource in EXCLUSIVE)
+        ports = max((taken.pop(port, 0) for port in (*PORTS, *FEED_PORTS)), default=0)
+        large = sum(node.op in LARGE_OPS for node in self.nodes)
+        return max(
+            -(-ports * C2C_TURN // (C2C_TURN - 1)), *taken.values(),
+            -(-len(self.nodes) // (self.spec.vxm_alus - len(self.pinned))),
+            -(-large // len(LARGE_ALUS - self.pinned)),
+        )  # fmt: skip
+
     def _repeats(self, interval: int) -> bool:
         if not self._table.repeats(interval):
             return False
@@ -364,15 +417,27 @@ class Block:
 
     def through_sxm(
         self, ref: Ref, spread: tuple[int | None, ...] | None, item: int, lanes: int, after: int = 0
-    ) -> tuple[int, In]:
+    ) -> tuple[int, In]:  # fmt: skip
         """Read `lanes` values from memory through the eastern SXM: (arrival cycle, operand).
 
         Result lane l is source lane spread[l], zero for None. One at a time may arrive.
+        """
+        arrive, (operand,) = self.pieces(ref, [(ref, spread, lanes)], item, after)
+        return arrive, operand
+
+    def pieces(
+        self, ref: Ref, parts: Sequence[tuple[Ref, tuple[int | None, ...] | None, int]], item: int,
+        after: int = 0,
+    ) -> tuple[int, list[In]]:  # fmt: skip
+        """Read vectors, as `through_sxm` does, of which each part is turned by itself.
+
+        A part: its vectors, lane map and values. They arrive together.
         """
         back = self.delay["PERMUTE"].d_func + self.sxm_hops
         first = at = max(after - back, self.sxm_hops + READ_AHEAD)
         access = self.access(False, ref, at, EAST)
         late = access.beats[-1]
+        assert late == 0 or len(parts) == 1
         while not self.free(access) or self._table.conflicts((FROM_SXM, at + late + back)):
             if self._chain is not None and at - first >= self._wait:
                 raise Occupied
@@ -381,10 +446,14 @@ class Block:
         self._take(access)
         arrive = at + late + back
         self._table.reserve((FROM_SXM, arrive))
-        dst = group(Stream(False, BLOCKS.joined), streams_of(LANES, item))
-        queue = self.queue(EAST, at)
-        self.passes.append(Pass(at, EAST, queue, spread, item, lanes, ref, dst))
-        return arrive, In(dst, {2: "f16", 4: "f32"}[item])
+        out = []
+        for number, (own, spread, lanes) in enumerate(parts):
+            count = streams_of(LANES, item)
+            dst = group(Stream(False, BLOCKS.joined + number * count), count)
+            queue = self.queue(EAST, at)
+            self.passes.append(Pass(at, EAST, queue, spread, item, lanes, own, dst))
+            out.append(In(dst, {2: "f16", 4: "f32"}[item]))
+        return arrive, out
 
     def queue(self, hemisphere: int, cycle: int) -> int:
         """Take an SXM queue of a hemisphere for one cycle.
@@ -434,39 +503,79 @@ class Block:
             self._table.reserve(*_copy_slots(start + turn, arrive))
         return out
 
+    @property
+    def trip_cycles(self) -> int:
+        """Cycles from a value's leaving the VXM to its copies' return from an SXM."""
+        return self.sxm_hops + self.delay["PERMUTE"].d_func + self.sxm_hops
+
     def turned(
-        self, value: Node, maps: Sequence[tuple[int | None, ...]], op: AluOp
+        self, value: Node, maps: Sequence[LaneMap], op: AluOp
     ) -> tuple[int, list[In]]:  # fmt: skip
         """Send a value to one SXM; return when its copies are back at the VXM, and the operands.
 
         At most `TURNS` maps. They come on streams that reads of memory leave free. `op`: what is
         done to them as they come.
         """
-        assert len(maps) <= TURNS and self._chain is None
-        way = self.sxm_hops + self.delay["PERMUTE"].d_func + self.sxm_hops
-        result = self.delay[op].d_func
-        own = value.out is None and value.lanes == LANES  # the result itself may leave
-        first = leave = value.done + (0 if own else self.delay["COPY"].d_func)
-        while not (sides := [
-            side for side in (WEST, EAST)
-            if not self._table.conflicts((TO_SXM[side], leave), (TURNED[side], leave + way))
-            and not self._full(leave + way + result)
-        ]):  # fmt: skip
+        result = self.trip_cycles + self.delay[op].d_func
+        first = leave = self._may_leave(value)
+        while self._full(leave + result) or not (copies := self.turned_at(value, maps, leave)):
             leave = self._table.next_cycle(first, leave, "turned copies")
+        return leave + self.trip_cycles, copies
+
+    def _may_leave(self, value: Node) -> int:
+        """Return the first cycle at which a value can leave for an SXM: itself, or a copy."""
+        own = value.out is None and value.lanes == LANES
+        return value.done + (0 if own else self.delay["COPY"].d_func)
+
+    def turned_at(
+        self, value: Node, maps: Sequence[LaneMap], leave: int, lanes: int = LANES
+    ) -> list[In]:  # fmt: skip
+        """Send a value to an SXM at a cycle, as `turned` does; nothing where it finds no way."""
+        assert len(maps) <= TURNS and self._chain is None
+        at, arrive = leave + self.sxm_hops, leave + self.trip_cycles
+        sides = [
+            side for side in (WEST, EAST)
+            if not self._table.conflicts((TO_SXM[side], leave), (TURNED[side], arrive))
+        ]  # fmt: skip
+        if not sides or leave < self._may_leave(value):
+            return []
         side = min(sides, key=lambda side: sum(p.hemisphere == side for p in self.passes))
         out = group(Stream(side == EAST, BLOCKS.vxm_to_sxm), 4)
-        if own and leave == value.done:
+        if leave == value.done:
             value.out = out
         else:
             self.alu(AluOp.COPY, value, out=out, at=leave - self.delay["COPY"].d_func)
-        self._table.reserve((TO_SXM[side], leave), (TURNED[side], leave + way))
+        self._table.reserve((TO_SXM[side], leave), (TURNED[side], arrive))
         copies = []
         for number, spread in enumerate(maps):
-            at = leave + self.sxm_hops
-            back = group(Stream(side == WEST, BLOCKS.turned + 4 * number), 4)
-            self.passes.append(Pass(at, side, self.queue(side, at), spread, 4, LANES, out, back))
+            back = group(Stream(side == WEST, BLOCKS.turned + 4 * number), streams_of(lanes, 4))
+            queue = self.queue(side, at)
+            self.passes.append(Pass(at, side, queue, spread, 4, LANES, out, back, lanes))
             copies.append(In(back, "f32"))
-        return leave + way, copies
+        return copies
+
+    def kept(self, value: Node, until: int) -> Node:
+        """Keep a value until about a cycle: not in a register, but on its way to an SXM and back.
+
+        Where that is too soon for a trip, the value itself.
+        """
+        while until - value.done > self.trip_cycles + self.delay["COPY"].d_func:
+            at, (back,) = self.turned(value, [SAME], AluOp.COPY)
+            value = self.alu(AluOp.COPY, back, at=at)
+        return value
+
+    def meet(self, op: AluOp, value: Node, other: Node) -> Node:
+        """Place op(value, other); a value that `other` comes long after waits in no register.
+
+        It is back from an SXM just then or soon after, where there is time for the trip, and the
+        block is one of many rows.
+        """
+        soonest = other.done - self.trip_cycles
+        if self.turning and soonest >= value.done:
+            for leave in range(soonest, soonest + WAIT):
+                if copies := self.turned_at(value, [SAME], leave):
+                    return self.alu(op, copies[0], other, at=leave + self.trip_cycles)
+        return self.alu(op, value, other)
 
     def _can_copy(self, start: int, turns: range, pairs: int, op: AluOp | None) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops

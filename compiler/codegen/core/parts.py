@@ -22,10 +22,16 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A stream operand that comes from work memory just in time."""
+    """A stream operand that comes from work memory just in time.
+
+    `read`: what is read for it, where that is more than it takes; `shared`: it comes with another's
+    read, in the same cycle.
+    """
 
     ref: Ref
     dtype: str
+    read: Ref | None = None
+    shared: bool = False
 
 
 @dataclass(slots=True)

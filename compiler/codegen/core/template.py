@@ -142,15 +142,13 @@ def row_block(build: Callable[[int, int], Block], runs: int) -> Block:
 
     Where it pays, runs overlap (a modulo schedule). `build` takes the pace and the initiation
     interval (0 for none), and raises OverflowError where they are too short. Intervals are tried
-    from the resource bound on: the cycles that the block's accesses take the ports, of whose
-    `C2C_TURN` cycles all but one are the block's.
+    from the block's resource bound on.
     """
     best = alone = paced(lambda pace: build(pace, 0))
     if runs == 1:
         return alone
     ends = (runs - 1) * aligned(alone.end) + alone.end
-    busy = sum(len(access.beats) for access in alone.accesses)
-    least = aligned(busy * C2C_TURN // (C2C_TURN - 1))
+    least = aligned(alone.resource_bound())
     step = max(C2C_TURN, aligned(least // TRIES))  # so that long blocks are not tried for long
     for interval in range(least, aligned(alone.end), step):
         if (runs - 1) * interval + alone.end >= ends:  # a run takes no less than one alone

@@ -21,7 +21,7 @@ class BlockTraffic:
     from_vxm: int = outward(1, "results for work memory, to a side's slices", 2)
     feed_from_vxm: int = outward(3, "a result for a side's feed slices")
     to_sxm: int = crossing(
-        30, "vectors of work memory for an SXM, from the western slice and the eastern", 2,
+        28, "vectors of work memory for an SXM, of a side's slices, the first of each side last", 4,
         turns=True,
     )  # fmt: skip
     vxm_to_sxm: int = outward(4, "a value that the SXMs copy", 4, turns=True)
