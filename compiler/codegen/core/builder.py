@@ -1,7 +1,7 @@
 """Builds instruction templates: VXM chains, SXM passes and work-memory accesses, each on its cycle.
 
 A block is one pass of work, most often one row, on relative cycles. Its memory operands are
-(operand, vector); they get slice and stream when addresses are bound (compiler/codegen/core/bind.py).
+(operand, vector); they get slice and stream when addresses are bound (bind.py).
 That never changes a cycle: the work slices, and the feed slices behind them (chip/sram.py), lie one
 hop from the VXM, and an access reserves all, so a block is free of conflicts wherever its operands
 lie.
@@ -108,8 +108,9 @@ class Block:
     end: int = 0
     _table: ReservationTable = field(default_factory=ReservationTable)
     _leads: dict[tuple[int, int | None], int] = field(default_factory=dict)  # of reads, cycles
-    _taken_by: dict[tuple[bool, int | None, range, bool],
-                    tuple[tuple[Slot, ...], tuple[Slot, ...]]] = field(default_factory=dict)
+    _taken_by: dict[
+        tuple[bool, int | None, range, bool], tuple[tuple[Slot, ...], tuple[Slot, ...]]
+    ] = field(default_factory=dict)  # ports and streams, by kind of access
     _queues: dict[tuple[int, int], int] = field(default_factory=dict)
     _live: list[int] = field(default_factory=list)  # registers in use, by cycle of the interval
     _began: int = 0  # when the last chain did
@@ -531,7 +532,8 @@ class Block:
         self, value: Node, maps: Sequence[LaneMap], leave: int, lanes: int = LANES
     ) -> list[In]:  # fmt: skip
         """Send a value to an SXM at a cycle, as `turned` does; nothing where it finds no way."""
-        assert len(maps) <= TURNS and self._chain is None
+        assert len(maps) <= TURNS
+        assert self._chain is None
         at, arrive = leave + self.sxm_hops, leave + self.trip_cycles
         sides = [
             side for side in (WEST, EAST)

@@ -3,7 +3,7 @@
 chip/kernels/vmath.py has the order of sums. Two forms with the same bits:
 
 - Two trips: sixteen copies, then one for each lane that is left. The shortest for one row.
-- By turns (`Block.turning`), for many rows: half the copies of a tree's node are the others, turned.
+- By turns (`Block.turning`), for many rows: half of a node's copies are the others, turned.
   Lane l of x + turned(x, n/2) holds x[l] + x[l + n/2] for the lower half of n lanes, and the same
   sum with its operands exchanged for the upper half. Addition and maximum are commutative bit for
   bit, so every lane has what the tree has, and the next level is the same with n/2. Two levels a
@@ -73,20 +73,21 @@ def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
     """
     if b.turning:
         left, width = by_turns(b, AluOp.ADD, value, pitch)
-        at, five = b.turned(left, [_broadcast(pitch, place) for place in range(width)], AluOp.ADD)
-        low, high = (b.alu(AluOp.ADD, *five[m : m + 2], at=at) for m in (0, 2))
-        last = b.alu(AluOp.COPY, five[4], at=at)
+        maps = [_broadcast(pitch, place) for place in range(width)]
+        at, copies = b.turned(left, maps, AluOp.ADD)
+        low, high = (b.alu(AluOp.ADD, *copies[m : m + 2], at=at) for m in (0, 2))
+        last = b.alu(AluOp.COPY, copies[4], at=at)
         return b.alu(AluOp.ADD, b.alu(AluOp.ADD, low, high), last)
     short = pitch // COPIES
     wide = tree(b, AluOp.ADD, value, [_turn(pitch, short * m) for m in range(COPIES)])
     (node,) = halves(b, AluOp.ADD, wide)
     maps = [_broadcast(pitch, place) for place in range(short)]
     if short == 5:
-        copies = b.copies(node, maps)
-        parts = [copies[m : m + 2] for m in (0, 2, 4)]
+        back = b.copies(node, maps)
+        parts = [back[m : m + 2] for m in (0, 2, 4)]
         first, second = (b.alu(AluOp.ADD, one[1], two[1], at=one[0]) for one, two in parts[:2])
-        ((at, last),) = parts[2]
-        rest = b.alu(AluOp.COPY, last, at=at)
+        ((at, fifth),) = parts[2]
+        rest = b.alu(AluOp.COPY, fifth, at=at)
     else:
         five = halves(b, AluOp.ADD, tree(b, AluOp.ADD, node, maps), down_to=5)
         first, second = (b.alu(AluOp.ADD, *five[m : m + 2]) for m in (0, 2))
