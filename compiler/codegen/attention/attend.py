@@ -22,11 +22,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from chip.errors import TemplateError
 from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.ops.attention import Attend
 from chip.ops.scratch import COLUMN, QUAD
 from chip.spec import VECTOR_BYTES, ChipSpec
+from compiler.codegen.attention import many
 from compiler.codegen.attention.quarters import lanes_within
 from compiler.codegen.attention.resources import LANE_NUMBERS
 from compiler.codegen.attention.results import Results
@@ -250,7 +252,19 @@ def fits(op: Attend, spec: ChipSpec) -> bool:
 
 
 def attend(op: Attend, spec: ChipSpec) -> Template:
-    """Attention over the bucket; int8."""
+    """Attention over the bucket; int8: the shorter of two ways in which many rows are laid out."""
+    found = in_batches(op, spec)
+    if not many.fits(op, spec):
+        return found
+    try:
+        other = many.attend_many(op, spec)
+    except (TemplateError, OverflowError):
+        return found
+    return min(found, other, key=lambda template: template.cycles)
+
+
+def in_batches(op: Attend, spec: ChipSpec) -> Template:
+    """Attention in batches of rows, pass after pass."""
     shape, clock = Attention(op, spec), Clock(spec)
     if op.dtype != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
         got = f"{op.head_dim} {op.dtype}"

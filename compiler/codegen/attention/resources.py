@@ -16,8 +16,11 @@ from compiler.codegen.core.resources import (
     alus,
     crossing,
     inward,
+    inward_groups,
     outward,
+    outward_groups,
     sxm_queue,
+    sxm_queues,
 )
 from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.products.resources import FEED, SUMS16
@@ -155,6 +158,46 @@ class Items:
     read: int = inward(28, "items from bulk memory", 4, turns=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Quads of many rows that follow each other in a modulo schedule (attention/modulo.py)."""
+
+    visible: int = alu(14, "the last lane that each quarter's row sees, of a quad's first column")
+    rounded: int = alu(13, "results in fp16; edges of the quarters")
+    joined: tuple[int, ...] = alus((15, 12, 11, 9), "a row's heads side by side, by quarter")
+    near: int = inward(0, "vectors of work memory")
+    query: int = crossing(3, "queries from work memory to both SXMs")
+    results: int = outward(1, "results for work memory", 2)
+    sent: int = outward(4, "a value that an SXM copies", 4)
+    ways: tuple[int, ...] = inward_groups((4, 24, 20, 16, 28), "copies of a value", turns=True)
+    sums: int = inward(8, "columns of scores, a stream a row", 4)
+    products: int = inward(12, "sums of P.V, a stream a row", 4)
+    rounded_weights: int = outward(8, "weights in int8")
+    fed_weights: int = outward(28, "weights of a row each, from the SXMs to the planes", turns=True)
+    fed_queries: int = outward(29, "queries, from the SXMs to the planes' buffers", turns=True)
+    score_parts: int = inward(24, "sums as they leave the planes of keys", 4, turns=True)
+    product_parts: int = inward(28, "sums as they leave the planes of values", 4, turns=True)
+    turn_sums: int = sxm_queue(0, "put tokens in order, a queue a vector of tokens", 2)
+    turn_products: int = sxm_queue(2, "give each row's sums their stream")
+    turn_weights: int = sxm_queue(3, "give each row its vector, a queue a vector of tokens", 2)
+    copy_queues: tuple[int, ...] = sxm_queues((5, 6, 7, 8, 9), "copies of a value", turns=True)
+    query_queues: tuple[int, ...] = sxm_queues(
+        (10, 11, 12, 5, 6, 7, 8, 9), "give heads their queries", turns=True
+    )
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """ALUs that the quads' instructions may not take."""
+        return frozenset({self.visible, self.rounded, *self.joined})
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRows:
+    """Vectors of results on their way to an SXM, in which they wait to be rounded."""
+
+    sent: tuple[int, ...] = outward_groups((12, 16, 20, 24), "a row's results, by quarter")
+
+
 LANE_NUMBERS, EDGES, MASKS, MAXIMUM, STORE = (
     LaneNumbers(), Edges(), Masks(), RunningMaximum(), Store(),
 )  # fmt: skip
@@ -184,6 +227,18 @@ INT8 = Resources(
         Owner("quantised weights", QUANTISED, range(4, 5)),
         Owner("results", RESULTS, range(5, 6)),
         Owner("results' way", RESULTS_WAY, range(4, 6)),
+    ),
+)
+
+LOOP, WHOLE = Loop(), WholeRows()
+MANY = Resources(
+    "ATTEND int8 of many rows",
+    ("loads", "quads"),
+    (
+        Owner("tiles", TILES, range(1)),
+        Owner("items", ITEMS, range(1, 2)),
+        Owner("quads", LOOP, range(2)),
+        Owner("whole rows", WHOLE, range(1, 2)),
     ),
 )
 

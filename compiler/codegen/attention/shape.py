@@ -94,6 +94,26 @@ def place_of(token: int) -> int:
     return HALF * vector + within // (2 * RUN) * RUN + within % RUN
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`n` neighbouring results of a head: from a lane of the sums to one of their vector."""
+
+    number: int  # of the row's vectors of 320 results
+    lane: int
+    place: int
+    n: int
+
+    @property
+    def taken(self) -> Map:
+        """The way of sums to a quarter's first lanes."""
+        return tuple(range(self.place, self.place + self.n)) + (None,) * (COLUMN - self.n)
+
+    def spread(self, quarter: int) -> Map:
+        """Return the way of a quarter's lanes to those of their vector."""
+        first = COLUMN * quarter
+        return (None,) * self.lane + tuple(range(first, first + self.n))
+
+
 class Attention:
     """The shape of one ATTEND: a batch of rows at a time, all heads, the whole bucket."""
 
@@ -109,6 +129,12 @@ class Attention:
         bucket = self.scratch.bucket
         starts = [(g, t) for g in sorted({g for g, _ in row}) for t in range(0, bucket, TILE)]
         self.tiles = [Tile(n, g, t, min(TILE, bucket - t)) for n, (g, t) in enumerate(starts)]
+
+    def heads_of(self, group: int) -> list[int]:
+        """Heads that share packed vectors of the cache."""
+        return [
+            head for head, kv in enumerate(self.kv_of) if kv // self.layout.heads_per_group == group
+        ]  # fmt: skip
 
     def of(self, tile: Tile) -> list[Quad]:
         """Quads that a tile is for."""
@@ -141,6 +167,16 @@ class Attention:
         for kv in dict.fromkeys(self.kv_of[head] for head in quad.heads):
             first = self.layout.scale_offset(kv, value=value) // VECTOR_BYTES + column
             out[kv] = [first, first + 1][: self.columns - column]
+        return out
+
+    def pieces(self, head: int) -> list[Piece]:
+        """Return the pieces of a head's results: of a vector of 320 each, of 80 lanes at most."""
+        out, at = list[Piece](), 0
+        while at < self.dim:
+            number, lane = divmod(head * self.dim + at, LANES)
+            n = min(COLUMN, self.dim - at, LANES - lane)
+            out.append(Piece(number, lane, self.place(head) + at, n))
+            at += n
         return out
 
     def outputs(self, head: int) -> list[tuple[int, Map]]:

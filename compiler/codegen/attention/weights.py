@@ -322,12 +322,12 @@ class Feeds:
         dst = tuple(Tap(Stream(side == 1, QUANTISED.fed), late + i) for i in range(heads))
         turn = Permute(
             src=src, dst=dst, item=WORD, lanes=WORDS * len(columns), out_lanes=WORDS * heads,
-            map=_words(tile, vector, side, heads),
+            map=words(tile, vector, side, heads),
         )  # fmt: skip
         return Issue(sxm(side, QUANTISED.turn + vector), at, turn)
 
 
-def _words(tile: Tile, vector: int, side: int, heads: int) -> Map:
+def words(tile: Tile, vector: int, side: int, heads: int) -> Map:
     """Words of four tokens: from columns of all heads to a vector of a side's tokens a head."""
     out: list[int | None] = [None] * (WORDS * heads)
     for token in range(0, LANES, WORD):

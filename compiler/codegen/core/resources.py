@@ -92,6 +92,20 @@ def inward(first: int, purpose: str, count: int = 1, *, turns: bool = False) -> 
     return found
 
 
+def inward_groups(firsts: tuple[int, ...], purpose: str, *, turns: bool = False) -> tuple[int, ...]:
+    """Declare streams towards the VXM, four from each of some numbers on."""
+    found: tuple[int, ...] = _held(firsts, Kind.INWARD, purpose, 4, turns)
+    return found
+
+
+def outward_groups(
+    firsts: tuple[int, ...], purpose: str, *, turns: bool = False
+) -> tuple[int, ...]:  # fmt: skip
+    """Declare streams away from the VXM, four from each of some numbers on."""
+    found: tuple[int, ...] = _held(firsts, Kind.OUTWARD, purpose, 4, turns)
+    return found
+
+
 def outward(first: int, purpose: str, count: int = 1, *, turns: bool = False) -> int:
     """Declare `count` neighbouring streams away from the VXM; the field is the first's number."""
     found: int = _held(first, Kind.OUTWARD, purpose, count, turns)
@@ -107,6 +121,12 @@ def crossing(first: int, purpose: str, count: int = 1, *, turns: bool = False) -
 def sxm_queue(first: int, purpose: str, count: int = 1, *, turns: bool = False) -> int:
     """Declare `count` neighbouring SXM queues of a hemisphere; the field is the first's number."""
     found: int = _held(first, Kind.SXM, purpose, count, turns)
+    return found
+
+
+def sxm_queues(numbers: tuple[int, ...], purpose: str, *, turns: bool = False) -> tuple[int, ...]:
+    """Declare several SXM queues of a hemisphere."""
+    found: tuple[int, ...] = _held(numbers, Kind.SXM, purpose, 1, turns)
     return found
 
 
