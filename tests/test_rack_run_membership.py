@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,18 @@ def test_ray_sets_no_handler_of_signals(monkeypatch: pytest.MonkeyPatch) -> None
     assert signal.getsignal(signal.SIGTERM) == before
     assert membership.utils.set_sigterm_handler is setter
     assert not membership.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+
+
+def test_ray_is_started_by_a_thread_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    starters: list[threading.Thread] = []
+    monkeypatch.setattr(
+        membership.ray, "init", lambda **options: starters.append(threading.current_thread())
+    )
+    rack = threading.Thread(target=membership.join_ray, args=(1,))
+    rack.start()
+    rack.join()
+    (starter,) = starters
+    assert starter.is_alive()  # Linux kills Ray's processes with it
 
 
 class Calls:

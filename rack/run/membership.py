@@ -19,12 +19,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._common.utils import get_default_system_temp_dir
-from ray._private import ray_constants, utils
+from ray._private import ray_constants, utils, worker
 from ray._private.services import canonicalize_bootstrap_address, find_bootstrap_address
 from ray._raylet import (  # type: ignore[attr-defined]
     AuthenticationTokenLoader,
@@ -43,6 +46,7 @@ SOCKET_PATH_BYTES = 103  # of the shortest system
 SESSION_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 _MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _OWN_TOKEN = secrets.token_hex(32)  # of the Rays that this process starts
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="ray")
 _LOOPBACK_ONLY = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 
 
@@ -74,11 +78,30 @@ def join_ray(chips: int) -> None:
 
 
 def leave_ray() -> None:
-    """Leave the cluster, or end it if it is our own."""
+    """Leave the cluster, or end it, with every process of it, if it is our own.
+
+    Ray's agents would stay for a minute: they report the end of their raylet to a control service
+    that has ended as well.
+    """
+    started = _own_processes()
     ray.shutdown()
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     if os.environ.get(_TOKEN) == _OWN_TOKEN:
         del os.environ[_TOKEN], os.environ[_MODE]
         _read_again()
+
+
+def _own_processes() -> list[psutil.Process]:
+    """Return the processes, with theirs, of the cluster that this process has started."""
+    node: Any = worker._global_node
+    found: list[psutil.Process] = []
+    for infos in node.all_processes.values() if node is not None else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(info.process.pid) for info in infos):
+                found += [process, *process.children(recursive=True)]
+    return found
 
 
 def _running(address: str | None) -> str | None:
@@ -148,14 +171,19 @@ _QUIET: dict[str, Any] = {
 
 
 def _start() -> None:
-    """Start a Ray of our own, which ends with this process."""
+    """Start a Ray of our own, which ends with this process.
+
+    Linux ends Ray's processes with the *thread* that has started them. Racks start in threads that
+    may end before them, so one thread of ours, which stays, starts Ray.
+    """
     place = _place()
     if not {_MODE, _TOKEN, "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         # Ray would write one for this user, which every `ray start` then asks for.
         os.environ[_TOKEN] = _OWN_TOKEN
         _use_tokens()
+    start = partial(ray.init, address="local", object_store_memory=OBJECT_STORE_BYTES, **_QUIET)
     with _loopback():
-        ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, _temp_dir=place, **_QUIET)
+        _STARTER.submit(start, _temp_dir=place).result()
 
 
 def _use_tokens() -> None:
