@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
-from chip.ops.opcodes import Activation, Function, Opcode
+from chip.ops.opcodes import Function, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
+from compiler.codegen.vector import ACTIVATIONS
 
 Shape = dict[str, Any]
 Case = tuple[Opcode, Shape]
@@ -90,7 +91,7 @@ def products() -> Iterator[Case]:
     waits: tuple[Shape, ...] = ({}, {"gaps": 24}, {"pace": 24}, {"gaps": 24, "gaps_last": 90})
     for k, n, before, after, wait in product(
         (64, 330, 1000), (32, 320, 640, 1200, 1648), (None, "norm", "gather"),
-        (None, "add", *map(str, Activation)), waits,
+        (None, "add", *map(str, ACTIVATIONS)), waits,
     ):  # fmt: skip
         extra = dict(wait)
         if before is not None:
@@ -140,7 +141,7 @@ def vector_work() -> Iterator[Case]:
             norm = {**base, "hidden": n, "eps": 1e-5}
             yield Opcode.LAYER_NORM, operand(norm, "x gamma beta q" + scale)
             yield Opcode.LAYER_NORM, operand({**norm, "q": None, "s": None}, "x gamma beta")
-            for gate in (*Activation, *Function):
+            for gate in (*ACTIVATIONS, *Function):
                 yield Opcode(gate), operand({**base, "n": n}, "x y")
         for shares in SHARES:
             yield Opcode.GATHER, operand({**base, "shares": shares}, "src q" + scale)

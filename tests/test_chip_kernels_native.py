@@ -6,6 +6,8 @@ are more shapes, extreme values, odd views.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -250,3 +252,140 @@ def test_rope_cache(native, a, half):
 def test_logit_hash(native, n, step, first, seed):
     x = wild(np.random.default_rng(seed), n)[::step]
     assert native.logit_hash(x, first) == twin.logit_hash(x, first)
+
+
+masks = st.fixed_dictionaries({
+    "window": st.sampled_from([None, 1, 5, 300, 320, 321, 1000]),
+    "cap": st.sampled_from([None, 0.5, 50.0]),
+    "sinks": st.sampled_from([None, -30.0, 2.0, 1e4]),
+})  # fmt: skip
+
+
+def mask_of(a: Step, mask: dict) -> list:
+    """Window, cap and sinks, as the kernels take them."""
+    sinks = None if mask["sinks"] is None else (a.rng.random(a.n_q) * mask["sinks"]).astype(f32)
+    return [mask["window"], mask["cap"], sinks]
+
+
+@thorough
+@given(a=steps, mask=masks, sharp=st.sampled_from([1e-4, 1e-2, 10.0]))
+def test_masked_attention_i8(native, a, mask, sharp):
+    q = odd(a.rng.integers(-127, 128, (a.rows, a.n_q, a.hd)).astype(i8))
+    sq = odd((a.rng.random((a.rows, a.n_q)) * sharp).astype(f32))
+    (k, v), (ks, vs) = a.split(a.i8), a.split(a.scales)
+    inputs = [q, sq, k, ks, v, vs, a.kv_of, a.positions, *mask_of(a, mask)]
+    both("masked_attention_i8", native, inputs, [strided(a.rows, a.n_q * a.hd, f16)])
+
+
+@thorough
+@given(a=steps, mask=masks, scale=st.sampled_from([0.0, 0.125, 30.0]))
+def test_masked_attention_f16(native, a, mask, scale):
+    q = odd(a.rng.standard_normal((a.rows, a.n_q, a.hd)).astype(f16))
+    inputs = [q, *a.split(a.f16), a.kv_of, a.positions, scale, *mask_of(a, mask)]
+    both("masked_attention_f16", native, inputs, [strided(a.rows, a.n_q * a.hd, f16)])
+
+
+@thorough
+@given(rows=st.integers(0, 4), heads=st.integers(1, 5), hd=widths, seed=seeds)
+def test_head_norm(native, rows, heads, hd, seed):
+    rng = np.random.default_rng(seed)
+    x, gamma = odd(wild(rng, rows, heads * hd)), wild(rng, hd)
+    both("head_norm", native, [x, gamma, 1e-6], [strided(rows, heads * hd, f32)])
+
+
+@thorough
+@given(rows=st.integers(0, 4), parts=st.lists(widths, min_size=1, max_size=4), seed=seeds)
+def test_add_norm_and_cap(native, rows, parts, seed):
+    rng = np.random.default_rng(seed)
+    segments, gamma = [odd(wild_half(rng, rows, n)) for n in parts], wild(rng, sum(parts))
+    x = odd(wild(rng, rows, sum(parts)))
+    y = x.copy()
+    native.add_norm(x, segments, gamma, 1e-5)
+    twin.add_norm(y, segments, gamma, 1e-5)
+    assert same(x, y)
+    native.cap(x, 30.0)
+    twin.cap(y, 30.0)
+    assert same(x, y)
+    assert np.abs(x).max(initial=0) <= 30
+
+
+@thorough
+@given(rows=st.integers(0, 4), experts=st.integers(1, 130), data=st.data(), seed=seeds)
+def test_route(native, rows, experts, data, seed):
+    """Few different values, so that there are ties."""
+    rng, chosen = np.random.default_rng(seed), data.draw(st.integers(1, experts))
+    x = odd(rng.choice(wild(rng, 7, largest=80.0), (rows, experts)).astype(f32))
+    outputs = [strided(rows, chosen, np.int32), strided(rows, chosen, f32)]
+    e, g = (a.copy() for a in outputs)
+    for after in (False, True):
+        twin.route(x, e, g, after)
+        native.route(x, *outputs, after)
+        assert same(outputs[0], e)
+        assert same(outputs[1], g)
+        for row in range(rows):
+            wanted = sorted(range(experts), key=lambda i, row=row: (-x[row, i], i))[:chosen]
+            assert e[row].tolist() == sorted(wanted)
+            assert abs(float(g[row].sum()) - 1) < 1e-4
+
+
+@thorough
+@given(rows=st.integers(0, 4), parts=st.integers(1, 5), n=widths, half=st.booleans(), seed=seeds)
+def test_weighted_sum(native, rows, parts, n, half, seed):
+    rng = np.random.default_rng(seed)
+    y, g = wild(rng, rows, parts, n), odd(rng.random((rows, parts)).astype(f32))
+    both("weighted_sum", native, [y, g], [strided(rows, n, f16 if half else f32)])
+
+
+@thorough
+@given(a=steps, scale=st.sampled_from([1 / 12, 0.25]))
+def test_scaled_rope_cache(native, a, scale):
+    """Queries of another scale; all else is as without."""
+    qkv = odd(wild(a.rng, a.rows, (a.n_q + 2 * a.n_kv) * a.hd))
+    rope = odd(a.rng.uniform(-1, 1, (a.rows, 2, a.hd // 2)).astype(f32))
+    (k, v), (ks, vs) = a.split(a.i8), a.split(a.scales)
+    found = []
+    for kernels in (native, twin):
+        q, sq = np.empty((a.rows, a.n_q, a.hd), i8), np.empty((a.rows, a.n_q), f32)
+        kernels.scaled_rope_cache_i8(qkv, rope, a.positions, q, sq, k, ks, v, vs, scale)
+        found.append((q, sq))
+    assert same(found[0][1], found[1][1])
+    plain = np.empty_like(sq)
+    twin.rope_cache_i8(qkv, rope, a.positions, q, plain, k, ks, v, vs)
+    assert same(found[0][0], q)
+    assert np.allclose(sq, plain * (scale * np.sqrt(a.hd)), rtol=1e-6)
+
+
+REFUSED = [
+    ("head_norm", [np.ones((1, 7), f32), np.ones(2, f32), 0.1, np.ones((1, 7), f32)],
+     "head_norm: wanted heads of 2, got 7 columns"),
+    ("add_norm", [np.ones((1, 4), f32), [np.ones((1, 3), f16)], np.ones(4, f32), 0.1],
+     "add_norm: wanted 4 columns, got 3"),
+    ("cap", [np.ones((1, 4), f32), 0.0], "cap: wanted more than 0, got 0.0"),
+    ("route", [np.ones((1, 2), f32), np.ones((1, 3), np.int32), np.ones((1, 3), f32), False],
+     "route: wanted at most 2 experts for 1 rows, got (1, 3), (1, 3)"),
+    ("weighted_sum", [np.ones((1, 2, 4), f32), np.ones((1, 3), f32), np.ones((1, 4), f32)],
+     "expert weights: wanted shape (1, 2), got (1, 3)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), REFUSED)
+def test_wrong_arguments_are_refused_alike(native, name, arguments, message):
+    for kernels in (native, twin):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            getattr(kernels, name)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([0, None, None], "attention: wanted a window of 1 or more, got 0"),
+        ([None, -1.0, None], "attention: wanted a cap of more than 0, got -1.0"),
+        ([None, None, np.ones(2, f32)], "attention: wanted 1 sinks, got shape (2,)"),
+    ],
+)
+def test_wrong_masks_are_refused_alike(native, mask, message):
+    cache = [np.zeros((1, 2), f16)]
+    call = [np.zeros((1, 1, 2), f16), cache, cache, [0], np.zeros(1, np.int64), 1.0, *mask]
+    for kernels in (native, twin):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            kernels.masked_attention_f16(*call, np.empty((1, 2), f16))

@@ -148,7 +148,16 @@ def test_matmul_f16_over_several_column_blocks(kernels):
         assert y[1, c] == slow_dot(x[1], w[c])
 
 
-GATES = {Activation.SILU: lambda gate: gate * vmath.sigmoid(gate)}
+def clamped(g, u):
+    g, u = np.clip(g, None, f32(7)), np.clip(u, f32(-7), f32(7))
+    return (g * vmath.sigmoid(g * f32(1.702))) * (u + f32(1))
+
+
+GATES = {
+    Activation.SILU: lambda gate, up: gate * vmath.sigmoid(gate) * up,
+    Activation.GEGLU: lambda gate, up: vmath.gelu_tanh(gate) * up,
+    Activation.CLAMPED_SILU: clamped,
+}
 
 
 @pytest.mark.parametrize("gate", Activation)
@@ -157,7 +166,7 @@ GATES = {Activation.SILU: lambda gate: gate * vmath.sigmoid(gate)}
 def test_gates(kernels, gate, rows, n, seed):
     gu = floats(np.random.default_rng(seed), rows, 2 * n)
     out = strided(rows, n, f16)
-    want, count = round_f16(GATES[gate](gu[:, :n]) * gu[:, n:])
+    want, count = round_f16(GATES[gate](gu[:, :n], gu[:, n:]))
     assert getattr(kernels, gate)(gu, out) == count
     assert same(out, want)
 

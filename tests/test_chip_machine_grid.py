@@ -28,6 +28,7 @@ from plain_ops import template
 from chip.ops.opcodes import Activation, Function, Opcode
 from chip.spec import ChipSpec
 from chip.sram import feed_start
+from compiler.codegen.vector import ACTIVATIONS
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
 REFUSED = [
@@ -67,7 +68,7 @@ DEFAULT = [
     ),
     *(
         (Opcode(gate), operand({"rows": 3, "n": 172, "dtype": "int8"}, "x y"))
-        for gate in (*Activation, *Function)
+        for gate in (*ACTIVATIONS, *Function)
     ),
     # an encoder's
     *(
@@ -91,7 +92,7 @@ DEFAULT = [
     ),
     *(
         one_row(330, 1648, "f16", prologue="norm", epilogue=str(gate), arrives=24, gaps=24)
-        for gate in Activation
+        for gate in ACTIVATIONS
     ),
 ]
 

@@ -18,12 +18,13 @@ Numerics: docs/design.md, section 6; functions: vmath.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from chip.kernels import splitmix, vmath
-from chip.kernels.arrays import F16, F32, I8, I64, LANES, Float
+from chip.kernels.arrays import F16, F32, I8, I32, I64, LANES, Float
 from chip.kernels.quant import round_f16
 from chip.kernels.twin_math import (
     MAX_TERMS,
@@ -41,6 +42,7 @@ from chip.kernels.twin_math import (
     tile_dot,
 )
 
+_LIMIT = np.float32(7.0)  # of a clamped gate's columns
 SCORES_AT_ONCE = 1 << 19  # fp32 scores held by attention_i8 at a time
 
 
@@ -62,6 +64,15 @@ class Kernels:
         values, saturated = round_f16(_norm(x, gamma, eps))
         store_padded(values, y)
         return saturated
+
+    def head_norm(self, x: F32, gamma: F32, eps: float, y: F32, /) -> None:
+        """RMSNorm, as in `norm_i8`, of each head of x[R,n*hd]: y[R,n*hd]; gamma[hd]."""
+        hd = len(gamma)
+        require(
+            hd > 0 and not x.shape[1] % hd,
+            f"head_norm: wanted heads of {hd}, got {x.shape[1]} columns",
+        )
+        store(_norm(x.reshape(-1, hd), gamma, eps).reshape(x.shape), y)
 
     def layer_norm(self, x: F32, gamma: F32, beta: F32, eps: float, /) -> None:
         """LayerNorm of x[R,H], in place.
@@ -172,15 +183,34 @@ class Kernels:
         Out: q[R,nq,hd]; sq[R,nq] = scale * fp32(1/sqrt(hd)); per KV head its cache k[M,hd],
         ks[M], v[M,hd], vs[M], rows `positions`[R].
         """
+        per_root = 1.0 / math.sqrt(q.shape[2])
+        self.scaled_rope_cache_i8(qkv, rope, positions, q, sq, k, ks, v, vs, per_root)
+
+    def scaled_rope_cache_i8(
+        self,
+        qkv: F32,
+        rope: F32,
+        positions: I64,
+        q: I8,
+        sq: F32,
+        k: Sequence[I8],
+        ks: Sequence[F32],
+        v: Sequence[I8],
+        vs: Sequence[F32],
+        scale: float,
+        /,
+    ) -> None:
+        """Do as `rope_cache_i8`, but sq[R,nq] is each query's scale times fp32(`scale`)."""
+        factor = np.float32(scale)
         _check_positions(positions, len(qkv), _shortest(k, ks, v, vs))
         queries, keys, values = _split_heads(qkv, rope, q.shape[1:], len(k))
-        q[...], scale = quantise(queries)
-        sq[...] = scale * vmath.inverse_sqrt_scale(q.shape[2])
+        q[...], of_queries = quantise(queries)
+        sq[...] = of_queries * factor
         for new, cache, scales in ((keys, k, ks), (values, v, vs)):
-            lanes, scale = quantise(new)
+            lanes, of_heads = quantise(new)
             for head in range(len(cache)):
                 cache[head][positions] = lanes[:, head]
-                scales[head][positions] = scale[:, head]
+                scales[head][positions] = of_heads[:, head]
 
     def rope_cache_f16(
         self,
@@ -223,8 +253,35 @@ class Kernels:
         p = e * recip(lane_sum(e)), token t in lane t mod 320 of vector t div 320; p_t * vs_t is
         quantised over the bucket (scale s_pv); out = fp32(pq.v) * s_pv rounded to fp16.
         """
+        return self.masked_attention_i8(
+            q, sq, k, ks, v, vs, kv_of, positions, None, None, None, out
+        )
+
+    def masked_attention_i8(
+        self,
+        q: I8,
+        sq: F32,
+        k: Sequence[I8],
+        ks: Sequence[F32],
+        v: Sequence[I8],
+        vs: Sequence[F32],
+        kv_of: Sequence[int],
+        positions: I64,
+        window: int | None,
+        cap: float | None,
+        sinks: F32 | None,
+        out: F16,
+        /,
+    ) -> int:
+        """Attend as `attention_i8` does, with what some models have beside.
+
+        `window`: a row sees the last so many tokens up to its own. `cap`: a score becomes
+        fp32(cap) * tanh(score * fp32(1/cap)). sinks[nq]: the maximum is also over the head's sink,
+        and exp(sink - maximum) is added to lane_sum(e) before the reciprocal.
+        """
         rows, n_q, hd = q.shape
         _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, ks, v, vs))
+        _check_mask(n_q, window, cap, sinks)
         heads_out = np.empty((rows, n_q, hd), np.float32)
         seen = int(positions.max(initial=0)) + 1  # later tokens are masked for every row
         step = max(1, SCORES_AT_ONCE // seen)
@@ -234,10 +291,14 @@ class Kernels:
             queries = q[:, heads].reshape(-1, hd).astype(np.float32)
             scales = sq[:, heads].reshape(-1)
             last = np.repeat(positions, len(heads))
+            ends = None if sinks is None else np.tile(sinks[heads], rows)
             done = [
-                _attend_i8(queries[i : i + step], scales[i : i + step], *cache, last[i : i + step])
+                _attend_i8(
+                    queries[i : i + step], scales[i : i + step], *cache, last[i : i + step],
+                    window, cap, None if ends is None else ends[i : i + step],
+                )
                 for i in range(0, len(queries), step)
-            ]
+            ]  # fmt: skip
             if done:
                 heads_out[:, heads] = np.concatenate(done).reshape(rows, len(heads), hd)
         return store(heads_out.reshape(rows, n_q * hd), out)
@@ -259,17 +320,40 @@ class Kernels:
         `attention_i8`; p rounded to fp16; p.v per 320 tokens as a tile of `matmul_f16`, tiles
         added in fp32 in order; rounded to fp16.
         """
+        return self.masked_attention_f16(q, k, v, kv_of, positions, scale, None, None, None, out)
+
+    def masked_attention_f16(
+        self,
+        q: F16,
+        k: Sequence[F16],
+        v: Sequence[F16],
+        kv_of: Sequence[int],
+        positions: I64,
+        scale: float,
+        window: int | None,
+        cap: float | None,
+        sinks: F32 | None,
+        out: F16,
+        /,
+    ) -> int:
+        """Attend as `attention_f16` does, with `masked_attention_i8`'s window, cap and sinks."""
         rows, n_q, hd = q.shape
         _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, v))
+        _check_mask(n_q, window, cap, sinks)
         require(hd <= LANES, f"attention: wanted heads of at most {LANES}, got {hd}")
         heads_out = np.zeros((rows, n_q, hd), np.float32)
         for r in range(rows):
             seen = int(positions[r]) + 1
+            unseen = 0 if window is None else max(0, seen - window)
+            base = unseen // LANES * LANES  # whole tiles of tokens before it count nothing
+            visible = np.arange(base, seen)[None] >= unseen
             for j in range(n_q):
-                keys, values = k[kv_of[j]][:seen], v[kv_of[j]][:seen]
+                keys, values = k[kv_of[j]][base:seen], v[kv_of[j]][base:seen]
                 scores = tile_dot(spread(q[r, j : j + 1]), spread(keys)) * np.float32(scale)
-                p = softmax(scores[None], np.ones((1, seen), np.bool_)).astype(np.float16)
-                for t in range(0, seen, LANES):
+                scores = scores if cap is None else vmath.capped(scores, cap)
+                sink = None if sinks is None else sinks[j : j + 1]
+                p = softmax(scores[None], visible, sink).astype(np.float16)
+                for t in range(0, seen - base, LANES):
                     part = tile_dot(spread(p[:, t : t + LANES]), spread(values[t : t + LANES].T))
                     heads_out[r, j] += part
         return store(heads_out.reshape(rows, n_q * hd), out)
@@ -280,9 +364,37 @@ class Kernels:
         require(delta.shape == x.shape, f"add: wanted {x.shape[1]} columns, got {delta.shape[1]}")
         x += delta
 
+    def add_norm(self, x: F32, segments: Sequence[F16], gamma: F32, eps: float, /) -> None:
+        """Add the segments' RMSNorm, as in `norm_i8`, to x[R,H] in fp32; gamma[H]."""
+        delta = join(tuple(segments), len(x))
+        require(
+            delta.shape == x.shape, f"add_norm: wanted {x.shape[1]} columns, got {delta.shape[1]}"
+        )
+        x += _norm(delta, gamma, eps)
+
+    def cap(self, x: F32, cap: float, /) -> None:
+        """x[R,N] becomes fp32(cap) * tanh(x * fp32(1/cap))."""
+        require(cap > 0, f"cap: wanted more than 0, got {cap}")
+        x[...] = vmath.capped(x, cap)
+
     def silu(self, gu: F32, out: F16, /) -> int:
         """Gate: out[R,n] = (g * sigmoid(g)) * u; gu[R,2n] is the columns of g, then those of u."""
         return _gate("silu", gu, out, lambda gate: gate * vmath.sigmoid(gate))
+
+    def geglu(self, gu: F32, out: F16, /) -> int:
+        """Gate: out[R,n] = gelu_tanh(g) * u; gu[R,2n] as in `silu`."""
+        return _gate("geglu", gu, out, vmath.gelu_tanh)
+
+    def clamped_silu(self, gu: F32, out: F16, /) -> int:
+        """Gate, clamped: out[R,n] = (h * sigmoid(1.702 h)) * (w + 1); gu[R,2n] as in `silu`.
+
+        h = min(g, 7), w = max(min(u, 7), -7).
+        """
+        return _gate(
+            "clamped_silu", gu, out,
+            lambda gate: _steep_silu(np.minimum(gate, _LIMIT)),
+            lambda up: np.maximum(np.minimum(up, _LIMIT), -_LIMIT) + np.float32(1.0),
+        )  # fmt: skip
 
     def gelu(self, x: F32, out: F16, /) -> int:
         """Apply: out[R,n] = x * (1 + erf(x / sqrt 2)) / 2; x[R,n]."""
@@ -291,6 +403,40 @@ class Kernels:
     def gelu_tanh(self, x: F32, out: F16, /) -> int:
         """Apply `gelu`'s approximation by tanh: out[R,n]; x[R,n]."""
         return _apply("gelu_tanh", x, out, vmath.gelu_tanh)
+
+    def route(self, x: F32, e: I32, g: F32, after: bool, /) -> None:
+        """Choose experts: e[R,c] are the columns of the c largest of x[R,E], in ascending order.
+
+        Ties go to the lowest column. m = max(x), w = exp(x - m); g[R,c] is w * recip(lane_sum(w))
+        over all columns, of which the chosen ones' then are each times recip(their lane_sum in the
+        order of e); with `after`, it is w * recip(lane_sum(w)) over the chosen columns alone.
+        """
+        rows, chosen = e.shape
+        require(
+            g.shape == e.shape and x.shape[0] == rows and 1 <= chosen <= x.shape[1],
+            f"route: wanted at most {x.shape[1]} experts for {len(x)} rows, got {e.shape}, "
+            f"{g.shape}",
+        )
+        best = np.sort(np.argsort(-x, axis=1, kind="stable")[:, :chosen], axis=1)
+        e[...] = best
+        scores = np.take_along_axis(x, best, axis=1) if after else x
+        seen = np.ones(scores.shape, np.bool_)
+        p = softmax(scores, seen)
+        if not after:
+            p = np.take_along_axis(p, best, axis=1)
+            p = p * vmath.recip(vmath.lane_sum(p))[:, None]
+        g[...] = p
+
+    def weighted_sum(self, y: F32, g: F32, out: Float, /) -> int:
+        """out[R,N] = the sum over c of g[R,c] * y[R,c,N], in fp32, in order from +0."""
+        require(
+            g.shape == y.shape[:2],
+            f"expert weights: wanted shape {y.shape[:2]}, got {g.shape}",
+        )
+        total = np.zeros((y.shape[0], y.shape[2]), np.float32)
+        for slot in range(y.shape[1]):
+            total += g[:, slot, None] * y[:, slot]
+        return store(total, out)
 
     def logit_hash(self, logits: F32, first_column: int, /) -> int:
         """Sum mix(column << 32 | fp32 bits) modulo 2^64 over logits[N], columns from first_column.
@@ -383,11 +529,32 @@ def _check_attention(
     _check_positions(positions, rows, bucket)
 
 
-def _gate(name: str, gu: F32, out: F16, activation: Callable[[F32], F32]) -> int:
+def _check_mask(n_q: int, window: int | None, cap: float | None, sinks: F32 | None) -> None:
+    require(window is None or window > 0, f"attention: wanted a window of 1 or more, got {window}")
+    require(cap is None or cap > 0, f"attention: wanted a cap of more than 0, got {cap}")
+    require(
+        sinks is None or sinks.shape == (n_q,),
+        f"attention: wanted {n_q} sinks, got shape {None if sinks is None else sinks.shape}",
+    )
+
+
+def _plain(up: F32) -> F32:
+    return up
+
+
+def _steep_silu(gate: F32) -> F32:
+    y: F32 = gate * vmath.sigmoid(gate * np.float32(1.702))
+    return y
+
+
+def _gate(
+    name: str, gu: F32, out: F16, activation: Callable[[F32], F32],
+    up: Callable[[F32], F32] = _plain,
+) -> int:  # fmt: skip
     n = out.shape[1]
     require(gu.shape[1] == 2 * n, f"{name}: wanted {2 * n} columns, got {gu.shape[1]}")
     with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
-        return store(activation(gu[:, :n]) * gu[:, n:], out)
+        return store(activation(gu[:, :n]) * up(gu[:, n:]), out)
 
 
 def _apply(name: str, x: F32, out: F16, function: Callable[[F32], F32]) -> int:
@@ -395,13 +562,19 @@ def _apply(name: str, x: F32, out: F16, function: Callable[[F32], F32]) -> int:
     return store(function(x), out)
 
 
-def _attend_i8(q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64) -> F32:
-    """Attend for n (row, head) pairs that share a KV head: q [n,hd] -> [n,hd] fp32."""
+def _attend_i8(
+    q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64,
+    window: int | None, cap: float | None, sinks: F32 | None,
+) -> F32:  # fmt: skip
+    """Attend for n (row, head) pairs that share a KV head: q [n,hd] -> [n,hd] fp32; sinks [n]."""
     visible = np.arange(len(k)) <= last[:, None]
+    if window is not None:
+        visible &= np.arange(len(k)) > last[:, None] - window
     # Scales are masked before they are used: those of unwritten tokens may be NaN.
     zero = np.float32(0.0)
     scores = query_key(q, k) * (sq[:, None] * np.where(visible, ks, zero))
-    weights, scale = quantise(softmax(scores, visible) * np.where(visible, vs, zero))
+    scores = scores if cap is None else vmath.capped(scores, cap)
+    weights, scale = quantise(softmax(scores, visible, sinks) * np.where(visible, vs, zero))
     with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
         result: F32 = p_times_v(weights, v).astype(np.float32) * scale[:, None]
     return result

@@ -146,12 +146,21 @@ def sum_partials(p: F64) -> F32:
     return p[..., 0].astype(np.float32)
 
 
-def softmax(scores: F32, visible: NDArray[np.bool_]) -> F32:
-    """Two-pass softmax of [n, T] over the visible tokens, exactly +0 elsewhere."""
+def softmax(scores: F32, visible: NDArray[np.bool_], sinks: F32 | None = None) -> F32:
+    """Two-pass softmax of [n, T] over the visible tokens, exactly +0 elsewhere.
+
+    `sinks` [n]: a score of no token, added to each row's sum last.
+    """
     hidden = np.float32(-np.inf)
     scores = np.where(visible, scores, hidden)
-    e = vmath.exp(scores - scores.max(axis=1, keepdims=True))
-    p: F32 = e * vmath.recip(vmath.lane_sum(e))[:, None]
+    most = scores.max(axis=1)
+    if sinks is not None:
+        most = np.maximum(most, sinks)
+    e = vmath.exp(scores - most[:, None])
+    total = vmath.lane_sum(e)
+    if sinks is not None:
+        total = total + vmath.exp(sinks - most)
+    p: F32 = e * vmath.recip(total)[:, None]
     return p
 
 

@@ -81,6 +81,7 @@ _MIN_NORMAL = _f(2.0**-126)
 _TWO_24, _TWO_12 = _f(2.0**24), _f(2.0**12)
 
 # pi/2 in two parts: 33 bits, so that k * HI is exact for k < 2^20, and the rest.
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510")
 _TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
 _PI_2_HI = float.fromhex("0x1.921fb544p+0")
 _PI_2_LO = float.fromhex("0x1.0b4611a626331p-34")
@@ -189,6 +190,12 @@ def gelu_tanh(x: ArrayLike) -> F32:
     return _gelu(x, GELU_TANH_POLY)
 
 
+def capped(x: ArrayLike, cap: float) -> F32:
+    """Return fp32(cap) * tanh(x * fp32(1/cap)), fp32."""
+    y: F32 = tanh(np.asarray(x, np.float32) * _f(1.0 / cap)) * _f(cap)
+    return y
+
+
 def lane_sum(v: ArrayLike) -> F32:
     """Sum the last axis in the hardware's order: [..., n] fp32 -> [...] fp32.
 
@@ -261,6 +268,43 @@ def llama3_scaled_inv_freq(
             smooth = share / (high_freq_factor - low_freq_factor)
             scaled.append((1 - smooth) * freq / factor + smooth * freq)
     return np.array(scaled, np.float64)
+
+
+def yarn_inv_freq(
+    inv_freq: F64,
+    theta: float,
+    factor: float,
+    beta_fast: float,
+    beta_slow: float,
+    original_max_position_embeddings: int,
+    *,
+    truncate: bool,
+) -> F64:
+    """Stretch frequencies as YaRN does (`rope_type: yarn`): float64[n] -> float64[n].
+
+    Dimensions that turn more than `beta_fast` times within the original length stay, those that
+    turn fewer than `beta_slow` times are divided by `factor`, those between are interpolated;
+    `truncate` rounds both edges outwards to whole dimensions. The logarithms are correctly rounded
+    on any machine. Raises ValueError unless all numbers are positive and theta is more than 1.
+    """
+    if not (theta > 1 and min(factor, beta_fast, beta_slow, original_max_position_embeddings) > 0):
+        raise ValueError(
+            f"rope_scaling: wanted theta > 1 and positive numbers, got {theta}, {factor}, "
+            f"{beta_fast}, {beta_slow}, {original_max_position_embeddings}"
+        )
+    n = len(inv_freq)
+    with localcontext(Context(prec=50)):
+        turns = [Decimal(original_max_position_embeddings) / (Decimal(beta) * 2 * _PI)
+                 for beta in (beta_fast, beta_slow)]  # fmt: skip
+        low, high = (float(n * turn.ln() / Decimal(theta).ln()) for turn in turns)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0.0), min(high, 2.0 * n - 1)
+    if low == high:
+        high += 0.001  # as in transformers
+    ramp = np.clip((np.arange(n, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
+    stretched: F64 = inv_freq / factor * ramp + inv_freq * (1.0 - ramp)
+    return stretched
 
 
 def _horner64(z: F64, coefficients: Sequence[float]) -> F64:

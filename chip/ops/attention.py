@@ -17,7 +17,8 @@ class Rope:
 
     Queries go, quantised per head, to q with scales sq; keys and values to the cache kv with
     scales kvs (fp16 has no scales). `rope` has each row's cosines, then sines; without it nothing
-    is rotated.
+    is rotated. With `gq` and `gk` each query and key is first normed (RMSNorm over the head with
+    `eps`). `scale`: of scores, if it is not 1 / sqrt(head_dim); int8 queries take it in.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ROPE
@@ -29,12 +30,16 @@ class Rope:
     kv_heads: int
     head_dim: int
     context: int
+    eps: float | None = None
+    scale: float | None = None
     qkv: int = field(metadata=BOUND)
     rope: int | None = field(default=None, metadata=BOUND)
     q: int = field(metadata=BOUND)
     sq: int | None = field(default=None, metadata=BOUND)
     kv: int = field(metadata=BOUND)
     kvs: int | None = field(default=None, metadata=BOUND)
+    gq: int | None = field(default=None, metadata=BOUND)
+    gk: int | None = field(default=None, metadata=BOUND)
 
     @property
     def layout(self) -> KvLayout:
@@ -43,10 +48,12 @@ class Rope:
 
     def reads(self) -> list[Use]:
         n = (self.heads + 2 * self.kv_heads) * self.head_dim
-        qkv = ("qkv", (self.qkv, self.rows * row_bytes(n, 4)))
-        if self.rope is None:
-            return [qkv]
-        return [qkv, ("rope", (self.rope, self.rows * row_bytes(self.head_dim, 4)))]
+        uses = [("qkv", (self.qkv, self.rows * row_bytes(n, 4)))]
+        if self.rope is not None:
+            uses.append(("rope", (self.rope, self.rows * row_bytes(self.head_dim, 4))))
+        size = row_bytes(self.head_dim, 4)
+        norms = (("gq", self.gq), ("gk", self.gk))
+        return uses + [(name, (at, size)) for name, at in norms if at is not None]
 
     def writes(self) -> list[Use]:
         return [*_query(self), *_cache(self)]
@@ -58,7 +65,10 @@ class Attend:
 
     `kv_of`: the KV head of every head. `scratch` and `stats`: memory for what lies between the
     passes (chip/ops/scratch.py; fp16 has no stats). A row sees the tokens up to its own position;
-    with `horizon`, all rows see those up to the position of that row.
+    with `horizon`, all rows see those up to the position of that row. With `window` it sees only so
+    many of them, the last ones. `scale`: of fp16 scores, if it is not 1 / sqrt(head_dim). `cap`:
+    scores become cap * tanh(score / cap). `sinks` [heads] fp32: a score of no token for each head,
+    which takes part in the softmax.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ATTEND
@@ -73,6 +83,9 @@ class Attend:
     bucket: int
     kv_of: tuple[int, ...]
     horizon: int | None = None
+    window: int | None = None
+    scale: float | None = None
+    cap: float | None = None
     q: int = field(metadata=BOUND)
     sq: int | None = field(default=None, metadata=BOUND)
     kv: int = field(metadata=BOUND)
@@ -80,6 +93,7 @@ class Attend:
     y: int = field(metadata=BOUND)
     scratch: int = field(metadata=BOUND)
     stats: int | None = field(default=None, metadata=BOUND)
+    sinks: int | None = field(default=None, metadata=BOUND)
 
     @property
     def layout(self) -> KvLayout:
@@ -92,7 +106,8 @@ class Attend:
         return Scratch(self.layout, self.kv_of, self.rows, self.bucket)
 
     def reads(self) -> list[Use]:
-        return [*_query(self), *_cache(self)]
+        sinks = [] if self.sinks is None else [("sinks", (self.sinks, row_bytes(self.heads, 4)))]
+        return [*_query(self), *_cache(self), *sinks]
 
     def writes(self) -> list[Use]:
         kept = self.kept

@@ -1,9 +1,10 @@
 """The closed set of scheduled operations, and what every operation has in common.
 
 An operation is a frozen dataclass of its own: `Norm`, `LayerNorm`, `Gather`, `Add`, `Gate`,
-`Apply` and `TopK` (chip/ops/vector.py), `Matmul` (product.py), `Rope` and `Attend` (attention.py),
-`Send` and `Receive` (moves.py). Its fields are the operands' addresses in SRAM, marked `BOUND`, and
-its shape: everything else. An operation's instructions and cycles depend on the shape alone.
+`Apply` and `TopK` (chip/ops/vector.py), `Matmul` (product.py), `Route`, `ExpertsEach` and
+`ExpertsSum` (experts.py), `Rope` and `Attend` (attention.py), `Send` and `Receive` (moves.py). Its
+fields are the operands' addresses in SRAM, marked `BOUND`, and its shape: everything else. An
+operation's instructions and cycles depend on the shape alone.
 
 Each has `opcode`, `part` (the row of `plan` that its cycles count to), `units` (held from start to
 end), and `reads()` and `writes()`: the operands with their regions, in a fixed order.
@@ -31,7 +32,8 @@ PART = {"part": True}
 """Marks a part: a field that is never absent, and a dataclass whose fields are marked, too."""
 MXM = tuple(f"MXM{plane}" for plane in range(4))
 CHIP_UNITS = (*MXM, "VXM", "SXM")
-CONSTANTS = frozenset({"w", "sw", "b", "gamma", "beta"})  # operands that no step writes
+# operands that no step writes
+CONSTANTS = frozenset({"w", "sw", "b", "gamma", "beta", "post", "gq", "gk", "sinks"})
 
 
 class Opcode(StrEnum):
@@ -45,6 +47,11 @@ class Opcode(StrEnum):
     ATTEND = "attend"  # scores, softmax, weighted values, over the whole context bucket
     ADD = "add"  # residual += gathered segments
     SILU = "silu"  # silu(gate) * up
+    GEGLU = "geglu"  # gelu_tanh(gate) * up
+    CLAMPED_SILU = "clamped_silu"  # silu of a clamped gate, times a clamped up plus one
+    ROUTE = "route"  # the chosen experts of each row, and their weights
+    EXPERTS_EACH = "experts_each"  # each row times the weights of each of its experts
+    EXPERTS_SUM = "experts_sum"  # the rows of each expert times its weights, weighted and summed
     GELU = "gelu"  # of one value, by the error function
     GELU_TANH = "gelu_tanh"  # the same, by its approximation with tanh
     TOPK = "topk"  # the k largest logits and their columns
@@ -56,6 +63,8 @@ class Activation(StrEnum):
     """Functions of a gate: each is the opcode of a `Gate`, and the word of a product's `Gated`."""
 
     SILU = "silu"  # gate * sigmoid(gate)
+    GEGLU = "geglu"  # gelu_tanh(gate)
+    CLAMPED_SILU = "clamped_silu"  # g * sigmoid(1.702 g), g = min(gate, 7); up is clamped too, + 1
 
 
 class Function(StrEnum):

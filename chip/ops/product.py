@@ -116,6 +116,22 @@ class Gated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Capped:
+    """The product's epilogue caps it: y [rows, n] = cap * tanh(product / cap)."""
+
+    role: ClassVar[str] = "epilogue"
+    word: ClassVar[str] = "cap"
+    cap: float
+    y: int = field(metadata=BOUND)
+
+    def reads(self, of: Matmul) -> list[Use]:
+        return []
+
+    def writes(self, of: Matmul) -> list[Use]:
+        return [("y", (self.y, of.rows * row_bytes(of.n, of.out_bytes)))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRoom:
     """What a product of one row leaves to the links, in cycles.
 
@@ -147,7 +163,7 @@ class Matmul:
     dtype: str
     out: str
     source: Activations | NormFirst | GatherFirst = field(metadata=PART)
-    result: Plain | AddTo | Gated = field(metadata=PART)
+    result: Plain | AddTo | Gated | Capped = field(metadata=PART)
     links: LinkRoom = field(default=NO_ROOM, metadata=PART)
     w: int = field(metadata=BOUND)
     sw: int | None = field(default=None, metadata=BOUND)

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from chip.ops.attention import Attend, Rope
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode, plain
 from chip.ops.product import Matmul
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 
-Computation = Norm | LayerNorm | Gather | Matmul | Rope | Attend | Add | Gate | Apply | TopK
+Computation = (
+    Norm | LayerNorm | Gather | Matmul | Rope | Attend | Add | Gate | Apply | TopK
+    | Route | ExpertsEach | ExpertsSum
+)  # fmt: skip
 """What a chip computes; its cycles are its instructions'."""
 Move = Send | Receive
 """What a chip gives to a link or takes off it; its cycles are the link's."""

@@ -71,7 +71,10 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gather:
-    """Join the fp16 segments at src, then quantise rows; fp16 is only joined."""
+    """Join the fp16 segments at src, then quantise rows; fp16 is only joined.
+
+    `each`: so many of the rows are one row's of the step, if it is not one.
+    """
 
     opcode: ClassVar[Opcode] = Opcode.GATHER
     part: ClassVar[str] = "vector"
@@ -79,6 +82,7 @@ class Gather:
     rows: int
     dtype: str
     shares: tuple[int, ...]
+    each: int | None = None
     src: int = field(metadata=BOUND)
     q: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
@@ -92,18 +96,26 @@ class Gather:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Add:
-    """x [rows, sum of shares] fp32 += the fp16 segments at src."""
+    """x [rows, sum of shares] fp32 += the fp16 segments at src.
+
+    With `post` their RMSNorm with that gamma is added.
+    """
 
     opcode: ClassVar[Opcode] = Opcode.ADD
     part: ClassVar[str] = "vector"
     units: ClassVar[tuple[str, ...]] = VXM
     rows: int
     shares: tuple[int, ...]
+    eps: float | None = None
     x: int = field(metadata=BOUND)
     src: int = field(metadata=BOUND)
+    post: int | None = field(default=None, metadata=BOUND)
 
     def reads(self) -> list[Use]:
-        return [*self.writes(), segments(self.src, self.shares, self.rows)]
+        uses = [*self.writes(), segments(self.src, self.shares, self.rows)]
+        if self.post is not None:
+            uses.append(("post", (self.post, row_bytes(sum(self.shares), 4))))
+        return uses
 
     def writes(self) -> list[Use]:
         return [("x", (self.x, self.rows * row_bytes(sum(self.shares), 4)))]
@@ -113,7 +125,8 @@ class Add:
 class Gate:
     """y [rows, n] fp16 = activation(gate) * up of x [rows, 2 n] fp32.
 
-    Columns alternate as `gated_widths` says. The opcode is the activation's name.
+    Columns alternate as `gated_widths` says. The opcode is the activation's name. `each` is
+    `Gather`'s.
     """
 
     part: ClassVar[str] = "vector"
@@ -123,6 +136,7 @@ class Gate:
     k: int  # columns that the product before it was of
     n: int
     dtype: str
+    each: int | None = None
     x: int = field(metadata=BOUND)
     y: int = field(metadata=BOUND)
 

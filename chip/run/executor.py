@@ -5,7 +5,7 @@ The per-step loop then only makes the bound calls, with the step's valid rows an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from chip.kernels import Kernels
 from chip.ops.attention import Attend, Rope
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route, expert_stride
 from chip.ops.opcodes import Activation
-from chip.ops.product import Activations, AddTo, Gated, Matmul, NormFirst
+from chip.ops.product import Activations, AddTo, Capped, Gated, Matmul, NormFirst
 from chip.ops.program import Computation
 from chip.ops.rows import gated_widths, row_bytes
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
@@ -35,6 +36,8 @@ class StepState:
 
 
 Bound = Callable[[StepState], None]
+ExpertProduct = Callable[[int, NDArray[np.int64]], NDArray[np.float32]]
+"""(expert, numbers of the rows that go through it) to their products."""
 
 
 class Binder:
@@ -61,6 +64,12 @@ class Binder:
             return self._add(op)
         if isinstance(op, Apply):
             return self._apply(op)
+        if isinstance(op, Route):
+            return self._route(op)
+        if isinstance(op, ExpertsEach):
+            return self._experts_each(op)
+        if isinstance(op, ExpertsSum):
+            return self._experts_sum(op)
         return self._gate(op) if isinstance(op, Gate) else self._topk(op)
 
     # -- operations
@@ -116,24 +125,25 @@ class Binder:
         return run_f16
 
     def _quantised(
-        self, address: int, op: Norm | LayerNorm | Gather | Matmul, k: int
+        self, address: int, op: Norm | LayerNorm | Gather | Matmul | ExpertsEach | ExpertsSum,
+        k: int, rows: int | None = None,
     ) -> NDArray[Any]:  # fmt: skip
-        return self.views.activation(address, op.rows, k, op.dtype)
+        return self.views.activation(address, op.rows if rows is None else rows, k, op.dtype)
 
     def _gather(self, op: Gather) -> Bound:
         segments, kernels = self.views.segments(op.src, op.shares, op.rows), self.kernels
-        y = self._quantised(op.q, op, sum(op.shares))
+        y, each = self._quantised(op.q, op, sum(op.shares)), op.each or 1
         if op.s is not None:
             s = self.views.vector(op.s, op.rows)
 
             def run(state: StepState) -> None:
-                n = state.rows
+                n = state.rows * each
                 kernels.gather_i8([segment[:n] for segment in segments], y[:n], s[:n])
 
             return run
 
         def run_f16(state: StepState) -> None:
-            n = state.rows
+            n = state.rows * each
             kernels.gather_f16([segment[:n] for segment in segments], y[:n])
 
         return run_f16
@@ -217,11 +227,15 @@ class Binder:
             return gate_up, self._gated(
                 result.activation, gate_up, self.views.f16(result.y, op.rows, op.n // 2)
             )
+        if isinstance(result, Capped):
+            y, cap = self.views.f32(result.y, *shape), result.cap
+            return y, lambda state: kernels.cap(y[: state.rows], cap)
         return (self.views.f32 if op.out == "f32" else self.views.f16)(result.y, *shape), None
 
     def _rope(self, op: Rope) -> Bound:
         kernels, dim = self.kernels, op.head_dim
-        qkv = self.views.f32(op.qkv, op.rows, (op.heads + 2 * op.kv_heads) * dim)
+        made = self.views.f32(op.qkv, op.rows, (op.heads + 2 * op.kv_heads) * dim)
+        qkv, norm = self._normed_heads(op, made)
         rope = self._tables(op)
         packed = self.views.queries(op)
         q = packed.heads
@@ -230,11 +244,14 @@ class Binder:
         if op.dtype == "int8":
             packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
+            scale = dim**-0.5 if op.scale is None else op.scale
 
             def run(state: StepState) -> None:
                 n = state.rows
-                kernels.rope_cache_i8(
-                    qkv[:n], rope[:n], state.positions, q[:n], sq[:n], k, ks, v, vs
+                if norm is not None:
+                    norm(state)
+                kernels.scaled_rope_cache_i8(
+                    qkv[:n], rope[:n], state.positions, q[:n], sq[:n], k, ks, v, vs, scale
                 )
                 packed.store(n)
                 packed_scales.store(n)
@@ -243,12 +260,33 @@ class Binder:
 
         def run_f16(state: StepState) -> None:
             n = state.rows
+            if norm is not None:
+                norm(state)
             state.saturated += kernels.rope_cache_f16(
                 qkv[:n], rope[:n], state.positions, q[:n], k, v
             )
             packed.store(n)
 
         return run_f16
+
+    def _normed_heads(
+        self, op: Rope, made: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], Bound | None]:  # fmt: skip
+        """Return queries, keys and values as they are rotated, and what norms the former two."""
+        if op.gq is None or op.gk is None or op.eps is None:
+            return made, None
+        qkv, kernels, eps = np.empty(made.shape, np.float32), self.kernels, op.eps
+        ends = op.heads * op.head_dim, (op.heads + op.kv_heads) * op.head_dim
+        gq, gk = (self.views.vector(at, op.head_dim) for at in (op.gq, op.gk))
+        queries, keys, values = slice(0, ends[0]), slice(*ends), slice(ends[1], None)
+
+        def run(state: StepState) -> None:
+            n = state.rows
+            kernels.head_norm(made[:n, queries], gq, eps, qkv[:n, queries])
+            kernels.head_norm(made[:n, keys], gk, eps, qkv[:n, keys])
+            qkv[:n, values] = made[:n, values]
+
+        return qkv, run
 
     def _tables(self, op: Rope) -> NDArray[np.float32]:
         """Return each row's cosines and sines [rows, 2, head_dim / 2], or none [rows, 2, 0]."""
@@ -265,6 +303,8 @@ class Binder:
         k, ks = self.views.cache(op, op.bucket, value=False)
         v, vs = self.views.cache(op, op.bucket, value=True)
         last = _last_seen(op.horizon)
+        sinks = None if op.sinks is None else self.views.vector(op.sinks, op.heads)
+        mask = (op.window, op.cap, sinks)
         if op.dtype == "int8":
             packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
@@ -273,18 +313,18 @@ class Binder:
                 n = state.rows
                 packed.load(n)
                 packed_scales.load(n)
-                state.saturated += kernels.attention_i8(
-                    q[:n], sq[:n], k, ks, v, vs, kv_of, last(state), out[:n]
+                state.saturated += kernels.masked_attention_i8(
+                    q[:n], sq[:n], k, ks, v, vs, kv_of, last(state), *mask, out[:n]
                 )
 
             return run
-        scale = float(np.float32(op.head_dim**-0.5))
+        scale = op.head_dim**-0.5 if op.scale is None else op.scale
 
         def run_f16(state: StepState) -> None:
             n = state.rows
             packed.load(n)
-            state.saturated += kernels.attention_f16(
-                q[:n], k, v, kv_of, last(state), scale, out[:n]
+            state.saturated += kernels.masked_attention_f16(
+                q[:n], k, v, kv_of, last(state), scale, *mask, out[:n]
             )
 
         return run_f16
@@ -292,6 +332,14 @@ class Binder:
     def _add(self, op: Add) -> Bound:
         x, kernels = self.views.f32(op.x, op.rows, sum(op.shares)), self.kernels
         segments = self.views.segments(op.src, op.shares, op.rows)
+        if op.post is not None and op.eps is not None:
+            gamma, eps = self.views.vector(op.post, x.shape[1]), op.eps
+
+            def run_norm(state: StepState) -> None:
+                n = state.rows
+                kernels.add_norm(x[:n], [segment[:n] for segment in segments], gamma, eps)
+
+            return run_norm
 
         def run(state: StepState) -> None:
             n = state.rows
@@ -301,11 +349,13 @@ class Binder:
 
     def _gate(self, op: Gate) -> Bound:
         gate_up = self.views.f32(op.x, op.rows, 2 * op.n)
-        return self._gated(op.activation, gate_up, self.views.f16(op.y, op.rows, op.n))
+        out = self.views.f16(op.y, op.rows, op.n)
+        return self._gated(op.activation, gate_up, out, op.each or 1)
 
     def _gated(
-        self, activation: Activation, gate_up: NDArray[np.float32], out: NDArray[np.float16]
-    ) -> Bound:
+        self, activation: Activation, gate_up: NDArray[np.float32], out: NDArray[np.float16],
+        each: int = 1,
+    ) -> Bound:  # fmt: skip
         """Gate [rows, 2n], whose columns alternate as `gated_widths` says, to [rows, n]."""
         at, blocks, narrow = 0, 0, []
         kernel: Callable[..., int] = getattr(self.kernels, activation)  # each has one of its name
@@ -323,7 +373,7 @@ class Binder:
         ]  # fmt: skip
 
         def run(state: StepState) -> None:
-            n = state.rows
+            n = state.rows * each
             for row, to in wide[:n]:
                 state.saturated += kernel(row, to)
             for pair, to in narrow:
@@ -341,6 +391,71 @@ class Binder:
 
         return run
 
+    def _route(self, op: Route) -> Bound:
+        x, kernels, after = self.views.f32(op.x, op.rows, op.experts), self.kernels, op.after
+        e, g = self._chosen(op.e, op), self.views.f32(op.g, op.rows, op.chosen)
+
+        def run(state: StepState) -> None:
+            n = state.rows
+            kernels.route(x[:n], e[:n], g[:n], after)
+
+        return run
+
+    def _chosen(self, address: int, op: Route | ExpertsEach | ExpertsSum) -> NDArray[np.int32]:
+        stride = row_bytes(op.chosen, 4)
+        return self.sram.rows(address, np.int32, op.rows, op.chosen, stride)
+
+    def _experts(self, op: ExpertsEach | ExpertsSum, rows: int) -> ExpertProduct:
+        """Return what multiplies rows by one expert's weights, and adds its bias: [rows, n] fp32.
+
+        `rows`: how many there are at most.
+        """
+        x, kernels, size = self._quantised(op.x, op, op.k, rows), self.kernels, row_bytes(op.n, 4)
+        stride, numbers = expert_stride(op.k, op.n, op.dtype), range(op.experts)
+        kind, item = x.dtype.type, x.dtype.itemsize  # weights are of the rows' type
+        shape = (op.n * pad_vector(op.k),)
+        weights = [self.sram.view(op.w + e * stride, kind, shape, (item,)) for e in numbers]
+        scales, biases = (
+            None if at is None else [self.views.vector(at + e * size, op.n) for e in numbers]
+            for at in (op.sw, op.b)
+        )
+        s = None if op.s is None else self.views.vector(op.s, rows)
+
+        def product(e: int, which: NDArray[np.int64]) -> NDArray[np.float32]:
+            y = np.empty((len(which), op.n), np.float32)
+            if s is not None and scales is not None:
+                kernels.matmul_i8(x[which], s[which], weights[e], scales[e], y)
+            else:
+                kernels.matmul_f16(x[which], weights[e], y)
+            if biases is not None:
+                kernels.add_bias(y, biases[e], y)
+            return y
+
+        return product
+
+    def _experts_each(self, op: ExpertsEach) -> Bound:
+        chosen, product = self._chosen(op.e, op), self._experts(op, op.rows)
+        y = self.views.f32(op.y, op.rows * op.chosen, op.n)
+
+        def run(state: StepState) -> None:
+            for e, rows, slots in _by_expert(chosen[: state.rows]):
+                y[rows * op.chosen + slots] = product(e, rows)
+
+        return run
+
+    def _experts_sum(self, op: ExpertsSum) -> Bound:
+        chosen, product = self._chosen(op.e, op), self._experts(op, op.rows * op.chosen)
+        g, out = self.views.f32(op.g, op.rows, op.chosen), self.views.f16(op.y, op.rows, op.n)
+        parts, kernels = np.empty((op.rows, op.chosen, op.n), np.float32), self.kernels
+
+        def run(state: StepState) -> None:
+            n = state.rows
+            for e, rows, slots in _by_expert(chosen[:n]):
+                parts[rows, slots] = product(e, rows * op.chosen + slots)
+            state.saturated += kernels.weighted_sum(parts[:n], g[:n], out[:n])
+
+        return run
+
     def _topk(self, op: TopK) -> Bound:
         logits, kernels, k = self.views.vector(op.x, op.n), self.kernels, op.k
         ids = self.sram.view(op.y, np.uint32, (k,), (4,))
@@ -353,6 +468,15 @@ class Binder:
             values[:] = best_values
 
         return run
+
+
+def _by_expert(
+    chosen: NDArray[np.int32],
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield each expert that is chosen, in order, with the rows and slots that it is chosen in."""
+    for e in np.unique(chosen):
+        rows, slots = np.nonzero(chosen == e)
+        yield int(e), rows, slots
 
 
 def _last_seen(horizon: int | None) -> Callable[[StepState], NDArray[np.int64]]:

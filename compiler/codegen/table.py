@@ -20,6 +20,7 @@ from compiler.codegen.core.uses import check
 from compiler.codegen.estimate import estimate
 from compiler.codegen.products import matmul, product16, streamed
 from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
+from compiler.codegen.unlowered import unlowered
 
 FEW_ROWS = 4  # for which planes that share columns are always sooner done
 SHARED_ROWS = 32  # for more never: a row takes them two cycles, planes for themselves one
@@ -61,6 +62,8 @@ def _template(shape: Computation, spec: ChipSpec) -> Template:
 
 
 def _laid(shape: Computation, spec: ChipSpec) -> Template:
+    if (estimated := unlowered(shape, spec, lambda like: _template(like, spec))) is not None:
+        return estimated
     if not has_instructions(shape, spec):
         if isinstance(shape, Matmul | Rope | Attend | TopK):
             return estimate(shape, spec)
@@ -89,6 +92,7 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
         return topk.topk(op, spec)
     if isinstance(op, Attend):
         return (attend.attend if op.dtype == "int8" else attend16.attend16)(op, spec)
+    assert isinstance(op, Matmul), op.opcode  # the others are estimates (unlowered.py)
     return _matmul(op, spec)
 
 

@@ -1,28 +1,57 @@
 /* Attention over the cache, in two passes: q.k with softmax, then P.V. A row reads the tokens that
    it may see and no others. */
 
-/* Softmax of scores [n], in place: minus the row maximum, times the sum's reciprocal. */
-INLINE void FN(softmax)(float *scores, ptrdiff_t n) {
-    const float most = largest(scores, n);
-    for (ptrdiff_t t = 0; t < n; t++) scores[t] = exp_f32(scores[t] - most);
-    const float scale = recip_f32(lane_sum(scores, n));
+/* The tokens that a row sees: [first, end), of which kernels work on [base, end). Whole tiles of
+   tokens before the first one would count nothing. */
+typedef struct {
+    ptrdiff_t base, first, end;
+} FN(Span);
+
+INLINE FN(Span) FN(span)(const Attention *a, ptrdiff_t r) {
+    const ptrdiff_t end = (ptrdiff_t)a->positions[r] + 1;
+    const ptrdiff_t first = a->window && end > a->window ? end - a->window : 0;
+    return (FN(Span)){first / LANES * LANES, first, end};
+}
+
+/* Softmax of scores [n], in place: minus the row maximum, times the sum's reciprocal. The first
+   `skip` of them are masked; `sink` is a score that only counts to the sum. */
+INLINE void FN(softmax)(float *scores, ptrdiff_t n, ptrdiff_t skip, const float *sink) {
+    float most = largest(scores + skip, n - skip);
+    if (sink && *sink > most) most = *sink;
+    for (ptrdiff_t t = 0; t < skip; t++) scores[t] = 0.0f;
+    for (ptrdiff_t t = skip; t < n; t++) scores[t] = exp_f32(scores[t] - most);
+    float sum = lane_sum(scores, n);
+    if (sink) sum += exp_f32(*sink - most);
+    const float scale = recip_f32(sum);
     for (ptrdiff_t t = 0; t < n; t++) scores[t] = scores[t] * scale;
+}
+
+INLINE void FN(cap_scores)(const Attention *a, float *scores, ptrdiff_t n) {
+    if (a->cap == 0.0f) return;
+    for (ptrdiff_t t = 0; t < n; t++) scores[t] = capped_f32(scores[t], a->cap, a->per_cap);
+}
+
+/* A cache's values from one token on. */
+INLINE Rows FN(from_token)(const Cache *cache, ptrdiff_t t) {
+    return (Rows){cache->values.at + t * cache->values.stride, cache->values.stride};
 }
 
 static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Scratch *scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
-    const ptrdiff_t seen = a->positions[r] + 1;
+    const FN(Span) span = FN(span)(a, r);
+    const ptrdiff_t base = span.base, seen = span.end - base;
     const int8_t *q = (const int8_t *)(a->q.at + r * a->q.row + j * a->q.head);
     const float sq = ((const float *)(a->sq.at + r * a->sq.stride))[j];
     float values[MAX_HEAD], *scores = scratch->scores;
     int32_t *acc = scratch->sums;
     int8_t *p = scratch->p;
-    FN(scores_i8)(q, k->values, seen, a->hd, acc);
-    for (ptrdiff_t t = 0; t < seen; t++) scores[t] = (float)acc[t] * (sq * k->scales[t]);
-    FN(softmax)(scores, seen);
-    for (ptrdiff_t t = 0; t < seen; t++) scores[t] = scores[t] * v->scales[t];
+    FN(scores_i8)(q, FN(from_token)(k, base), seen, a->hd, acc);
+    for (ptrdiff_t t = 0; t < seen; t++) scores[t] = (float)acc[t] * (sq * k->scales[base + t]);
+    FN(cap_scores)(a, scores, seen);
+    FN(softmax)(scores, seen, span.first - base, a->sinks ? a->sinks + j : NULL);
+    for (ptrdiff_t t = 0; t < seen; t++) scores[t] = scores[t] * v->scales[base + t];
     const float scale = quantise(scores, seen, p);
-    FN(pv_i8)(p, v->values, seen, a->hd, acc);
+    FN(pv_i8)(p, FN(from_token)(v, base), seen, a->hd, acc);
     for (ptrdiff_t d = 0; d < a->hd; d++) values[d] = (float)acc[d] * scale;
     return FN(put)(values, a->hd, a->out, r, j * a->hd, a->half);
 }
@@ -45,19 +74,22 @@ static void FN(pv_f16)(const uint16_t *p, Rows v, ptrdiff_t n, ptrdiff_t hd, flo
 
 static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Scratch *scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
-    const ptrdiff_t seen = a->positions[r] + 1;
+    const FN(Span) span = FN(span)(a, r);
+    const ptrdiff_t base = span.base, seen = span.end - base;
+    const Rows keys = FN(from_token)(k, base);
     double wide[LANES];
     float values[LANES] = {0}, *scores = scratch->scores;
     uint16_t *p = scratch->p;
     FN(widen_f64)((const uint16_t *)(a->q.at + r * a->q.row + j * a->q.head), wide, a->hd);
     for (ptrdiff_t t = 0; t < seen; t++) {
-        const uint16_t *key = (const uint16_t *)(k->values.at + t * k->values.stride);
+        const uint16_t *key = (const uint16_t *)(keys.at + t * keys.stride);
         scores[t] = FN(tile_dot)(wide, key, a->hd) * a->scale;
     }
-    FN(softmax)(scores, seen);
+    FN(cap_scores)(a, scores, seen);
+    FN(softmax)(scores, seen, span.first - base, a->sinks ? a->sinks + j : NULL);
     FN(narrow)(scores, p, seen);
     for (ptrdiff_t t = 0; t < seen; t += LANES) {
-        const Rows part = {v->values.at + t * v->values.stride, v->values.stride};
+        const Rows part = FN(from_token)(v, base + t);
         FN(pv_f16)(p + t, part, seen - t < LANES ? seen - t : LANES, a->hd, values);
     }
     return FN(put)(values, a->hd, a->out, r, j * a->hd, a->half);

@@ -39,8 +39,8 @@ static int take_both(Call *call, Caches from, const char *kind, Py_ssize_t heads
            (*v = take_caches(call, from.v, from.vs, kind, heads, hd, mode, tokens));
 }
 
-typedef struct { /* sq with int8, NULL: fp16 */
-    PyObject *qkv, *rope, *positions, *q, *sq;
+typedef struct { /* sq with int8, NULL: fp16; no `scale`: 1 / sqrt(hd) */
+    PyObject *qkv, *rope, *positions, *q, *sq, *scale;
     Caches caches;
 } RopeArguments;
 
@@ -48,7 +48,8 @@ static PyObject *rope_cache(Call *call, const Table *table, RopeArguments a) {
     const Cache *k, *v;
     const Py_buffer *qkv, *rope, *positions, *q, *sq = NULL;
     const char *kind = a.sq ? "b" : "e";
-    const Py_ssize_t heads = PySequence_Size(a.caches.k);
+    const double scale = a.scale ? PyFloat_AsDouble(a.scale) : 0.0;
+    const Py_ssize_t heads = PyErr_Occurred() ? -1 : PySequence_Size(a.caches.k);
     Py_ssize_t tokens;
     if (heads < 0 || !(qkv = take(call, a.qkv, "qkv", "f", 2, READ)) ||
         !(rope = take(call, a.rope, "rope", "f", 3, READ)) ||
@@ -65,8 +66,8 @@ static PyObject *rope_cache(Call *call, const Table *table, RopeArguments a) {
     const Rope p = {.rows = rows, .n_q = q->shape[1], .n_kv = heads, .hd = hd,
                     .qkv = rows_of(qkv), .sq = sq ? rows_of(sq) : (Rows){NULL, 0},
                     .rope = heads_of(rope), .rotates = rope->shape[2] > 0, .q = heads_of(q),
-                    .positions = positions->buf,
-                    .k = k, .v = v};
+                    .scale = (float)(a.scale ? scale : 1.0 / sqrt((double)hd)),
+                    .positions = positions->buf, .k = k, .v = v};
     long saturated;
     UNLOCKED(saturated = table->rope(&p));
     return sq ? done(saturated) : counted(saturated);
@@ -76,6 +77,13 @@ PyObject *bind_rope_cache_i8(Call *call, const Table *table, Args a) {
     const Caches caches = {.k = a[5], .ks = a[6], .v = a[7], .vs = a[8]};
     const RopeArguments all = {.qkv = a[0], .rope = a[1], .positions = a[2], .q = a[3],
                                .sq = a[4], .caches = caches};
+    return rope_cache(call, table, all);
+}
+
+PyObject *bind_scaled_rope_cache_i8(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[5], .ks = a[6], .v = a[7], .vs = a[8]};
+    const RopeArguments all = {.qkv = a[0], .rope = a[1], .positions = a[2], .q = a[3],
+                               .sq = a[4], .scale = a[9], .caches = caches};
     return rope_cache(call, table, all);
 }
 
@@ -114,9 +122,57 @@ static int check_head(Py_ssize_t hd, int int8) {
     return 0;
 }
 
+typedef struct { /* each may be None; NULL: no mask is asked for */
+    PyObject *window, *cap, *sinks;
+} Mask;
+
+static int take_window(PyObject *window, ptrdiff_t *to) {
+    if (window == NULL || window == Py_None) return 1;
+    *to = PyLong_AsSsize_t(window);
+    if (*to == -1 && PyErr_Occurred()) return 0;
+    if (*to > 0) return 1;
+    PyErr_Format(PyExc_ValueError, "attention: wanted a window of 1 or more, got %zd", *to);
+    return 0;
+}
+
+static int take_cap(PyObject *cap, const char *who, float *to, float *per) {
+    if (cap == NULL || cap == Py_None) return 1;
+    const double value = PyFloat_AsDouble(cap);
+    if (PyErr_Occurred()) return 0;
+    *to = (float)value;
+    *per = (float)(1.0 / value);
+    if (value > 0) return 1;
+    PyErr_Format(PyExc_ValueError, "%s more than 0, got %R", who, cap);
+    return 0;
+}
+
+/* Put a mask into `to`. 0 with an exception set. */
+static int take_mask(Call *call, Mask mask, Attention *to) {
+    if (!take_window(mask.window, &to->window) ||
+        !take_cap(mask.cap, "attention: wanted a cap of", &to->cap, &to->per_cap))
+        return 0;
+    if (mask.sinks == NULL || mask.sinks == Py_None) return 1;
+    const Py_buffer *sinks = take(call, mask.sinks, "sinks", "f", 1, READ);
+    if (sinks == NULL) return 0;
+    to->sinks = sinks->buf;
+    if (sinks->shape[0] == to->n_q) return 1;
+    PyErr_Format(PyExc_ValueError, "attention: wanted %zd sinks, got shape (%zd,)", to->n_q,
+                 sinks->shape[0]);
+    return 0;
+}
+
+PyObject *bind_cap(Call *call, const Table *table, Args a) {
+    float cap = 0, per = 0;
+    const Py_buffer *x = take(call, a[0], "cap", "f", 2, WRITE);
+    if (x == NULL || !take_cap(a[1], "cap: wanted", &cap, &per)) return NULL;
+    UNLOCKED(table->cap(x->shape[0], x->shape[1], rows_of(x), cap, per));
+    return done(0);
+}
+
 typedef struct { /* sq with int8, `scale` with fp16; the other is NULL */
     PyObject *q, *sq, *kv_of, *positions, *scale, *out;
     Caches caches;
+    Mask mask;
 } AttentionArguments;
 
 static PyObject *attention(Call *call, const Table *table, AttentionArguments a) {
@@ -139,10 +195,11 @@ static PyObject *attention(Call *call, const Table *table, AttentionArguments a)
         !check_shape(out, "output", rows, n_q * hd) ||
         (sq && !check_shape(sq, "query scales", rows, n_q)))
         return NULL;
-    const Attention p = {.rows = rows, .n_q = n_q, .n_kv = heads, .hd = hd, .q = heads_of(q),
+    Attention p = {.rows = rows, .n_q = n_q, .n_kv = heads, .hd = hd, .q = heads_of(q),
                          .sq = sq ? rows_of(sq) : (Rows){NULL, 0}, .out = rows_of(out),
                          .positions = positions->buf, .kv_of = map, .k = k, .v = v,
                          .scale = (float)scale, .half = is_half(out)};
+    if (!take_mask(call, a.mask, &p)) return NULL;
     long saturated;
     UNLOCKED(saturated = sq ? table->attention_i8(&p) : table->attention_f16(&p));
     return counted(saturated);
@@ -159,5 +216,19 @@ PyObject *bind_attention_f16(Call *call, const Table *table, Args a) {
     const Caches caches = {.k = a[1], .v = a[2]};
     const AttentionArguments all = {.q = a[0], .caches = caches, .kv_of = a[3], .positions = a[4],
                                     .scale = a[5], .out = a[6]};
+    return attention(call, table, all);
+}
+
+PyObject *bind_masked_attention_i8(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[2], .ks = a[3], .v = a[4], .vs = a[5]};
+    const AttentionArguments all = {.q = a[0], .sq = a[1], .caches = caches, .kv_of = a[6],
+                                    .positions = a[7], .mask = {a[8], a[9], a[10]}, .out = a[11]};
+    return attention(call, table, all);
+}
+
+PyObject *bind_masked_attention_f16(Call *call, const Table *table, Args a) {
+    const Caches caches = {.k = a[1], .v = a[2]};
+    const AttentionArguments all = {.q = a[0], .caches = caches, .kv_of = a[3], .positions = a[4],
+                                    .scale = a[5], .mask = {a[6], a[7], a[8]}, .out = a[9]};
     return attention(call, table, all);
 }

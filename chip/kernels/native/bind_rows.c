@@ -51,6 +51,26 @@ PyObject *bind_norm_f16(Call *call, const Table *table, Args a) {
     return norm(call, table, a, NULL);
 }
 
+PyObject *bind_head_norm(Call *call, const Table *table, Args a) {
+    const Py_buffer *x, *gamma, *y;
+    const double eps = PyFloat_AsDouble(a[2]);
+    if (PyErr_Occurred() || !(x = take(call, a[0], "norm input", "f", 2, READ)) ||
+        !(gamma = take(call, a[1], "norm weights", "f", 1, READ)) ||
+        !(y = take(call, a[3], "output", "f", 2, WRITE)))
+        return NULL;
+    const Py_ssize_t hd = gamma->shape[0], columns = x->shape[1];
+    if (hd <= 0 || columns % hd) {
+        PyErr_Format(PyExc_ValueError, "head_norm: wanted heads of %zd, got %zd columns", hd,
+                     columns);
+        return NULL;
+    }
+    if (!check_shape(y, "output", x->shape[0], columns)) return NULL;
+    const HeadNorm n = {.rows = x->shape[0], .heads = columns / hd, .n = hd, .x = rows_of(x),
+                        .y = rows_of(y), .gamma = gamma->buf, .eps = (float)eps};
+    UNLOCKED(table->head_norm(&n));
+    return done(0);
+}
+
 PyObject *bind_layer_norm(Call *call, const Table *table, Args a) {
     const Py_buffer *x, *gamma, *beta;
     const double eps = PyFloat_AsDouble(a[3]);
@@ -129,6 +149,28 @@ PyObject *bind_add(Call *call, const Table *table, Args a) {
     }
     UNLOCKED(table->add(x->shape[0], rows_of(x), &segments));
     return done(0);
+}
+
+PyObject *bind_add_norm(Call *call, const Table *table, Args a) {
+    AddNorm n = {.rows = 0};
+    const Py_buffer *gamma, *x = take(call, a[0], "add_norm", "f", 2, WRITE);
+    if (x == NULL || !take_segments(call, a[1], x->shape[0], &n.segments) ||
+        !(gamma = take(call, a[2], "norm weights", "f", 1, READ)))
+        return NULL;
+    n.eps = (float)PyFloat_AsDouble(a[3]);
+    if (PyErr_Occurred()) return NULL;
+    if (n.segments.width != x->shape[1]) {
+        PyErr_Format(PyExc_ValueError, "add_norm: wanted %zd columns, got %zd", x->shape[1],
+                     n.segments.width);
+        return NULL;
+    }
+    if (!check_weights(gamma, x->shape[1])) return NULL;
+    n.rows = x->shape[0];
+    n.x = rows_of(x);
+    n.gamma = gamma->buf;
+    long failed;
+    UNLOCKED(failed = table->add_norm(&n));
+    return done(failed);
 }
 
 static PyObject *gate(Call *call, Args a, const char *name, Gate *kernel) {
@@ -237,4 +279,42 @@ PyObject *bind_matmul_i8(Call *call, const Table *table, Args a) {
 
 PyObject *bind_matmul_f16(Call *call, const Table *table, Args a) {
     return matmul(call, table, (Product){.x = a[0], .w = a[1], .y = a[2]});
+}
+
+PyObject *bind_route(Call *call, const Table *table, Args a) {
+    const Py_buffer *x, *e, *g;
+    const int after = PyObject_IsTrue(a[3]);
+    if (after < 0 || !(x = take(call, a[0], "route", "f", 2, READ)) ||
+        !(e = take(call, a[1], "experts", "i", 2, WRITE)) ||
+        !(g = take(call, a[2], "expert weights", "f", 2, WRITE)))
+        return NULL;
+    const Py_ssize_t rows = x->shape[0], experts = x->shape[1], chosen = e->shape[1];
+    if (e->shape[0] != rows || g->shape[0] != rows || g->shape[1] != chosen || chosen < 1 ||
+        chosen > experts) {
+        PyErr_Format(PyExc_ValueError,
+                     "route: wanted at most %zd experts for %zd rows, got (%zd, %zd), (%zd, %zd)",
+                     experts, rows, e->shape[0], chosen, g->shape[0], g->shape[1]);
+        return NULL;
+    }
+    const Route p = {.rows = rows, .experts = experts, .chosen = chosen, .after = after,
+                     .x = rows_of(x), .e = rows_of(e), .g = rows_of(g)};
+    long failed;
+    UNLOCKED(failed = table->route(&p));
+    return done(failed);
+}
+
+PyObject *bind_weighted_sum(Call *call, const Table *table, Args a) {
+    const Py_buffer *y, *g, *out;
+    if (!(y = take(call, a[0], "parts", "f", 3, READ)) ||
+        !(g = take(call, a[1], "expert weights", "f", 2, READ)) ||
+        !(out = take(call, a[2], "output", "fe", 2, WRITE)) ||
+        !check_shape(g, "expert weights", y->shape[0], y->shape[1]) ||
+        !check_shape(out, "output", y->shape[0], y->shape[2]))
+        return NULL;
+    const WeightedSum p = {.rows = y->shape[0], .parts = y->shape[1], .n = y->shape[2],
+                           .y = heads_of(y), .g = rows_of(g), .out = rows_of(out),
+                           .half = is_half(out)};
+    long saturated;
+    UNLOCKED(saturated = table->weighted_sum(&p));
+    return counted(saturated);
 }

@@ -4,6 +4,7 @@
 #include "matmul.h"
 #include "vectors.h"
 #include "attention.h"
+#include "experts.h"
 #include "weights.h"
 
 #define ENTRY(name) .name = FN(name),
@@ -11,6 +12,7 @@
 const Table FN(table) = {
     .name = ISA_NAME,
     .norm = FN(norm),
+    .head_norm = FN(head_norm),
     .layer_norm = FN(layer_norm),
     .whole = FN(whole),
     .gather_i8 = FN(gather_i8),
@@ -20,6 +22,10 @@ const Table FN(table) = {
     .attention_i8 = FN(attention_i8),
     .attention_f16 = FN(attention_f16),
     .add = FN(add),
+    .add_norm = FN(add_norm),
+    .route = FN(route),
+    .weighted_sum = FN(weighted_sum),
+    .cap = FN(cap),
     .add_bias = FN(add_bias),
     GATES(ENTRY)
     APPLIED(ENTRY)

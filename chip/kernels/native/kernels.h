@@ -66,10 +66,38 @@ typedef struct {
     float eps;
 } Norm;
 
+typedef struct { /* each head of x: fp32 [rows, heads * n] to y */
+    ptrdiff_t rows, heads, n;
+    Rows x, y;
+    const float *gamma;
+    float eps;
+} HeadNorm;
+
+typedef struct { /* x fp32 [rows, experts]; e int32 and g fp32 [rows, chosen] */
+    ptrdiff_t rows, experts, chosen;
+    int after; /* the softmax is over the chosen ones alone */
+    Rows x, e, g;
+} Route;
+
+typedef struct { /* y fp32 [rows, parts, n], g fp32 [rows, parts], out [rows, n] */
+    ptrdiff_t rows, parts, n;
+    Heads y;
+    Rows g, out;
+    int half; /* out is fp16 */
+} WeightedSum;
+
 typedef struct {
     Padded out;
     Segments segments;
 } Gather;
+
+typedef struct { /* the norm of the segments is added to x: fp32 [rows, segments.width] */
+    ptrdiff_t rows;
+    Rows x;
+    Segments segments;
+    const float *gamma;
+    float eps;
+} AddNorm;
 
 typedef struct { /* x becomes its LayerNorm */
     ptrdiff_t rows, n;
@@ -96,6 +124,7 @@ typedef struct {
     Rows qkv, sq; /* sq with int8; NULL: fp16 */
     Heads rope, q;
     int rotates; /* there are tables */
+    float scale; /* int8 only: of scores */
     const int64_t *positions;
     const Cache *k, *v;
 } Rope;
@@ -109,6 +138,9 @@ typedef struct {
     const Cache *k, *v;
     float scale; /* fp16 only */
     int half;    /* out is fp16 */
+    ptrdiff_t window;   /* 0: a row sees all tokens up to its own */
+    float cap, per_cap; /* of scores; 0: none */
+    const float *sinks; /* a score of no token for each head; NULL: none */
 } Attention;
 
 typedef struct { /* of attention: one item for each token that a row may see */
@@ -117,8 +149,8 @@ typedef struct { /* of attention: one item for each token that a row may see */
     void *p; /* the softmax: int8 or fp16 */
 } Scratch;
 
-/* The activations of gates; vmath.h has NAME_f32 of each. */
-#define GATES(F) F(silu)
+/* Gates; vmath.h has NAME_f32 of each. */
+#define GATES(F) F(silu) F(geglu) F(clamped_silu)
 
 typedef long Gate(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half); /* out: [rows, n] */
 #define FIELD(name) Gate *name;
@@ -133,6 +165,7 @@ typedef long Apply(ptrdiff_t rows, ptrdiff_t n, Rows x, Rows out, int half); /* 
 typedef struct {
     const char *name;
     long (*norm)(const Norm *);
+    void (*head_norm)(const HeadNorm *);
     void (*layer_norm)(const LayerNorm *);
     long (*whole)(const Whole *);
     long (*gather_i8)(const Gather *);
@@ -142,6 +175,10 @@ typedef struct {
     long (*attention_i8)(const Attention *);
     long (*attention_f16)(const Attention *);
     void (*add)(ptrdiff_t rows, Rows x, const Segments *segments);
+    long (*add_norm)(const AddNorm *);
+    long (*route)(const Route *);
+    long (*weighted_sum)(const WeightedSum *);
+    void (*cap)(ptrdiff_t rows, ptrdiff_t n, Rows x, float cap, float per);
     long (*add_bias)(ptrdiff_t rows, ptrdiff_t n, Rows x, const float *bias, Rows y, int half);
     GATES(FIELD)
     APPLIED(APPLY_FIELD)

@@ -13,6 +13,7 @@
 #define FUNCTIONS(F)                                                                \
     F(norm_i8, x, gamma, eps, q, s)                                                 \
     F(norm_f16, x, gamma, eps, y)                                                   \
+    F(head_norm, x, gamma, eps, y)                                                  \
     F(layer_norm, x, gamma, beta, eps)                                              \
     F(quantise_i8, x, q, s)                                                         \
     F(round_f16, x, y)                                                              \
@@ -22,11 +23,20 @@
     F(matmul_f16, x, w, y)                                                          \
     F(add_bias, x, bias, y)                                                         \
     F(rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs)                     \
+    F(scaled_rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs, scale)       \
     F(rope_cache_f16, qkv, rope, positions, q, k, v)                                \
     F(attention_i8, q, sq, k, ks, v, vs, kv_of, positions, out)                     \
     F(attention_f16, q, k, v, kv_of, positions, scale, out)                         \
+    F(masked_attention_i8, q, sq, k, ks, v, vs, kv_of, positions, window, cap, sinks, out) \
+    F(masked_attention_f16, q, k, v, kv_of, positions, scale, window, cap, sinks, out) \
     F(add, x, segments)                                                             \
+    F(add_norm, x, segments, gamma, eps)                                            \
+    F(route, x, e, g, after)                                                        \
+    F(weighted_sum, y, g, out)                                                      \
+    F(cap, x, cap)                                                                  \
     F(silu, gu, out)                                                                \
+    F(geglu, gu, out)                                                               \
+    F(clamped_silu, gu, out)                                                        \
     F(gelu, x, out)                                                                 \
     F(gelu_tanh, x, out)                                                            \
     F(logit_hash, logits, first_column)                                             \

@@ -25,14 +25,29 @@ INLINE long FN(padded)(const Padded *out, FN(MakeRow) make, const void *from) {
     return saturated;
 }
 
+/* What RMSNorm multiplies a row by. */
+INLINE float FN(norm_scale)(const float *x, ptrdiff_t n, float eps) {
+    return rsqrt_f32(lane_sum_of_squares(x, n) * (float)(1.0 / (double)n) + eps);
+}
+
 /* y = (x * rsqrt(mean(x^2) + eps)) * gamma */
 INLINE void FN(norm_row)(const void *from, ptrdiff_t r, float *y) {
     const Norm *norm = from;
     const ptrdiff_t n = norm->out.n;
     const float *x = (const float *)(norm->x.at + r * norm->x.stride);
-    const float mean = lane_sum_of_squares(x, n) * (float)(1.0 / (double)n);
-    const float scale = rsqrt_f32(mean + norm->eps);
+    const float scale = FN(norm_scale)(x, n, norm->eps);
     for (ptrdiff_t i = 0; i < n; i++) y[i] = (x[i] * scale) * norm->gamma[i];
+}
+
+static void FN(head_norm)(const HeadNorm *norm) {
+    const ptrdiff_t n = norm->n;
+    for (ptrdiff_t r = 0; r < norm->rows; r++)
+        for (ptrdiff_t j = 0; j < norm->heads; j++) {
+            const float *x = (const float *)(norm->x.at + r * norm->x.stride) + j * n;
+            float *y = (float *)(norm->y.at + r * norm->y.stride) + j * n;
+            const float scale = FN(norm_scale)(x, n, norm->eps);
+            for (ptrdiff_t i = 0; i < n; i++) y[i] = (x[i] * scale) * norm->gamma[i];
+        }
 }
 
 static long FN(norm)(const Norm *norm) { return FN(padded)(&norm->out, FN(norm_row), norm); }
@@ -84,7 +99,29 @@ static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
     }
 }
 
-/* out = activation(gate) * up, for each activation. */
+static long FN(add_norm)(const AddNorm *a) {
+    const ptrdiff_t n = a->segments.width;
+    const Gather gather = {.segments = a->segments};
+    float *delta = malloc((size_t)n * 4 + 4);
+    if (delta == NULL) return -1;
+    for (ptrdiff_t r = 0; r < a->rows; r++) {
+        float *x = (float *)(a->x.at + r * a->x.stride);
+        FN(gather_row)(&gather, r, delta);
+        const float scale = FN(norm_scale)(delta, n, a->eps);
+        for (ptrdiff_t i = 0; i < n; i++) x[i] += (delta[i] * scale) * a->gamma[i];
+    }
+    free(delta);
+    return 0;
+}
+
+static void FN(cap)(ptrdiff_t rows, ptrdiff_t n, Rows x, float cap, float per) {
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        float *row = (float *)(x.at + r * x.stride);
+        for (ptrdiff_t i = 0; i < n; i++) row[i] = capped_f32(row[i], cap, per);
+    }
+}
+
+/* out = activation(gate) * up, for each gate. */
 #define DEFINE_GATE(name)                                                              \
     static long FN(name)(ptrdiff_t rows, ptrdiff_t n, Rows gu, Rows out, int half) {   \
         float values[LANES];                                                           \
@@ -94,7 +131,7 @@ static void FN(add)(ptrdiff_t rows, Rows x, const Segments *segments) {
             for (ptrdiff_t at = 0; at < n; at += LANES) {                              \
                 const ptrdiff_t count = n - at < LANES ? n - at : LANES;               \
                 for (ptrdiff_t i = 0; i < count; i++)                                  \
-                    values[i] = name##_f32(gate[at + i]) * up[at + i];                 \
+                    values[i] = name##_f32(gate[at + i], up[at + i]);                  \
                 saturated += FN(put)(values, count, out, r, at, half);                 \
             }                                                                          \
         }                                                                              \
@@ -158,7 +195,6 @@ INLINE long FN(put_head)(const float *x, ptrdiff_t hd, char *to, float *scale, f
 }
 
 static long FN(rope)(const Rope *p) {
-    const float per_root = (float)(1.0 / sqrt((double)p->hd));
     float *rotated = malloc((size_t)p->hd * 4 + 4);
     long saturated = 0;
     if (rotated == NULL) return -1;
@@ -170,7 +206,7 @@ static long FN(rope)(const Rope *p) {
             char *q = p->q.at + r * p->q.row + j * p->q.head;
             if (p->rotates) FN(rotate)(p, r, x, rotated);
             saturated += FN(put_head)(p->rotates ? rotated : x, p->hd, q, sq ? sq + j : NULL,
-                                      per_root);
+                                      p->scale);
         }
         for (ptrdiff_t j = 0; j < 2 * p->n_kv; j++, x += p->hd) {
             const int key = j < p->n_kv, turns = key && p->rotates;

@@ -63,9 +63,6 @@ INLINE float recip_f32(float x) {
 
 INLINE float sigmoid_f32(float x) { return recip_f32(1.0f + exp_f32(-x)); }
 
-/* Activations of a gate. */
-INLINE float silu_f32(float x) { return x * sigmoid_f32(x); }
-
 INLINE float tanh_f32(float x) {
     const float size = from_bits(to_bits(x) & 0x7FFFFFFF), a = size < 32.0f ? size : 32.0f;
     const float z = a * a, w = z < 1.0f ? z : 1.0f;
@@ -102,6 +99,19 @@ INLINE float gelu_f32(float x) {
 
 INLINE float gelu_tanh_f32(float x) {
     return gelu_of(x, 0.035677406936883926f * gelu_square(x) + 0.7978845834732056f);
+}
+
+/* cap * tanh(x / cap); `per` is 1 / cap. */
+INLINE float capped_f32(float x, float cap, float per) { return tanh_f32(x * per) * cap; }
+
+/* Gates: an activation of `gate`, times `up`. */
+INLINE float silu_f32(float gate, float up) { return (gate * sigmoid_f32(gate)) * up; }
+
+INLINE float geglu_f32(float gate, float up) { return gelu_tanh_f32(gate) * up; }
+
+INLINE float clamped_silu_f32(float gate, float up) {
+    const float g = gate < 7.0f ? gate : 7.0f, u = up < 7.0f ? up : 7.0f;
+    return (g * sigmoid_f32(g * 1.702f)) * ((u > -7.0f ? u : -7.0f) + 1.0f);
 }
 
 /* Sum 320 lanes by a tree; overwrites them. */

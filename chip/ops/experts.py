@@ -1,0 +1,131 @@
+"""Route, ExpertsEach and ExpertsSum: a mixture of experts.
+
+Each row has `chosen` experts, in ascending order of their numbers. Route works them out; which they
+are depends on data, how many there are does not, and so neither do cycles. The weights of all
+experts lie one behind the other, `stride` bytes apart, so that an expert's number is its address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from chip.ops.kv import WINDOW_VECTORS
+from chip.ops.opcodes import BOUND, MXM, Opcode, Use
+from chip.ops.rows import item_bytes, row_bytes
+from chip.ops.vector import VXM, quantised
+from chip.spec import VECTOR_BYTES, pad_vector
+
+WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
+
+
+def expert_stride(k: int, n: int, dtype: str) -> int:
+    """Bytes from one expert's weights [k, n] to the next one's: whole windows of vectors."""
+    size = n * row_bytes(pad_vector(k), item_bytes(dtype))
+    return -(-size // WINDOW_BYTES) * WINDOW_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The experts of each row: their numbers e [rows, chosen] int32, and weights g [rows, chosen].
+
+    They are those with the largest of x [rows, experts] fp32, ties to the lowest number. Weights
+    are the softmax over all experts, divided by the sum of the chosen ones'; with `after`, the
+    softmax over the chosen ones alone.
+    """
+
+    opcode: ClassVar[Opcode] = Opcode.ROUTE
+    part: ClassVar[str] = "vector"
+    units: ClassVar[tuple[str, ...]] = VXM
+    rows: int
+    experts: int
+    chosen: int
+    after: bool
+    x: int = field(metadata=BOUND)
+    e: int = field(metadata=BOUND)
+    g: int = field(metadata=BOUND)
+
+    def reads(self) -> list[Use]:
+        return [("x", (self.x, self.rows * row_bytes(self.experts, 4)))]
+
+    def writes(self) -> list[Use]:
+        size = self.rows * row_bytes(self.chosen, 4)
+        return [("e", (self.e, size)), ("g", (self.g, size))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsEach:
+    """y [rows chosen, n] fp32: each row of x [rows, k] times the weights of each of its experts.
+
+    Products are those of `Matmul`; b has n fp32 values an expert.
+    """
+
+    opcode: ClassVar[Opcode] = Opcode.EXPERTS_EACH
+    part: ClassVar[str] = "weights"
+    units: ClassVar[tuple[str, ...]] = (*MXM, "VXM", "SXM")
+    rows: int
+    experts: int
+    chosen: int
+    k: int
+    n: int
+    dtype: str
+    x: int = field(metadata=BOUND)
+    s: int | None = field(default=None, metadata=BOUND)
+    e: int = field(metadata=BOUND)
+    w: int = field(metadata=BOUND)
+    sw: int | None = field(default=None, metadata=BOUND)
+    b: int | None = field(default=None, metadata=BOUND)
+    y: int = field(metadata=BOUND)
+
+    def reads(self) -> list[Use]:
+        rows = quantised(self.x, self.s, self.rows, self.k, self.dtype, ("x", "s"))
+        return [*rows, _chosen(self), *_weights(self)]
+
+    def writes(self) -> list[Use]:
+        return [("y", (self.y, self.rows * self.chosen * row_bytes(self.n, 4)))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsSum:
+    """y [rows, n] fp16: the sum over a row's experts, in order, of g times its product.
+
+    x [rows chosen, k] has a row for each of them. Products, with b, are fp32 and so are sums.
+    """
+
+    opcode: ClassVar[Opcode] = Opcode.EXPERTS_SUM
+    part: ClassVar[str] = "weights"
+    units: ClassVar[tuple[str, ...]] = (*MXM, "VXM", "SXM")
+    rows: int
+    experts: int
+    chosen: int
+    k: int
+    n: int
+    dtype: str
+    x: int = field(metadata=BOUND)
+    s: int | None = field(default=None, metadata=BOUND)
+    e: int = field(metadata=BOUND)
+    g: int = field(metadata=BOUND)
+    w: int = field(metadata=BOUND)
+    sw: int | None = field(default=None, metadata=BOUND)
+    b: int | None = field(default=None, metadata=BOUND)
+    y: int = field(metadata=BOUND)
+
+    def reads(self) -> list[Use]:
+        rows = quantised(self.x, self.s, self.rows * self.chosen, self.k, self.dtype, ("x", "s"))
+        g = ("g", (self.g, self.rows * row_bytes(self.chosen, 4)))
+        return [*rows, _chosen(self), g, *_weights(self)]
+
+    def writes(self) -> list[Use]:
+        return [("y", (self.y, self.rows * row_bytes(self.n, 2)))]
+
+
+def _chosen(op: ExpertsEach | ExpertsSum) -> Use:
+    return "e", (op.e, op.rows * row_bytes(op.chosen, 4))
+
+
+def _weights(op: ExpertsEach | ExpertsSum) -> list[Use]:
+    columns = op.experts * row_bytes(op.n, 4)
+    parts = [
+        (name, (at, columns)) for name, at in (("sw", op.sw), ("b", op.b)) if at is not None
+    ]
+    return [("w", (op.w, op.experts * expert_stride(op.k, op.n, op.dtype))), *parts]

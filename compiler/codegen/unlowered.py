@@ -1,0 +1,108 @@
+"""What is still without instructions: features of operations, and operations, of newer models.
+
+Each costs what operations with instructions would, and a part of their work beside. Such an
+estimate can be scheduled and run by the fast executor, but not lowered (`Template.lowered`). A
+template that is written for one takes its case away here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from chip.ops.attention import Attend, Rope
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route
+from chip.ops.opcodes import Activation
+from chip.ops.product import Activations, Capped, Gated, Matmul, Plain
+from chip.ops.program import Computation
+from chip.ops.vector import Add, Gate, Norm, TopK
+from chip.spec import ChipSpec, vectors
+from compiler.codegen.core.template import Template
+from compiler.codegen.estimate import latencies
+
+Lay = Callable[[Computation], Template]
+GATED = (Activation.SILU,)  # gates with instructions
+GATE_CHAINS = 3  # of more ALU operations, that other gates take for a vector
+
+
+def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
+    """Return the estimate of an operation without instructions; None for one that has some.
+
+    `lay` gives the template of an operation that is like it, and has instructions.
+    """
+    if isinstance(op, Route | ExpertsEach | ExpertsSum):
+        return _empty(lay(_alike(op)), _times(op) - 1)
+    like, more = _plainer(op, spec, lay)
+    return None if like is op else _empty(lay(like), more=more)
+
+
+def _empty(like: Template, again: int = 0, more: int = 0) -> Template:
+    """Return a template's cycles without its instructions: run some times again, and longer."""
+    return Template(
+        placed=(), cycles=like.cycles * (1 + again) + more, needed=like.needed,
+        stream_cycles=like.stream_cycles, lowered=False,
+    )  # fmt: skip
+
+
+def _alike(op: Route | ExpertsEach | ExpertsSum) -> Computation:
+    """Return the operation that experts run for each row; a route is like a pick of each row."""
+    if isinstance(op, Route):
+        return TopK(k=op.chosen, n=op.experts, x=0, y=0, first_column=0)
+    out = "f32" if isinstance(op, ExpertsEach) else "f16"
+    scale = None if op.sw is None else 0
+    return Matmul(
+        rows=1, k=op.k, n=op.n, dtype=op.dtype, out=out, source=Activations(x=0, s=op.s),
+        result=Plain(y=0), w=0, sw=scale, b=op.b,
+    )  # fmt: skip
+
+
+def _times(op: Route | ExpertsEach | ExpertsSum) -> int:
+    """Return how often: the weights of every expert of every row are loaded."""
+    return op.rows if isinstance(op, Route) else op.rows * op.chosen
+
+
+def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, int]:
+    """Return the operation without what has no instructions, and the cycles that this takes."""
+    chain = latencies(spec).chain
+    if isinstance(op, Rope):
+        return _plainer_rope(op, lay)
+    if isinstance(op, Attend):
+        bent = op.cap is not None
+        if op.window is None and op.scale is None and op.sinks is None and not bent:
+            return op, 0
+        passes = op.rows * op.heads * vectors(op.bucket) if bent else 0
+        like = replace(op, window=None, scale=None, cap=None, sinks=None)
+        return like, passes + chain
+    if isinstance(op, Add) and op.post is not None:
+        hidden = sum(op.shares)
+        norm = Norm(rows=op.rows, hidden=hidden, eps=1e-6, dtype="fp16", x=0, gamma=0, q=0)
+        return replace(op, post=None, eps=None), lay(norm).cycles
+    if isinstance(op, Matmul):
+        return _plainer_product(op, chain)
+    if isinstance(op, Gate) and op.activation not in GATED:
+        return replace(op, activation=GATED[0]), _gate_cycles(op.rows, op.n, chain)
+    return op, 0
+
+
+def _plainer_rope(op: Rope, lay: Lay) -> tuple[Computation, int]:
+    if op.scale is None and op.gq is None:
+        return op, 0
+    more = 0
+    if op.gq is not None:
+        rows = op.rows * (op.heads + op.kv_heads)
+        norm = Norm(rows=rows, hidden=op.head_dim, eps=1e-6, dtype="fp16", x=0, gamma=0, q=0)
+        more = lay(norm).cycles
+    return replace(op, eps=None, scale=None, gq=None, gk=None), more
+
+
+def _plainer_product(op: Matmul, chain: int) -> tuple[Computation, int]:
+    if isinstance(op.result, Capped):
+        return replace(op, result=Plain(y=0)), vectors(op.n) + chain
+    if isinstance(op.result, Gated) and op.result.activation not in GATED:
+        silu = replace(op.result, activation=GATED[0])
+        return replace(op, result=silu), _gate_cycles(1, op.n // 2, chain)
+    return op, 0
+
+
+def _gate_cycles(rows: int, n: int, chain: int) -> int:
+    return GATE_CHAINS * (rows * vectors(n) + chain)
