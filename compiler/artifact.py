@@ -241,6 +241,9 @@ def _settings(manifest: Table) -> tuple[ModelConfig, Layout, Options]:
     model.items("eos_token_ids")
     if model.raw("rope_scaling") is not None:
         model.table("rope_scaling")
+    for key in ("windows",):  # of models that have some
+        if key in model.names():
+            model.items(key)
     try:
         config = ModelConfig.from_dict(manifest.raw("model"))
         layout = parse_layout(manifest.text("layout"))

@@ -12,12 +12,14 @@ from typing import Any
 from chip.isa.issue import Issue
 from chip.ops.attention import Attend, Rope
 from chip.ops.cost import Cost
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.kv import KvLayout
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Activation, Function, Opcode, Use, plain
 from chip.ops.product import (
     Activations,
     AddTo,
+    Capped,
     Gated,
     GatherFirst,
     LinkRoom,
@@ -32,14 +34,18 @@ from compiler.codegen import table
 from compiler.codegen.core.template import Template
 from compiler.codegen.cost import cost_model
 
-OPERATIONS = (Norm, LayerNorm, Gather, Matmul, Rope, Attend, Add, TopK, Send, Receive)
+OPERATIONS = (
+    Norm, LayerNorm, Gather, Matmul, Rope, Attend, Add, TopK, Send, Receive, Route, ExpertsEach,
+    ExpertsSum,
+)  # fmt: skip
 GATES = {Opcode(activation.value): Gate for activation in Activation}
 APPLIED = {Opcode(function.value): Apply for function in Function}
 TYPES: dict[Opcode, Any] = {of.opcode: of for of in OPERATIONS} | GATES | APPLIED
-MAY_LACK = ("first_column", "b")  # operands that no dtype decides
+MAY_LACK = ("first_column", "b", "post", "gq", "gk", "sinks")  # operands that no dtype decides
 SOURCES = {None: Activations, "norm": NormFirst, "gather": GatherFirst}
-RESULTS = {None: Plain, "add": AddTo} | dict.fromkeys(Activation, Gated)
-WIDTHS = {"rows": 1, "hidden": 64, "k": 64, "n": 64, "eps": 1e-5, "out": "f32", "dtype": "int8"}
+RESULTS = {None: Plain, "add": AddTo, "cap": Capped} | dict.fromkeys(Activation, Gated)
+WIDTHS = {"rows": 1, "hidden": 64, "k": 64, "n": 64, "eps": 1e-5, "out": "f32", "dtype": "int8",
+          "experts": 4, "chosen": 2, "after": False}  # fmt: skip
 
 
 def args(operation: Scheduled) -> dict[str, Any]:

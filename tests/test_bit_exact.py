@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,15 +12,15 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from int_model import F32Llama, IntLlama
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from schedules import machine
 
 from compiler.errors import LayoutError
 from compiler.model.architecture import ARCHITECTURES, HIDDEN_ACT
 from compiler.model.config import ModelConfig
-from compiler.model.frontend import resolve_model
+from compiler.model.frontend import load_config, resolve_model
 from compiler.model.presets import PRESETS
-from compiler.model.weights import WeightsRef
+from compiler.model.weights import WeightsRef, required_tensors
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import Layout, parse_layout
 from rack.run.engine import Engine
@@ -31,19 +30,23 @@ from rack.text.tokenizer import load_tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens"
 ODD = ("1x1", "lesson"), ("2x3+2", "groqrack")
+LLAMAS = ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"]
+FAMILIES = ["llama_bias", "qwen2", "qwen2_window", "mistral", "mistral_dim"]
+DECODERS = LLAMAS + FAMILIES
 
 
 @st.composite
 def models(draw: st.DrawFn) -> ModelConfig:
-    """Small Llamas with grouped heads, sizes that 16 and 320 do not divide, few layers."""
+    """Small models with grouped heads, sizes that 16 and 320 do not divide, few layers."""
     kv_heads = draw(st.sampled_from([1, 2, 3]))
-    hidden = draw(st.sampled_from([24, 36, 50, 330]))
+    hidden, layers = draw(st.sampled_from([24, 36, 50, 330])), draw(st.integers(1, 3))
+    windows = st.tuples(*[st.sampled_from([None, 1, 5, 30])] * layers)
     return ModelConfig(
         name="random",
         architecture=draw(st.sampled_from(sorted(ARCHITECTURES))),
         hidden_size=hidden,
         intermediate_size=draw(st.sampled_from([20, 47, 100, 333])),
-        num_layers=draw(st.integers(1, 3)),
+        num_layers=layers,
         num_heads=kv_heads * draw(st.sampled_from([1, 2, 3])),
         num_kv_heads=kv_heads,
         head_dim=draw(st.sampled_from([6, 16, 34])),
@@ -55,6 +58,9 @@ def models(draw: st.DrawFn) -> ModelConfig:
         tie_word_embeddings=draw(st.booleans()),
         bos_token_id=None,
         eos_token_ids=(),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        windows=draw(st.sampled_from([(), None])) or draw(windows),
     )
 
 
@@ -159,7 +165,7 @@ def hugging_face(folder: Path) -> tuple[dict[str, object], dict[str, NDArray[np.
     return json.loads((folder / "config.json").read_text()), weights
 
 
-@pytest.mark.parametrize("name", ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"])
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize(("layout", "hardware"), ODD)
 def test_goldens_int8_equal_the_plain_integer_model(name: str, layout: str, hardware: str) -> None:
     tokens = np.load(GOLDENS / name / "golden.npz")["token_ids"].tolist()
@@ -173,16 +179,25 @@ def test_goldens_int8_equal_the_plain_integer_model(name: str, layout: str, hard
 def test_architectures_int8_equal_the_plain_integer_model(
     architecture: str, tmp_path: Path
 ) -> None:
-    """Tensors of a golden, read as another architecture that has the same ones."""
-    config, weights = hugging_face(GOLDENS / "gqa")
+    """A golden's config.json, read as another architecture, with weights of its own."""
+    config, _ = hugging_face(GOLDENS / "gqa")
     known = ARCHITECTURES[architecture]
     config |= {"architectures": [architecture], "model_type": known.model_type}
-    config |= {"hidden_act": HIDDEN_ACT[known.activation][0]}
-    shutil.copytree(GOLDENS / "gqa", tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    config |= {known.act_key: HIDDEN_ACT[known.activation][0]}
+    config |= {"num_local_experts": 3} if "num_local_experts" in known.options else {}
+    config |= {"sliding_window": None, "head_dim": 8}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(5)
+    weights = {
+        name: (rng.standard_normal(shape) * 0.2 + (len(shape) == 1)).astype(np.float32)
+        for name, shape in required_tensors(load_config(folder)).items()
+    }
+    save_file(weights, folder / "model.safetensors")
     tokens = np.load(GOLDENS / "gqa" / "golden.npz")["token_ids"].tolist()[:8]
     wanted = IntLlama(config, weights).logits(tokens)[4:]
-    got = logits_of(tmp_path / "model", "1x3", "lesson", "int8", tokens, 4)
+    got = logits_of(folder, "1x3", "lesson", "int8", tokens, 4)
     assert got.tobytes() == wanted.tobytes()
 
 
@@ -192,7 +207,7 @@ def test_architectures_int8_equal_the_plain_integer_model(
 FP16_OF_LARGEST = 2.0**-8
 
 
-@pytest.mark.parametrize("name", ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"])
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize(("layout", "hardware"), ODD)
 def test_goldens_fp16_are_close_to_transformers(name: str, layout: str, hardware: str) -> None:
     golden = np.load(GOLDENS / name / "golden.npz")
@@ -201,6 +216,18 @@ def test_goldens_fp16_are_close_to_transformers(name: str, layout: str, hardware
     error = np.abs(got - wanted).max()
     assert 0 < error < FP16_OF_LARGEST * np.abs(wanted).max(), error
     assert (got.argmax(axis=1) == wanted.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("layout", ["1x1", "1x2", "3x1+1", "1x3+2"])
+def test_families_fp16_give_the_tokens_of_transformers(name: str, layout: str) -> None:
+    golden = np.load(GOLDENS / name / "golden.npz")
+    tokens = [*golden["token_ids"].tolist(), *golden["greedy"].tolist()]
+    first = len(golden["token_ids"]) - 1
+    got = logits_of(GOLDENS / name, layout, "lesson", "fp16", tokens[:-1], first)
+    assert np.array_equal(got.argmax(axis=1), golden["greedy"])
+    largest = np.abs(golden["logits"][-1]).max()
+    assert np.abs(got[0] - golden["logits"][-1]).max() < FP16_OF_LARGEST * largest
 
 
 @pytest.mark.parametrize(("layout", "hardware"), [("1x1", "lesson"), ("2x3+2", "groqrack")])

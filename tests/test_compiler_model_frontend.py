@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -15,9 +16,11 @@ from compiler.errors import ModelError
 from compiler.model.architecture import ARCHITECTURES, ENCODERS
 from compiler.model.frontend import (
     PRESETS,
+    ModelConfig,
     load_config,
     resolve_model,
 )
+from compiler.model.rope import YarnRopeScaling
 from compiler.model.weights import WeightsKind, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -206,13 +209,17 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
         ),
         ({"model_type": "mistral"}, "model_type: wanted 'llama', got 'mistral'"),
         (
-            {"architectures": None, "model_type": "qwen3"},
-            f"model_type: wanted {TYPES}, got 'qwen3'",
+            {"architectures": None, "model_type": "mamba"},
+            f"model_type: wanted {TYPES}, got 'mamba'",
         ),
-        ({"attention_bias": True}, "attention_bias: wanted False, got True"),
-        ({"attention_bias": 0}, "attention_bias: wanted False, got 0"),
+        ({"attention_bias": "yes"}, "attention_bias: wanted a bool, got 'yes'"),
+        ({"attention_bias": 0}, "attention_bias: wanted a bool, got 0"),
         ({"pretraining_tp": True}, "pretraining_tp: wanted 1, got True"),
-        ({"mlp_bias": True}, "mlp_bias: wanted False, got True"),
+        ({"mlp_bias": 1}, "mlp_bias: wanted a bool, got 1"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: wanted None, got 50.0"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping: wanted None, got 30.0"),
+        ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar: wanted None, got 256"),
+        ({"num_local_experts": 8}, "num_local_experts: wanted None, got 8"),
         ({"hidden_act": "gelu"}, "hidden_act: wanted 'silu', got 'gelu'"),
         ({"sliding_window": 4096}, "sliding_window: wanted None, got 4096"),
         (
@@ -282,9 +289,30 @@ def test_what_a_config_may_not_say(tmp_path: Path, changes: dict[str, Any], mess
     [
         ("yarn", "rope_scaling: wanted an object, got 'yarn'"),
         (
-            {"rope_type": "yarn"},
-            "rope_scaling.rope_type: wanted 'default' or 'llama3', got 'yarn'",
+            {"rope_type": "longrope"},
+            "rope_scaling.rope_type: wanted 'default' or 'linear' or 'dynamic' or 'yarn' or "
+            "'llama3', got 'longrope'",
         ),
+        ({"rope_type": "yarn"}, "rope_scaling: wanted all of ['factor'], got no ['factor']"),
+        ({"rope_type": "linear"}, "rope_scaling: wanted all of ['factor'], got no ['factor']"),
+        (
+            {"rope_type": "dynamic", "factor": 2.0, "low_freq_factor": 1.0},
+            "rope_scaling: wanted only ['factor', 'partial_rotary_factor', 'rope_theta', "
+            "'rope_type', 'type'], got unknown ['low_freq_factor']",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "mscale": "1"},
+            "rope_scaling.mscale: wanted a positive number, got '1'",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "beta_slow": 32.0},
+            "rope_scaling.beta_fast: wanted more than beta_slow 32.0, got 32.0",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "truncate": 0},
+            "rope_scaling: truncate: wanted a bool, got 0",
+        ),
+        ({"rope_type": "linear", "factor": 0.5}, "rope_scaling.factor: wanted at least 1, got 0.5"),
         (
             {"type": "default", "attention_factor": 2},
             "rope_scaling: wanted only ['partial_rotary_factor', 'rope_theta', 'rope_type', "
@@ -322,6 +350,99 @@ def test_what_a_config_may_not_say(tmp_path: Path, changes: dict[str, Any], mess
 )
 def test_what_rope_scaling_may_not_say(tmp_path: Path, rope: object, message: str) -> None:
     assert refusal(tmp_path, rope_scaling=rope) == message
+
+
+QWEN = {**LLAMA_8B, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+QWEN |= {"num_hidden_layers": 4, "rope_scaling": None, "sliding_window": 512}
+ALTERNATE = ("sliding_attention", "full_attention")
+MISTRAL = {**QWEN, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "windows"),
+    [
+        (QWEN, {}, ()),
+        (QWEN, {"use_sliding_window": True}, ()),  # from layer 28 on
+        (QWEN, {"use_sliding_window": True, "max_window_layers": 3}, (None, None, None, 512)),
+        (
+            QWEN,
+            {
+                "use_sliding_window": True,
+                "layer_types": [*ALTERNATE, *ALTERNATE],
+            },
+            (512, None, 512, None),
+        ),
+        (MISTRAL, {}, (512,) * 4),
+        (MISTRAL, {"sliding_window": ...}, (4096,) * 4),
+        (MISTRAL, {"sliding_window": None}, ()),
+        (MISTRAL, {"sliding_window": 131072}, ()),  # no less than all positions
+        (MISTRAL, {"layer_types": ["sliding_attention"]}, (512,) * 4),
+    ],
+)
+def test_windows_are_read_as_transformers_reads_them(
+    tmp_path: Path, base: dict[str, Any], changes: dict[str, Any], windows: tuple[int | None, ...]
+) -> None:
+    config = load_config(write_config(tmp_path, base, **changes))
+    assert config.windows == windows
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    assert ("windows" in config.to_dict()) == bool(windows)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "message"),
+    [
+        (QWEN, {"use_sliding_window": 1}, "use_sliding_window: wanted a bool, got 1"),
+        (QWEN, {"attention_bias": True}, "attention_bias: wanted False, got True"),
+        (
+            QWEN,
+            {"layer_types": ["sliding_attention"] * 4},
+            "layer_types: wanted 'full_attention' only, got 'sliding_attention'",
+        ),
+        (
+            QWEN,
+            {"layer_types": ["full_attention"] * 3},
+            "layer_types: wanted one for each of 4 layers, got 3",
+        ),
+        (
+            QWEN,
+            {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 4},
+            "layer_types: wanted 'full_attention' or 'sliding_attention', got 'chunked_attention'",
+        ),
+        (
+            MISTRAL,
+            {"layer_types": ["full_attention"]},
+            "layer_types: wanted 'sliding_attention' only, got 'full_attention'",
+        ),
+        (MISTRAL, {"sliding_window": 0}, "sliding_window: wanted a positive integer, got 0"),
+    ],
+)
+def test_what_other_families_may_not_say(
+    tmp_path: Path, base: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_config(write_config(tmp_path, base, **changes))
+    assert str(caught.value) == f"{tmp_path / 'config.json'}: {message}"
+
+
+def test_yarn_has_the_defaults_of_transformers(tmp_path: Path) -> None:
+    rope: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0}
+    scaling = load_config(write_config(tmp_path, rope_scaling=rope)).rope_scaling
+    assert scaling == YarnRopeScaling(
+        factor=4.0, attention_factor=0.1 * math.log(4) + 1, beta_fast=32.0, beta_slow=1.0,
+        truncate=True, original_max_position_embeddings=131072,
+    )  # fmt: skip
+    rope |= {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 8.0, "truncate": False}
+    scaling = load_config(write_config(tmp_path, rope_scaling=rope)).rope_scaling
+    assert isinstance(scaling, YarnRopeScaling)
+    assert (scaling.attention_factor, scaling.beta_fast, scaling.truncate) == (1.0, 8.0, False)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn"])
+def test_kinds_of_rope_survive_an_artifact(tmp_path: Path, kind: str) -> None:
+    rope = {"rope_type": kind, "factor": 2.0}
+    config = load_config(write_config(tmp_path, rope_scaling=rope))
+    assert config.to_dict()["rope_scaling"]["rope_type"] == kind
+    assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 def test_old_and_new_rope_keys_must_agree(tmp_path: Path) -> None:

@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 
 from compiler.model.frontend import Model, ModelConfig, resolve_model
 from compiler.model.layer import EMBEDDING, FINAL_NORM, LM_HEAD
+from compiler.model.rope import DynamicRopeScaling, LinearRopeScaling, YarnRopeScaling
 from compiler.model.weights import WeightSource, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
+DECODERS = sorted(
+    path.parent.name
+    for path in GOLDENS.glob("*/config.json")
+    if "CausalLM" in path.read_text(encoding="utf-8")
+)
 F64 = NDArray[np.float64]
 
 
@@ -28,12 +34,30 @@ def frequencies(config: ModelConfig) -> F64:
     half = np.arange(0, config.head_dim, 2) / config.head_dim
     plain = 1.0 / config.rope_theta**half
     scaling = config.rope_scaling
-    if scaling is None:
+    if scaling is None or isinstance(scaling, DynamicRopeScaling):
         return plain
+    if isinstance(scaling, LinearRopeScaling):
+        return plain / scaling.factor
+    if isinstance(scaling, YarnRopeScaling):
+        return yarn(config, scaling, plain)
     turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor
     kept = np.clip((turns - scaling.low_freq_factor) / span, 0, 1)
     return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def yarn(config: ModelConfig, scaling: YarnRopeScaling, plain: F64) -> F64:
+    """Give YaRN's frequencies, by its own words: turns within the original length."""
+    low, high = (
+        config.head_dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi))
+        / (2 * math.log(config.rope_theta))
+        for turns in (scaling.beta_fast, scaling.beta_slow)
+    )  # fmt: skip
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
+    slow = np.clip((np.arange(len(plain)) - low) / (high - low or 0.001), 0, 1)
+    return plain / scaling.factor * slow + plain * (1 - slow)
 
 
 def rotate(x: F64, config: ModelConfig) -> F64:
@@ -41,6 +65,8 @@ def rotate(x: F64, config: ModelConfig) -> F64:
     angle = np.outer(np.arange(len(x)), frequencies(config))[:, None, :]
     a, b = np.split(x, 2, axis=-1)
     cos, sin = np.cos(angle), np.sin(angle)
+    if isinstance(config.rope_scaling, YarnRopeScaling):
+        cos, sin = (part * config.rope_scaling.attention_factor for part in (cos, sin))
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
@@ -49,21 +75,33 @@ def norm(x: F64, weight: Any, eps: float) -> F64:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
-def attention(x: F64, config: ModelConfig, w: dict[str, F64], prefix: str) -> F64:
+def linear(x: F64, w: dict[str, F64], name: str) -> F64:
+    """Multiply by a matrix, and add its bias if it has one."""
+    return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0)
+
+
+def unseen(config: ModelConfig, layer: int, n: int) -> NDArray[np.bool_]:
+    """Tell which tokens each row does not see: [n, n]."""
+    behind = np.arange(n)[:, None] - np.arange(n)
+    window = config.windows[layer] if config.windows else None
+    return (behind < 0) | (behind >= (window or n))
+
+
+def attention(x: F64, config: ModelConfig, w: dict[str, F64], layer: int) -> F64:
     """Attend causally: [T, hidden] to [T, hidden]."""
+    prefix = f"model.layers.{layer}.self_attn"
     q, k, v = (
-        (x @ w[f"{prefix}.{name}_proj.weight"].T).reshape(len(x), -1, config.head_dim)
-        for name in "qkv"
+        linear(x, w, f"{prefix}.{name}_proj").reshape(len(x), -1, config.head_dim) for name in "qkv"
     )
     q, k = rotate(q, config), rotate(k, config)
     group = config.num_heads // config.num_kv_heads
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(config.head_dim)
-    scores[:, np.triu(np.ones((len(x), len(x)), bool), 1)] = -np.inf
+    scores[:, unseen(config, layer, len(x))] = -np.inf
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     joined = np.einsum("hqk,khd->qhd", p, v).reshape(len(x), -1)
-    return joined @ w[f"{prefix}.o_proj.weight"].T
+    return linear(joined, w, f"{prefix}.o_proj")
 
 
 def read(config: ModelConfig, source: WeightSource) -> dict[str, F64]:
@@ -84,15 +122,14 @@ def logits(model: Model, ids: Any) -> F64:
     for layer in range(config.num_layers):
         p = f"model.layers.{layer}"
         y = norm(x, w[f"{p}.input_layernorm.weight"], config.rms_norm_eps)
-        x = x + attention(y, config, w, f"{p}.self_attn")
+        x = x + attention(y, config, w, layer)
         y = norm(x, w[f"{p}.post_attention_layernorm.weight"], config.rms_norm_eps)
-        gate = y @ w[f"{p}.mlp.gate_proj.weight"].T
-        up = y @ w[f"{p}.mlp.up_proj.weight"].T
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[f"{p}.mlp.down_proj.weight"].T
+        gate, up = (linear(y, w, f"{p}.mlp.{name}_proj") for name in ("gate", "up"))
+        x = x + linear(gate / (1 + np.exp(-gate)) * up, w, f"{p}.mlp.down_proj")
     return norm(x, w[FINAL_NORM], config.rms_norm_eps) @ w[LM_HEAD].T
 
 
-@pytest.mark.parametrize("name", ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_goldens_follow_from_what_is_read(name: str) -> None:
     golden = np.load(GOLDENS / name / "golden.npz")
     ids = np.concatenate([golden["token_ids"], golden["greedy"]])

@@ -307,6 +307,14 @@ def yarn_inv_freq(
     return stretched
 
 
+def yarn_attention_factor(factor: float, scale: float) -> float:
+    """Return what YaRN multiplies cosines and sines by: 0.1 scale ln(factor) + 1, or 1."""
+    if factor <= 1:
+        return 1.0
+    with localcontext(Context(prec=50)):
+        return float(Decimal("0.1") * Decimal(scale) * Decimal(factor).ln() + 1)
+
+
 def _horner64(z: F64, coefficients: Sequence[float]) -> F64:
     total: F64 = np.full_like(z, coefficients[0])
     for c in coefficients[1:]:

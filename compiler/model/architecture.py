@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from chip.ops.opcodes import Activation, Function
 
 
+class Windows(Enum):
+    """The layers whose rows see only the last `sliding_window` tokens.
+
+    Where a layer may have one or not, `layer_types` says which do; this is its default.
+    """
+
+    NONE = "no layer"
+    ALL = "every layer"
+    LATER = "those from `max_window_layers` on, if `use_sliding_window` is true"
+
+    @property
+    def vary(self) -> bool:
+        """Whether `layer_types` may say which layers have one."""
+        return self is Windows.LATER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Features of a layer. compiler/model/layer.py makes operations of them."""
+    """Features of a layer. compiler/model/layer.py makes operations of them.
+
+    `options`: keys of config.json that turn features on and that the architecture has.
+    `defaults`: transformers' values of keys that may be absent.
+    """
 
     name: str  # as `architectures` of config.json has it
     model_type: str
     activation: Activation  # of the MLP's gate
+    act_key: str = "hidden_act"  # that says it in config.json
+    options: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any]
+    windows: Windows = Windows.NONE
+    qkv_bias: bool = False  # queries, keys and values have biases, whatever config.json says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +58,35 @@ ENCODER_ACT: dict[Function, tuple[str, ...]] = {
     Function.GELU: ("gelu", "gelu_python"),
     Function.GELU_TANH: ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
 }
-LLAMA = "LlamaForCausalLM"
+LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
+QWEN2 = "Qwen2ForCausalLM"
 BERT = "BertModel"
-ARCHITECTURES = {
-    LLAMA: Architecture(name=LLAMA, model_type="llama", activation=Activation.SILU),
-}
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+_MISTRAL = {
+    **_LLAMA, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096,
+}  # fmt: skip
+_QWEN = {
+    **_LLAMA, "vocab_size": 151936, "max_position_embeddings": 32768, "num_key_value_heads": 32,
+    "sliding_window": 4096,
+}  # fmt: skip
+_DECODERS = (
+    Architecture(
+        name=LLAMA, model_type="llama", activation=Activation.SILU, defaults=_LLAMA,
+        options=frozenset({"attention_bias", "mlp_bias"}),
+    ),
+    Architecture(
+        name=MISTRAL, model_type="mistral", activation=Activation.SILU, defaults=_MISTRAL,
+        windows=Windows.ALL,
+    ),
+    Architecture(
+        name=QWEN2, model_type="qwen2", activation=Activation.SILU, defaults=_QWEN,
+        windows=Windows.LATER, qkv_bias=True,
+    ),
+)  # fmt: skip
+ARCHITECTURES = {one.name: one for one in _DECODERS}
 # The encoder is what is run, whatever head a checkpoint has on it.
 ENCODERS = {
     name: EncoderArchitecture(name=name, model_type="bert") for name in (BERT, "BertForMaskedLM")

@@ -8,39 +8,15 @@ from these numbers in their own vector arithmetic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from chip.ops.opcodes import Function
 from compiler.errors import ModelError
 from compiler.files import shown
 from compiler.model.architecture import ARCHITECTURES, ENCODERS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Llama3RopeScaling:
-    """Llama 3.1's scaling of the RoPE frequencies; transformers' rope type "llama3".
-
-    Raises ModelError when the numbers cannot describe a scaling.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-    def __post_init__(self) -> None:
-        _positive_int("rope_scaling", self, "original_max_position_embeddings")
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            _positive_number("rope_scaling", self, name)
-        if self.factor < 1:
-            raise ModelError("rope_scaling.factor", "at least 1", repr(self.factor))
-        if self.low_freq_factor >= self.high_freq_factor:
-            raise ModelError(
-                "rope_scaling.high_freq_factor",
-                f"more than low_freq_factor {self.low_freq_factor!r}",
-                repr(self.high_freq_factor),
-            )
+from compiler.model.checks import boolean, exact_fields, is_int, positive_int, positive_number
+from compiler.model.rope import RopeScaling, scaling_of, scaling_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +30,7 @@ class Encoder:
     activation: Function
 
     def __post_init__(self) -> None:
-        _positive_int("encoder", self, "type_vocab_size")
+        positive_int("encoder", self, "type_vocab_size")
         if self.activation not in list(Function):
             wanted = " or ".join(Function)
             raise ModelError("encoder: activation", wanted, shown(self.activation))
@@ -73,7 +49,6 @@ _SIZES = {
     "vocab_size": 1 << 22,
     "max_position_embeddings": 1 << 24,
 }
-_SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # of a number that the chips hold as fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,23 +72,26 @@ class ModelConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float | None  # None: positions are not rotated
-    rope_scaling: Llama3RopeScaling | None
+    rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     encoder: Encoder | None = None
+    attention_bias: bool = False  # of queries, keys, values and attention's result
+    mlp_bias: bool = False
+    windows: tuple[int | None, ...] = ()  # of each layer, in tokens; none if it is empty
 
     def __post_init__(self) -> None:
         if self.architecture not in (known := {**ARCHITECTURES, **ENCODERS}):
             wanted = " or ".join(known)
             raise ModelError(f"{self.name}: architecture", wanted, repr(self.architecture))
         for size, most in _SIZES.items():
-            _positive_int(self.name, self, size)
+            positive_int(self.name, self, size)
             if getattr(self, size) > most:
                 raise ModelError(
                     f"{self.name}: {size}", f"at most {most}", shown(getattr(self, size))
                 )
-        _positive_number(self.name, self, "rms_norm_eps")
+        positive_number(self.name, self, "rms_norm_eps")
         self._check_kind()
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
@@ -125,10 +103,9 @@ class ModelConfig:
             raise ModelError(
                 f"{self.name}: head_dim", "an even number (RoPE turns pairs)", str(self.head_dim)
             )
-        if not isinstance(self.tie_word_embeddings, bool):
-            raise ModelError(
-                f"{self.name}: tie_word_embeddings", "a bool", shown(self.tie_word_embeddings)
-            )
+        for flag in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            boolean(self.name, self, flag)
+        self._check_windows()
         self._check_tokens()
 
     def _check_kind(self) -> None:
@@ -138,10 +115,18 @@ class ModelConfig:
             wanted = "an encoder's values" if is_encoder else "none"
             raise ModelError(f"{self.name}: encoder", wanted, shown(self.encoder))
         if not is_encoder:
-            _positive_number(self.name, self, "rope_theta")
+            positive_number(self.name, self, "rope_theta")
         elif self.rope_theta is not None or self.rope_scaling is not None:
             what = self.rope_theta if self.rope_scaling is None else self.rope_scaling
             raise ModelError(f"{self.name}: RoPE", "none for an encoder", shown(what))
+
+    def _check_windows(self) -> None:
+        if self.windows and len(self.windows) < self.num_layers:
+            wanted = f"one for each of {self.num_layers} layers"
+            raise ModelError(f"{self.name}: windows", wanted, str(len(self.windows)))
+        for window in self.windows:
+            if window is not None and (not is_int(window) or window < 1):
+                raise ModelError(f"{self.name}: windows", "positive integers", shown(window))
 
     def _check_tokens(self) -> None:
         wanted = f"a token id below vocab_size {self.vocab_size}"
@@ -152,7 +137,7 @@ class ModelConfig:
                 raise ModelError(f"{self.name}: eos_token_ids", wanted, shown(token))
 
     def _is_token(self, token: object) -> bool:
-        return _is_int(token) and 0 <= token < self.vocab_size  # type: ignore[operator]
+        return is_int(token) and 0 <= token < self.vocab_size
 
     @property
     def q_size(self) -> int:
@@ -166,52 +151,33 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON/msgpack types, for the artifact; `from_dict` is the inverse."""
-        values = {**asdict(self), "eos_token_ids": list(self.eos_token_ids)}
-        if self.encoder is None:
-            del values["encoder"]
-        else:
-            values["encoder"]["activation"] = str(self.encoder.activation)
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default is MISSING or value != field.default:  # what no Llama has is left out
+                values[field.name] = _plain(value)
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Rebuild from `to_dict`; raises ModelError on a missing, unknown or wrong field."""
-        encoder = values.get("encoder")
-        _exact_fields("model config", cls, {"encoder": None, **values})
-        if encoder is not None:
-            _exact_fields("model config: encoder", Encoder, encoder)
-            encoder = Encoder(**encoder)
-        scaling = values["rope_scaling"]
-        if scaling is not None:
-            _exact_fields("model config: rope_scaling", Llama3RopeScaling, scaling)
-            scaling = Llama3RopeScaling(**scaling)
-        eos = tuple(values["eos_token_ids"])
-        own = {"rope_scaling": scaling, "eos_token_ids": eos, "encoder": encoder}
+        absent = {one.name: one.default for one in fields(cls) if one.default is not MISSING}
+        exact_fields("model config", cls, {**absent, **values})
+        own: dict[str, Any] = {"eos_token_ids": tuple(values["eos_token_ids"])}
+        if (encoder := values.get("encoder")) is not None:
+            exact_fields("model config: encoder", Encoder, encoder)
+            own["encoder"] = Encoder(**encoder)
+        if (scaling := values["rope_scaling"]) is not None:
+            own["rope_scaling"] = scaling_of("model config: rope_scaling", scaling)
+        if "windows" in values:
+            own["windows"] = tuple(values["windows"])
         return cls(**{**values, **own})
 
 
-def _exact_fields(what: str, cls: type[Any], data: Mapping[str, Any]) -> None:
-    wanted = {field.name for field in fields(cls)}
-    if wanted != set(data):
-        missing, unknown = sorted(wanted - set(data)), sorted(set(data) - wanted)
-        raise ModelError(what, "exactly its own fields", f"missing {missing} and unknown {unknown}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _positive_int(owner: str, config: object, name: str) -> None:
-    value = getattr(config, name)
-    if not _is_int(value) or value < 1:
-        raise ModelError(f"{owner}: {name}", "a positive integer", shown(value))
-
-
-def _positive_number(owner: str, config: object, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ModelError(f"{owner}: {name}", "a positive number", shown(value))
-    if not _SMALLEST <= value <= _LARGEST:
-        wanted = f"a number from {_SMALLEST:.3g} to {_LARGEST:.3g}"
-        raise ModelError(f"{owner}: {name}", wanted, shown(value))
-    object.__setattr__(config, name, float(value))  # 10000 and 10000.0 must hash alike
+def _plain(value: Any) -> Any:
+    """Return plain JSON/msgpack types."""
+    if isinstance(value, RopeScaling):
+        return scaling_values(value)
+    if isinstance(value, Encoder):
+        return {**asdict(value), "activation": str(value.activation)}
+    return list(value) if isinstance(value, tuple) else value

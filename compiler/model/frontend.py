@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +33,28 @@ from compiler.model.architecture import (
     HIDDEN_ACT,
     Architecture,
     EncoderArchitecture,
+    Windows,
 )
-from compiler.model.config import Encoder, Llama3RopeScaling, ModelConfig
+from compiler.model.config import Encoder, ModelConfig
 from compiler.model.presets import PRESETS
+from compiler.model.rope import RopeScaling
+from compiler.model.rope_keys import read_rope
 from compiler.model.weights import WeightsRef
 
-__all__ = [
-    "PRESETS",
-    "Llama3RopeScaling",
-    "Model",
-    "ModelConfig",
-    "load_config",
-    "resolve_model",
-]
+__all__ = ["PRESETS", "Model", "ModelConfig", "load_config", "resolve_model"]
 
-# The defaults of transformers' LlamaConfig for a key that is absent or null. The sizes that every
-# checkpoint states (hidden_size, …) are required; num_key_value_heads and head_dim follow from
-# them.
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-# The same of its BertConfig.
+# Keys that turn on a feature, with the values that leave it off; errors show the first.
+_FEATURES: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None), "mlp_bias": (False, None), "sliding_window": (None,),
+    "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,), "num_local_experts": (None,),
+}  # fmt: skip
+# Keys whose null is a value, other than that of a key which is absent.
+_NULLABLE = ("num_key_value_heads", "sliding_window")
+LATER_FROM = 28  # `max_window_layers` where it is absent
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # of `layer_types`
+# The defaults of transformers' BertConfig for a key that is absent or null. Sizes that every
+# checkpoint states (hidden_size, …) are required.
 _ENCODER_DEFAULTS: dict[str, Any] = {
     "vocab_size": 30522,
     "max_position_embeddings": 512,
@@ -65,8 +62,6 @@ _ENCODER_DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
 }
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-_LLAMA3_KEYS = tuple(field.name for field in fields(Llama3RopeScaling))
 # Keys that differ between checkpoints of one preset (base, instruct, fine-tuned).
 _MAY_DIFFER = {"name", "bos_token_id", "eos_token_ids"}
 
@@ -119,39 +114,60 @@ def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     path, name = folder / "config.json", _folder_name(folder)
     raw = dict(require_json(path))
     architecture = _architecture(path, raw)
-    defaults, read = _DEFAULTS, _decoder
     if isinstance(architecture, EncoderArchitecture):
         _check_supported(path, raw, _SUPPORTED_ENCODER)
-        defaults, read = _ENCODER_DEFAULTS, _encoder
+        taken = _take_defaults(raw, _ENCODER_DEFAULTS)
+        decoder: dict[str, Any] = {}
     else:
         _check_supported(path, raw, _supported(architecture))
-        _refuse_layer_types(path, raw)
-        raw["rope_theta"], raw["rope_scaling"] = _rope(path, raw)
-    taken = [key for key in defaults if raw.get(key) is None]
-    raw |= {key: defaults[key] for key in taken}
-    values: dict[str, Any] = {**_sizes(path, raw)}
+        raw["rope_theta"], rope = read_rope(path, raw)
+        taken = _take_defaults(raw, architecture.defaults)
+        decoder = _decoder(path, raw, architecture, rope)
+    values: dict[str, Any] = {**_sizes(path, raw), **decoder}
     (bos, bos_file), (eos, eos_file) = _special_tokens(folder, raw)
     try:
         config = ModelConfig(
             name=name,
             architecture=architecture.name,
             **values,
-            **read(raw),
+            **({} if decoder else _encoder(raw)),
             bos_token_id=whole(bos),
             eos_token_ids=tuple(map(whole, eos)),
         )
     except ModelError as error:
         field = error.what.removeprefix(f"{name}: ").removeprefix("encoder: ")
-        if read is _encoder and field == "rms_norm_eps":
+        if isinstance(architecture, EncoderArchitecture) and field == "rms_norm_eps":
             field = "layer_norm_eps"
         file = {"bos_token_id": bos_file, "eos_token_ids": eos_file}.get(field, path)
         raise ModelError(f"{file}: {field}", error.wanted, error.got) from None
-    return config, _notice(path, {key: defaults[key] for key in taken})
+    return config, _notice(path, taken)
 
 
-def _decoder(raw: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("rms_norm_eps", "rope_theta", "rope_scaling", "tie_word_embeddings")
-    return {key: raw[key] for key in keys}
+def _take_defaults(raw: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Give keys that are absent their defaults, and return those."""
+    taken = {
+        key: value
+        for key, value in defaults.items()
+        if (key not in raw if key in _NULLABLE else raw.get(key) is None)
+    }
+    raw |= taken
+    return taken
+
+
+def _decoder(
+    path: Path, raw: Mapping[str, Any], architecture: Architecture, rope: RopeScaling | None
+) -> dict[str, Any]:
+    """Return what a decoder has beside its sizes."""
+    layers = _required(path, raw, "num_hidden_layers")
+    flags: dict[str, Any] = {
+        key: _or(raw.get(key), False)
+        for key in ("attention_bias", "mlp_bias")
+        if key in architecture.options
+    }
+    return {
+        **{key: raw[key] for key in ("rms_norm_eps", "rope_theta", "tie_word_embeddings")}, **flags,
+        "rope_scaling": rope, "windows": _windows(path, raw, architecture, layers),
+    }  # fmt: skip
 
 
 def _encoder(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,11 +210,12 @@ def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture | EncoderA
 
 def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
     """Return keys that change the arithmetic, with their harmless values; errors show the first."""
+    has = architecture.options | (
+        set() if architecture.windows is Windows.NONE else {"sliding_window"}
+    )
     return {
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "hidden_act": HIDDEN_ACT[architecture.activation],
-        "sliding_window": (None,),
+        **{key: values for key, values in _FEATURES.items() if key not in has},
+        architecture.act_key: HIDDEN_ACT[architecture.activation],
         "quantization_config": (None,),
         "pretraining_tp": (1, None),
         "partial_rotary_factor": (1, None),
@@ -263,48 +280,61 @@ def _head_dim(path: Path, raw: Mapping[str, Any], hidden: int, heads: int) -> in
     return hidden // heads
 
 
-def _refuse_layer_types(path: Path, raw: Mapping[str, Any]) -> None:
-    kinds = _or(raw.get("layer_types"), [])
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if kind != "full_attention":
-            raise ModelError(f"{path}: layer_types", "'full_attention' only", shown(kind))
+def _windows(
+    path: Path, raw: Mapping[str, Any], architecture: Architecture, layers: int
+) -> tuple[int | None, ...]:
+    """Return each layer's window in tokens; none where no layer has one.
 
-
-def _rope(path: Path, raw: Mapping[str, Any]) -> tuple[Any, Llama3RopeScaling | None]:
-    """Read transformers 5's `rope_parameters`, or `rope_theta` and `rope_scaling` before it.
-
-    The first is None where neither gives a theta.
+    A window of `max_position_embeddings` or more is none: all tokens are in it.
     """
-    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
-    if new is not None and old is not None and new != old:
-        raise ModelError(f"{path}: rope_scaling", "none beside other rope_parameters", shown(old))
-    key = "rope_scaling" if new is None else "rope_parameters"
-    rope = _or(_or(new, old), {})
-    if not isinstance(rope, dict):
-        raise ModelError(f"{path}: {key}", "an object", shown(rope))
-    kind = _or(rope.get("rope_type"), _or(rope.get("type"), "default"))
-    if kind not in ("default", "llama3"):
-        raise ModelError(f"{path}: {key}.rope_type", "'default' or 'llama3'", shown(kind))
-    known = _ROPE_KEYS | (set(_LLAMA3_KEYS) if kind == "llama3" else set())
-    if unknown := sorted(set(rope) - known):
-        raise ModelError(f"{path}: {key}", f"only {sorted(known)}", f"unknown {shown(unknown)}")
-    if (factor := rope.get("partial_rotary_factor", 1)) != 1 or factor is True:
-        raise ModelError(f"{path}: {key}.partial_rotary_factor", "1", shown(factor))
-    inner, outer = rope.get("rope_theta"), raw.get("rope_theta")
-    if inner is not None and outer is not None and inner != outer:
-        raise ModelError(f"{path}: rope_theta", f"{key}.rope_theta {shown(inner)}", shown(outer))
-    return _or(inner, outer), _scaling(path, key, rope) if kind == "llama3" else None
+    window, where = whole(raw.get("sliding_window")), architecture.windows
+    if where is Windows.LATER and not _flag(path, raw, "use_sliding_window"):
+        window = None
+    named = raw.get("layer_types")
+    _check_layer_types(path, named, _kinds(where, window), layers if where.vary else None)
+    if window is None or where is Windows.NONE:
+        return ()
+    window = _required(path, raw, "sliding_window")
+    has = _default_windows(raw, where, layers)
+    if where.vary and named is not None:
+        has = [kind == _SLIDING for kind in named]
+    if window >= _required(path, raw, "max_position_embeddings") or not any(has):
+        return ()
+    return tuple(window if one else None for one in has)
 
 
-def _scaling(path: Path, key: str, rope: Mapping[str, Any]) -> Llama3RopeScaling:
-    if missing := [name for name in _LLAMA3_KEYS if name not in rope]:
-        raise ModelError(f"{path}: {key}", f"all of {list(_LLAMA3_KEYS)}", f"no {missing}")
-    length = "original_max_position_embeddings"
-    numbers = {**{name: rope[name] for name in _LLAMA3_KEYS}, length: whole(rope[length])}
-    try:
-        return Llama3RopeScaling(**numbers)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error.what}", error.wanted, error.got) from None
+def _kinds(where: Windows, window: Any) -> tuple[str, ...]:
+    """Return the kinds that a layer may be of."""
+    if window is None or where is Windows.NONE:
+        return (_FULL,)
+    return (_FULL, _SLIDING) if where.vary else (_SLIDING,)
+
+
+def _check_layer_types(path: Path, named: Any, kinds: tuple[str, ...], layers: int | None) -> None:
+    """Refuse another kind, and where `layers` is given another number of them."""
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    for kind in listed:
+        if kind not in kinds:
+            wanted = " or ".join(map(repr, kinds)) + (" only" if len(kinds) == 1 else "")
+            raise ModelError(f"{path}: layer_types", wanted, shown(kind))
+    if layers is not None and named is not None and len(listed) != layers:
+        wanted = f"one for each of {layers} layers"
+        raise ModelError(f"{path}: layer_types", wanted, str(len(listed)))
+
+
+def _default_windows(raw: Mapping[str, Any], where: Windows, layers: int) -> list[bool]:
+    """Return which layers have a window where `layer_types` does not say it."""
+    if where is Windows.LATER:
+        first = _or(whole(raw.get("max_window_layers")), LATER_FROM)
+        return [index >= first for index in range(layers)]
+    return [True] * layers
+
+
+def _flag(path: Path, raw: Mapping[str, Any], key: str) -> bool:
+    value = _or(raw.get(key), False)
+    if not isinstance(value, bool):
+        raise ModelError(f"{path}: {key}", "a bool", shown(value))
+    return value
 
 
 def _special_tokens(

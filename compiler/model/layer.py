@@ -36,7 +36,7 @@ def layer(config: ModelConfig, index: int = 0) -> tuple[GraphOp, ...]:
     """Return the operations of a layer in order."""
     if config.encoder is not None:
         return encoder.layer(config, config.encoder, index)
-    return tuple(op.in_layer(index) for op in _layer(config))
+    return tuple(op.in_layer(index) for op in _layer(config, index))
 
 
 def embeddings(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -51,31 +51,34 @@ def entering(config: ModelConfig) -> tuple[str, ...]:
     return ENTERING if config.rope_theta is not None else (RESIDUAL,)
 
 
-def _layer(config: ModelConfig) -> tuple[GraphOp, ...]:
+def _layer(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
     """Return a decoder's layer; names are those within the layer."""
     hidden, inter = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.q_size, config.kv_size
-    activation = ARCHITECTURES[config.architecture].activation
+    features = ARCHITECTURES[config.architecture]
+    activation, bias = features.activation, config.attention_bias
+    window = config.windows[index] if config.windows else None
     return (
         _norm("input_layernorm", hidden, "attn.in"),
         _linear("self_attn.qkv_proj", "attn.in", "qkv", Split.QKV, hidden,
                 ("self_attn.q_proj", heads, Split.HEADS),
                 ("self_attn.k_proj", kv_heads, Split.KV_HEADS),
-                ("self_attn.v_proj", kv_heads, Split.KV_HEADS)),
+                ("self_attn.v_proj", kv_heads, Split.KV_HEADS), bias=bias or features.qkv_bias),
         GraphOp(name="self_attn.rope", kind=Kind.ROPE, inputs=("qkv", ROPE), output="query",
                 features=heads, split=Split.HEADS),
         GraphOp(name="self_attn.attend", kind=Kind.ATTEND, inputs=("query",), output="attn.out",
-                features=heads, split=Split.HEADS, exchanged=True),
+                features=heads, split=Split.HEADS, exchanged=True, window=window),
         gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
-        _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden),
+        _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden, bias=bias),
         add("self_attn.add", "o.out", hidden),
         _norm("post_attention_layernorm", hidden, "mlp.in"),
         _linear("mlp.gate_up_proj", "mlp.in", "gate_up", Split.INTER, hidden,
-                ("mlp.gate_proj", inter, Split.INTER), ("mlp.up_proj", inter, Split.INTER)),
+                ("mlp.gate_proj", inter, Split.INTER), ("mlp.up_proj", inter, Split.INTER),
+                bias=config.mlp_bias),
         GraphOp(name=f"mlp.{activation}", kind=Kind.GATE, inputs=("gate_up",), output="mlp.mid",
                 features=inter, split=Split.INTER, exchanged=True, activation=activation),
         gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER),
-        _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden),
+        _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden, bias=config.mlp_bias),
         add("mlp.add", "mlp.out", hidden),
     )  # fmt: skip
 
@@ -101,24 +104,27 @@ def _norm(name: str, hidden: int, output: str, tensor: str | None = None) -> Gra
 
 
 def _linear(
-    name: str, source: str, output: str, split: Split, k: int, *tensors: tuple[str, int, Split]
-) -> GraphOp:
-    """Multiply by matrices, given as (name, output columns, split), side by side."""
-    weights = tuple(
-        WeightTensor(name=f"{tensor}.weight", rows=rows, split=axis)
-        for tensor, rows, axis in tensors
+    name: str, source: str, output: str, split: Split, k: int, *tensors: tuple[str, int, Split],
+    bias: bool = False, exchanged: bool = False,
+) -> GraphOp:  # fmt: skip
+    """Multiply by matrices, given as (name, output columns, split), side by side; add biases."""
+    weights, biases = (
+        tuple(
+            WeightTensor(name=f"{tensor}.{part}", rows=rows, split=axis)
+            for tensor, rows, axis in tensors
+        )
+        for part in ("weight", "bias")
     )
     return GraphOp(
         name=name, kind=Kind.LINEAR, inputs=(source,), output=output,
-        features=sum(weight.rows for weight in weights), split=split, tensors=weights,
-        in_features=k,
+        features=sum(weight.rows for weight in weights), split=split, exchanged=exchanged,
+        tensors=weights, biases=biases if bias else (), in_features=k,
     )  # fmt: skip
 
 
-def _projection(name: str, source: str, output: str, k: int, hidden: int) -> GraphOp:
+def _projection(
+    name: str, source: str, output: str, k: int, hidden: int, *, bias: bool
+) -> GraphOp:  # fmt: skip
     """Project back to the residual's columns; the result is exchanged."""
-    tensor = WeightTensor(name=f"{name}.weight", rows=hidden, split=Split.HIDDEN)
-    return GraphOp(
-        name=name, kind=Kind.LINEAR, inputs=(source,), output=output, features=hidden,
-        split=Split.HIDDEN, exchanged=True, tensors=(tensor,), in_features=k,
-    )  # fmt: skip
+    to = (name, hidden, Split.HIDDEN)
+    return _linear(name, source, output, Split.HIDDEN, k, to, bias=bias, exchanged=True)

@@ -71,6 +71,7 @@ class GraphOp:
     in_features: int = 0  # K of a LINEAR
     activation: Activation | None = None  # of a GATE
     function: Function | None = None  # of an APPLY
+    window: int | None = None  # of an ATTEND: the last tokens that a row sees, if not all
 
     @property
     def dtype(self) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from chip.ops.opcodes import Function
 from compiler.model.architecture import BERT, LLAMA
-from compiler.model.config import Encoder, Llama3RopeScaling, ModelConfig
+from compiler.model.config import Encoder, ModelConfig
+from compiler.model.rope import Llama3RopeScaling
 
 _LLAMA_31_ROPE = Llama3RopeScaling(
     factor=8.0,

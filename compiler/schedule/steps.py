@@ -280,6 +280,7 @@ class StepPlanner:
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
             head_dim=self.config.head_dim, context=self.context, bucket=self.kind.bucket,
             kv_of=self.partition.kv_of(group, rank),
+            window=op.window,
             horizon=0 if self.kind.encode else None,  # the last token's row: all see each other
             q=buffers[query],
             sq=self._scale(group.chips[rank], query), kv=kv, kvs=kvs,

@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.kernels import load as load_kernels
-from chip.kernels.vmath import inv_frequencies, llama3_scaled_inv_freq, rope_tables
+from chip.kernels.vmath import (
+    inv_frequencies,
+    llama3_scaled_inv_freq,
+    rope_tables,
+    yarn_inv_freq,
+)
 from chip.ops.cost import CostModel
 from chip.ops.rows import row_bytes
 from chip.run.chip import Chip, StepMessage
@@ -23,6 +28,7 @@ from chip.sram import Sram
 from compiler.ir import StepSchedule
 from compiler.model.config import ModelConfig
 from compiler.model.layer import embeddings
+from compiler.model.rope import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from compiler.model.weights import WeightSource
 from compiler.pipeline import CompiledModel
 from interconnect.frame import Control
@@ -51,13 +57,31 @@ def rope_frequencies(config: ModelConfig) -> NDArray[np.float64]:
     if config.rope_theta is None:
         return np.empty(0)
     frequencies = inv_frequencies(config.rope_theta, config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    return llama3_scaled_inv_freq(
-        frequencies, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor,
-        scaling.original_max_position_embeddings,
-    )  # fmt: skip
+    match config.rope_scaling:
+        case Llama3RopeScaling() as llama3:
+            return llama3_scaled_inv_freq(
+                frequencies, llama3.factor, llama3.low_freq_factor, llama3.high_freq_factor,
+                llama3.original_max_position_embeddings,
+            )  # fmt: skip
+        case YarnRopeScaling() as yarn:
+            return yarn_inv_freq(
+                frequencies, config.rope_theta, yarn.factor, yarn.beta_fast, yarn.beta_slow,
+                yarn.original_max_position_embeddings, truncate=yarn.truncate,
+            )  # fmt: skip
+        case LinearRopeScaling() as linear:
+            return frequencies / linear.factor
+        case _:
+            return frequencies
+
+
+def rope_rows(
+    config: ModelConfig, positions: Sequence[int], frequencies: NDArray[np.float64]
+) -> F32:
+    """Return the cosines, then the sines, of each position: [rows, head_dim]."""
+    tables = rope_tables(positions, frequencies)
+    if isinstance(config.rope_scaling, YarnRopeScaling):
+        tables = tables * np.float32(config.rope_scaling.attention_factor)
+    return tables.reshape(len(positions), config.head_dim)
 
 
 class Driver:
@@ -126,7 +150,7 @@ class Driver:
             rope = self.memory.rows(
                 schedule.host.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)
             )
-            rope[:] = rope_tables(positions, self._frequencies).reshape(rows, config.head_dim)
+            rope[:] = rope_rows(config, positions, self._frequencies)
         self.sequence += 1
         self._rows = rows
         message = StepMessage(

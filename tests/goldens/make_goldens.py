@@ -120,6 +120,80 @@ CASES: dict[str, tuple[torch.dtype, bool, bool, dict[str, Any]]] = {
     ),
 }
 
+# name -> (dtype on disk, family, config), of families other than Llama and of Llamas with biases
+FAMILIES: dict[str, tuple[torch.dtype, str, dict[str, Any]]] = {
+    "llama_bias": (
+        torch.float32,
+        "Llama",
+        {
+            "hidden_size": 36,
+            "intermediate_size": 60,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0},
+        },
+    ),
+    "qwen2": (
+        torch.bfloat16,
+        "Qwen2",
+        {
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "qwen2_window": (
+        torch.float16,
+        "Qwen2",
+        {
+            "hidden_size": 50,
+            "intermediate_size": 77,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral": (
+        torch.bfloat16,
+        "Mistral",
+        {
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "sliding_window": 6,
+        },
+    ),
+    "mistral_dim": (
+        torch.float16,
+        "Mistral",
+        {
+            "hidden_size": 44,
+            "intermediate_size": 61,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "head_dim": 18,
+            "sliding_window": None,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        },
+    ),
+}
+
 # name -> (dtype on disk, class, LayerNorm's tensors as before transformers 5, config)
 ENCODERS: dict[str, tuple[torch.dtype, str, bool, dict[str, Any]]] = {
     "bert": (
@@ -218,6 +292,21 @@ def make(name: str, seed: int) -> None:
         use_old_rope_keys(folder)
 
 
+def make_family(name: str, seed: int) -> None:
+    """Write the checkpoint folder of a family with its golden.npz."""
+    dtype, family, sizes = FAMILIES[name]
+    config = getattr(transformers, f"{family}Config")(
+        num_hidden_layers=3, vocab_size=97, max_position_embeddings=64, bos_token_id=1,
+        eos_token_id=2, pad_token_id=None, **sizes,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = random_model(config, dtype, seed, f"{family}ForCausalLM")
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    keep_or_write(folder / "golden.npz", golden(model, config.vocab_size, seed))
+    model.to(dtype).save_pretrained(folder)
+
+
 def use_old_norm_names(folder: Path) -> None:
     """Rewrite the weights the way old BERT checkpoints have them: LayerNorm.gamma and .beta."""
     path, old = folder / "model.safetensors", {"weight": "gamma", "bias": "beta"}
@@ -255,6 +344,10 @@ if __name__ == "__main__":
     for number, case in enumerate(CASES):
         if len(sys.argv) < 2 or case in sys.argv[1:]:
             make(case, seed=100 + number)
+            print(case)
+    for number, case in enumerate(FAMILIES):
+        if len(sys.argv) < 2 or case in sys.argv[1:]:
+            make_family(case, seed=300 + number)
             print(case)
     for number, case in enumerate(ENCODERS):
         if len(sys.argv) < 2 or case in sys.argv[1:]:
