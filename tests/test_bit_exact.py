@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,10 @@ from rack.text.tokenizer import load_tokenizer
 GOLDENS = Path(__file__).parent / "goldens"
 ODD = ("1x1", "lesson"), ("2x3+2", "groqrack")
 LLAMAS = ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"]
-FAMILIES = ["llama_bias", "qwen2", "qwen2_window", "mistral", "mistral_dim"]
+FAMILIES = [
+    "llama_bias", "qwen2", "qwen2_window", "mistral", "mistral_dim", "qwen3", "qwen3_odd", "gemma2",
+    "gemma2_odd",
+]  # fmt: skip
 DECODERS = LLAMAS + FAMILIES
 
 
@@ -61,6 +65,9 @@ def models(draw: st.DrawFn) -> ModelConfig:
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         windows=draw(st.sampled_from([(), None])) or draw(windows),
+        attention_scale=draw(st.sampled_from([None, 0.3])),
+        attention_cap=draw(st.sampled_from([None, 0.5])),
+        logit_cap=draw(st.sampled_from([None, 2.0])),
     )
 
 
@@ -182,6 +189,7 @@ def test_architectures_int8_equal_the_plain_integer_model(
     """A golden's config.json, read as another architecture, with weights of its own."""
     config, _ = hugging_face(GOLDENS / "gqa")
     known = ARCHITECTURES[architecture]
+    config = {**known.defaults, **config}
     config |= {"architectures": [architecture], "model_type": known.model_type}
     config |= {known.act_key: HIDDEN_ACT[known.activation][0]}
     config |= {"num_local_experts": 3} if "num_local_experts" in known.options else {}
@@ -218,9 +226,14 @@ def test_goldens_fp16_are_close_to_transformers(name: str, layout: str, hardware
     assert (got.argmax(axis=1) == wanted.argmax(axis=1)).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("layout", ["1x1", "1x2", "3x1+1", "1x3+2"])
-def test_families_fp16_give_the_tokens_of_transformers(name: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        *product(["1x1", "1x2", "3x1+1", "1x3+2"], FAMILIES),
+        ("1x13", "gemma2_odd"),  # vectors are forwarded
+    ],
+)
+def test_families_fp16_give_the_tokens_of_transformers(layout: str, name: str) -> None:
     golden = np.load(GOLDENS / name / "golden.npz")
     tokens = [*golden["token_ids"].tolist(), *golden["greedy"].tolist()]
     first = len(golden["token_ids"]) - 1

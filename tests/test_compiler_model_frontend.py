@@ -58,7 +58,9 @@ LLAMA_70B = {
     "vocab_size": 128256,
 }
 EVERY = {**ARCHITECTURES, **ENCODERS}
-NAMES = " or ".join(repr([name]) for name in EVERY)
+NAMES = (
+    "one of Llama, Mistral, Qwen2, Qwen3 or Gemma2 + 'ForCausalLM', or BertModel or BertForMaskedLM"
+)
 TYPES = " or ".join(dict.fromkeys(repr(one.model_type) for one in EVERY.values()))
 LLAMA_8B = {
     **LLAMA_70B,

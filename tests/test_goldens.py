@@ -70,9 +70,21 @@ def rotate(x: F64, config: ModelConfig) -> F64:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def norm(x: F64, weight: Any, eps: float) -> F64:
-    """Apply RMSNorm to [T, hidden]."""
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+def norm(x: F64, weight: Any, config: ModelConfig) -> F64:
+    """Apply RMSNorm to the last axis."""
+    weight = weight + (1 if config.architecture == "Gemma2ForCausalLM" else 0)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.rms_norm_eps) * weight
+
+
+def capped(x: F64, cap: float | None) -> F64:
+    return x if cap is None else cap * np.tanh(x / cap)
+
+
+def gate(x: F64, config: ModelConfig) -> F64:
+    """Apply the function of the MLP's gate."""
+    if config.architecture == "Gemma2ForCausalLM":
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x / (1 + np.exp(-x))
 
 
 def linear(x: F64, w: dict[str, F64], name: str) -> F64:
@@ -93,10 +105,13 @@ def attention(x: F64, config: ModelConfig, w: dict[str, F64], layer: int) -> F64
     q, k, v = (
         linear(x, w, f"{prefix}.{name}_proj").reshape(len(x), -1, config.head_dim) for name in "qkv"
     )
+    if f"{prefix}.q_norm.weight" in w:
+        q, k = (norm(x, w[f"{prefix}.{of}_norm.weight"], config) for x, of in ((q, "q"), (k, "k")))
     q, k = rotate(q, config), rotate(k, config)
     group = config.num_heads // config.num_kv_heads
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(config.head_dim)
+    scale = config.attention_scale or 1 / math.sqrt(config.head_dim)
+    scores = capped(np.einsum("qhd,khd->hqk", q, k) * scale, config.attention_cap)
     scores[:, unseen(config, layer, len(x))] = -np.inf
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
@@ -118,15 +133,27 @@ def read(config: ModelConfig, source: WeightSource) -> dict[str, F64]:
 def logits(model: Model, ids: Any) -> F64:
     """Run a whole sequence: [T] ids to [T, vocab]."""
     config, w = model.config, read(model.config, model.weights_ref.open())
-    x = w[EMBEDDING][ids]
+    x, post = w[EMBEDDING][ids], config.architecture == "Gemma2ForCausalLM"
+    if post:
+        x = x * math.sqrt(config.hidden_size)
+
+    def normed(y: F64, name: str) -> F64:
+        return norm(y, w[f"{name}.weight"], config)
+
     for layer in range(config.num_layers):
         p = f"model.layers.{layer}"
-        y = norm(x, w[f"{p}.input_layernorm.weight"], config.rms_norm_eps)
-        x = x + attention(y, config, w, layer)
-        y = norm(x, w[f"{p}.post_attention_layernorm.weight"], config.rms_norm_eps)
-        gate, up = (linear(y, w, f"{p}.mlp.{name}_proj") for name in ("gate", "up"))
-        x = x + linear(gate / (1 + np.exp(-gate)) * up, w, f"{p}.mlp.down_proj")
-    return norm(x, w[FINAL_NORM], config.rms_norm_eps) @ w[LM_HEAD].T
+        y = attention(normed(x, f"{p}.input_layernorm"), config, w, layer)
+        x = x + (normed(y, f"{p}.post_attention_layernorm") if post else y)
+        before = "pre_feedforward_layernorm" if post else "post_attention_layernorm"
+        y = mlp(normed(x, f"{p}.{before}"), config, w, f"{p}.mlp")
+        x = x + (normed(y, f"{p}.post_feedforward_layernorm") if post else y)
+    return capped(norm(x, w[FINAL_NORM], config) @ w[LM_HEAD].T, config.logit_cap)
+
+
+def mlp(x: F64, config: ModelConfig, w: dict[str, F64], p: str) -> F64:
+    """Apply the gated MLP: [T, hidden] to [T, hidden]."""
+    gated = gate(linear(x, w, f"{p}.gate_proj"), config) * linear(x, w, f"{p}.up_proj")
+    return linear(gated, w, f"{p}.down_proj")
 
 
 @pytest.mark.parametrize("name", DECODERS)

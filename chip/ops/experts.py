@@ -125,7 +125,5 @@ def _chosen(op: ExpertsEach | ExpertsSum) -> Use:
 
 def _weights(op: ExpertsEach | ExpertsSum) -> list[Use]:
     columns = op.experts * row_bytes(op.n, 4)
-    parts = [
-        (name, (at, columns)) for name, at in (("sw", op.sw), ("b", op.b)) if at is not None
-    ]
+    parts = [(name, (at, columns)) for name, at in (("sw", op.sw), ("b", op.b)) if at is not None]
     return [("w", (op.w, op.experts * expert_stride(op.k, op.n, op.dtype))), *parts]

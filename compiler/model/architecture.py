@@ -18,12 +18,13 @@ class Windows(Enum):
 
     NONE = "no layer"
     ALL = "every layer"
+    ALTERNATE = "the first, the third, and so on"
     LATER = "those from `max_window_layers` on, if `use_sliding_window` is true"
 
     @property
     def vary(self) -> bool:
         """Whether `layer_types` may say which layers have one."""
-        return self is Windows.LATER
+        return self in (Windows.ALTERNATE, Windows.LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,10 @@ class Architecture:
     defaults: Mapping[str, Any]
     windows: Windows = Windows.NONE
     qkv_bias: bool = False  # queries, keys and values have biases, whatever config.json says
+    head_norms: bool = False  # of each query and key, before RoPE
+    post_norms: bool = False  # of what attention and the MLP give, before it is added
+    norm_offset: float = 0.0  # that is added to every norm's weights
+    scaled_embedding: bool = False  # by the root of the hidden size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +58,16 @@ class EncoderArchitecture:
 
 
 # `hidden_act` of config.json: names of one function.
-HIDDEN_ACT: dict[Activation, tuple[str, ...]] = {Activation.SILU: ("silu", "swish")}
+HIDDEN_ACT: dict[Activation, tuple[str, ...]] = {
+    Activation.SILU: ("silu", "swish"),
+    Activation.GEGLU: ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"),
+}
 ENCODER_ACT: dict[Function, tuple[str, ...]] = {
     Function.GELU: ("gelu", "gelu_python"),
     Function.GELU_TANH: ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
 }
 LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
-QWEN2 = "Qwen2ForCausalLM"
+QWEN2, QWEN3, GEMMA2 = "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM"
 BERT = "BertModel"
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
@@ -71,6 +79,11 @@ _MISTRAL = {
 _QWEN = {
     **_LLAMA, "vocab_size": 151936, "max_position_embeddings": 32768, "num_key_value_heads": 32,
     "sliding_window": 4096,
+}  # fmt: skip
+_GEMMA2 = {
+    **_LLAMA, "vocab_size": 256000, "max_position_embeddings": 8192, "num_key_value_heads": 4,
+    "head_dim": 256, "tie_word_embeddings": True, "sliding_window": 4096,
+    "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
 }  # fmt: skip
 _DECODERS = (
     Architecture(
@@ -84,6 +97,20 @@ _DECODERS = (
     Architecture(
         name=QWEN2, model_type="qwen2", activation=Activation.SILU, defaults=_QWEN,
         windows=Windows.LATER, qkv_bias=True,
+    ),
+    Architecture(
+        name=QWEN3, model_type="qwen3", activation=Activation.SILU,
+        defaults={**_QWEN, "head_dim": 128}, options=frozenset({"attention_bias"}),
+        windows=Windows.LATER, head_norms=True,
+    ),
+    Architecture(
+        name=GEMMA2, model_type="gemma2", activation=Activation.GEGLU,
+        act_key="hidden_activation", defaults=_GEMMA2, windows=Windows.ALTERNATE,
+        options=frozenset({
+            "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping",
+            "final_logit_softcapping",
+        }),
+        post_norms=True, norm_offset=1.0, scaled_embedding=True,
     ),
 )  # fmt: skip
 ARCHITECTURES = {one.name: one for one in _DECODERS}

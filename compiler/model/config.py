@@ -80,6 +80,9 @@ class ModelConfig:
     attention_bias: bool = False  # of queries, keys, values and attention's result
     mlp_bias: bool = False
     windows: tuple[int | None, ...] = ()  # of each layer, in tokens; none if it is empty
+    attention_scale: float | None = None  # of scores, if not 1 / sqrt(head_dim)
+    attention_cap: float | None = None  # of scores
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         if self.architecture not in (known := {**ARCHITECTURES, **ENCODERS}):
@@ -105,6 +108,9 @@ class ModelConfig:
             )
         for flag in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             boolean(self.name, self, flag)
+        for number in ("attention_scale", "attention_cap", "logit_cap"):
+            if getattr(self, number) is not None:
+                positive_number(self.name, self, number)
         self._check_windows()
         self._check_tokens()
 

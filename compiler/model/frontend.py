@@ -8,6 +8,7 @@ Non-goals: reading weights (compiler/model/weights.py), tokenizers (rack/text), 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -49,8 +50,10 @@ _FEATURES: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
     "query_pre_attn_scalar": (None,), "num_local_experts": (None,),
 }  # fmt: skip
+_DECODER = "ForCausalLM"  # as decoders' names end
 # Keys whose null is a value, other than that of a key which is absent.
-_NULLABLE = ("num_key_value_heads", "sliding_window")
+_CAPS = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
+_NULLABLE = ("num_key_value_heads", "sliding_window", *_CAPS.values())
 LATER_FROM = 28  # `max_window_layers` where it is absent
 _FULL, _SLIDING = "full_attention", "sliding_attention"  # of `layer_types`
 # The defaults of transformers' BertConfig for a key that is absent or null. Sizes that every
@@ -167,7 +170,20 @@ def _decoder(
     return {
         **{key: raw[key] for key in ("rms_norm_eps", "rope_theta", "tie_word_embeddings")}, **flags,
         "rope_scaling": rope, "windows": _windows(path, raw, architecture, layers),
+        "attention_scale": _attention_scale(path, raw),
+        **{cap: raw.get(key) for cap, key in _CAPS.items()},
     }  # fmt: skip
+
+
+def _attention_scale(path: Path, raw: Mapping[str, Any]) -> float | None:
+    """Return the scale of scores where config.json has one that is not 1 / sqrt(head_dim)."""
+    scalar, key = raw.get("query_pre_attn_scalar"), "query_pre_attn_scalar"
+    if scalar is None:
+        return None
+    if not isinstance(scalar, int | float) or isinstance(scalar, bool) or not scalar > 0:
+        raise ModelError(f"{path}: {key}", "a positive number", shown(scalar))
+    sizes = _sizes(path, raw)
+    return None if scalar == sizes["head_dim"] else 1.0 / math.sqrt(scalar)
 
 
 def _encoder(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,13 +215,18 @@ def _architecture(path: Path, raw: Mapping[str, Any]) -> Architecture | EncoderA
     if named not in (None, []) or kind is None:
         known = [one for one in known if named == [one.name]]
         if not known:
-            wanted = " or ".join(repr([name]) for name in every)
-            raise ModelError(f"{path}: architectures", wanted, shown(named))
+            raise ModelError(f"{path}: architectures", _known_names(), shown(named))
     found = next((one for one in known if kind in (None, one.model_type)), None)
     if found is None:
         wanted = " or ".join(dict.fromkeys(repr(one.model_type) for one in known))
         raise ModelError(f"{path}: model_type", wanted, shown(kind))
     return found
+
+
+def _known_names() -> str:
+    """Return the names of all architectures; what decoders' end with is said once."""
+    *first, last = (name.removesuffix(_DECODER) for name in ARCHITECTURES)
+    return f"one of {', '.join(first)} or {last} + {_DECODER!r}, or {' or '.join(ENCODERS)}"
 
 
 def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
@@ -219,6 +240,7 @@ def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
         "quantization_config": (None,),
         "pretraining_tp": (1, None),
         "partial_rotary_factor": (1, None),
+        "use_bidirectional_attention": (None, False),
     }
 
 
@@ -324,6 +346,8 @@ def _check_layer_types(path: Path, named: Any, kinds: tuple[str, ...], layers: i
 
 def _default_windows(raw: Mapping[str, Any], where: Windows, layers: int) -> list[bool]:
     """Return which layers have a window where `layer_types` does not say it."""
+    if where is Windows.ALTERNATE:
+        return [index % 2 == 0 for index in range(layers)]
     if where is Windows.LATER:
         first = _or(whole(raw.get("max_window_layers")), LATER_FROM)
         return [index >= first for index in range(layers)]

@@ -12,6 +12,8 @@ are in compiler/model/encoder.py.
 
 from __future__ import annotations
 
+import math
+
 from compiler.model import encoder
 from compiler.model.architecture import ARCHITECTURES
 from compiler.model.config import ModelConfig
@@ -51,35 +53,56 @@ def entering(config: ModelConfig) -> tuple[str, ...]:
     return ENTERING if config.rope_theta is not None else (RESIDUAL,)
 
 
+def embedding_scale(config: ModelConfig) -> float:
+    """Return what the host multiplies a token's row by."""
+    known = ARCHITECTURES.get(config.architecture)
+    return math.sqrt(config.hidden_size) if known is not None and known.scaled_embedding else 1.0
+
+
 def _layer(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
     """Return a decoder's layer; names are those within the layer."""
-    hidden, inter = config.hidden_size, config.intermediate_size
-    heads, kv_heads = config.q_size, config.kv_size
-    features = ARCHITECTURES[config.architecture]
-    activation, bias = features.activation, config.attention_bias
-    window = config.windows[index] if config.windows else None
+    return (*_attention(config, index), *_mlp(config))
+
+
+def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
+    hidden, heads, kv_heads = config.hidden_size, config.q_size, config.kv_size
+    features, bias = ARCHITECTURES[config.architecture], config.attention_bias
+    norms = (("gq", "q"), ("gk", "k")) if features.head_norms else ()
     return (
-        _norm("input_layernorm", hidden, "attn.in"),
+        _norm(config, "input_layernorm", "attn.in"),
         _linear("self_attn.qkv_proj", "attn.in", "qkv", Split.QKV, hidden,
                 ("self_attn.q_proj", heads, Split.HEADS),
                 ("self_attn.k_proj", kv_heads, Split.KV_HEADS),
                 ("self_attn.v_proj", kv_heads, Split.KV_HEADS), bias=bias or features.qkv_bias),
         GraphOp(name="self_attn.rope", kind=Kind.ROPE, inputs=("qkv", ROPE), output="query",
-                features=heads, split=Split.HEADS),
+                features=heads, split=Split.HEADS,
+                vectors=tuple((operand, _gamma(config, f"self_attn.{of}_norm", config.head_dim))
+                              for operand, of in norms)),
         GraphOp(name="self_attn.attend", kind=Kind.ATTEND, inputs=("query",), output="attn.out",
-                features=heads, split=Split.HEADS, exchanged=True, window=window),
+                features=heads, split=Split.HEADS, exchanged=True, cap=config.attention_cap,
+                window=config.windows[index] if config.windows else None),
         gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
         _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden, bias=bias),
-        add("self_attn.add", "o.out", hidden),
-        _norm("post_attention_layernorm", hidden, "mlp.in"),
+        _add(config, "self_attn.add", "o.out", "post_attention_layernorm"),
+    )  # fmt: skip
+
+
+def _mlp(config: ModelConfig) -> tuple[GraphOp, ...]:
+    """Return the MLP; its norm has one name here, whatever a family calls the tensor."""
+    hidden, inter = config.hidden_size, config.intermediate_size
+    features, bias = ARCHITECTURES[config.architecture], config.mlp_bias
+    norm = "pre_feedforward_layernorm" if features.post_norms else "post_attention_layernorm"
+    return (
+        _norm(config, "post_attention_layernorm", "mlp.in", f"{norm}.weight"),
         _linear("mlp.gate_up_proj", "mlp.in", "gate_up", Split.INTER, hidden,
                 ("mlp.gate_proj", inter, Split.INTER), ("mlp.up_proj", inter, Split.INTER),
-                bias=config.mlp_bias),
-        GraphOp(name=f"mlp.{activation}", kind=Kind.GATE, inputs=("gate_up",), output="mlp.mid",
-                features=inter, split=Split.INTER, exchanged=True, activation=activation),
+                bias=bias),
+        GraphOp(name=f"mlp.{features.activation}", kind=Kind.GATE, inputs=("gate_up",),
+                output="mlp.mid", features=inter, split=Split.INTER, exchanged=True,
+                activation=features.activation),
         gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER),
-        _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden, bias=config.mlp_bias),
-        add("mlp.add", "mlp.out", hidden),
+        _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden, bias=bias),
+        _add(config, "mlp.add", "mlp.out", "post_feedforward_layernorm"),
     )  # fmt: skip
 
 
@@ -88,24 +111,36 @@ def head(config: ModelConfig) -> tuple[GraphOp, ...]:
     if config.encoder is not None:
         return encoder.head(config)
     return (
-        _norm("norm", config.hidden_size, "head.in", FINAL_NORM),
+        _norm(config, "norm", "head.in", FINAL_NORM),
         _linear("lm_head", "head.in", "logits", Split.VOCAB, config.hidden_size,
-                ("lm_head", config.vocab_size, Split.VOCAB)),
+                ("lm_head", config.vocab_size, Split.VOCAB), cap=config.logit_cap),
     )  # fmt: skip
 
 
-def _norm(name: str, hidden: int, output: str, tensor: str | None = None) -> GraphOp:
+def _gamma(config: ModelConfig, owner: str, rows: int) -> WeightTensor:
+    offset = ARCHITECTURES[config.architecture].norm_offset
+    return WeightTensor(name=f"{owner}.weight", rows=rows, split=Split.NONE, offset=offset)
+
+
+def _norm(config: ModelConfig, name: str, output: str, tensor: str | None = None) -> GraphOp:
     """Norm the residual."""
-    weight = WeightTensor(name=tensor or f"{name}.weight", rows=hidden, split=Split.NONE)
+    hidden = config.hidden_size
+    owner = name if tensor is None else tensor.removesuffix(".weight")
     return GraphOp(
         name=name, kind=Kind.NORM, inputs=(RESIDUAL,), output=output, features=hidden,
-        split=Split.NONE, tensors=(weight,),
+        split=Split.NONE, tensors=(_gamma(config, owner, hidden),),
     )  # fmt: skip
+
+
+def _add(config: ModelConfig, name: str, source: str, post: str) -> GraphOp:
+    """Add a branch to the residual, with its norm if the architecture has such."""
+    hidden, has = config.hidden_size, ARCHITECTURES[config.architecture].post_norms
+    return add(name, source, hidden, _gamma(config, post, hidden) if has else None)
 
 
 def _linear(
     name: str, source: str, output: str, split: Split, k: int, *tensors: tuple[str, int, Split],
-    bias: bool = False, exchanged: bool = False,
+    bias: bool = False, exchanged: bool = False, cap: float | None = None,
 ) -> GraphOp:  # fmt: skip
     """Multiply by matrices, given as (name, output columns, split), side by side; add biases."""
     weights, biases = (
@@ -118,7 +153,7 @@ def _linear(
     return GraphOp(
         name=name, kind=Kind.LINEAR, inputs=(source,), output=output,
         features=sum(weight.rows for weight in weights), split=split, exchanged=exchanged,
-        tensors=weights, biases=biases if bias else (), in_features=k,
+        tensors=weights, biases=biases if bias else (), in_features=k, cap=cap,
     )  # fmt: skip
 
 

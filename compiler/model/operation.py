@@ -48,6 +48,7 @@ class WeightTensor:
     name: str
     rows: int
     split: Split
+    offset: float = 0.0  # of a norm: what is added to its values
 
 
 def tensor_name(layer: int, name: str) -> str:
@@ -71,7 +72,9 @@ class GraphOp:
     in_features: int = 0  # K of a LINEAR
     activation: Activation | None = None  # of a GATE
     function: Function | None = None  # of an APPLY
+    vectors: tuple[tuple[str, WeightTensor], ...] = ()  # others that it takes, by operand
     window: int | None = None  # of an ATTEND: the last tokens that a row sees, if not all
+    cap: float | None = None  # of an ATTEND's scores, or of a LINEAR's result
 
     @property
     def dtype(self) -> str:
@@ -89,7 +92,14 @@ class GraphOp:
             tuple(replace(tensor, name=tensor_name(index, tensor.name)) for tensor in some)
             for some in (self.tensors, self.biases)
         )
-        return replace(self, name=f"layers.{index}.{self.name}", tensors=tensors, biases=biases)
+        vectors = tuple(
+            (operand, replace(tensor, name=tensor_name(index, tensor.name)))
+            for operand, tensor in self.vectors
+        )
+        return replace(
+            self, name=f"layers.{index}.{self.name}", tensors=tensors, biases=biases,
+            vectors=vectors,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         shape = f"[rows, {self.features}] {self.dtype}"
@@ -105,9 +115,9 @@ def gather(name: str, source: str, output: str, features: int, split: Split) -> 
     )  # fmt: skip
 
 
-def add(name: str, source: str, hidden: int) -> GraphOp:
-    """Add an exchanged value to the residual."""
+def add(name: str, source: str, hidden: int, post: WeightTensor | None = None) -> GraphOp:
+    """Add an exchanged value, or with `post` its norm, to the residual."""
     return GraphOp(
         name=name, kind=Kind.ADD, inputs=(RESIDUAL, source), output=RESIDUAL, features=hidden,
-        split=Split.NONE,
+        split=Split.NONE, vectors=() if post is None else (("post", post),),
     )  # fmt: skip

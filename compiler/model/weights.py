@@ -64,6 +64,7 @@ def _shapes(ops: Iterable[GraphOp]) -> dict[str, tuple[int, ...]]:
             matrix = op.kind is Kind.LINEAR
             shapes[tensor.name] = (tensor.rows, op.in_features) if matrix else (tensor.rows,)
         shapes |= {bias.name: (bias.rows,) for bias in op.biases}
+        shapes |= {tensor.name: (tensor.rows,) for _, tensor in op.vectors}
     return shapes
 
 

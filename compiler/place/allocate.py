@@ -30,6 +30,8 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
     """Return (name, kind, bytes) of each weight, scale, bias and norm of a chip, by address."""
     out: list[tuple[str, str, int]] = []
     for group, rank in partition.groups_of(chip):
+        for name, piece in partition.vectors_of(group, rank).items():
+            out.append((name, "norm", row_bytes(piece.stop - piece.start, 4)))
         for op in partition.ops(group):
             if op.kind is Kind.NORM:
                 out.append((op.name, "norm", row_bytes(op.features, 4)))

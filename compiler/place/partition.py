@@ -24,11 +24,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Rows `start:stop` of one Hugging Face matrix: output columns of the product."""
+    """Rows `start:stop` of one Hugging Face matrix, or elements of a vector, plus `offset`."""
 
     tensor: str
     start: int
     stop: int
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,26 @@ class Partition:
         """Return the graph operations of a group in order."""
         layers = [op for index in group.layers for op in self.graph.layers[index]]
         return layers + (list(self.graph.head) if group.has_head else [])
+
+    def vectors_of(self, group: Group, rank: int) -> dict[str, Piece]:
+        """Return the vectors that a rank's operations take beside: constant's name to its values.
+
+        A group may do the sum that ends the group before (compiler/schedule/steps.py).
+        """
+        ops = self.ops(group)
+        if group.index:
+            ops = [self.graph.layers[self.groups[group.index - 1].layers[-1]][-1], *ops]
+        found = {}
+        for op in ops:
+            for operand, tensor in op.vectors:
+                stop, start = tensor.rows, 0
+                if tensor.split is Split.HEADS:
+                    start, stop = group.heads[rank]
+                if stop > start:
+                    found[f"{op.name}.{operand}"] = Piece(
+                        tensor=tensor.name, start=start, stop=stop, offset=tensor.offset
+                    )
+        return found
 
 
 @lru_cache(maxsize=256)  # groups of a layout are alike, and so are the layouts of a search

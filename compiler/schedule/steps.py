@@ -14,6 +14,7 @@ from chip.ops.cost import C2C_TURN, TURNS
 from chip.ops.product import (
     Activations,
     AddTo,
+    Capped,
     Gated,
     GatherFirst,
     LinkRoom,
@@ -196,7 +197,8 @@ class StepPlanner:
         if after.kind is Kind.LINEAR:
             return op.kind in (Kind.NORM, Kind.GATHER)
         kept = not op.exchanged or len(group.chips) == 1
-        return op.kind is Kind.LINEAR and after.kind in (Kind.GATE, Kind.ADD) and kept
+        plain = after.kind is Kind.ADD and not after.vectors  # of what is not normed before
+        return op.kind is Kind.LINEAR and (after.kind is Kind.GATE or plain) and kept
 
     def _slot(self, *, host: bool) -> int:
         """Return the cycles that a vector takes on links between chips, or on the host's."""
@@ -264,12 +266,16 @@ class StepPlanner:
     def _rope(self, group: Group, rank: int, op: GraphOp) -> Rope:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
         buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
+        constants, int8 = self.constants[group.chips[rank]], self.dtype == "int8"
         qkv, *tables = op.inputs
         return Rope(
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
             head_dim=self.config.head_dim, context=self.context, qkv=buffers[qkv],
             rope=buffers[tables[0]] if tables else None, q=buffers[op.output],
             sq=self._scale(group.chips[rank], op.output), kv=kv, kvs=kvs,
+            scale=self.config.attention_scale if int8 else None,
+            eps=self.eps if op.vectors else None,
+            **{operand: constants[f"{op.name}.{operand}"] for operand, _ in op.vectors},
         )  # fmt: skip
 
     def _attend(self, group: Group, rank: int, op: GraphOp) -> Attend:
@@ -280,7 +286,8 @@ class StepPlanner:
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
             head_dim=self.config.head_dim, context=self.context, bucket=self.kind.bucket,
             kv_of=self.partition.kv_of(group, rank),
-            window=op.window,
+            window=op.window, cap=op.cap,
+            scale=None if self.dtype == "int8" else self.config.attention_scale,
             horizon=0 if self.kind.encode else None,  # the last token's row: all see each other
             q=buffers[query],
             sq=self._scale(group.chips[rank], query), kv=kv, kvs=kvs,
@@ -293,7 +300,12 @@ class StepPlanner:
         shares = group.shares(Split.HIDDEN, self.config.head_dim)
         for chip in chips:
             x, src = self.buffers[chip][op.output], self.buffers[chip][source]
-            self._op(chip, op.name, Add(rows=self.kind.rows, shares=shares, x=x, src=src))
+            post = self.constants[chip][f"{op.name}.post"] if op.vectors else None
+            add = Add(
+                rows=self.kind.rows, shares=shares, x=x, src=src, post=post,
+                eps=None if post is None else self.eps,
+            )  # fmt: skip
+            self._op(chip, op.name, add)
 
     def _gate(self, group: Group, op: GraphOp) -> None:
         shares = group.shares(op.split, self.config.head_dim)
@@ -394,7 +406,7 @@ class StepPlanner:
         self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)
 
 
-def _result(op: GraphOp, at: int) -> Plain | AddTo | Gated:
+def _result(op: GraphOp, at: int) -> Plain | AddTo | Gated | Capped:
     """Return the epilogue of a product for the operation that it is, or does as its last part."""
     match op.kind:
         case Kind.ADD:
@@ -403,4 +415,4 @@ def _result(op: GraphOp, at: int) -> Plain | AddTo | Gated:
             assert op.activation is not None
             return Gated(activation=op.activation, y=at)
         case _:
-            return Plain(y=at)
+            return Plain(y=at) if op.cap is None else Capped(cap=op.cap, y=at)

@@ -12,13 +12,16 @@ from chip.ops.product import AddTo, Gated, Matmul, NormFirst
 from chip.ops.program import Scheduled
 
 # operand -> suffix of its tensor's name
-CONSTANTS = {"w": "", "sw": ".scale", "b": ".bias", "gamma": "", "beta": ".bias"}
+CONSTANTS = {
+    "w": "", "sw": ".scale", "b": ".bias", "gamma": "", "beta": ".bias",
+    "gq": ".gq", "gk": ".gk", "post": ".post", "sinks": ".sinks",
+}  # fmt: skip
 NORM_BEFORE = {  # a product -> the norm that may be a part of it
     "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
     "lm_head": "norm",
 }  # fmt: skip
 # opcode of a gate, and word of an epilogue -> its place
-GATES = {"silu": "mlp.silu"}
+GATES = {"silu": "mlp.silu", "geglu": "mlp.geglu"}
 ADD_AFTER = {"self_attn.o_proj": "self_attn.add", "mlp.down_proj": "mlp.add"}
 CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
 

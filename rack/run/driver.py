@@ -27,7 +27,7 @@ from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
 from compiler.ir import StepSchedule
 from compiler.model.config import ModelConfig
-from compiler.model.layer import embeddings
+from compiler.model.layer import embedding_scale, embeddings
 from compiler.model.rope import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from compiler.model.weights import WeightSource
 from compiler.pipeline import CompiledModel
@@ -97,6 +97,7 @@ class Driver:
         self._rows = 0  # of the step that runs
         self._frequencies = rope_frequencies(compiled.config)
         self._tables = tuple(embeddings(compiled.config))
+        self._scale = np.float32(embedding_scale(compiled.config))
         host = compiled.layout.chips
         links = links_of(compiled, host)
         self.node = ChipNode(links, host, transport, slots or {})
@@ -146,6 +147,8 @@ class Driver:
                 for name, number in zip(self._tables, numbers, strict=True)
             )
             embedding[row] = sum(others, first)
+            if self._scale != 1:
+                embedding[row] *= self._scale
         if len(self._frequencies):
             rope = self.memory.rows(
                 schedule.host.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)

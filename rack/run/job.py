@@ -24,7 +24,7 @@ from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import Sram
 from compiler.ir import LinkUse, Tensor
-from compiler.model.operation import Kind
+from compiler.model.operation import Kind, WeightTensor
 from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
 from compiler.place.partition import Piece, Weight, bias_of, weight_of
@@ -36,13 +36,11 @@ BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLoad:
-    """One constant to load: a weight, by its columns, a norm, by its Hugging Face name, or biases,
-    side by side."""
+    """One constant to load: a weight, by its columns, or the parts of a vector, side by side."""
 
     tensor: Tensor
     weight: Weight | None = None
-    norm: str = ""
-    bias: tuple[Piece, ...] = ()
+    vector: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,25 +90,24 @@ def chip_job(
     """Return one chip's part of a compiled model."""
     memory = compiled.memories[index]
     weights_of: dict[str, Weight] = {}
-    norms: dict[str, str] = {}
-    biases: dict[str, tuple[Piece, ...]] = {}
+    vectors: dict[str, tuple[Piece, ...]] = {}
     for group, rank in compiled.partition.groups_of(index):
+        for name, piece in compiled.partition.vectors_of(group, rank).items():
+            vectors[name] = (piece,)
         for op in compiled.partition.ops(group):
             if op.kind is Kind.LINEAR:
                 weights_of[op.name] = weight_of(compiled.config, group, rank, op)
                 if op.biases:
-                    biases[f"{op.name}.bias"] = bias_of(compiled.config, group, rank, op)
+                    vectors[f"{op.name}.bias"] = bias_of(compiled.config, group, rank, op)
             elif op.kind in (Kind.NORM, Kind.LAYER_NORM):
-                norms[op.name] = op.tensors[0].name
-                norms |= {f"{op.name}.bias": bias.name for bias in op.biases}
+                vectors[op.name] = (_whole(op.tensors[0]),)
+                vectors |= {f"{op.name}.bias": (_whole(bias),) for bias in op.biases}
     loads = []
     for tensor in memory.tensors:
         if tensor.kind == "weight":
             loads.append(TensorLoad(tensor=tensor, weight=weights_of[tensor.name]))
-        elif tensor.kind == "norm":
-            loads.append(TensorLoad(tensor=tensor, norm=norms[tensor.name]))
-        elif tensor.kind == "bias":
-            loads.append(TensorLoad(tensor=tensor, bias=biases[tensor.name]))
+        elif tensor.kind in ("norm", "bias"):
+            loads.append(TensorLoad(tensor=tensor, vector=vectors[tensor.name]))
         elif tensor.kind == "scale":
             loads.append(TensorLoad(tensor=tensor))
     programs = programs_of(compiled, index)
@@ -150,15 +147,20 @@ def reserve_tensors(job: ChipJob, sram: Sram) -> None:
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
     """Load weights, scales, biases and norms to their addresses; fill the caches with zeros."""
     for load in job.loads:
-        if load.norm:
-            values = source.vector(load.norm)
-            sram.tensor(load.tensor.name).view(np.float32)[: len(values)] = values
-        elif load.bias:
-            parts = [source.vector(p.tensor)[p.start : p.stop] for p in load.bias]
-            values = np.concatenate(parts)
+        if load.vector:
+            values = np.concatenate([_read_vector(source, piece) for piece in load.vector])
             sram.tensor(load.tensor.name).view(np.float32)[: len(values)] = values
         elif load.weight is not None:
             _load_matrix(load.weight, job.dtype, sram, source)
+
+
+def _whole(tensor: WeightTensor) -> Piece:
+    return Piece(tensor=tensor.name, start=0, stop=tensor.rows, offset=tensor.offset)
+
+
+def _read_vector(source: WeightSource, piece: Piece) -> NDArray[np.float32]:
+    values = source.vector(piece.tensor)[piece.start : piece.stop]
+    return values + np.float32(piece.offset) if piece.offset else values
 
 
 def _load_matrix(weight: Weight, dtype: str, sram: Sram, source: WeightSource) -> None:

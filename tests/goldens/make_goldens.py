@@ -192,6 +192,65 @@ FAMILIES: dict[str, tuple[torch.dtype, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
         },
     ),
+    "qwen3": (
+        torch.bfloat16,
+        "Qwen3",
+        {
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_odd": (
+        torch.float16,
+        "Qwen3",
+        {
+            "hidden_size": 42,
+            "intermediate_size": 71,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma2": (
+        torch.bfloat16,
+        "Gemma2",
+        {
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 8,
+            "attn_logit_softcapping": 2.0,  # so low that scores meet it
+            "final_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma2_odd": (
+        torch.float32,
+        "Gemma2",
+        {
+            "hidden_size": 45,
+            "intermediate_size": 70,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 14,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 3,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+    ),
 }
 
 # name -> (dtype on disk, class, LayerNorm's tensors as before transformers 5, config)
@@ -225,8 +284,9 @@ def random_model(config: Any, dtype: torch.dtype, seed: int, of: str = "LlamaFor
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            is_norm = weight.ndim == 1 and not name.endswith("bias")
-            value = 1.0 + 0.2 * noise if is_norm else noise * (0.3 if "embed" in name else 0.2)
+            is_norm = "norm" in name.lower() and weight.ndim == 1 and not name.endswith("bias")
+            middle = 0.0 if config.model_type == "gemma2" else 1.0  # Gemma adds 1 itself
+            value = middle + 0.2 * noise if is_norm else noise * (0.3 if "embed" in name else 0.2)
             weight.copy_(value.to(dtype).float())
     return model
 
