@@ -516,8 +516,9 @@ def test_an_unknown_model_lists_the_presets() -> None:
     with pytest.raises(ModelError) as caught:
         resolve_model("lama-8b")
     assert str(caught.value) == (
-        "model 'lama-8b': wanted a preset (llama-8b, llama-70b, bert-base, bert-large, tiny, "
-        "tiny-bert, tiny-wide) or a folder with config.json, got neither"
+        f"model 'lama-8b': wanted a preset ({', '.join(PRESETS)}), its id (llama-3.1-8b-instant, "
+        "llama-3.1-70b-versatile, llama-3.3-70b-versatile, gemma2-9b-it, qwen/qwen3-32b) or a "
+        "folder with config.json, got neither"
     )
 
 

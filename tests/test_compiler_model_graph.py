@@ -17,6 +17,7 @@ def test_every_tensor_is_used_once(name: str) -> None:
     graph = build_graph(config)
     ops = [op for ops in (*graph.layers, graph.head) for op in ops]
     used = [tensor.name for op in ops for tensor in (*op.tensors, *op.biases)]
+    used += [tensor.name for op in ops for _, tensor in op.vectors]
     looked_up = set(embeddings(config))
     wanted = set(required_tensors(config)) | (set() if config.encoder else {"lm_head.weight"})
     assert sorted(used) == sorted(wanted - looked_up)

@@ -330,6 +330,29 @@ def test_synthetic_weights_are_no_folder_s(artifact: Path) -> None:
     assert text in refused(artifact, weights="/some/where")
 
 
+def test_an_artifact_of_the_first_layers_on_repeated_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    argv = ["tiny", "--layers", "2", "--weights", "repeat", "--layout", "1x1"]
+    argv += ["--max-model-len", "32", "--prefill-chunk", "4", "-o", str(folder)]
+    assert compile_main(argv) == 0
+    weights = json.loads((folder / MANIFEST).read_text())["weights"]
+    assert weights == {"kind": "synthetic", "seed": 0, "repeat": True, "of_layers": 3}
+    once = run("tiny", layers=2, weights="repeat", layout="1x1", max_model_len=32, prefill_chunk=4)
+    assert run(str(folder)) == once
+    assert run(str(folder), layers=2, weights="repeat") == once
+    said = prepare(RunConfig(model=str(folder), transport="local")).notices
+    assert said[:2] == [
+        "SYNTHETIC weights of tiny, the first 2 of 3 layers (seed 0, the same in all layers of a "
+        "kind): text is noise",
+        "tiny, the first 2 of 3 layers: neither tokens nor cycles are those of the whole model",
+    ]
+    assert "layers: wanted 1, it was made with 2" in refused(folder, layers=1)
+    text = "weights: wanted /some/where, it was made with synthetic ones that repeat"
+    assert text in refused(folder, weights="/some/where")
+    edit(folder, weights={**weights, "repeat": 7})
+    assert "weights: repeat: wanted true or nothing, got 7" in refused(folder)
+
+
 # -- whoever spoils an artifact may work its digests out again
 
 
@@ -365,6 +388,8 @@ def reseal(folder: Path) -> None:
         (("machine", "profile"), 3, "machine: profile: wanted a text"),
         (("config",), "x", "config: wanted an object, got 'x'"),
         (("weights", "kind"), "x", "weights: kind: wanted one of safetensors, synthetic, got 'x'"),
+        (("weights", "repeat"), 7, "weights: 'repeat': an unknown key"),
+        (("weights", "of_layers"), 3, "weights: of_layers: wanted an integer in 6.."),
         (("weights", "embedding"), "x", "embedding: wanted a text like [0-9a-f]{64}, got 'x'"),
         (("schedule_hash",), 5, "schedule_hash: wanted a text like"),
     ],

@@ -66,6 +66,7 @@ def test_usage_is_emulated_time_and_x_rack_carries_the_marks() -> None:
     assert usage["completion_tokens"] == 4
     assert usage["total_tokens"] == usage["prompt_tokens"] + 4
     assert (rack["executor"], rack["transport"], rack["weights"]) == ("fast", "local", "synthetic")
+    assert rack["layers"] == "all"
     assert rack["layout"] == "1x1"
     assert rack["schedule_hash"] == tiny().compiled.schedule_hash
     assert len(rack["data_hash"]) == 64

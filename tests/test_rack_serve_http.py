@@ -13,11 +13,11 @@ import httpx
 import pytest
 from serve_kit import Served, chat, serving, tiny
 
+from compiler.model.presets import GROQ_NAMES
 from rack.commands.serve import build_parser
 from rack.serve.absent import why_absent
 from rack.serve.app import PREFIXES, Bounds
 from rack.serve.cors import parse_origins
-from rack.serve.identity import GROQ_NAMES
 from rack.serve.keys import Keys
 from rack.serve.limits import HEADERS, Limiter
 from rack.serve.retired import RETIRED, Grade

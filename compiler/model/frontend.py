@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from compiler.model.architecture import (
     Windows,
 )
 from compiler.model.config import Encoder, ModelConfig
-from compiler.model.presets import PRESETS
+from compiler.model.presets import GROQ_NAMES, PRESET_OF, PRESETS
 from compiler.model.rope import RopeScaling
 from compiler.model.rope_keys import read_rope
 from compiler.model.weights import WeightsRef
@@ -65,6 +65,7 @@ _ENCODER_DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
 }
+REPEAT = "repeat"  # in the place of a folder of weights
 # Keys that differ between checkpoints of one preset (base, instruct, fine-tuned).
 _MAY_DIFFER = {"name", "bos_token_id", "eos_token_ids"}
 
@@ -83,13 +84,26 @@ class Model:
     notices: tuple[str, ...] = ()
 
 
-def resolve_model(name_or_path: str, weights: str | Path | None = None, seed: int = 0) -> Model:
+def resolve_model(
+    name_or_path: str, weights: str | Path | None = None, seed: int = 0, layers: int | None = None
+) -> Model:
     """Find a model by preset name, folder or cached Hub id; opens no weights, no network.
 
     A preset without `weights` gets synthetic ones from `seed`. With `weights`, it gets that
-    folder's tensors and special token ids. Raises ModelError if the folder is of another model.
+    folder's tensors and special token ids. REPEAT for `weights` makes synthetic ones that are the
+    same in all layers of a kind. `layers` leaves out all but the first ones. Raises ModelError if
+    the folder is of another model, or the model has fewer layers.
     """
-    preset = PRESETS.get(name_or_path)
+    repeat = weights == REPEAT
+    model = _whole_model(name_or_path, None if repeat else weights, seed)
+    if repeat:
+        ref = WeightsRef.synthetic(model.config, seed, repeat=True)
+        model = replace(model, weights_ref=ref)
+    return model if layers is None else _cut(model, layers)
+
+
+def _whole_model(name_or_path: str, weights: str | Path | None, seed: int) -> Model:
+    preset = _preset(name_or_path)
     if preset is not None and weights is None:
         return Model(config=preset, weights_ref=WeightsRef.synthetic(preset, seed), folder=None)
     if preset is None:
@@ -105,6 +119,35 @@ def resolve_model(name_or_path: str, weights: str | Path | None = None, seed: in
         _check_agree(preset, config, home)
     ref = WeightsRef.from_folder(config, home if weights is None else weights)
     return Model(config=config, weights_ref=ref, folder=home, notices=notices)
+
+
+def _preset(name: str) -> ModelConfig | None:
+    """Return the preset of a name or of GroqCloud's id; a model under that id wins over the id."""
+    if name in PRESETS:
+        return PRESETS[name]
+    known = name in PRESET_OF and not is_folder(Path(name)) and _cached(name) is None
+    return PRESETS[PRESET_OF[name]] if known else None
+
+
+def _cut(model: Model, layers: int) -> Model:
+    """Return the first layers of a model, with its embedding and its head."""
+    config, ref = model.config, model.weights_ref
+    if not 1 <= layers <= config.num_layers:
+        raise ModelError(f"{config.name}: layers", f"1 to {config.num_layers}", shown(layers))
+    if layers == config.num_layers:
+        return model
+    windows = config.windows[:layers]
+    cut = replace(config, num_layers=layers, windows=windows if any(windows) else ())
+    ref = replace(ref, config=cut, of_layers=config.num_layers)
+    notices = (*model.notices, *cut_notice(ref))
+    return replace(model, config=cut, weights_ref=ref, notices=notices)
+
+
+def cut_notice(weights: WeightsRef) -> tuple[str, ...]:
+    """Return the notice of a model that has lost layers."""
+    if weights.of_layers is None:
+        return ()
+    return (f"{weights.title}: neither tokens nor cycles are those of the whole model",)
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -382,14 +425,14 @@ def _special_tokens(
 
 def _check_agree(wanted: ModelConfig, got: ModelConfig, folder: Path) -> None:
     """Refuse weights of another model: all keys that change the arithmetic must be equal."""
-    theirs = got.to_dict()
-    for key, value in wanted.to_dict().items():
-        if key not in _MAY_DIFFER and theirs[key] != value:
-            raise ModelError(
-                f"{folder / 'config.json'}: {key}",
-                f"{value!r} as in {wanted.name}",
-                repr(theirs[key]),
-            )
+    for key in (field.name for field in fields(ModelConfig)):
+        ours, theirs = (
+            one.to_dict().get(key, getattr(one, key))  # a default is in no dict
+            for one in (wanted, got)
+        )
+        if key not in _MAY_DIFFER and ours != theirs:
+            what = f"{folder / 'config.json'}: {key}"
+            raise ModelError(what, f"{ours!r} as in {wanted.name}", repr(theirs))
 
 
 def _folder_name(folder: Path) -> str:
@@ -401,7 +444,8 @@ def _model_folder(name_or_path: str) -> tuple[Path, str]:
     path = Path(name_or_path)
     if is_folder(path):
         return path, _folder_name(path)
-    known = f"a preset ({', '.join(PRESETS)}) or a folder with config.json"
+    ids = ", ".join(groq for names in GROQ_NAMES.values() for groq in names)
+    known = f"a preset ({', '.join(PRESETS)}), its id ({ids}) or a folder with config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
         raise ModelError(f"model {name_or_path!r}", known, "neither")
     cached = _cached(name_or_path)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +54,21 @@ def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.tie_word_embeddings:
         tensors.pop(LM_HEAD, None)
     return tensors
+
+
+def first_of_kind(config: ModelConfig) -> dict[str, str]:
+    """Return for every layer's tensors those in their places in the first layer of its kind.
+
+    Layers are of one kind if their tensors have the same shapes and they see as far.
+    """
+    firsts: dict[Any, list[str]] = {}
+    found: dict[str, str] = {}
+    for index in range(config.num_layers):
+        shapes = _shapes(layer(config, index))
+        window = config.windows[index] if config.windows else None
+        first = firsts.setdefault((window, *shapes.values()), list(shapes))
+        found |= zip(shapes, first, strict=True)
+    return found
 
 
 def _shapes(ops: Iterable[GraphOp]) -> dict[str, tuple[int, ...]]:
@@ -114,13 +129,17 @@ class WeightsKind(Enum):
 class WeightsRef:
     """A reference to weights, cheap to make and to pickle; `open` opens them.
 
-    `folder` is set for SAFETENSORS only, `seed` for SYNTHETIC only.
+    `folder` is set for SAFETENSORS only, `seed` for SYNTHETIC only. `of_layers` is how many layers
+    the whole model has, where `config` has only the first of them. With `repeat`, synthetic layers
+    of one kind have the same values.
     """
 
     kind: WeightsKind
     config: ModelConfig
     folder: Path | None
     seed: int | None
+    of_layers: int | None = None
+    repeat: bool = False
 
     @classmethod
     def from_folder(cls, config: ModelConfig, folder: str | Path) -> WeightsRef:
@@ -129,17 +148,17 @@ class WeightsRef:
         return cls(kind=WeightsKind.SAFETENSORS, config=config, folder=path, seed=None)
 
     @classmethod
-    def synthetic(cls, config: ModelConfig, seed: int) -> WeightsRef:
+    def synthetic(cls, config: ModelConfig, seed: int, *, repeat: bool = False) -> WeightsRef:
         """Return a reference to seeded synthetic weights."""
-        return cls(kind=WeightsKind.SYNTHETIC, config=config, folder=None, seed=seed)
+        return cls(kind=WeightsKind.SYNTHETIC, config=config, folder=None, seed=seed, repeat=repeat)
 
     def open(self) -> WeightSource:
         """Open the weights; check every tensor's presence, shape and type. Raises ModelError."""
         if self.kind is WeightsKind.SYNTHETIC:
             assert self.seed is not None
-            return _Synthetic(self.config, self.seed)
+            return _Synthetic(self)
         assert self.folder is not None
-        return _Safetensors(self.config, self.folder)
+        return _Safetensors(self)
 
     def digest_rows(self, name: str) -> str | None:
         """Return the SHA-256 of a matrix as its file has it; None for synthetic weights.
@@ -152,9 +171,17 @@ class WeightsRef:
     def describe(self) -> str:
         """Say in a few words where the numbers come from, for reports."""
         if self.kind is WeightsKind.SYNTHETIC:
-            return f"SYNTHETIC weights of {self.config.name} (seed {self.seed}): text is noise"
+            same = ", the same in all layers of a kind" if self.repeat else ""
+            return f"SYNTHETIC weights of {self.title} (seed {self.seed}{same}): text is noise"
         assert self.folder is not None
-        return f"weights of {self.config.name} from {printable(self.folder)}"
+        return f"weights of {self.title} from {printable(self.folder)}"
+
+    @property
+    def title(self) -> str:
+        """The model's name, with what is left of its layers."""
+        if self.of_layers is None:
+            return self.config.name
+        return f"{self.config.name}, the first {self.config.num_layers} of {self.of_layers} layers"
 
 
 class _Checked:
@@ -184,10 +211,16 @@ class _Checked:
 class _Synthetic(_Checked):
     """Values computed from (seed, name, row, column) alone, so that no layout can change them."""
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
-        super().__init__(config)
-        self._ref = WeightsRef.synthetic(config, seed)
-        self._seed = seed
+    def __init__(self, ref: WeightsRef) -> None:
+        assert ref.seed is not None
+        super().__init__(ref.config)
+        self._ref = ref
+        self._seed = ref.seed
+        self._first = first_of_kind(ref.config) if ref.repeat else {}
+
+    def _find(self, name: str) -> tuple[str, tuple[int, ...]]:
+        name, shape = super()._find(name)
+        return self._first.get(name, name), shape
 
     def f32_rows(self, name: str, start: int, stop: int) -> F32:
         name, k = self._matrix(name, start, stop)
@@ -222,9 +255,13 @@ class _Synthetic(_Checked):
 class _Safetensors(_Checked):
     """Memory-mapped files; a read touches the pages of its own rows only."""
 
-    def __init__(self, config: ModelConfig, folder: Path) -> None:
+    def __init__(self, ref: WeightsRef) -> None:
+        config, folder = ref.config, ref.folder
+        assert folder is not None
         super().__init__(config)
-        self._ref = WeightsRef.from_folder(config, folder)
+        self._ref = ref
+        whole = replace(config, num_layers=ref.of_layers or config.num_layers, windows=())
+        self._known = required_tensors(whole)  # with those of layers that are not run
         named, files = _tensor_files(folder, [] if config.encoder else list(self._shapes))
         opened = {path: _open_file(path) for path in files}
         found = _all_tensors(opened)
@@ -257,7 +294,7 @@ class _Safetensors(_Checked):
     def _refuse_unknown(self, path: Path, name: str) -> None:
         """Refuse tensors that would change the arithmetic if they were used: biases, adapters."""
         redundant = name.endswith(".rotary_emb.inv_freq") or (self._tied and name == LM_HEAD)
-        if name not in self._shapes and not redundant:
+        if name not in self._known and not redundant:
             raise ModelError(
                 f"{path}: {name}", "only tensors of this architecture", "an unknown one"
             )

@@ -197,6 +197,7 @@ def _report(
     clock = compiled.chip.clock_hz
     return {
         "model": compiled.config.name,
+        "weights": prepared.model.weights_ref.describe(),
         "dtype": compiled.dtype,
         "layout": str(compiled.layout),
         "hardware": prepared.hardware.name,
@@ -252,6 +253,7 @@ def text_of(report: dict[str, Any]) -> str:
     parts = ", ".join(f"{k} {v:.2f} s" for k, v in report["chip_seconds_by_part"].items())
     return "\n".join([
         f"{head}, {report['transport']}, kernels {report['kernels']}, {report['cores']} cores",
+        report["weights"],
         f"memory read       {report['read_gb_per_s']:.1f} GB/s",
         f"{decoded}, {decode['gb_per_s']:.1f} GB/s of weights, "
         f"{decode['ratio_to_read_bandwidth']:.2f} of the read bandwidth",

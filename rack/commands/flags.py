@@ -44,7 +44,12 @@ def _groups() -> dict[str, dict[str, tuple[str, str]]]:
     """Return title -> key of `RunConfig` -> (metavar, help)."""
     return {
         "model": {
-            "weights": ("DIR", "config.json and safetensors; a preset without runs on synthetic"),
+            "layers": ("N", "run the first N layers only, with all of the embedding and the head"),
+            "weights": (
+                "DIR|repeat",
+                "config.json and safetensors; a preset without runs on synthetic; repeat: "
+                "synthetic, the same in all layers of a kind, and in memory once",
+            ),
             "tokenizer": ("DIR", "tokenizer.json, and its chat template, for a preset"),
             "dtype": (_of(DTYPES), "weights and activations"),
             "max_model_len": ("N", "context in tokens; the model's, or the largest that fits"),

@@ -226,6 +226,7 @@ def text_of(report: dict[str, Any]) -> str:
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
         f"{decode['roofline_ratio']:.2f} times that; {_rate(decode)}"
     )
+    lines += [f"NOTE: {notice}" for notice in report["notices"]]
     return shown(head, _memory_table(report), _cycles_table(decode), *lines)
 
 

@@ -15,7 +15,8 @@ def placement(prepared: Prepared, *, as_json: bool = False) -> str:
     if as_json:
         return json.dumps(report)
     head = (
-        f"{report['model']} {report['dtype']} on {report['hardware']}: layout {report['layout']}, "
+        f"{prepared.model.weights_ref.title} {report['dtype']} on {report['hardware']}: "
+        f"layout {report['layout']}, "
         f"{report['chips']} chips, {report['racks']} racks, context {report['max_model_len']}, "
         f"{_rows(prepared)}"
     )
@@ -44,6 +45,7 @@ def placement_report(prepared: Prepared) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "model": compiled.config.name,
+        "weights": prepared.model.weights_ref.describe(),
         "dtype": compiled.dtype,
         "hardware": hardware.name,
         "layout": str(compiled.layout),

@@ -49,6 +49,7 @@ class RunConfig:
     transport: str = "ray"
     max_model_len: int | None = None
     prefill_chunk: int | None = None
+    layers: int | None = None
     seed: int = 0
     returns: str = "logits"
     step_timeout_s: float = 120.0
@@ -133,7 +134,8 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _typed(label: str, key: str, value: Any) -> Any:
     kinds: dict[str, type] = {
-        "max_model_len": int, "prefill_chunk": int, "seed": int, "step_timeout_s": float,
+        "layers": int, "max_model_len": int, "prefill_chunk": int, "seed": int,
+        "step_timeout_s": float,
     }  # fmt: skip
     kind = kinds.get(key, str)
     if isinstance(value, kind) and not isinstance(value, bool):
@@ -154,7 +156,7 @@ def _check(label: str, key: str, value: Any) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         wanted = f"one of {', '.join(_CHOICES[key])}"
         raise ConfigError(f"{label}: wanted {wanted}, got {shown(value)}")
-    if key in ("max_model_len", "prefill_chunk") and abs(value) > MOST_INTEGER:
+    if key in ("layers", "max_model_len", "prefill_chunk") and abs(value) > MOST_INTEGER:
         raise ConfigError(f"{label}: wanted an integer up to {MOST_INTEGER}, got {shown(value)}")
     if key == "seed" and not 0 <= value < 1 << 64:
         raise ConfigError(f"{label}: wanted an integer in 0..2^64-1, got {shown(value)}")

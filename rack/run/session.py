@@ -122,7 +122,7 @@ def prepare(
             task.check(model.config)
         found = _check_weights(config, model, runs)
     else:
-        model = resolve_model(config.model, config.weights, config.seed)
+        model = resolve_model(config.model, config.weights, config.seed, config.layers)
         if task is not None:
             task.check(model.config)
         hardware = load_hardware(config.hardware)

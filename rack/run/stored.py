@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from compiler.checked import Table
 from compiler.errors import ArtifactError
 from compiler.files import shown
 from compiler.model.config import ModelConfig
-from compiler.model.frontend import Model
+from compiler.model.frontend import REPEAT, Model, cut_notice
 from compiler.model.layer import embeddings
 from compiler.model.weights import WeightsKind, WeightsRef
 from compiler.pipeline import CompiledModel
@@ -28,7 +28,8 @@ from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware, profile_names
 from rack.run.config import RunConfig
 
-OPTIONS = ("dtype", "layout", "max_model_len", "prefill_chunk", "returns")
+OPTIONS = ("dtype", "layers", "layout", "max_model_len", "prefill_chunk", "returns")
+ONLY_ASKED = ("layers", "returns")  # that have no result beside what was asked for
 HEX = "[0-9a-f]{64}"
 
 
@@ -88,14 +89,16 @@ def _embedding_digest(weights: WeightsRef) -> str | None:
 
 
 def _weights_files(weights: WeightsRef) -> dict[str, Any]:
+    cut = {} if weights.of_layers is None else {"of_layers": weights.of_layers}
     if weights.kind is WeightsKind.SYNTHETIC:
-        return {"kind": "synthetic", "seed": weights.seed}
+        repeat = {"repeat": True} if weights.repeat else {}
+        return {"kind": "synthetic", "seed": weights.seed, **repeat, **cut}
     assert weights.folder is not None
     files = {}
     for file in sorted(weights.folder.glob("*.safetensors")):
         about = file.stat()
         files[file.name] = [about.st_size, about.st_mtime_ns]
-    return {"kind": "safetensors", "folder": str(weights.folder), "files": files}
+    return {"kind": "safetensors", "folder": str(weights.folder), "files": files, **cut}
 
 
 def load_stored(
@@ -113,7 +116,9 @@ def load_stored(
     weights = _weights(config, folder, manifest, compiled.config)
     if runs and config.executor != "timing":
         _check_embedding(folder, manifest.table("weights"), weights)
-    model = Model(config=compiled.config, weights_ref=weights, folder=folder)
+    model = Model(
+        config=compiled.config, weights_ref=weights, folder=folder, notices=cut_notice(weights)
+    )
     files = manifest.table("files")
     digests = {name: files.table(name).text("sha256", HEX) for name in files.names()}
     return model, hardware, compiled, Images(folder=folder.absolute(), digests=digests)
@@ -161,8 +166,10 @@ def _check_options(config: RunConfig, folder: Path, manifest: Table) -> None:
     made = manifest.table("config")
     for name in OPTIONS:
         wanted = getattr(config, name)
-        came = manifest.raw(name) if name != "returns" else made.raw(name)
-        if config.asked(name) and wanted not in (made.raw(name), came):
+        if not config.asked(name):
+            continue
+        came = made.raw(name) if name in ONLY_ASKED else manifest.raw(name)
+        if wanted not in (made.raw(name), came):
             got = str(made.raw(name))[:80]
             raise ArtifactError(f"{folder}: {name}: wanted {wanted}, it was made with {got}")
 
@@ -172,12 +179,19 @@ def _weights(config: RunConfig, folder: Path, manifest: Table, model: ModelConfi
     kind = entry.choice("kind", [str(kind.value) for kind in WeightsKind])
     asked = config.weights if config.asked("weights") else None
     if kind == WeightsKind.SYNTHETIC.value:
-        if asked is not None:
-            got = "it was made with synthetic ones"
+        entry.only("kind", "seed", "repeat", "of_layers")
+        if (repeat := "repeat" in entry.names()) and entry.raw("repeat") is not True:
+            entry.refuse("repeat", "true or nothing", entry.raw("repeat"))
+        if asked is not None and not (repeat and asked == REPEAT):
+            got = f"it was made with synthetic ones{' that repeat' if repeat else ''}"
             raise ArtifactError(f"{folder}: weights: wanted {asked}, {got}")
-        weights = WeightsRef.synthetic(model, entry.integer("seed", most=(1 << 64) - 1))
+        seed = entry.integer("seed", most=(1 << 64) - 1)
+        weights = WeightsRef.synthetic(model, seed, repeat=repeat)
     else:
+        entry.only("kind", "folder", "files", "embedding", "of_layers")
         weights = WeightsRef.from_folder(model, asked or entry.text("folder"))
+    if "of_layers" in entry.names():
+        weights = replace(weights, of_layers=entry.integer("of_layers", model.num_layers + 1))
     now = _weights_files(weights)
     for key in now:
         if key != "folder" and now[key] != entry.raw(key):

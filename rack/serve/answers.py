@@ -39,7 +39,8 @@ class XRack(BaseModel):
     executor: str
     pace: str
     tokens: Literal["model", "random"]
-    weights: Literal["real", "synthetic"]
+    weights: Literal["real", "synthetic", "synthetic, repeated"]
+    layers: str  # "all", or how many of how many
     schedule_hash: str
     data_hash: str | None
     emulated_cycles: dict[str, int]

@@ -9,16 +9,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from compiler.model.presets import GROQ_NAMES
 from compiler.model.weights import WeightsKind, WeightsRef
 from rack.run.session import Prepared
 from rack.serve.errors import ApiError
 from rack.serve.retired import RETIRED
-
-GROQ_NAMES: dict[str, tuple[str, ...]] = {
-    "llama-8b": ("llama-3.1-8b-instant",),
-    "llama-70b": ("llama-3.1-70b-versatile", "llama-3.3-70b-versatile"),
-}
-"""GroqCloud's ids for the presets, so that clients need not be changed."""
 
 RANDOM_TOKENS = "00000"
 """How the digits of a fingerprint start where no model chooses the tokens (timing executor)."""
@@ -75,14 +70,17 @@ class Identity:
     def marks(self) -> dict[str, Any]:
         """Return what every answer carries: whose numbers these are, and whether text is noise."""
         config, compiled = self.prepared.config, self.prepared.compiled
-        synthetic = self.prepared.model.weights_ref.kind is WeightsKind.SYNTHETIC
+        weights = self.prepared.model.weights_ref
         return {
             "executor": config.executor,
             "transport": "none" if self.random_tokens else config.transport,
             "pace": self.pace,
             "replicas": self.replicas,
             "tokens": "random" if self.random_tokens else "model",
-            "weights": "synthetic" if synthetic else "real",
+            "weights": _kind(weights),
+            "layers": f"{compiled.config.num_layers} of {weights.of_layers}"
+            if weights.of_layers
+            else "all",
             "dtype": compiled.dtype,
             "hardware": compiled.target_name,
             "layout": str(compiled.layout),
@@ -121,10 +119,16 @@ def _fingerprint(prepared: Prepared) -> str:
     return f"fp_{(start + digest.hexdigest())[:10]}"
 
 
+def _kind(weights: WeightsRef) -> str:
+    if weights.kind is WeightsKind.SAFETENSORS:
+        return "real"
+    return "synthetic, repeated" if weights.repeat else "synthetic"
+
+
 def _update_with_weights(digest: hashlib._Hash, weights: WeightsRef) -> None:
     """Add the seed, or of each file its name, size, start and end: enough to tell models apart."""
     if weights.folder is None:
-        digest.update(f"synthetic {weights.seed}".encode())
+        digest.update(f"{_kind(weights)} {weights.seed}".encode())
         return
     for path in sorted(weights.folder.glob("*.safetensors")):
         size = path.stat().st_size
