@@ -18,7 +18,7 @@ from chip.ops.opcodes import Function, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
-from compiler.codegen.vector import ACTIVATIONS
+from compiler.codegen.gates import ACTIVATIONS
 
 Shape = dict[str, Any]
 Case = tuple[Opcode, Shape]
@@ -88,10 +88,11 @@ def products() -> Iterator[Case]:
         names = "x s w sw y" if dtype == "int8" else "x w y"
         yield Opcode.MATMUL, operand(shape, names)
         yield Opcode.MATMUL, operand(shape, f"{names} b")
+        yield Opcode.MATMUL, operand({**shape, "out": "f32", "epilogue": "cap", "cap": 30.0}, names)
     waits: tuple[Shape, ...] = ({}, {"gaps": 24}, {"pace": 24}, {"gaps": 24, "gaps_last": 90})
     for k, n, before, after, wait in product(
         (64, 330, 1000), (32, 320, 640, 1200, 1648), (None, "norm", "gather"),
-        (None, "add", *map(str, ACTIVATIONS)), waits,
+        (None, "add", "cap", *map(str, ACTIVATIONS)), waits,
     ):  # fmt: skip
         extra = dict(wait)
         if before is not None:
@@ -100,9 +101,12 @@ def products() -> Iterator[Case]:
             extra["shares"] = (k // 32 * 16, k - k // 32 * 16)
         if after is not None:
             extra["epilogue"] = after
-        yield one_row(k, n, "f32" if after is None else "f16", **extra)
+        if after == "cap":
+            extra["cap"] = 30.0
+        out = "f32" if after in (None, "cap") else "f16"
+        yield one_row(k, n, out, **extra)
         if before == "norm":
-            yield one_row(k, n, "f32" if after is None else "f16", arrives=24, **extra)
+            yield one_row(k, n, out, arrives=24, **extra)
 
 
 def prefills() -> Iterator[Case]:
@@ -151,9 +155,12 @@ def vector_work() -> Iterator[Case]:
             if dtype == "int8":
                 yield Opcode.ROPE, operand(shape, "qkv rope q sq kv kvs")
                 yield Opcode.ROPE, operand({**shape, "rope": None}, "qkv q sq kv kvs")
+                normed = {**shape, "eps": 1e-6, "scale": 0.07}
+                yield Opcode.ROPE, operand(normed, "qkv rope q sq kv kvs gq gk")
             elif dim <= VECTOR_BYTES // 2:
                 yield Opcode.ROPE, operand(shape, "qkv rope q kv")
                 yield Opcode.ROPE, operand({**shape, "rope": None}, "qkv q kv")
+                yield Opcode.ROPE, operand({**shape, "eps": 1e-6}, "qkv rope q kv gq gk")
 
 
 def top_k() -> Iterator[Case]:
@@ -178,18 +185,19 @@ def data_for(opcode: Opcode, a: Shape) -> dict[str, NDArray[Any]]:
     if opcode is Opcode.ATTEND:
         return _attended(a, rng)
     widths = {"qkv": 0, "rope": a.get("head_dim"), "gamma": a.get("hidden", a.get("k")),
-              "beta": a.get("hidden"), "sw": a.get("n"), "b": a.get("n"),
-              "r": a.get("n")}  # fmt: skip
-    widths["x"] = a.get("hidden", sum(a.get("shares", ()))) or a.get("n")
+              "gq": a.get("head_dim"), "gk": a.get("head_dim"), "beta": a.get("hidden"),
+              "sw": a.get("n"), "b": a.get("n"), "r": a.get("n")}  # fmt: skip
+    widths["post"] = sum(a.get("shares", ()))
+    widths["x"] = a.get("hidden", widths["post"]) or a.get("n")
     if opcode is Opcode.ROPE:
         widths["qkv"] = (a["heads"] + 2 * a["kv_heads"]) * a["head_dim"]
     if opcode in GATES:
         widths["x"] *= 2
     out: dict[str, NDArray[Any]] = {}
-    for key in ("qkv", "rope", "gamma", "beta", "sw", "b", "r", "x"):
+    for key in ("qkv", "rope", "gq", "gk", "gamma", "beta", "post", "sw", "b", "r", "x"):
         if a.get(key) is not None and not (opcode is Opcode.MATMUL and key == "x"):
-            n = 1 if key in ("gamma", "beta", "sw", "b") else rows
-            values = rng.normal(size=(n, widths[key]))
+            n = rows if key in ("qkv", "rope", "r", "x") else 1
+            values = (4 if opcode in GATES else 1) * rng.normal(size=(n, widths[key]))
             out[key] = padded(0.02 * abs(values) if key == "sw" else values, np.float32)
     if opcode is Opcode.MATMUL:
         kind = np.int8 if int8 else np.float16

@@ -28,7 +28,7 @@ from plain_ops import template
 from chip.ops.opcodes import Activation, Function, Opcode
 from chip.spec import ChipSpec
 from chip.sram import feed_start
-from compiler.codegen.vector import ACTIVATIONS
+from compiler.codegen.gates import ACTIVATIONS
 
 # refused by the machine before ALUs' results were reserved: the first chunks of int8 prompts
 REFUSED = [
@@ -46,6 +46,8 @@ OVERWRITTEN = (  # what was read of the last values, by what went to the cache i
 ENCODED = {
     "rows": 3, "heads": 12, "kv_heads": 12, "head_dim": 64, "context": 64, "rope": None
 }  # fmt: skip
+NORMED = {"context": 64, "eps": 1e-6, "scale": 0.07}
+CAPPED = {"k": 330, "n": 1000, "out": "f32", "epilogue": "cap", "cap": 30.0}
 DEFAULT = [
     *REFUSED,
     OVERWRITTEN,
@@ -90,6 +92,26 @@ DEFAULT = [
         for rows, out in ((1, "f32"), (5, "f32"), (5, "f16"))
         for dtype, names in (("int8", "x s w sw b y"), ("fp16", "x w b y"))
     ),
+    # other models': norms of heads, a scale of scores, logits with a cap
+    *(
+        (Opcode.ROPE, operand({**NORMED, "rows": rows, "dtype": dtype, **heads}, names))
+        for rows, heads in (
+            (1, {"heads": 2, "kv_heads": 1, "head_dim": 128}),
+            (3, {"heads": 2, "kv_heads": 1, "head_dim": 128}),
+            (1, {"heads": 7, "kv_heads": 7, "head_dim": 30}),
+            (1, {"heads": 2, "kv_heads": 1, "head_dim": 8}),
+            (1, {"heads": 10, "kv_heads": 2, "head_dim": 160}),
+        )
+        for dtype, names in (
+            ("int8", "qkv rope q sq kv kvs gq gk"),
+            ("fp16", "qkv rope q kv gq gk"),
+        )
+    ),
+    *(
+        (Opcode.MATMUL, operand({**CAPPED, "rows": rows, "dtype": dtype}, names))
+        for rows in (1, 5)
+        for dtype, names in (("int8", "x s w sw y"), ("fp16", "x w y"))
+    ),
     *(
         one_row(330, 1648, "f16", prologue="norm", epilogue=str(gate), arrives=24, gaps=24)
         for gate in ACTIVATIONS
@@ -118,6 +140,10 @@ MANY_ROWS = [  # blocks that overlap themselves, reduce lanes by turns and read 
           ({"dtype": "fp16"}, "q kv"),
           ({"dtype": "int8", "heads": 8, "kv_heads": 2, "rope": True}, "rope q sq kv kvs"),
           ({"dtype": "int8", "heads": 7, "kv_heads": 7, "head_dim": 30}, "q sq kv kvs"),
+          ({**NORMED, "dtype": "int8", "heads": 2, "kv_heads": 1, "rope": True},
+           "rope q sq kv kvs gq gk"),
+          ({**NORMED, "dtype": "fp16", "heads": 2, "kv_heads": 1, "head_dim": 128, "rope": True},
+           "rope q kv gq gk"),
       )),
 ]  # fmt: skip
 

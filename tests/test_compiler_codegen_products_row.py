@@ -14,8 +14,8 @@ from chip.kernels.quant import tile_weights
 from chip.ops.opcodes import Opcode
 from chip.ops.rows import gated_widths, segment_offsets
 from chip.spec import vectors
+from compiler.codegen.gates import ACTIVATIONS
 from compiler.codegen.products.row import lay_out
-from compiler.codegen.vector import ACTIVATIONS
 
 
 def operation(k: int, n: int, out: str, **extra: Any) -> dict[str, Any]:
@@ -71,6 +71,8 @@ CASES: list[tuple[int, int, str, dict[str, Any]]] = [
     (1000, 640, "f32", {"prologue": "norm", "arrives": 24}),
     (1000, 700, "f16", {"prologue": "gather", "shares": (1000,), "epilogue": "add"}),
     (1000, 320, "f16", {"prologue": "gather", "shares": (336, 0, 664), "pace": 24}),
+    (64, 4000, "f32", {"epilogue": "cap", "cap": 30.0}),  # work on ten groups in turn
+    (1000, 700, "f32", {"prologue": "norm", "epilogue": "cap", "cap": 50.0, "pace": 24}),
     # a pair in two blocks, and two halves
     *((64, 2 * 600, "f16", {"epilogue": str(gate)}) for gate in ACTIVATIONS),
     (21_000, 100, "f16", {"prologue": "gather", "shares": (10_496, 10_504), "gaps": 8}),

@@ -38,6 +38,7 @@ from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk, Part
+from compiler.codegen.core.parts import f32
 from compiler.codegen.core.template import Placed, Template
 from compiler.codegen.core.uses import check
 from compiler.codegen.products import timeline
@@ -47,7 +48,6 @@ from compiler.codegen.products.resources import FEED
 from compiler.codegen.products.rows import EvenLoads
 from compiler.codegen.products.sums import Outputs
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
-from compiler.codegen.vector import f32
 
 GATES = 4  # input, forget, cell, output
 CELL, OUTPUT = 2, 3

@@ -1,6 +1,7 @@
 """ROPE: rotate queries and keys, quantise per head, write the KV cache. One block a row.
 
-Without tables nothing is rotated.
+Without tables nothing is rotated. With norms of heads values are read three times: what is summed,
+then what is normed and rotated, each half of a head with the other's weights beside its own.
 
 Heads are packed as in the cache (chip/ops/kv.py), `pitch` lanes apart, so that all heads of a
 vector are rotated and scaled together. A row's key and value vectors leave in both directions; each
@@ -32,13 +33,15 @@ from compiler.codegen.core.builder import (
     NodeSource,
     Ref,
 )
-from compiler.codegen.core.reductions import lane_max
+from compiler.codegen.core.parts import f32
+from compiler.codegen.core.reductions import lane_max, segment_sum
 from compiler.codegen.core.template import MANY, Template, by_rows, row_block
 from compiler.codegen.core.traffic import BLOCKS
 from compiler.codegen.resources import CACHE_ROWS
-from compiler.codegen.vector import f32, scale_factor
+from compiler.codegen.vector import scale_factor
 
 KEPT = 6  # parts of a row whose values can wait in registers
+WEIGHED = 4  # cycles that a value, or its weights, are begun before they are multiplied
 AHEAD = 8  # cycles that a rematerialised value begins before its factor is known, less a MUL
 PER_VECTOR = VECTOR_BYTES // 4
 Lanes = Sequence[int | None]
@@ -92,18 +95,9 @@ class _Row:
     ) -> None:  # fmt: skip
         self.op, self.layout, self.half = op, op.layout, op.head_dim // 2
         self.pace = pace
-        self.remade = len(list(self.packed())) > KEPT
+        self.remade = len(list(packed(op))) > KEPT
         self.b = Block(spec, interval=interval, turning=turning)
         self.update = Update([], [], [])
-
-    def packed(self) -> Iterator[Packed]:
-        """Yield the vectors of queries, keys and values."""
-        first, per, kv_heads = 0, self.layout.heads_per_group, self.op.kv_heads
-        for kind, heads in (("q", self.op.heads), ("k", kv_heads), ("v", kv_heads)):
-            for head in range(0, heads, per):
-                start = first + head * self.op.head_dim
-                yield Packed(kind, head // per, start, min(per, heads - head))
-            first += heads * self.op.head_dim
 
     def lanes(self, heads: int, index: Callable[[int, int], int | None]) -> tuple[int | None, ...]:
         """Return `index(head, dimension)` in the lanes of packed heads."""
@@ -114,7 +108,7 @@ class _Row:
 
     def build(self) -> Block:
         tables = None if self.op.rope is None else self._tables()
-        for number, part in enumerate(self.packed()):
+        for number, part in enumerate(packed(self.op)):
             self._part(part, tables, number * self.pace)
         return self.b
 
@@ -133,20 +127,44 @@ class _Row:
         below_node = b.alu(AluOp.COPY, below, at=at)
         return cos_node, b.alu(AluOp.OR, above_node, below_node)
 
-    def _value(self, part: Packed, tables: tuple[Node, Node] | None, after: int) -> Node:
-        """Bring heads to their lanes; turn queries and keys."""
-        b, dim, half = self.b, self.op.head_dim, self.half
-        y = spread(b, "qkv", self.lanes(part.heads, lambda p, d: part.first + p * dim + d), after)
+    def _value(
+        self, part: Packed, tables: tuple[Node, Node] | None, after: int, root: Node | None
+    ) -> Node:  # fmt: skip
+        """Bring heads to their lanes, normed where there is a root; turn queries and keys."""
+        b, half = self.b, self.half
+        y = self._heads(part, 0, after, root)
         if part.kind == "v" or tables is None:
             return y
         cos, sin = tables
-        turned = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + half) % dim)
-        other = spread(b, "qkv", turned, after)
+        other = self._heads(part, half, after, root)
         return b.alu(AluOp.ADD, b.alu(AluOp.MUL, y, cos), b.alu(AluOp.MUL, other, sin))
+
+    def _heads(self, part: Packed, turn: int, after: int, root: Node | None) -> Node:
+        """Bring heads to their lanes, so many lanes turned, times their roots and weights."""
+        b, dim = self.b, self.op.head_dim
+        lanes = self.lanes(part.heads, lambda p, d: part.first + p * dim + (d + turn) % dim)
+        y = spread(b, "qkv", lanes, after)
+        if root is None:
+            return y
+        weights = self.lanes(part.heads, lambda p, d: (d + turn) % dim)
+        y = b.alu(AluOp.MUL, y, root)
+        gamma = spread(b, f"g{part.kind}", weights, y.done - WEIGHED)
+        return b.alu(AluOp.MUL, y, gamma)
+
+    def _root(self, part: Packed, after: int) -> Node | None:
+        """Return 1 / sqrt(mean square + eps) of each head; None where heads are not normed."""
+        b, dim, eps = self.b, self.op.head_dim, self.op.eps
+        if part.kind == "v" or eps is None:
+            return None
+        y = self._heads(part, 0, after, None)
+        total = segment_sum(b, b.alu(AluOp.MUL, y, y), self.layout.pitch, dim)
+        mean = b.alu(AluOp.MUL, total, f32(1.0 / dim))
+        return b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(eps)))
 
     def _part(self, part: Packed, tables: tuple[Node, Node] | None, after: int) -> None:
         b, dim = self.b, self.op.head_dim
-        y = self._value(part, tables, after)
+        root = self._root(part, after)
+        y = self._value(part, tables, after if root is None else root.done - WEIGHED, root)
         if self.op.dtype == "fp16":
             self._store16(part, y)
             return
@@ -154,13 +172,16 @@ class _Row:
         factor, scale = scale_factor(b, peak)
         if b.turning:
             y = b.kept(y, factor.done)
-        elif self.remade:  # registers are few: rematerialised, rather than kept for its factor
-            y = self._value(part, tables, factor.done - b.delay["MUL"].d_func - AHEAD)
+        elif self.remade and root is None:
+            # registers are few: rematerialised, rather than kept for its factor
+            y = self._value(part, tables, factor.done - b.delay["MUL"].d_func - AHEAD, None)
         scaled = b.alu(AluOp.MUL, y, factor)
         if part.kind == "q":
             b.alu(AluOp.CVT_I8, scaled, out=Ref("q", part.group, 1))
-            inverse = f32(float(inverse_sqrt_scale(dim)))
-            self._query_scales(part, b.alu(AluOp.MUL, scale, inverse))
+            of_scores = self.op.scale
+            if of_scores is None:
+                of_scores = float(inverse_sqrt_scale(dim))
+            self._query_scales(part, b.alu(AluOp.MUL, scale, f32(of_scores)))
             return
         self._cache(part, scaled, scale)
 
@@ -320,6 +341,21 @@ class CacheWrites:
         return [mem(side, number) for side, number in sorted(places)]
 
 
+def packed(op: Rope) -> Iterator[Packed]:
+    """Yield the vectors of a row's queries, keys and values."""
+    first, per, kv_heads = 0, op.layout.heads_per_group, op.kv_heads
+    for kind, heads in (("q", op.heads), ("k", kv_heads), ("v", kv_heads)):
+        for head in range(0, heads, per):
+            start = first + head * op.head_dim
+            yield Packed(kind, head // per, start, min(per, heads - head))
+        first += heads * op.head_dim
+
+
+def turned(op: Rope) -> bool:
+    """Tell whether also a single row's heads are reduced by turns: the norms of many."""
+    return op.eps is not None and len(list(packed(op))) > KEPT
+
+
 def rope(op: Rope, spec: ChipSpec) -> Template:
     """Rotate, quantise or round, write the cache."""
     layout = op.layout
@@ -329,7 +365,7 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
     made: dict[int, Update] = {}
 
     def build(runs: int, pace: int, interval: int) -> Block:
-        row = _Row(op, spec, pace, interval, turning=runs >= MANY)
+        row = _Row(op, spec, pace, interval, turning=runs >= MANY or turned(op))
         block = row.build()
         made[id(block)] = row.update
         kept.append(block)  # so that no other has its id
@@ -340,7 +376,7 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
     steps = {
         "qkv": vectors(n * 4), "rope": row_bytes(op.head_dim, 4) // VECTOR_BYTES,
         "q": layout.query_bytes(op.heads) // VECTOR_BYTES,
-        "sq": layout.query_scale_bytes(op.heads) // VECTOR_BYTES,
+        "sq": layout.query_scale_bytes(op.heads) // VECTOR_BYTES, "gq": 0, "gk": 0,
     }  # fmt: skip
     out = by_rows(lambda runs: row_block(partial(build, runs), runs), op.rows, steps)
     (placed,) = out.placed

@@ -15,11 +15,10 @@ from chip.isa.operands import Immediate, Lane
 from chip.ops.vector import TopK
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
-from compiler.codegen.core.parts import Given, Row, RowMask
+from compiler.codegen.core.parts import Given, Row, RowMask, f32
 from compiler.codegen.core.reductions import lane_max, lane_or
 from compiler.codegen.core.template import Placed, Template, aligned, paced, row_block
 from compiler.codegen.resources import PICKS
-from compiler.codegen.vector import f32
 
 GROUPS = 9  # of 320 logits that a scan's block looks at
 NEVER = Immediate(float("-inf"))

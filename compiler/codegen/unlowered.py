@@ -10,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from chip.ops.attention import Attend, Rope
+from chip.ops.attention import Attend
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route
-from chip.ops.opcodes import Activation
-from chip.ops.product import Activations, Capped, Gated, Matmul, Plain
+from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.program import Computation
-from chip.ops.vector import Add, Gate, Norm, TopK
+from chip.ops.vector import Add, Norm, TopK
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.template import Template
 from compiler.codegen.estimate import latencies
 
 Lay = Callable[[Computation], Template]
-GATED = (Activation.SILU,)  # gates with instructions
-GATE_CHAINS = 3  # of more ALU operations, that other gates take for a vector
 
 
 def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
@@ -64,8 +61,6 @@ def _times(op: Route | ExpertsEach | ExpertsSum) -> int:
 def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, int]:
     """Return the operation without what has no instructions, and the cycles that this takes."""
     chain = latencies(spec).chain
-    if isinstance(op, Rope):
-        return _plainer_rope(op, lay)
     if isinstance(op, Attend):
         bent = op.cap is not None
         if op.window is None and op.scale is None and op.sinks is None and not bent:
@@ -77,32 +72,4 @@ def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, in
         hidden = sum(op.shares)
         norm = Norm(rows=op.rows, hidden=hidden, eps=1e-6, dtype="fp16", x=0, gamma=0, q=0)
         return replace(op, post=None, eps=None), lay(norm).cycles
-    if isinstance(op, Matmul):
-        return _plainer_product(op, chain)
-    if isinstance(op, Gate) and op.activation not in GATED:
-        return replace(op, activation=GATED[0]), _gate_cycles(op.rows, op.n, chain)
     return op, 0
-
-
-def _plainer_rope(op: Rope, lay: Lay) -> tuple[Computation, int]:
-    if op.scale is None and op.gq is None:
-        return op, 0
-    more = 0
-    if op.gq is not None:
-        rows = op.rows * (op.heads + op.kv_heads)
-        norm = Norm(rows=rows, hidden=op.head_dim, eps=1e-6, dtype="fp16", x=0, gamma=0, q=0)
-        more = lay(norm).cycles
-    return replace(op, eps=None, scale=None, gq=None, gk=None), more
-
-
-def _plainer_product(op: Matmul, chain: int) -> tuple[Computation, int]:
-    if isinstance(op.result, Capped):
-        return replace(op, result=Plain(y=0)), vectors(op.n) + chain
-    if isinstance(op.result, Gated) and op.result.activation not in GATED:
-        silu = replace(op.result, activation=GATED[0])
-        return replace(op, result=silu), _gate_cycles(1, op.n // 2, chain)
-    return op, 0
-
-
-def _gate_cycles(rows: int, n: int, chain: int) -> int:
-    return GATE_CHAINS * (rows * vectors(n) + chain)

@@ -9,25 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
-import numpy as np
-
 from chip.isa.instructions import AluOp
-from chip.isa.operands import Immediate, streams_of
+from chip.isa.operands import streams_of
 from chip.kernels.quant import MIN_ABSMAX
-from chip.kernels.vmath import GELU_MAX, GELU_POLY, GELU_TANH_POLY
 from chip.ops.opcodes import Activation, Function
 from chip.ops.rows import gated_widths, item_bytes, row_bytes
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref, RowMask
+from compiler.codegen.core.parts import f32
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import MANY, Template, by_rows, row_block
+from compiler.codegen.gates import ACTIVATIONS, ANY, CLAMPED, GELU, UPS, gelu, risen
 from compiler.codegen.resources import ROW_SCALES
 
 # cycles that a value is begun before its factor is known: two MULs of a NORM, a GATHER's convert
 NORMED, LOADED = 8, 4
-AGAIN = 6  # the same of a value that is read a second time
-SHORT = 2  # coefficients of a polynomial beside which a value is kept
 GELU_PACE = 6  # cycles between groups of a GELU, at least: of ten at once all registers are full
 FED = frozenset({"q"})  # operands that products take: they lie in feed slices
 
@@ -45,10 +42,6 @@ class Run:
 def groups(n: int) -> list[int]:
     """Lanes of each group of 320 values of a row of n."""
     return [min(LANES, n - first) for first in range(0, n, LANES)]
-
-
-def f32(value: float) -> Immediate:
-    return Immediate(float(np.float32(value)))
 
 
 def load(operand: str, index: int, lanes: int, dtype: str) -> Load:
@@ -440,31 +433,6 @@ def add(op: Add, spec: ChipSpec) -> Template:
     return by_rows(partial(_add_row, shares, spec), rows, steps)
 
 
-def sigmoid(b: Block, x: NodeSource, on: Sequence[int | None] = (None,) * 5) -> Node:
-    """1 / (1 + e^-x): rsqrt twice. `on`: the ALUs, in order."""
-    minus, exp, plus, root, square = on
-    e = b.alu(AluOp.EXP, b.alu(AluOp.NEG, x, on=minus), on=exp)
-    r = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, f32(1.0), e, on=plus), on=root)
-    return b.alu(AluOp.MUL, r, r, on=square)
-
-
-Chain = Sequence[int | None]
-"""ALUs that make an activation, in order; the last holds the result. None: any that is free."""
-ANY: Chain = (None,) * 7
-
-
-def silu(b: Block, gate: Node, on: Chain) -> Node:
-    """gate * sigmoid(gate)."""
-    kept, minus, exp, plus, root, square, gated = on
-    if b.turning:
-        return b.meet(AluOp.MUL, gate, sigmoid(b, gate))
-    value = gate if kept is None else b.alu(AluOp.COPY, gate, on=kept)
-    return b.alu(AluOp.MUL, value, sigmoid(b, gate, (minus, exp, plus, root, square)), on=gated)
-
-
-ACTIVATIONS: dict[Activation, Callable[[Block, Node, Chain], Node]] = {Activation.SILU: silu}
-
-
 @lru_cache(maxsize=64)
 def _gate_row(activation: Activation, n: int, spec: ChipSpec, runs: int) -> Block:
     """One row of a gate."""
@@ -475,8 +443,9 @@ def _gate_row(activation: Activation, n: int, spec: ChipSpec, runs: int) -> Bloc
             x = joined(b, [Run("x", 2 * at, count)], 4)
             gate = b.alu(AluOp.COPY, x, lanes=count, after=g * pace)
             gated = ACTIVATIONS[activation](b, gate, ANY)
-            up = joined(b, [Run("x", 2 * at + count, count)], 4, gated.done - 6)
-            y = b.alu(AluOp.MUL, gated, up, lanes=count)
+            ahead = gated.done - 6 - (CLAMPED if activation in UPS else 0)
+            up = joined(b, [Run("x", 2 * at + count, count)], 4, ahead)
+            y = b.alu(AluOp.MUL, gated, risen(b, activation, up, count, ahead), lanes=count)
             out = Ref("y", at * 2 // VECTOR_BYTES, vectors(2 * count))
             b.alu(AluOp.CVT_F16, y, lanes=count, out=out)
             at += count
@@ -490,35 +459,6 @@ def gate(op: Gate, spec: ChipSpec) -> Template:
     n, rows = op.n, op.rows
     steps = {"x": vectors(2 * n * 4), "y": vectors(n * 2)}
     return by_rows(partial(_gate_row, op.activation, n, spec), rows, steps)
-
-
-GELU: dict[Function, tuple[np.float32, ...]] = {
-    Function.GELU: GELU_POLY, Function.GELU_TANH: GELU_TANH_POLY
-}  # fmt: skip
-
-
-def gelu(
-    b: Block, x: Load, lanes: int, coefficients: Sequence[np.float32], after: int
-) -> Node:  # fmt: skip
-    """x * (tanh(x * P(x^2)) / 2 + 1/2), as in chip/kernels/vmath.py.
-
-    Where P is long x is read again when it is known: registers are few.
-    """
-    short = len(coefficients) <= SHORT
-    value = b.alu(AluOp.COPY, x, lanes=lanes, after=after) if short else x
-    square = b.alu(AluOp.MUL, value, value, lanes=lanes, after=after)
-    z = b.alu(AluOp.MIN, square, f32(float(GELU_MAX)))
-    first, *others = (f32(float(c)) for c in coefficients)
-    total: NodeSource = first
-    for c in others:
-        total = b.alu(AluOp.ADD, b.alu(AluOp.MUL, total, z), c)
-    assert isinstance(total, Node)
-    again = value
-    if not isinstance(again, Node):
-        again = b.alu(AluOp.COPY, x, lanes=lanes, after=total.done - AGAIN)
-    bent = b.alu(AluOp.TANH, b.alu(AluOp.MUL, again, total))
-    share = b.alu(AluOp.ADD, b.alu(AluOp.MUL, bent, f32(0.5)), f32(0.5))
-    return b.meet(AluOp.MUL, again, share)
 
 
 @lru_cache(maxsize=64)

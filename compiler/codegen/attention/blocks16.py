@@ -9,10 +9,9 @@ from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, In, Lane, Position, Stream, group
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
-from compiler.codegen.core.parts import Fixed
+from compiler.codegen.core.parts import Fixed, f32
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.products.resources import FEED, SUMS16
-from compiler.codegen.vector import f32
 
 HALF = LANES // 2  # values of a vector
 HIDDEN = Immediate(float("-inf"))

@@ -25,7 +25,7 @@ from compiler.codegen.attention.tiles import AHEAD, Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items, paired
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk
-from compiler.codegen.vector import f32
+from compiler.codegen.core.parts import f32
 
 PATIENCE = 24  # cycles that a query may wait in the SXMs, or a scale in its register
 NEVER = f32(float("-inf"))

@@ -19,7 +19,7 @@ from compiler.codegen.attention.shape import Attention, Quad
 from compiler.codegen.attention.wires import Ports, Wires, items
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk
-from compiler.codegen.vector import f32
+from compiler.codegen.core.parts import f32
 
 QUARTERS = 4
 LEAST = 8  # cycles between quads

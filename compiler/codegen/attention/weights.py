@@ -31,8 +31,7 @@ from compiler.codegen.attention.tiles import Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk
-from compiler.codegen.core.parts import LANES
-from compiler.codegen.vector import f32
+from compiler.codegen.core.parts import LANES, f32
 
 WORD = 4  # bytes that the SXMs move as one
 WORDS = LANES // WORD

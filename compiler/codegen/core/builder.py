@@ -566,7 +566,7 @@ class Block:
             value = self.alu(AluOp.COPY, back, at=at)
         return value
 
-    def meet(self, op: AluOp, value: Node, other: Node) -> Node:
+    def meet(self, op: AluOp, value: Node, other: Node, on: int | None = None) -> Node:
         """Place op(value, other); a value that `other` comes long after waits in no register.
 
         It is back from an SXM just then or soon after, where there is time for the trip, and the
@@ -577,7 +577,7 @@ class Block:
             for leave in range(soonest, soonest + WAIT):
                 if copies := self.turned_at(value, [SAME], leave):
                     return self.alu(op, copies[0], other, at=leave + self.trip_cycles)
-        return self.alu(op, value, other)
+        return self.alu(op, value, other, on=on)
 
     def _can_copy(self, start: int, turns: range, pairs: int, op: AluOp | None) -> bool:
         delay = self.delay["COPY"].d_func + self.delay["PERMUTE"].d_func + 2 * self.sxm_hops

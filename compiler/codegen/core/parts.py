@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from chip.isa.instructions import AluOp
-from chip.isa.operands import Group, Lane, Source
+from chip.isa.operands import Group, Immediate, Lane, Source
 from chip.spec import VECTOR_BYTES
 
 LANES = VECTOR_BYTES
+
+
+def f32(value: float) -> Immediate:
+    """Return a constant, rounded to fp32."""
+    return Immediate(float(np.float32(value)))
 
 
 @dataclass(frozen=True, slots=True)

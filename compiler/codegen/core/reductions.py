@@ -73,11 +73,7 @@ def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
     """
     if b.turning:
         left, width = by_turns(b, AluOp.ADD, value, pitch)
-        maps = [_broadcast(pitch, place) for place in range(width)]
-        at, copies = b.turned(left, maps, AluOp.ADD)
-        low, high = (b.alu(AluOp.ADD, *copies[m : m + 2], at=at) for m in (0, 2))
-        last = b.alu(AluOp.COPY, copies[4], at=at)
-        return b.alu(AluOp.ADD, b.alu(AluOp.ADD, low, high), last)
+        return _last_five(b, left, [_broadcast(pitch, place) for place in range(width)])
     short = pitch // COPIES
     wide = tree(b, AluOp.ADD, value, [_turn(pitch, short * m) for m in range(COPIES)])
     (node,) = halves(b, AluOp.ADD, wide)
@@ -93,6 +89,66 @@ def lane_sum(b: Block, value: Node, pitch: int = LANES) -> Node:
         first, second = (b.alu(AluOp.ADD, *five[m : m + 2]) for m in (0, 2))
         rest = five[4]
     return b.alu(AluOp.ADD, b.alu(AluOp.ADD, first, second), rest)
+
+
+@cache
+def _shift(pitch: int, amount: int, limit: int) -> tuple[int | None, ...]:
+    """Give each lane of a segment the one `amount` further, zero from the segment's `limit` on."""
+    whole = LANES // pitch * pitch
+    return tuple(
+        lane + amount if lane < whole and lane % pitch + amount < limit else None
+        for lane in range(LANES)
+    )
+
+
+@cache
+def _spread(pitch: int, place: int, limit: int) -> tuple[int | None, ...]:
+    """Give every lane of a whole segment the segment's lane `place`, zero from `limit` on."""
+    whole = LANES // pitch * pitch
+    return tuple(
+        lane // pitch * pitch + place if lane < whole and place < limit else None
+        for lane in range(LANES)
+    )
+
+
+def segment_sum(b: Block, value: Node, pitch: int, size: int) -> Node:
+    """Sum the first `size` lanes of each segment of `pitch` lanes, as vmath.lane_sum sums them.
+
+    Every lane of a segment gets its sum. Values are no -0: what is beyond the last adds zero.
+    """
+    if b.turning:
+        return _segment_sum_by_turns(b, value, pitch, size)
+    short, count = LANES // COPIES, 1
+    while short * count < size:
+        count *= 2
+    if count > 1:
+        maps = [_shift(pitch, short * m, size) for m in range(count)]
+        (value,) = halves(b, AluOp.ADD, tree(b, AluOp.ADD, value, maps))
+    maps = [_spread(pitch, place, size) for place in range(short)]
+    five = halves(b, AluOp.ADD, tree(b, AluOp.ADD, value, maps), down_to=5)
+    first, second = (b.alu(AluOp.ADD, *five[m : m + 2]) for m in (0, 2))
+    return b.alu(AluOp.ADD, b.alu(AluOp.ADD, first, second), five[4])
+
+
+def _segment_sum_by_turns(b: Block, value: Node, pitch: int, size: int) -> Node:
+    left, levels = size, [amount for amount in (160, 80, 40, 20, 10, 5) if amount < size]
+    while levels:
+        (first, *second), levels = levels[:2], levels[2:]
+        shifts = [0, first, *(second[0] + m for m in (0, first) if second)]
+        maps = [_shift(pitch, amount, left) for amount in shifts]
+        at, copies = b.turned(value, maps, AluOp.ADD)
+        sums = [b.alu(AluOp.ADD, *copies[m : m + 2], at=at) for m in range(0, len(copies), 2)]
+        (value,) = halves(b, AluOp.ADD, sums)
+        left = second[0] if second else first
+    return _last_five(b, value, [_spread(pitch, place, left) for place in range(5)])
+
+
+def _last_five(b: Block, value: Node, maps: Sequence[tuple[int | None, ...]]) -> Node:
+    """Return ((0 + 1) + (2 + 3)) + 4 of a value's copies."""
+    at, copies = b.turned(value, maps, AluOp.ADD)
+    low, high = (b.alu(AluOp.ADD, *copies[m : m + 2], at=at) for m in (0, 2))
+    last = b.alu(AluOp.COPY, copies[4], at=at)
+    return b.alu(AluOp.ADD, b.alu(AluOp.ADD, low, high), last)
 
 
 def lane_or(b: Block, value: Node) -> Node:

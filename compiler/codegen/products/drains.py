@@ -18,12 +18,13 @@ from chip.spec import VECTOR_BYTES, vectors
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Load, Node, NodeSource, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.template import Placed
+from compiler.codegen.gates import ACTIVATIONS, ANY, risen
 from compiler.codegen.products.columns import Columns, blocks_of, gated_groups, row_groups
 from compiler.codegen.products.gaps import link_turns
 from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE
-from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised
+from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised, limited
 from compiler.codegen.products.timeline import ColumnGroup
-from compiler.codegen.vector import ACTIVATIONS, ANY, Run, joined
+from compiler.codegen.vector import Run, joined
 
 LEAD = 8  # cycles that the work on two groups is apart
 FAR = 40  # the same where columns' scales come by way of an SXM
@@ -121,7 +122,8 @@ class Drains:
 
             sums, scale = added(b, outputs, ARRIVAL), Held(ROW_SCALE.scale)
             scaled = dequantised(b, sums, scale, partial(of_columns, "sw"))
-            self._follow(b, kind, biased(b, self.op, scaled, partial(of_columns, "b")))
+            summed = biased(b, self.op, scaled, partial(of_columns, "b"))
+            self._follow(b, kind, limited(b, self.op, summed))
             self._blocks[key] = b.finish()
         return self._blocks[key]
 
@@ -129,14 +131,17 @@ class Drains:
         """Do with a group's dequantised sums what follows the product."""
         if kind == "gate" and isinstance(self.op.result, Gated):
             ACTIVATIONS[self.op.result.activation](b, scaled[0], GATE.chain)
-        elif kind == "up":
-            _store_f16(b, b.alu(AluOp.MUL, Held(GATE.gated), scaled[0]), 0)
         elif isinstance(self.op.result, Gated):
+            activation = self.op.result.activation
+            if kind == "up":
+                up = risen(b, activation, scaled[0], LANES)
+                _store_f16(b, b.alu(AluOp.MUL, Held(GATE.gated), up), 0)
+                return
             for pair in range(len(scaled) // 2):
-                gate, up = scaled[2 * pair : 2 * pair + 2]
-                gated = ACTIVATIONS[self.op.result.activation](b, gate, ANY)
-                y = b.alu(AluOp.MUL, gated, up, lanes=gate.lanes)
-                _store_f16(b, y, 2 * pair)
+                gate, other = scaled[2 * pair : 2 * pair + 2]
+                gated = ACTIVATIONS[activation](b, gate, ANY)
+                up = risen(b, activation, other, gate.lanes)
+                _store_f16(b, b.alu(AluOp.MUL, gated, up, lanes=gate.lanes), 2 * pair)
         else:
             for j, y in enumerate(scaled):
                 _store(b, kind, y, j)

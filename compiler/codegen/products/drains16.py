@@ -12,7 +12,7 @@ from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.products.columns16 import Columns
 from compiler.codegen.products.resources import FEED, SUMS16
-from compiler.codegen.products.sums import biased
+from compiler.codegen.products.sums import biased, limited
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Drains16:
             def of_columns(j: int) -> Load:
                 return Load(Ref("b", 4 * j, vectors(blocks[j].width * 4)), "f32")
 
-            joined = biased(b, self.op, joined, of_columns)
+            joined = limited(b, self.op, biased(b, self.op, joined, of_columns))
             for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
                 out = Ref("y", item * j, vectors(block.width * item))
                 op = AluOp.COPY if item == 4 else AluOp.CVT_F16

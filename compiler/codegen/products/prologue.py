@@ -16,11 +16,11 @@ from chip.isa.operands import Stream, group
 from chip.ops.product import GatherFirst, NormFirst
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref
+from compiler.codegen.core.parts import f32
 from compiler.codegen.core.reductions import lane_max, lane_sum
 from compiler.codegen.core.template import paced
 from compiler.codegen.products.resources import FEED, QUANTISER, ROW_SCALE
 from compiler.codegen.vector import (
-    f32,
     groups,
     joined,
     load,

@@ -39,7 +39,7 @@ from compiler.codegen.products import timeline
 from compiler.codegen.products.activations import feed_beside
 from compiler.codegen.products.columns import PLANE_OF_RUN, Columns, blocks_of
 from compiler.codegen.products.resources import COLUMN_SCALES, FEED_BESIDE, WEIGHTS_BESIDE
-from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised
+from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised, limited
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
 
 BETWEEN = 2  # cycles between rows: even cycles of the ports are the activations'
@@ -347,7 +347,8 @@ class _Drains:
             return Load(Ref(operand, 4 * j, vectors(widths[j] * 4)), "f32")
 
         scaled = dequantised(b, sums, scale, lambda j: Held(columns[j]))
-        for j, y in enumerate(biased(b, op, scaled, partial(of_columns, "b"))):
+        summed = biased(b, op, scaled, partial(of_columns, "b"))
+        for j, y in enumerate(limited(b, op, summed)):
             out = Ref("y", item * j, vectors(widths[j] * item))
             b.alu(AluOp.COPY if item == 4 else AluOp.CVT_F16, y, lanes=widths[j], out=out)
         return b

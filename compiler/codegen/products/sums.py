@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from chip.isa.instructions import AluOp
 from chip.isa.operands import STREAMS, In, Stream, group
-from chip.ops.product import Matmul
+from chip.ops.product import Capped, Matmul
 from chip.spec import vectors
 from compiler.codegen.core.builder import Block
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.parts import Node, NodeSource
+from compiler.codegen.gates import capped
 from compiler.codegen.products.columns import spread_of
 from compiler.codegen.products.resources import SUMS
 
@@ -94,3 +95,11 @@ def biased(
     if op.b is None:
         return values
     return [b.alu(AluOp.ADD, column_biases(j), y, lanes=y.lanes) for j, y in enumerate(values)]
+
+
+def limited(b: Block, op: Matmul, values: list[Node]) -> list[Node]:
+    """Cap each vector of results, where the product's are capped."""
+    if not isinstance(op.result, Capped):
+        return values
+    cap = op.result.cap
+    return [capped(b, y, cap) for y in values]
