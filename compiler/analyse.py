@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from chip.ops.attention import Attend
 from chip.ops.cost import receive_cycles, send_lead_cycles
+from chip.ops.experts import ExpertsEach, ExpertsSum
 from chip.ops.moves import Receive, Send
 from chip.ops.product import Matmul
 from chip.ops.program import Operation, Scheduled
@@ -188,7 +189,7 @@ def _busiest_unit(schedule: StepSchedule) -> Busiest:
 
 
 def _stream_bytes(op: Operation) -> int:
-    if isinstance(op, Matmul):
+    if isinstance(op, Matmul | ExpertsEach | ExpertsSum):
         return op.weight_bytes
     return op.layout.read_bytes(op.bucket) if isinstance(op, Attend) else 0
 

@@ -294,7 +294,7 @@ class Ground:
         memory = self.memory
         return StepPlanner(
             self.partition, self.network, list(self.memories), kind, memory.dtype, memory.context,
-            memory.top_k,
+            memory.top_k, self.costs,
         )  # fmt: skip
 
     @property
@@ -429,7 +429,7 @@ def compile_model(
     network = ground.network
     wanted = _wanted(kinds, ground, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
-    about = (ground.costs, network.links, ground.memories, network.clock, network.sync)
+    about = (ground.costs, network.links, ground.memories, network.clock, network.sync, config)
     lawful = 0  # shapes whose templates are checked
     forked = layout.chips * len(wanted) > WORTH_FORKING
     with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:

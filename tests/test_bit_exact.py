@@ -18,7 +18,7 @@ from schedules import machine
 
 from compiler.errors import LayoutError
 from compiler.model.architecture import ARCHITECTURES, HIDDEN_ACT
-from compiler.model.config import ModelConfig
+from compiler.model.config import Experts, ModelConfig
 from compiler.model.frontend import load_config, resolve_model
 from compiler.model.presets import PRESETS
 from compiler.model.weights import WeightsRef, required_tensors
@@ -34,7 +34,7 @@ ODD = ("1x1", "lesson"), ("2x3+2", "groqrack")
 LLAMAS = ["gqa", "mha_untied", "rope_llama3", "head_dim", "sharded"]
 FAMILIES = [
     "llama_bias", "qwen2", "qwen2_window", "mistral", "mistral_dim", "qwen3", "qwen3_odd", "gemma2",
-    "gemma2_odd",
+    "gemma2_odd", "mixtral", "mixtral_odd",
 ]  # fmt: skip
 DECODERS = LLAMAS + FAMILIES
 
@@ -45,9 +45,15 @@ def models(draw: st.DrawFn) -> ModelConfig:
     kv_heads = draw(st.sampled_from([1, 2, 3]))
     hidden, layers = draw(st.sampled_from([24, 36, 50, 330])), draw(st.integers(1, 3))
     windows = st.tuples(*[st.sampled_from([None, 1, 5, 30])] * layers)
+    architecture = draw(st.sampled_from(sorted(ARCHITECTURES)))
+    experts = None
+    if ARCHITECTURES[architecture].mixture is not None:
+        count = draw(st.sampled_from([2, 5, 9]))
+        experts = Experts(count=count, chosen=draw(st.integers(1, min(count, 3))))
     return ModelConfig(
         name="random",
-        architecture=draw(st.sampled_from(sorted(ARCHITECTURES))),
+        architecture=architecture,
+        experts=experts,
         hidden_size=hidden,
         intermediate_size=draw(st.sampled_from([20, 47, 100, 333])),
         num_layers=layers,
@@ -230,7 +236,7 @@ def test_goldens_fp16_are_close_to_transformers(name: str, layout: str, hardware
     ("layout", "name"),
     [
         *product(["1x1", "1x2", "3x1+1", "1x3+2"], FAMILIES),
-        ("1x13", "gemma2_odd"),  # vectors are forwarded
+        *product(["1x13"], ["gemma2_odd", "mixtral_odd"]),  # vectors are forwarded
     ],
 )
 def test_families_fp16_give_the_tokens_of_transformers(layout: str, name: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from compiler.errors import ModelError
-from compiler.model.architecture import ARCHITECTURES, ENCODERS
+from compiler.model.architecture import ARCHITECTURES, ENCODERS, LLAMA
+from compiler.model.config import Experts
 from compiler.model.frontend import (
     PRESETS,
     ModelConfig,
@@ -59,7 +60,8 @@ LLAMA_70B = {
 }
 EVERY = {**ARCHITECTURES, **ENCODERS}
 NAMES = (
-    "one of Llama, Mistral, Qwen2, Qwen3 or Gemma2 + 'ForCausalLM', or BertModel or BertForMaskedLM"
+    "one of Llama, Mistral, Mixtral, Qwen2, Qwen3 or Gemma2 + 'ForCausalLM', "
+    "or BertModel or BertForMaskedLM"
 )
 TYPES = " or ".join(dict.fromkeys(repr(one.model_type) for one in EVERY.values()))
 LLAMA_8B = {
@@ -358,6 +360,9 @@ QWEN = {**LLAMA_8B, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"
 QWEN |= {"num_hidden_layers": 4, "rope_scaling": None, "sliding_window": 512}
 ALTERNATE = ("sliding_attention", "full_attention")
 MISTRAL = {**QWEN, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+MIXTRAL = {**QWEN, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+GEMMA = {**QWEN, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 256}
+GEMMA |= {"hidden_activation": "gelu_pytorch_tanh"}
 
 
 @pytest.mark.parametrize(
@@ -379,6 +384,15 @@ MISTRAL = {**QWEN, "architectures": ["MistralForCausalLM"], "model_type": "mistr
         (MISTRAL, {"sliding_window": None}, ()),
         (MISTRAL, {"sliding_window": 131072}, ()),  # no less than all positions
         (MISTRAL, {"layer_types": ["sliding_attention"]}, (512,) * 4),
+        (MIXTRAL, {}, (512,) * 4),
+        (MIXTRAL, {"sliding_window": ...}, ()),
+        (GEMMA, {}, (512, None, 512, None)),
+        (GEMMA, {"sliding_window": ...}, (4096, None, 4096, None)),
+        (
+            GEMMA,
+            {"layer_types": [*["full_attention"] * 3, "sliding_attention"]},
+            (None, None, None, 512),
+        ),
     ],
 )
 def test_windows_are_read_as_transformers_reads_them(
@@ -416,6 +430,24 @@ def test_windows_are_read_as_transformers_reads_them(
             "layer_types: wanted 'sliding_attention' only, got 'full_attention'",
         ),
         (MISTRAL, {"sliding_window": 0}, "sliding_window: wanted a positive integer, got 0"),
+        (
+            MIXTRAL,
+            {"num_local_experts": 0},
+            "num_local_experts: wanted a positive integer, got 0",
+        ),
+        (MIXTRAL, {"num_local_experts": 1025}, "num_local_experts: wanted at most 1024, got 1025"),
+        (MIXTRAL, {"num_experts_per_tok": 9}, "num_experts_per_tok: wanted at most 8, got 9"),
+        (
+            GEMMA,
+            {"query_pre_attn_scalar": -1},
+            "query_pre_attn_scalar: wanted a positive number, got -1",
+        ),
+        (GEMMA, {"final_logit_softcapping": 0}, "logit_cap: wanted a positive number, got 0"),
+        (
+            GEMMA,
+            {"hidden_activation": "silu"},
+            "hidden_activation: wanted 'gelu_pytorch_tanh', got 'silu'",
+        ),
     ],
 )
 def test_what_other_families_may_not_say(
@@ -424,6 +456,40 @@ def test_what_other_families_may_not_say(
     with pytest.raises(ModelError) as caught:
         load_config(write_config(tmp_path, base, **changes))
     assert str(caught.value) == f"{tmp_path / 'config.json'}: {message}"
+
+
+def test_experts_are_read_and_survive_an_artifact(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, MIXTRAL, num_experts_per_tok=3))
+    assert config.experts == Experts(count=8, chosen=3)  # the former is transformers' default
+    assert config.to_dict()["experts"] == {"count": 8, "chosen": 3}
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_experts_belong_to_a_mixture(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, MIXTRAL))
+    with pytest.raises(ModelError, match=r": experts: wanted how many there are, got None$"):
+        replace(config, experts=None)
+    with pytest.raises(ModelError, match=r": experts: wanted none, got Experts\("):
+        replace(config, architecture=LLAMA)
+
+
+def test_gemmas_null_caps_are_none(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, GEMMA))
+    assert (config.attention_cap, config.logit_cap) == (50.0, 30.0)
+    assert config.attention_scale is None  # 256 is the head_dim
+    caps = dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"))
+    config = load_config(write_config(tmp_path, GEMMA, query_pre_attn_scalar=144, **caps))
+    assert (config.attention_cap, config.logit_cap, config.attention_scale) == (None, None, 1 / 12)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in GOLDENS.glob("*/config.json")))
+def test_model_type_alone_is_enough(tmp_path: Path, name: str) -> None:
+    keys = json.loads((GOLDENS / name / "config.json").read_text())
+    del keys["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    config, wanted = load_config(tmp_path), load_config(GOLDENS / name)
+    assert replace(config, name=name, architecture=wanted.architecture) == wanted
+    assert config.architecture == wanted.architecture.replace("ForMaskedLM", "Model")
 
 
 def test_yarn_has_the_defaults_of_transformers(tmp_path: Path) -> None:

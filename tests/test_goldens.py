@@ -145,9 +145,25 @@ def logits(model: Model, ids: Any) -> F64:
         y = attention(normed(x, f"{p}.input_layernorm"), config, w, layer)
         x = x + (normed(y, f"{p}.post_attention_layernorm") if post else y)
         before = "pre_feedforward_layernorm" if post else "post_attention_layernorm"
-        y = mlp(normed(x, f"{p}.{before}"), config, w, f"{p}.mlp")
+        y = normed(x, f"{p}.{before}")
+        y = mlp(y, config, w, f"{p}.mlp") if config.experts is None else experts(y, config, w, p)
         x = x + (normed(y, f"{p}.post_feedforward_layernorm") if post else y)
     return capped(norm(x, w[FINAL_NORM], config) @ w[LM_HEAD].T, config.logit_cap)
+
+
+def experts(x: F64, config: ModelConfig, w: dict[str, F64], p: str) -> F64:
+    """Apply the mixture that stands in the MLP's place: [T, hidden] to [T, hidden]."""
+    p = f"{p}.block_sparse_moe"
+    scores, out = linear(x, w, f"{p}.gate"), np.zeros_like(x)
+    assert config.experts is not None
+    for row, score in enumerate(scores):
+        best = np.argsort(-score, kind="stable")[: config.experts.chosen]
+        weights = np.exp(score[best] - score.max())
+        for e, weight in zip(best, weights / weights.sum(), strict=True):
+            at = f"{p}.experts.{e}"
+            gated = gate(linear(x[row], w, f"{at}.w1"), config) * linear(x[row], w, f"{at}.w3")
+            out[row] += weight * linear(gated, w, f"{at}.w2")
+    return out
 
 
 def mlp(x: F64, config: ModelConfig, w: dict[str, F64], p: str) -> F64:

@@ -85,14 +85,15 @@ def test_every_column_of_every_weight_is_on_some_chip(layout: str, dtype: str) -
         for load in job.loads:
             if load.tensor.kind == "norm":
                 got = sram.tensor(load.tensor.name).view(np.float32)
-                want = source.vector(load.vector[0].tensor)
+                want = source.vector(load.vectors[0][0].tensor)
                 assert (got[: len(want)] == want).all()
-            if load.weight is None or [piece.tensor for piece in load.weight.pieces] != [name]:
+            pieces = [piece for weight in load.weights for piece in weight.pieces]
+            if [piece.tensor for piece in pieces] != [name]:
                 continue
-            (piece,) = load.weight.pieces
+            (piece,) = pieces
             if dtype == "int8":
                 values, scales = source.int8_rows(name, piece.start, piece.stop)
-                at = sram.tensor(f"{load.weight.name}.scale").view(np.float32)
+                at = sram.tensor(f"{load.tensor.name}.scale").view(np.float32)
                 assert (at[: len(scales)] == scales).all()
             else:
                 values = source.f32_rows(name, piece.start, piece.stop).astype(np.float16)

@@ -2,12 +2,17 @@
 
 Each row has `chosen` experts, in ascending order of their numbers. Route works them out; which they
 are depends on data, how many there are does not, and so neither do cycles. The weights of all
-experts lie one behind the other, `stride` bytes apart, so that an expert's number is its address.
+experts lie one behind the other, `expert_stride` bytes apart, so that an expert's number is its
+address: the list of addresses is fixed, and the router's result selects from it.
+
+There are two programs of the same result. In one, the weights of each row's chosen experts are
+read, row by row. In the other (`every`) those of all experts are read once, and all rows go through
+each; what a row did not choose counts exactly zero. Many rows are sooner done by the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from chip.ops.kv import WINDOW_VECTORS
@@ -57,7 +62,7 @@ class Route:
 class ExpertsEach:
     """y [rows chosen, n] fp32: each row of x [rows, k] times the weights of each of its experts.
 
-    Products are those of `Matmul`; b has n fp32 values an expert.
+    Products are those of `Matmul`; b has n fp32 values an expert. `every`: see above.
     """
 
     opcode: ClassVar[Opcode] = Opcode.EXPERTS_EACH
@@ -69,6 +74,7 @@ class ExpertsEach:
     k: int
     n: int
     dtype: str
+    every: bool = False
     x: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
     e: int = field(metadata=BOUND)
@@ -76,6 +82,11 @@ class ExpertsEach:
     sw: int | None = field(default=None, metadata=BOUND)
     b: int | None = field(default=None, metadata=BOUND)
     y: int = field(metadata=BOUND)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that are read."""
+        return _read(self)
 
     def reads(self) -> list[Use]:
         rows = quantised(self.x, self.s, self.rows, self.k, self.dtype, ("x", "s"))
@@ -90,6 +101,7 @@ class ExpertsSum:
     """y [rows, n] fp16: the sum over a row's experts, in order, of g times its product.
 
     x [rows chosen, k] has a row for each of them. Products, with b, are fp32 and so are sums.
+    `every`: see above.
     """
 
     opcode: ClassVar[Opcode] = Opcode.EXPERTS_SUM
@@ -101,6 +113,7 @@ class ExpertsSum:
     k: int
     n: int
     dtype: str
+    every: bool = False
     x: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
     e: int = field(metadata=BOUND)
@@ -110,6 +123,11 @@ class ExpertsSum:
     b: int | None = field(default=None, metadata=BOUND)
     y: int = field(metadata=BOUND)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that are read."""
+        return _read(self)
+
     def reads(self) -> list[Use]:
         rows = quantised(self.x, self.s, self.rows * self.chosen, self.k, self.dtype, ("x", "s"))
         g = ("g", (self.g, self.rows * row_bytes(self.chosen, 4)))
@@ -117,6 +135,16 @@ class ExpertsSum:
 
     def writes(self) -> list[Use]:
         return [("y", (self.y, self.rows * row_bytes(self.n, 2)))]
+
+
+def programs(op: ExpertsEach | ExpertsSum) -> tuple[ExpertsEach | ExpertsSum, ...]:
+    """Return the operation by each of its programs: the chosen experts, then every one."""
+    return replace(op, every=False), replace(op, every=True)
+
+
+def _read(op: ExpertsEach | ExpertsSum) -> int:
+    times = op.experts if op.every else op.rows * op.chosen
+    return times * op.n * row_bytes(pad_vector(op.k), item_bytes(op.dtype))
 
 
 def _chosen(op: ExpertsEach | ExpertsSum) -> Use:

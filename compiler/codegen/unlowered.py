@@ -28,7 +28,7 @@ def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
     `lay` gives the template of an operation that is like it, and has instructions.
     """
     if isinstance(op, Route | ExpertsEach | ExpertsSum):
-        return _empty(lay(_alike(op)), _times(op) - 1)
+        return _empty(lay(_alike(op)), again=_times(op) - 1)
     like, more = _plainer(op, spec, lay)
     return None if like is op else _empty(lay(like), more=more)
 
@@ -42,20 +42,22 @@ def _empty(like: Template, again: int = 0, more: int = 0) -> Template:
 
 
 def _alike(op: Route | ExpertsEach | ExpertsSum) -> Computation:
-    """Return the operation that experts run for each row; a route is like a pick of each row."""
+    """Return the operation that an expert runs; a route is like a pick of each row."""
     if isinstance(op, Route):
         return TopK(k=op.chosen, n=op.experts, x=0, y=0, first_column=0)
     out = "f32" if isinstance(op, ExpertsEach) else "f16"
     scale = None if op.sw is None else 0
     return Matmul(
-        rows=1, k=op.k, n=op.n, dtype=op.dtype, out=out, source=Activations(x=0, s=op.s),
-        result=Plain(y=0), w=0, sw=scale, b=op.b,
+        rows=op.rows if op.every else 1, k=op.k, n=op.n, dtype=op.dtype, out=out,
+        source=Activations(x=0, s=op.s), result=Plain(y=0), w=0, sw=scale, b=op.b,
     )  # fmt: skip
 
 
 def _times(op: Route | ExpertsEach | ExpertsSum) -> int:
-    """Return how often: the weights of every expert of every row are loaded."""
-    return op.rows if isinstance(op, Route) else op.rows * op.chosen
+    """Return how often: for each chosen expert of each row, or for every expert."""
+    if isinstance(op, Route):
+        return op.rows
+    return op.experts if op.every else op.rows * op.chosen
 
 
 def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, int]:

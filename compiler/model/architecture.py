@@ -28,6 +28,22 @@ class Windows(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Features of a mixture of experts, which stands in the MLP's place.
+
+    `router`, `gate`, `up` and `down` name tensors within a layer; `{}` is an expert's number.
+    Checkpoints may have experts otherwise: compiler/model/stored.py.
+    """
+
+    router: str
+    gate: str
+    up: str
+    down: str
+    after: bool = False  # the softmax is over the chosen experts alone
+    bias: bool = False  # router and experts have biases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """Features of a layer. compiler/model/layer.py makes operations of them.
 
@@ -47,6 +63,7 @@ class Architecture:
     post_norms: bool = False  # of what attention and the MLP give, before it is added
     norm_offset: float = 0.0  # that is added to every norm's weights
     scaled_embedding: bool = False  # by the root of the hidden size
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +83,7 @@ ENCODER_ACT: dict[Function, tuple[str, ...]] = {
     Function.GELU: ("gelu", "gelu_python"),
     Function.GELU_TANH: ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
 }
-LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
+LLAMA, MISTRAL, MIXTRAL = "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"
 QWEN2, QWEN3, GEMMA2 = "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM"
 BERT = "BertModel"
 _LLAMA: dict[str, Any] = {
@@ -75,6 +92,10 @@ _LLAMA: dict[str, Any] = {
 }  # fmt: skip
 _MISTRAL = {
     **_LLAMA, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096,
+}  # fmt: skip
+_MIXTRAL = {
+    **_MISTRAL, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None,
+    "num_local_experts": 8, "num_experts_per_tok": 2,
 }  # fmt: skip
 _QWEN = {
     **_LLAMA, "vocab_size": 151936, "max_position_embeddings": 32768, "num_key_value_heads": 32,
@@ -93,6 +114,14 @@ _DECODERS = (
     Architecture(
         name=MISTRAL, model_type="mistral", activation=Activation.SILU, defaults=_MISTRAL,
         windows=Windows.ALL,
+    ),
+    Architecture(
+        name=MIXTRAL, model_type="mixtral", activation=Activation.SILU, defaults=_MIXTRAL,
+        options=frozenset({"num_local_experts"}), windows=Windows.ALL,
+        mixture=Mixture(
+            router="block_sparse_moe.gate", gate="block_sparse_moe.experts.{}.w1",
+            up="block_sparse_moe.experts.{}.w3", down="block_sparse_moe.experts.{}.w2",
+        ),
     ),
     Architecture(
         name=QWEN2, model_type="qwen2", activation=Activation.SILU, defaults=_QWEN,

@@ -37,6 +37,26 @@ class Encoder:
         object.__setattr__(self, "activation", Function(self.activation))
 
 
+_MOST_EXPERTS = 1 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """How many experts a layer has, and how many of them each row goes through.
+
+    Raises ModelError for none of either, or for more than there are.
+    """
+
+    count: int
+    chosen: int
+
+    def __post_init__(self) -> None:
+        for name, most in (("count", _MOST_EXPERTS), ("chosen", self.count)):
+            positive_int("experts", self, name)
+            if getattr(self, name) > most:
+                raise ModelError(f"experts: {name}", f"at most {most}", shown(getattr(self, name)))
+
+
 # The largest sizes that are accepted: larger than those of published Llamas, and small enough that
 # the model is compiled, or refused for its memory, in bounded time.
 _SIZES = {
@@ -83,6 +103,7 @@ class ModelConfig:
     attention_scale: float | None = None  # of scores, if not 1 / sqrt(head_dim)
     attention_cap: float | None = None  # of scores
     logit_cap: float | None = None
+    experts: Experts | None = None  # in place of the MLP; `intermediate_size` is of each
 
     def __post_init__(self) -> None:
         if self.architecture not in (known := {**ARCHITECTURES, **ENCODERS}):
@@ -111,6 +132,7 @@ class ModelConfig:
         for number in ("attention_scale", "attention_cap", "logit_cap"):
             if getattr(self, number) is not None:
                 positive_number(self.name, self, number)
+        self._check_experts()
         self._check_windows()
         self._check_tokens()
 
@@ -125,6 +147,16 @@ class ModelConfig:
         elif self.rope_theta is not None or self.rope_scaling is not None:
             what = self.rope_theta if self.rope_scaling is None else self.rope_scaling
             raise ModelError(f"{self.name}: RoPE", "none for an encoder", shown(what))
+
+    def _check_experts(self) -> None:
+        """Refuse experts of an architecture without a mixture, and a mixture without experts."""
+        known = ARCHITECTURES.get(self.architecture)
+        has = known is not None and known.mixture is not None
+        if (self.experts is not None) != has:
+            raise ModelError(
+                f"{self.name}: experts", "how many there are" if has else "none",
+                shown(self.experts),
+            )  # fmt: skip
 
     def _check_windows(self) -> None:
         if self.windows and len(self.windows) < self.num_layers:
@@ -173,6 +205,9 @@ class ModelConfig:
         if (encoder := values.get("encoder")) is not None:
             exact_fields("model config: encoder", Encoder, encoder)
             own["encoder"] = Encoder(**encoder)
+        if (experts := values.get("experts")) is not None:
+            exact_fields("model config: experts", Experts, experts)
+            own["experts"] = Experts(**experts)
         if (scaling := values["rope_scaling"]) is not None:
             own["rope_scaling"] = scaling_of("model config: rope_scaling", scaling)
         if "windows" in values:
@@ -186,4 +221,6 @@ def _plain(value: Any) -> Any:
         return scaling_values(value)
     if isinstance(value, Encoder):
         return {**asdict(value), "activation": str(value.activation)}
+    if isinstance(value, Experts):
+        return asdict(value)
     return list(value) if isinstance(value, tuple) else value

@@ -36,7 +36,7 @@ from compiler.model.architecture import (
     EncoderArchitecture,
     Windows,
 )
-from compiler.model.config import Encoder, ModelConfig
+from compiler.model.config import Encoder, Experts, ModelConfig
 from compiler.model.presets import GROQ_NAMES, PRESET_OF, PRESETS
 from compiler.model.rope import RopeScaling
 from compiler.model.rope_keys import read_rope
@@ -215,7 +215,18 @@ def _decoder(
         "rope_scaling": rope, "windows": _windows(path, raw, architecture, layers),
         "attention_scale": _attention_scale(path, raw),
         **{cap: raw.get(key) for cap, key in _CAPS.items()},
+        "experts": None if architecture.mixture is None else _experts(path, raw),
     }  # fmt: skip
+
+
+def _experts(path: Path, raw: Mapping[str, Any]) -> Experts:
+    keys = {"count": "num_local_experts", "chosen": "num_experts_per_tok"}
+    try:
+        return Experts(**{field: _required(path, raw, key) for field, key in keys.items()})
+    except ModelError as error:
+        key = keys.get(error.what.removeprefix("experts: "))
+        what = error.what if key is None else f"{path}: {key}"
+        raise ModelError(what, error.wanted, error.got) from None
 
 
 def _attention_scale(path: Path, raw: Mapping[str, Any]) -> float | None:

@@ -16,7 +16,7 @@ import math
 
 from compiler.model import encoder
 from compiler.model.architecture import ARCHITECTURES
-from compiler.model.config import ModelConfig
+from compiler.model.config import Experts, ModelConfig
 from compiler.model.operation import (
     RESIDUAL,
     ROPE,
@@ -61,7 +61,8 @@ def embedding_scale(config: ModelConfig) -> float:
 
 def _layer(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
     """Return a decoder's layer; names are those within the layer."""
-    return (*_attention(config, index), *_mlp(config))
+    mlp = _mlp(config) if config.experts is None else _experts(config, config.experts)
+    return (*_attention(config, index), *mlp)
 
 
 def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
@@ -88,21 +89,74 @@ def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
 
 
 def _mlp(config: ModelConfig) -> tuple[GraphOp, ...]:
-    """Return the MLP; its norm has one name here, whatever a family calls the tensor."""
-    hidden, inter = config.hidden_size, config.intermediate_size
-    features, bias = ARCHITECTURES[config.architecture], config.mlp_bias
-    norm = "pre_feedforward_layernorm" if features.post_norms else "post_attention_layernorm"
+    hidden, inter, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
     return (
-        _norm(config, "post_attention_layernorm", "mlp.in", f"{norm}.weight"),
+        _mlp_norm(config),
         _linear("mlp.gate_up_proj", "mlp.in", "gate_up", Split.INTER, hidden,
                 ("mlp.gate_proj", inter, Split.INTER), ("mlp.up_proj", inter, Split.INTER),
                 bias=bias),
-        GraphOp(name=f"mlp.{features.activation}", kind=Kind.GATE, inputs=("gate_up",),
-                output="mlp.mid", features=inter, split=Split.INTER, exchanged=True,
-                activation=features.activation),
+        _gate(config),
         gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER),
         _projection("mlp.down_proj", "down.in", "mlp.out", inter, hidden, bias=bias),
         _add(config, "mlp.add", "mlp.out", "post_feedforward_layernorm"),
+    )  # fmt: skip
+
+
+def _experts(config: ModelConfig, experts: Experts) -> tuple[GraphOp, ...]:
+    """Return the mixture in the MLP's place. Every chip routes; experts are dealt like an MLP."""
+    hidden, inter, chosen = config.hidden_size, config.intermediate_size, experts.chosen
+    features = ARCHITECTURES[config.architecture].mixture
+    assert features is not None  # ModelConfig has experts only for a mixture
+    return (
+        _mlp_norm(config),
+        _linear("mlp.router", "mlp.in", "router", Split.NONE, hidden,
+                (features.router, experts.count, Split.NONE), bias=features.bias),
+        GraphOp(name="mlp.route", kind=Kind.ROUTE, inputs=("router",), output="chosen",
+                features=chosen, split=Split.NONE, experts=experts, after=features.after),
+        _of_each("mlp.gate_up_proj", Kind.EXPERTS_EACH, "mlp.in", "gate_up", Split.INTER, hidden,
+                 inter, experts, (features.gate, features.up), bias=features.bias),
+        _gate(config, chosen),
+        gather("mlp.down_proj", "mlp.mid", "down.in", inter, Split.INTER, chosen),
+        _of_each("mlp.down_proj", Kind.EXPERTS_SUM, "down.in", "mlp.out", Split.HIDDEN, inter,
+                 hidden, experts, (features.down,), bias=features.bias),
+        _add(config, "mlp.add", "mlp.out", "post_feedforward_layernorm"),
+    )  # fmt: skip
+
+
+def _mlp_norm(config: ModelConfig) -> GraphOp:
+    """Return the norm before the MLP. It has one name, whatever a family calls its tensor."""
+    features = ARCHITECTURES[config.architecture]
+    norm = "pre_feedforward_layernorm" if features.post_norms else "post_attention_layernorm"
+    return _norm(config, "post_attention_layernorm", "mlp.in", f"{norm}.weight")
+
+
+def _gate(config: ModelConfig, each: int = 1) -> GraphOp:
+    activation = ARCHITECTURES[config.architecture].activation
+    return GraphOp(
+        name=f"mlp.{activation}", kind=Kind.GATE, inputs=("gate_up",), output="mlp.mid",
+        features=config.intermediate_size, split=Split.INTER, exchanged=True,
+        activation=activation, each=each,
+    )  # fmt: skip
+
+
+def _of_each(
+    name: str, kind: Kind, source: str, output: str, split: Split, k: int, rows: int,
+    experts: Experts, owners: tuple[str, ...], *, bias: bool,
+) -> GraphOp:  # fmt: skip
+    """Multiply by matrices of the chosen experts; `owners` are an expert's, side by side."""
+    weights, biases = (
+        tuple(
+            WeightTensor(name=f"{owner.format(number)}.{part}", rows=rows, split=split)
+            for number in range(experts.count) for owner in owners
+        )
+        for part in ("weight", "bias")
+    )  # fmt: skip
+    summed = kind is Kind.EXPERTS_SUM
+    return GraphOp(
+        name=name, kind=kind, inputs=(source, "chosen"), output=output,
+        features=rows * len(owners), split=split, exchanged=summed, tensors=weights,
+        biases=biases if bias else (), in_features=k, experts=experts,
+        each=1 if summed else experts.chosen,
     )  # fmt: skip
 
 

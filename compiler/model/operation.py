@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from chip.ops.opcodes import Activation, Function
+from compiler.model.config import Experts
 
 RESIDUAL, ROPE = "residual", "rope"
 
@@ -27,6 +28,9 @@ class Kind(StrEnum):
     GATE = "gate"
     APPLY = "apply"
     ADD = "add"
+    ROUTE = "route"  # the output is the numbers of the chosen experts; their weights lie beside
+    EXPERTS_EACH = "experts_each"  # a LINEAR of each chosen expert: a row for each
+    EXPERTS_SUM = "experts_sum"  # the same of a row for each, weighted and summed
 
 
 class Split(StrEnum):
@@ -68,18 +72,26 @@ class GraphOp:
     split: Split
     exchanged: bool = False  # the output is: it is fp16, and every chip gets all columns
     tensors: tuple[WeightTensor, ...] = ()
-    biases: tuple[WeightTensor, ...] = ()  # of a LINEAR's tensors, or of a LAYER_NORM
-    in_features: int = 0  # K of a LINEAR
+    biases: tuple[WeightTensor, ...] = ()  # of a product's tensors, or of a LAYER_NORM
+    in_features: int = 0  # K of a product
     activation: Activation | None = None  # of a GATE
     function: Function | None = None  # of an APPLY
     vectors: tuple[tuple[str, WeightTensor], ...] = ()  # others that it takes, by operand
     window: int | None = None  # of an ATTEND: the last tokens that a row sees, if not all
     cap: float | None = None  # of an ATTEND's scores, or of a LINEAR's result
+    experts: Experts | None = None  # of a ROUTE, or of a product whose tensors are theirs in turn
+    after: bool = False  # of a ROUTE: the softmax is over the chosen experts alone
+    each: int = 1  # rows of the output for each row of the step
 
     @property
     def dtype(self) -> str:
         """Type of the output's elements."""
         return "f16" if self.exchanged else "f32"
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the tensors are matrices."""
+        return self.kind in (Kind.LINEAR, Kind.EXPERTS_EACH, Kind.EXPERTS_SUM)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -107,11 +119,13 @@ class GraphOp:
         return f"{self.name:<36} {self.kind:<7}({inputs}) -> {self.output} {shape}, {self.split}"
 
 
-def gather(name: str, source: str, output: str, features: int, split: Split) -> GraphOp:
+def gather(
+    name: str, source: str, output: str, features: int, split: Split, each: int = 1
+) -> GraphOp:  # fmt: skip
     """Join an exchanged value, dealt along `split`, for the product of the same name."""
     return GraphOp(
         name=name, kind=Kind.GATHER, inputs=(source,), output=output, features=features,
-        split=split,
+        split=split, each=each,
     )  # fmt: skip
 
 

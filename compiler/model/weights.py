@@ -28,7 +28,8 @@ from compiler.files import is_file, parse_object, printable, require_json, shown
 from compiler.model import encoder
 from compiler.model.config import ModelConfig
 from compiler.model.layer import EMBEDDING, LM_HEAD, embeddings, head, layer
-from compiler.model.operation import GraphOp, Kind
+from compiler.model.operation import GraphOp
+from compiler.model.stored import Part, Rows, parts
 
 _DTYPES = ("F32", "F16", "BF16")
 # A value is not finite where all bits of its exponent are set.
@@ -76,8 +77,7 @@ def _shapes(ops: Iterable[GraphOp]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for op in ops:
         for tensor in op.tensors:
-            matrix = op.kind is Kind.LINEAR
-            shapes[tensor.name] = (tensor.rows, op.in_features) if matrix else (tensor.rows,)
+            shapes[tensor.name] = (tensor.rows, op.in_features) if op.is_product else (tensor.rows,)
         shapes |= {bias.name: (bias.rows,) for bias in op.biases}
         shapes |= {tensor.name: (tensor.rows,) for _, tensor in op.vectors}
     return shapes
@@ -260,44 +260,46 @@ class _Safetensors(_Checked):
         assert folder is not None
         super().__init__(config)
         self._ref = ref
-        whole = replace(config, num_layers=ref.of_layers or config.num_layers, windows=())
-        self._known = required_tensors(whole)  # with those of layers that are not run
-        named, files = _tensor_files(folder, [] if config.encoder else list(self._shapes))
+        others = config.encoder is not None or config.experts is not None  # names in files
+        named, files = _tensor_files(folder, [] if others else list(self._shapes))
         opened = {path: _open_file(path) for path in files}
         found = _all_tensors(opened)
-        stored = {name: name for name in self._shapes}
-        if config.encoder is not None:  # its tensors may have other names
-            stored |= {encoder.canonical(name): name for name in found}
-            named = {name: found.get(stored[name], files[0]) for name in self._shapes}
-            found = self._encoder_tensors(found)
-        for name, path in found.items():
-            self._refuse_unknown(path, name)
-        self._paths = {name: named[name] for name in self._shapes}
+        self._parts = parts(config, self._shapes, found)
+        if others:
+            names = [part.name for part in self._parts.values()]
+            named = {name: found.get(name, files[0]) for name in names}
+        self._refuse_unknown(found if config.encoder is None else self._encoder_tensors(found))
+        self._paths = {name: named[part.name] for name, part in self._parts.items()}
         self._slices = {
-            name: _checked_slice(path, opened[path], stored[name], self._shapes[name])
-            for name, path in self._paths.items()
+            name: Rows(_checked_slice(named[part.name], opened[named[part.name]], part), part.cut)
+            for name, part in self._parts.items()
         }
         if self._tied and LM_HEAD in found:
             ignored = "is not read: tie_word_embeddings says that the embedding is the head"
             self.notices = (f"{printable(found[LM_HEAD])}: {LM_HEAD} {ignored}",)
 
     def _encoder_tensors(self, found: dict[str, Path]) -> dict[str, Path]:
-        """Return the encoder's tensors, by BertModel's names; say which others there are."""
+        """Return the encoder's tensors; say which others there are."""
         unused = {name: path for name, path in found.items() if encoder.is_unused(name)}
         if unused:
             first, path = next(iter(unused.items()))
             more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
             ignored = "no part of the encoder, are not read: hidden states are what it gives"
             self.notices = (f"{printable(path)}: {first}{more}, {ignored}",)
-        return {encoder.canonical(name): found[name] for name in found if name not in unused}
+        return {name: found[name] for name in found if name not in unused}
 
-    def _refuse_unknown(self, path: Path, name: str) -> None:
+    def _refuse_unknown(self, found: Mapping[str, Path]) -> None:
         """Refuse tensors that would change the arithmetic if they were used: biases, adapters."""
-        redundant = name.endswith(".rotary_emb.inv_freq") or (self._tied and name == LM_HEAD)
-        if name not in self._known and not redundant:
-            raise ModelError(
-                f"{path}: {name}", "only tensors of this architecture", "an unknown one"
-            )
+        config = self._ref.config
+        layers = self._ref.of_layers or config.num_layers  # with those that are not run
+        whole = replace(config, num_layers=layers, windows=())
+        known = {part.name for part in parts(whole, required_tensors(whole), found).values()}
+        for name, path in found.items():
+            redundant = name.endswith(".rotary_emb.inv_freq") or (self._tied and name == LM_HEAD)
+            if name not in known and not redundant:
+                raise ModelError(
+                    f"{path}: {name}", "only tensors of this architecture", "an unknown one"
+                )
 
     def f32_rows(self, name: str, start: int, stop: int) -> F32:
         name, _ = self._matrix(name, start, stop)
@@ -342,7 +344,8 @@ class _Safetensors(_Checked):
         (rows, _), step = self._shapes[name], max(1, _BLOCK_ELEMENTS // k)
         digest = hashlib.sha256()
         for first in range(0, rows, step):
-            digest.update(self._slices[name][first : min(first + step, rows)].view(np.uint8))
+            block: Any = self._slices[name][first : min(first + step, rows)]
+            digest.update(block.view(np.uint8))
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -364,7 +367,9 @@ class _Safetensors(_Checked):
         """Refuse the first bad value of rows from `start` on, by row and column."""
         at = tuple(map(int, np.argwhere(bad)[0]))
         place = f"element {at[0]}" if len(at) == 1 else f"row {start + at[0]}, column {at[1]}"
-        what = f"{self._paths[name]}: {name}: {place}"
+        stored = self._parts[name].name
+        tensor = name if stored == name else f"{stored}, as {name}"
+        what = f"{self._paths[name]}: {tensor}: {place}"
         raise ModelError(what, wanted, repr(float(rows[at])))
 
 
@@ -443,7 +448,8 @@ def _all_tensors(files: Mapping[Path, Any]) -> dict[str, Path]:
     return out
 
 
-def _checked_slice(path: Path, file: Any, name: str, wanted: tuple[int, ...]) -> Any:
+def _checked_slice(path: Path, file: Any, part: Part) -> Any:
+    name, wanted = part.name, part.shape
     if name not in file.keys():  # noqa: SIM118  (the handle is not a mapping)
         raise ModelError(f"{path}: {name}", f"shape {list(wanted)}", "no such tensor")
     handle = file.get_slice(name)

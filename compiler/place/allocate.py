@@ -13,15 +13,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
+from chip.ops.experts import expert_stride
 from chip.ops.kv import WINDOW_VECTORS, KvLayout
 from chip.ops.rows import item_bytes, row_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
 from chip.sram import feed_start, work_start
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
-from compiler.model.operation import Kind
+from compiler.model.operation import GraphOp, Kind
 from compiler.place.buffers import Buffer, MemoryOptions, Slices, step_buffers
-from compiler.place.partition import Partition, weight_of
+from compiler.place.partition import Partition, Weight, weights_of
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
 
@@ -38,16 +39,24 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
             if op.kind is Kind.LAYER_NORM:
                 names = (op.name, f"{op.name}.bias")
                 out += [(name, "norm", row_bytes(op.features, 4)) for name in names]
-            if op.kind is not Kind.LINEAR:
-                continue
-            weight = weight_of(partition.config, group, rank, op)
-            if weight.n:
-                size = weight.n * row_bytes(pad_vector(weight.k), item_bytes(dtype))
-                out.append((op.name, "weight", size))
-                if dtype == "int8":
-                    out.append((f"{op.name}.scale", "scale", row_bytes(weight.n, 4)))
-                if op.biases:
-                    out.append((f"{op.name}.bias", "bias", row_bytes(weight.n, 4)))
+            if op.is_product:
+                out += _product(op, weights_of(partition.config, group, rank, op), dtype)
+    return out
+
+
+def _product(op: GraphOp, weights: tuple[Weight, ...], dtype: str) -> list[tuple[str, str, int]]:
+    """Return the same of a product: its matrix, or those of all experts one behind the other."""
+    weight, columns = weights[0], len(weights) * row_bytes(weights[0].n, 4)
+    if not weight.n:
+        return []
+    size = weight.n * row_bytes(pad_vector(weight.k), item_bytes(dtype))
+    if op.experts is not None:
+        size = len(weights) * expert_stride(weight.k, weight.n, dtype)
+    out = [(op.name, "weight", size)]
+    if dtype == "int8":
+        out.append((f"{op.name}.scale", "scale", columns))
+    if op.biases:
+        out.append((f"{op.name}.bias", "bias", columns))
     return out
 
 

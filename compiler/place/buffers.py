@@ -20,7 +20,7 @@ from compiler.model.config import ModelConfig
 from compiler.model.layer import entering, layer
 from compiler.model.layer import head as head_of
 from compiler.model.operation import RESIDUAL, ROPE, GraphOp, Kind, Split
-from compiler.place.partition import Group, Partition
+from compiler.place.partition import Group, Partition, weights_of
 
 ENTERED = -1
 HANDED = "handed"  # the gather buffer of segments that the group before hands over
@@ -160,23 +160,24 @@ class _Sizes:
             return self._quantised(op, life)
         if op.kind is Kind.ROPE:
             return self._queries(op, life)
+        if op.kind is Kind.ROUTE:
+            size = self.rows * row_bytes(op.features, 4)
+            return [_buffer(name, size, life) for name in (op.output, f"{op.output}.weight")]
         if op.exchanged:
-            return [_buffer(op.output, self._segments(self.group, op.split), life)]
-        own, dim = 0, self.partition.config.head_dim
-        for tensor in op.tensors:
-            start, stop = self.group.columns(self.rank, tensor.split, dim)
-            own += stop - start
-        return [_buffer(op.output, self.rows * row_bytes(own, 4), life)]
+            return [_buffer(op.output, self._segments(self.group, op.split, op.each), life)]
+        own = weights_of(self.partition.config, self.group, self.rank, op)[0].n
+        return [_buffer(op.output, self.rows * op.each * row_bytes(own, 4), life)]
 
-    def _segments(self, group: Group, split: Split) -> int:
-        return segment_offsets(group.shares(split, self.partition.config.head_dim), self.rows)[-1]
+    def _segments(self, group: Group, split: Split, each: int = 1) -> int:
+        shares = group.shares(split, self.partition.config.head_dim)
+        return segment_offsets(shares, self.rows * each)[-1]
 
     def _quantised(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
-        dtype = self.options.dtype
-        size = self.rows * row_bytes(pad_vector(op.features), item_bytes(dtype))
+        dtype, rows = self.options.dtype, self.rows * op.each
+        size = rows * row_bytes(pad_vector(op.features), item_bytes(dtype))
         out = [_buffer(op.output, size, life, Slices.FEED)]
         if dtype == "int8":
-            out.append(_buffer(f"{op.output}.scale", pad_vector(self.rows * 4), life))
+            out.append(_buffer(f"{op.output}.scale", pad_vector(rows * 4), life))
         return out
 
     def _queries(self, op: GraphOp, life: Lifetime) -> list[Buffer]:

@@ -13,7 +13,7 @@ from chip.ops.rows import gated_widths
 from compiler.errors import LayoutError
 from compiler.model.config import ModelConfig
 from compiler.model.graph import Graph
-from compiler.model.operation import GraphOp, Kind, Split
+from compiler.model.operation import GraphOp, Split, WeightTensor
 from compiler.place.layout import Layout
 
 COLUMN_UNIT = 16  # columns are dealt in whole superlanes
@@ -208,26 +208,55 @@ def _group(
     )
 
 
-def weight_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> Weight:
-    """Return the columns of a LINEAR operation that one rank holds; may be empty."""
-    if op.kind is not Kind.LINEAR:
+def weights_of(
+    config: ModelConfig, group: Group, rank: int, op: GraphOp
+) -> tuple[Weight, ...]:  # fmt: skip
+    """Return the columns of a product that one rank holds: of each expert, or as one matrix.
+
+    They may be empty.
+    """
+    if not op.is_product:
         raise ValueError(f"{op.name}: {op.kind} has no weight matrix")
-    spans = [group.columns(rank, tensor.split, config.head_dim) for tensor in op.tensors]
-    if len(op.tensors) == 2:  # gate and up alternate, so that they meet in the VXM
-        return Weight(name=op.name, pieces=_gated(op.weights, spans[0]), k=op.in_features)
+    count = 1 if op.experts is None else op.experts.count
+    each = len(op.tensors) // count
+    return tuple(
+        _weight(config, group, rank, op, op.tensors[number * each : (number + 1) * each])
+        for number in range(count)
+    )
+
+
+def _weight(
+    config: ModelConfig, group: Group, rank: int, op: GraphOp, tensors: tuple[WeightTensor, ...]
+) -> Weight:  # fmt: skip
+    """Return a rank's columns of tensors that lie side by side."""
+    spans = [span_of(config, group, rank, tensor) for tensor in tensors]
+    if len(tensors) == 2:  # gate and up alternate, so that they meet in the VXM
+        names = (tensors[0].name, tensors[1].name)
+        return Weight(name=op.name, pieces=_gated(names, spans[0]), k=op.in_features)
     pieces = tuple(
-        Piece(tensor=tensor, start=start, stop=stop)
-        for tensor, (start, stop) in zip(op.weights, spans, strict=True)
+        Piece(tensor=tensor.name, start=start, stop=stop)
+        for tensor, (start, stop) in zip(tensors, spans, strict=True)
         if stop > start
     )
     return Weight(name=op.name, pieces=pieces, k=op.in_features)
 
 
-def bias_of(config: ModelConfig, group: Group, rank: int, op: GraphOp) -> tuple[Piece, ...]:
-    """Return the biases of the columns that a rank holds of a LINEAR operation, in their order."""
+def span_of(config: ModelConfig, group: Group, rank: int, tensor: WeightTensor) -> Span:
+    """Return the rows of a tensor that one rank holds."""
+    if tensor.split is Split.NONE:
+        return 0, tensor.rows
+    return group.columns(rank, tensor.split, config.head_dim)
+
+
+def biases_of(
+    config: ModelConfig, group: Group, rank: int, op: GraphOp
+) -> tuple[tuple[Piece, ...], ...]:  # fmt: skip
+    """Return the biases of the columns that `weights_of` gives, in their order."""
     bias = {tensor.name: bias.name for tensor, bias in zip(op.tensors, op.biases, strict=True)}
-    pieces = weight_of(config, group, rank, op).pieces
-    return tuple(replace(piece, tensor=bias[piece.tensor]) for piece in pieces)
+    return tuple(
+        tuple(replace(piece, tensor=bias[piece.tensor]) for piece in weight.pieces)
+        for weight in weights_of(config, group, rank, op)
+    )
 
 
 def _gated(tensors: tuple[str, ...], span: Span) -> tuple[Piece, ...]:

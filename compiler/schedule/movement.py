@@ -85,16 +85,17 @@ def forward_rows(split: Partition, network: Network) -> dict[int, int]:
     """Return for each forwarding chip the bytes of the widest row that it passes on."""
     config = split.config
     residual, rope = row_bytes(config.hidden_size, 4), row_bytes(config.head_dim, 4)
+    chosen = 1 if config.experts is None else config.experts.chosen
     widest: dict[int, int] = {}  # of what a chip sends
     for group in split.groups:
         first, stop = pieces(vectors_of(residual), len(group.chips))[-1]
         for rank, chip in enumerate(group.chips):
-            shares = [
-                group.shares(axis, config.head_dim)[rank]
-                for axis in (Split.HEADS, Split.HIDDEN, Split.INTER)
+            sent = [
+                each * row_bytes(group.shares(axis, config.head_dim)[rank], 2)
+                for axis, each in ((Split.HEADS, 1), (Split.HIDDEN, 1), (Split.INTER, chosen))
             ]
             piece = VECTOR_BYTES * (stop - first)
-            widest[chip] = max(row_bytes(max(shares), 2), piece, rope)
+            widest[chip] = max(*sent, piece, rope)
     return {
         chip: max(widest[source] for source, _ in flows)
         for chip, flows in network.forwarders().items()
@@ -158,7 +159,7 @@ class Movement:
         """All-gather a result: each chip sends its segment to all others, or to the next group."""
         to, into = (group, op.output) if after is None else (after, HANDED)
         shares = group.shares(op.split, self.config.head_dim)
-        offsets = segment_offsets(shares, self.kind.rows)
+        offsets = segment_offsets(shares, self.kind.rows * op.each)
         flows = [flow for flow in flows_between(group, to) if flow[1]]
         for chip, peers in self.network.nearest_first(flows):
             rank = group.chips.index(chip)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chip.ops.attention import Attend, Rope
-from chip.ops.cost import C2C_TURN, TURNS
+from chip.ops.cost import C2C_TURN, TURNS, CostModel
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route, programs
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -30,7 +32,7 @@ from compiler.ir import Memory, StepKind
 from compiler.model.operation import RESIDUAL, GraphOp, Kind, Split
 from compiler.place.buffers import HANDED
 from compiler.place.network import Network
-from compiler.place.partition import Group, Partition, weight_of
+from compiler.place.partition import Group, Partition, weights_of
 from compiler.schedule.movement import (
     Movement,
     Transfer,
@@ -63,8 +65,9 @@ class StepPlanner:
 
     def __init__(
         self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
-        dtype: str, context: int, top_k: int,
+        dtype: str, context: int, top_k: int, costs: CostModel,
     ) -> None:  # fmt: skip
+        self.costs = costs  # by which the shorter of two programs is found
         self.partition, self.network, self.kind = partition, network, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
@@ -142,6 +145,10 @@ class StepPlanner:
                 self._apply(group, op)
             case Kind.ADD:
                 self._add(group.chips, op, group, op.inputs[1])
+            case Kind.ROUTE:
+                self._route(group, op)
+            case Kind.EXPERTS_EACH | Kind.EXPERTS_SUM:
+                self._experts(group, op)
 
     def _norm(self, group: Group, op: GraphOp, *, joined: bool) -> None:
         """Norm and quantise rows: in an operation of its own, or in the product that takes them."""
@@ -183,8 +190,9 @@ class StepPlanner:
                 self.before[chip, op.output] = GatherFirst(shares=shares, src=src, q=q, qs=scale)
                 continue
             gather = Gather(
-                rows=self.kind.rows, dtype=self.dtype, shares=shares, src=src, q=q, s=scale
-            )
+                rows=self.kind.rows * op.each, dtype=self.dtype, shares=shares,
+                each=_each(op), src=src, q=q, s=scale,
+            )  # fmt: skip
             self._op(chip, op.name, gather)
 
     def _joins(self, group: Group, op: GraphOp, after: GraphOp) -> bool:
@@ -226,7 +234,7 @@ class StepPlanner:
         half = op.exchanged or last.exchanged
         offsets = self._offsets(group, op.split) if half else [0] * len(group.chips)
         for rank, chip in enumerate(group.chips):
-            weight = weight_of(self.config, group, rank, op)
+            (weight,) = weights_of(self.config, group, rank, op)
             if not weight.n:
                 continue
             rows = Activations(x=self.buffers[chip][source], s=self._scale(chip, source))
@@ -246,9 +254,44 @@ class StepPlanner:
             )  # fmt: skip
             self._op(chip, op.name, matmul)
 
-    def _offsets(self, group: Group, split: Split) -> list[int]:
+    def _route(self, group: Group, op: GraphOp) -> None:
+        (scores,), experts, rows = op.inputs, op.experts, self.kind.rows
+        assert experts is not None
+        for chip in group.chips:
+            buffers = self.buffers[chip]
+            route = Route(
+                rows=rows, experts=experts.count, chosen=experts.chosen, after=op.after,
+                x=buffers[scores], e=buffers[op.output], g=buffers[f"{op.output}.weight"],
+            )  # fmt: skip
+            self._op(chip, op.name, route)
+
+    def _experts(self, group: Group, op: GraphOp) -> None:
+        """List every rank's columns of the chosen experts, by the shorter of both programs."""
+        source, chosen = op.inputs
+        experts, summed = op.experts, op.kind is Kind.EXPERTS_SUM
+        assert experts is not None
+        offsets = self._offsets(group, op.split) if summed else [0] * len(group.chips)
+        for rank, chip in enumerate(group.chips):
+            buffers, constants = self.buffers[chip], self.constants[chip]
+            weight, *_ = weights_of(self.config, group, rank, op)
+            if not weight.n:
+                continue
+            shape: dict[str, Any] = {
+                "rows": self.kind.rows, "experts": experts.count, "chosen": experts.chosen,
+                "k": op.in_features, "n": weight.n, "dtype": self.dtype,
+                "x": buffers[source], "s": self._scale(chip, source), "e": buffers[chosen],
+                "w": constants[op.name], "sw": constants.get(f"{op.name}.scale"),
+                "b": constants.get(f"{op.name}.bias"), "y": buffers[op.output] + offsets[rank],
+            }  # fmt: skip
+            made = (
+                ExpertsSum(**shape, g=buffers[f"{chosen}.weight"]) if summed
+                else ExpertsEach(**shape)
+            )  # fmt: skip
+            self._op(chip, op.name, min(programs(made), key=self.costs.cycles))
+
+    def _offsets(self, group: Group, split: Split, each: int = 1) -> list[int]:
         """Return where each rank's segment of a gather buffer begins."""
-        return segment_offsets(group.shares(split, self.config.head_dim), self.kind.rows)
+        return segment_offsets(group.shares(split, self.config.head_dim), self.kind.rows * each)
 
     def _cache(self, chip: int, op: GraphOp) -> tuple[int, int | None]:
         """Return the addresses of the KV cache of an operation's layer, and of its scales."""
@@ -309,15 +352,16 @@ class StepPlanner:
 
     def _gate(self, group: Group, op: GraphOp) -> None:
         shares = group.shares(op.split, self.config.head_dim)
-        offsets = self._offsets(group, op.split)
+        offsets = self._offsets(group, op.split, op.each)
         (source,) = op.inputs
         assert op.activation is not None
         for rank, chip in enumerate(group.chips):
             buffers = self.buffers[chip]
             if shares[rank]:
                 gate = Gate(
-                    activation=op.activation, rows=self.kind.rows, k=self.config.hidden_size,
-                    n=shares[rank], dtype=self.dtype, x=buffers[source],
+                    activation=op.activation, rows=self.kind.rows * op.each,
+                    k=self.config.hidden_size, n=shares[rank], dtype=self.dtype, each=_each(op),
+                    x=buffers[source],
                     y=buffers[op.output] + offsets[rank],
                 )  # fmt: skip
                 self._op(chip, op.name, gate)
@@ -404,6 +448,11 @@ class StepPlanner:
         host, chip = self.partition.layout.chips, group.chips[0]
         src = (chip, self.buffers[chip][RESIDUAL])
         self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)
+
+
+def _each(op: GraphOp) -> int | None:
+    """Return how many rows an operation has for each of the step, if it is not one."""
+    return op.each if op.each > 1 else None
 
 
 def _result(op: GraphOp, at: int) -> Plain | AddTo | Gated | Capped:

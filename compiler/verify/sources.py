@@ -1,4 +1,4 @@
-"""The verifier's table of a Llama and of a BERT: the results from which each operand is computed.
+"""The verifier's table of decoders and of a BERT: the results from which each operand is computed.
 
 The table follows the model, not the planner. For every operand of every operation it has the
 results that the operand may be. So bytes of another tensor, layer or operand are refused by name.
@@ -18,7 +18,7 @@ CONSTANTS = {
 }  # fmt: skip
 NORM_BEFORE = {  # a product -> the norm that may be a part of it
     "self_attn.qkv_proj": "input_layernorm", "mlp.gate_up_proj": "post_attention_layernorm",
-    "lm_head": "norm",
+    "mlp.router": "post_attention_layernorm", "lm_head": "norm",
 }  # fmt: skip
 # opcode of a gate, and word of an epilogue -> its place
 GATES = {"silu": "mlp.silu", "geglu": "mlp.geglu"}
@@ -29,7 +29,7 @@ CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor'
 # `place` is the name without its layer; all are of the reader's layer, but a residual that enters
 # a layer may be of the layer before. Chips that hand a residual over name it after who made it.
 _ENTERS = ("add mlp.add x", "receive mlp.add dst", "receive residual dst")
-_LLAMA: dict[str, dict[str, tuple[str, ...]]] = {
+_DECODER: dict[str, dict[str, tuple[str, ...]]] = {
     "norm input_layernorm": {"x": _ENTERS},
     "matmul self_attn.qkv_proj": {
         "x": ("norm input_layernorm q",), "s": ("norm input_layernorm s",),
@@ -53,7 +53,19 @@ _LLAMA: dict[str, dict[str, tuple[str, ...]]] = {
     "matmul mlp.gate_up_proj": {
         "x": ("norm post_attention_layernorm q",), "s": ("norm post_attention_layernorm s",),
     },
-    **{f"{gate} {at}": {"x": ("matmul mlp.gate_up_proj y",)} for gate, at in GATES.items()},
+    "matmul mlp.router": {
+        "x": ("norm post_attention_layernorm q",), "s": ("norm post_attention_layernorm s",),
+    },
+    "route mlp.route": {"x": ("matmul mlp.router y",)},
+    "experts_each mlp.gate_up_proj": {
+        "x": ("norm post_attention_layernorm q", "matmul mlp.router q"),
+        "s": ("norm post_attention_layernorm s", "matmul mlp.router qs"),
+        "e": ("route mlp.route e",),
+    },
+    **{
+        f"{gate} {at}": {"x": ("matmul mlp.gate_up_proj y", "experts_each mlp.gate_up_proj y")}
+        for gate, at in GATES.items()
+    },
     **{f"send {at}": {"src": (f"{gate} {at} y",)} for gate, at in GATES.items()},
     "gather mlp.down_proj": {
         "src": tuple(
@@ -61,10 +73,16 @@ _LLAMA: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "matmul mlp.down_proj": {"x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",)},
-    "send mlp.down_proj": {"src": ("matmul mlp.down_proj y",)},
+    "experts_sum mlp.down_proj": {
+        "x": ("gather mlp.down_proj q",), "s": ("gather mlp.down_proj s",),
+        "e": ("route mlp.route e",), "g": ("route mlp.route g",),
+    },
+    "send mlp.down_proj": {"src": ("matmul mlp.down_proj y", "experts_sum mlp.down_proj y")},
     "add mlp.add": {
         "x": ("add self_attn.add x", "receive self_attn.add dst"),
-        "src": ("matmul mlp.down_proj y", "receive mlp.down_proj dst"),
+        "src": (
+            "matmul mlp.down_proj y", "experts_sum mlp.down_proj y", "receive mlp.down_proj dst",
+        ),
     },
     "norm norm": {"x": _ENTERS},
     "matmul lm_head": {"x": ("norm norm q",), "s": ("norm norm s",)},
@@ -119,8 +137,8 @@ _BERT: dict[str, dict[str, tuple[str, ...]]] = {
     "layer_norm output.norm": {"x": _ENTERS_ENCODER},
     "send result": {"src": ("layer_norm output.norm x",)},
 }  # fmt: skip
-_SOURCES = {**_LLAMA, **_BERT}
-_SOURCES["send result"] = {"src": _LLAMA["send result"]["src"] + _BERT["send result"]["src"]}
+_SOURCES = {**_DECODER, **_BERT}
+_SOURCES["send result"] = {"src": _DECODER["send result"]["src"] + _BERT["send result"]["src"]}
 _ENTERING = ("norm input_layernorm", "add self_attn.add", "layer_norm input.norm")
 _FROM_BEFORE = (*_ENTERS[:2], *_ENTERS_ENCODER[:2])  # results of the layer before
 

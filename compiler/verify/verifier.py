@@ -6,7 +6,8 @@ checks that receives leave room for clocks that stray (compiler/verify/clock.py)
 
 It refuses by name: two operations on a unit at once, a link over capacity, a receive without a send
 (or the reverse), vectors forwarded before they came, a read of bytes not yet written or written by
-another operation (live tensors that overlap), a write under a read, an address outside the memory.
+another operation (live tensors that overlap), a write under a read, an address outside the memory,
+numbers of an operation that are not the model's (compiler/verify/features.py).
 Steps may overlap in time: pass several (schedule, base).
 """
 
@@ -24,7 +25,9 @@ from chip.ops.program import MOVES, Scheduled
 from chip.spec import ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, ScheduledTransfer, StepSchedule
+from compiler.model.config import ModelConfig
 from compiler.verify.clock import check_clocks
+from compiler.verify.features import check_features
 from compiler.verify.memory import check_memory
 from interconnect.clock import EXACT, ClockSpec, SyncPath
 
@@ -36,13 +39,17 @@ def verify(
     memories: Sequence[Memory],
     clock: ClockSpec = EXACT,
     sync: Sequence[SyncPath] = (),
+    config: ModelConfig | None = None,
 ) -> None:
     """Check `steps`, each with its base cycle. Raises ScheduleError with the culprits' names.
 
     `sync` has each chip's way down the tree that aligns clocks; it is empty for exact clocks.
+    `config`: the model that the steps are of, if it is known.
     """
     for schedule, base in steps:
         _check_shape(schedule, base, len(memories))
+        if config is not None:
+            check_features(schedule, config)
         _check_transfers(schedule, links)
         transfers = {transfer.id: transfer for transfer in schedule.transfers}
         for node, program in enumerate(schedule.programs):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import BEST, INSTRUCTION_SETS
 from chip.kernels import load as load_kernels
-from compiler.model.operation import Kind
+from compiler.model.operation import GraphOp
 from compiler.pipeline import CompiledModel
 from rack.commands.command import at_least, model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser
@@ -98,11 +98,15 @@ def _read(data: NDArray[np.uint64]) -> None:
 def products(compiled: CompiledModel) -> tuple[int, int]:
     """Return the weight elements of a decode step, and the multiply-adds of one prefill row."""
     graph = compiled.partition.graph
-    layers = sum(
-        op.features * op.in_features for ops in graph.layers for op in ops if op.kind is Kind.LINEAR
-    )
-    head = sum(op.features * op.in_features for op in graph.head if op.kind is Kind.LINEAR)
+    layers = sum(_multiplied(op) for ops in graph.layers for op in ops)
+    head = sum(_multiplied(op) for op in graph.head)
     return layers + head, layers
+
+
+def _multiplied(op: GraphOp) -> int:
+    """Return the weight elements that one row is multiplied by: of experts, the chosen ones."""
+    times = 1 if op.experts is None else op.experts.chosen
+    return times * op.features * op.in_features if op.is_product else 0
 
 
 def room(prompt: int | None, decode: int, limit: int) -> int:

@@ -16,6 +16,7 @@ from compiler.pipeline import CompiledModel, Options, compile_model
 from rack.commands.command import model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
+from rack.reports.experts import expert_lines, expert_programs
 from rack.reports.instructions import step_sizes
 from rack.reports.tables import columns, shown
 from rack.run.config import RunConfig
@@ -59,6 +60,8 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     schedule = prepared.compiled.step_for(context)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
+    if (experts := expert_programs(prepared.compiled, schedule)) is not None:
+        report["experts"] = experts
     if args.instructions:
         report["instructions"] = instructions(prepared, schedule)
     if args.json:
@@ -222,6 +225,8 @@ def text_of(report: dict[str, Any]) -> str:
             f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more; "
             f"a request starts in {clocks['start_cycles']:,} cycles"
         )
+    if "experts" in report:
+        lines += expert_lines(report["experts"])
     lines.append(
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
         f"{decode['roofline_ratio']:.2f} times that; {_rate(decode)}"

@@ -27,7 +27,7 @@ from compiler.ir import LinkUse, Tensor
 from compiler.model.operation import Kind, WeightTensor
 from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
-from compiler.place.partition import Piece, Weight, bias_of, weight_of
+from compiler.place.partition import Piece, Weight, biases_of, weights_of
 from rack.run.stored import Images
 
 PROCESS_BYTES = 100 << 20  # assumption: a chip process beside its SRAM: NumPy, ZeroMQ, Ray
@@ -36,11 +36,14 @@ BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorLoad:
-    """One constant to load: a weight, by its columns, or the parts of a vector, side by side."""
+    """One constant to load: matrices, by their columns, or vectors, by their parts.
+
+    Several lie one behind the other, in equal shares of the tensor.
+    """
 
     tensor: Tensor
-    weight: Weight | None = None
-    vector: tuple[Piece, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    vectors: tuple[tuple[Piece, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,25 +92,25 @@ def chip_job(
 ) -> ChipJob:  # fmt: skip
     """Return one chip's part of a compiled model."""
     memory = compiled.memories[index]
-    weights_of: dict[str, Weight] = {}
-    vectors: dict[str, tuple[Piece, ...]] = {}
+    matrices: dict[str, tuple[Weight, ...]] = {}
+    vectors: dict[str, tuple[tuple[Piece, ...], ...]] = {}
     for group, rank in compiled.partition.groups_of(index):
         for name, piece in compiled.partition.vectors_of(group, rank).items():
-            vectors[name] = (piece,)
+            vectors[name] = ((piece,),)
         for op in compiled.partition.ops(group):
-            if op.kind is Kind.LINEAR:
-                weights_of[op.name] = weight_of(compiled.config, group, rank, op)
+            if op.is_product:
+                matrices[op.name] = weights_of(compiled.config, group, rank, op)
                 if op.biases:
-                    vectors[f"{op.name}.bias"] = bias_of(compiled.config, group, rank, op)
+                    vectors[f"{op.name}.bias"] = biases_of(compiled.config, group, rank, op)
             elif op.kind in (Kind.NORM, Kind.LAYER_NORM):
-                vectors[op.name] = (_whole(op.tensors[0]),)
-                vectors |= {f"{op.name}.bias": (_whole(bias),) for bias in op.biases}
+                vectors[op.name] = ((_whole(op.tensors[0]),),)
+                vectors |= {f"{op.name}.bias": ((_whole(bias),),) for bias in op.biases}
     loads = []
     for tensor in memory.tensors:
         if tensor.kind == "weight":
-            loads.append(TensorLoad(tensor=tensor, weight=weights_of[tensor.name]))
+            loads.append(TensorLoad(tensor=tensor, weights=matrices[tensor.name]))
         elif tensor.kind in ("norm", "bias"):
-            loads.append(TensorLoad(tensor=tensor, vector=vectors[tensor.name]))
+            loads.append(TensorLoad(tensor=tensor, vectors=vectors[tensor.name]))
         elif tensor.kind == "scale":
             loads.append(TensorLoad(tensor=tensor))
     programs = programs_of(compiled, index)
@@ -147,11 +150,18 @@ def reserve_tensors(job: ChipJob, sram: Sram) -> None:
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
     """Load weights, scales, biases and norms to their addresses; fill the caches with zeros."""
     for load in job.loads:
-        if load.vector:
-            values = np.concatenate([_read_vector(source, piece) for piece in load.vector])
-            sram.tensor(load.tensor.name).view(np.float32)[: len(values)] = values
-        elif load.weight is not None:
-            _load_matrix(load.weight, job.dtype, sram, source)
+        if load.vectors:
+            whole = sram.tensor(load.tensor.name).view(np.float32)
+            for to, parts in zip(_shares(whole, load.vectors), load.vectors, strict=True):
+                values = np.concatenate([_read_vector(source, piece) for piece in parts])
+                to[: len(values)] = values
+        elif load.weights:
+            _load_matrices(load, job.dtype, sram, source)
+
+
+def _shares(whole: NDArray[Any], parts: Sequence[object]) -> NDArray[Any]:
+    """Cut a tensor's memory into equal shares, one for each of its parts."""
+    return whole.reshape(len(parts), -1)
 
 
 def _whole(tensor: WeightTensor) -> Piece:
@@ -163,12 +173,21 @@ def _read_vector(source: WeightSource, piece: Piece) -> NDArray[np.float32]:
     return values + np.float32(piece.offset) if piece.offset else values
 
 
-def _load_matrix(weight: Weight, dtype: str, sram: Sram, source: WeightSource) -> None:
+def _load_matrices(load: TensorLoad, dtype: str, sram: Sram, source: WeightSource) -> None:
+    """Write matrices into their tiles."""
+    name, weights = load.tensor.name, load.weights
+    flat = _shares(sram.tensor(name).view(np.int8 if dtype == "int8" else np.float16), weights)
+    scales: Sequence[NDArray[np.float32] | None] = [None] * len(weights)
+    if dtype == "int8":
+        scales = list(_shares(sram.tensor(f"{name}.scale").view(np.float32), weights))
+    for weight, to, scale in zip(weights, flat, scales, strict=True):
+        _load_matrix(weight, to, scale, source)
+
+
+def _load_matrix(
+    weight: Weight, flat: NDArray[Any], scales: NDArray[np.float32] | None, source: WeightSource
+) -> None:
     """Write a matrix into its tiles, block by block, so that no second copy of it exists."""
-    item = 1 if dtype == "int8" else 2
-    kind = np.int8 if item == 1 else np.float16
-    flat: NDArray[Any] = sram.tensor(weight.name).view(kind)
-    scales = sram.tensor(f"{weight.name}.scale").view(np.float32) if item == 1 else None
     tiles, column = -(-weight.k // VECTOR_BYTES), 0
     for rows in _blocks(weight):
         width = sum(stop - start for _, start, stop in rows)

@@ -251,7 +251,37 @@ FAMILIES: dict[str, tuple[torch.dtype, str, dict[str, Any]]] = {
             "final_logit_softcapping": None,
         },
     ),
+    "mixtral": (
+        torch.bfloat16,
+        "Mixtral",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "mixtral_odd": (
+        torch.float16,
+        "Mixtral",
+        {
+            "hidden_size": 42,
+            "intermediate_size": 37,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "sliding_window": 5,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
+
+# Those whose experts are stored joined, as transformers 5 holds them; others as checkpoints are
+JOINED = {"mixtral_odd"}
 
 # name -> (dtype on disk, class, LayerNorm's tensors as before transformers 5, config)
 ENCODERS: dict[str, tuple[torch.dtype, str, bool, dict[str, Any]]] = {
@@ -359,12 +389,12 @@ def make_family(name: str, seed: int) -> None:
         num_hidden_layers=3, vocab_size=97, max_position_embeddings=64, bos_token_id=1,
         eos_token_id=2, pad_token_id=None, **sizes,
     )  # fmt: skip
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     model = random_model(config, dtype, seed, f"{family}ForCausalLM")
     folder = HERE / name
     folder.mkdir(exist_ok=True)
     keep_or_write(folder / "golden.npz", golden(model, config.vocab_size, seed))
-    model.to(dtype).save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder, save_original_format=name not in JOINED)
 
 
 def use_old_norm_names(folder: Path) -> None:

@@ -1,5 +1,5 @@
 """Templates of attention, in int8 and in fp16.
 
-May import: chip, chip.isa, chip.ops, compiler.codegen.core, compiler.codegen.products,
-compiler.codegen.
+May import: chip, chip.isa, chip.ops, chip.kernels, compiler.codegen.core,
+compiler.codegen.products, compiler.codegen.
 """
