@@ -31,8 +31,7 @@ from compiler.codegen.attention.modulo import EAST, LATEST, WEST, Map, Modulo, S
 from compiler.codegen.attention.resources import ITEMS, LOOP
 from compiler.codegen.attention.shape import Tile
 from compiler.codegen.attention.wires import items
-from compiler.codegen.core.parts import LANES, Load, Node, NodeSource, Ref
-from compiler.codegen.vector import f32
+from compiler.codegen.core.parts import LANES, Load, Node, NodeSource, Ref, f32
 
 T = TypeVar("T")
 WAIT = LATEST - 6  # cycles that a value waits in an SXM, to be late; a few more may be needed
