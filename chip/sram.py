@@ -1,12 +1,15 @@
 """A chip's memory: one buffer of exactly `sram_bytes`, addressed in bytes on 320-byte vectors.
 
 Pages are committed by the operating system when first touched, so memory that a layout leaves
-free costs nothing. Everything a chip holds is a view of this buffer.
+free costs nothing. A buffer may begin as the bytes of a file: pages that the chip does not write
+are then the file's own, in memory once for all chips. Everything a chip holds is a view of this
+buffer.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from chip.errors import SramError
 from chip.spec import VECTOR_BYTES, ChipSpec
 
+_PRIVATE = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 RUN = 16  # neighbouring vectors in one hemisphere: what one plane loads in a cycle
 
 
@@ -111,17 +115,35 @@ def places(spec: ChipSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return (side * per + index).astype(np.int64), word.astype(np.int64)
 
 
+def _map(size: int) -> mmap.mmap:
+    """Return zeros."""
+    anonymous = mmap.mmap(-1, size, flags=_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        anonymous.madvise(mmap.MADV_HUGEPAGE)  # a hint: fewer TLB misses as weights stream by
+    return anonymous
+
+
+def _map_image(size: int, image: str) -> mmap.mmap:
+    """Return a file's bytes, to be written without changing the file. Raises SramError."""
+    try:
+        with open(image, "rb") as file:
+            if (got := os.fstat(file.fileno()).st_size) != size:
+                raise SramError(f"{image}: wanted an image of {size} bytes, got {got}")
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            return mmap.mmap(file.fileno(), size, flags=_PRIVATE, prot=access)
+    except OSError as error:
+        raise SramError(f"{image}: wanted an image of {size} bytes, got {error.strerror}") from None
+
+
 class Sram:
     """The buffer, its views, and the names of what is loaded in it."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, image: str | None = None) -> None:
+        """Make `size` bytes: zeros, or those of the file `image`, which is never written."""
         if size < VECTOR_BYTES or size % VECTOR_BYTES:
             raise SramError(f"size {size}: wanted whole vectors of {VECTOR_BYTES} bytes")
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self.size = size
-        self._map = mmap.mmap(-1, size, flags=flags)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)  # a hint: fewer TLB misses as weights stream by
+        self._map = _map(size) if image is None else _map_image(size, image)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         self._tensors: dict[str, tuple[int, int]] = {}
 

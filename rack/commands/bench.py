@@ -29,6 +29,7 @@ from rack.run.config import RunConfig
 from rack.run.engine import Completion
 from rack.run.host_memory import fit_to_memory
 from rack.run.session import Prepared, Session, Task, of_task, prepare
+from rack.run.shared import sram_in_use
 from rack.system.progress import say, start_progress
 from rack.system.provenance import code_version
 from rack.system.shell import put
@@ -170,15 +171,17 @@ def _memory(prepared: Prepared) -> dict[str, Any]:
             sizes[f"{process.pid} {process.name()}"] = process.memory_full_info().pss / 1e6
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    memories = prepared.compiled.memories
-    used = sum(memory.sram_bytes - memory.free_bytes for memory in memories)
+    used = sram_in_use(
+        prepared.compiled, prepared.model.weights_ref, prepared.config.transport,
+        stored=prepared.images is not None,
+    )  # fmt: skip
     sram = 0.0 if prepared.config.executor == "timing" else used / 1e6
     total = sum(sizes.values())
     return {
         "total_mb": total,
         "sram_in_use_mb": sram,
         "beyond_sram_mb": total - sram,
-        "beyond_sram_mb_per_chip": (total - sram) / len(memories),
+        "beyond_sram_mb_per_chip": (total - sram) / len(prepared.compiled.memories),
         "by_process_mb": sizes,
     }
 

@@ -18,6 +18,7 @@ from rack.errors import ConfigError
 from rack.run.config import ENV_PREFIX
 from rack.run.job import PROCESS_BYTES
 from rack.run.session import Prepared
+from rack.run.shared import sram_in_use
 
 BASE_BYTES = 500_000_000  # assumption: the driver, the compiled schedules, the rest
 _CGROUP = Path("/sys/fs/cgroup")
@@ -106,7 +107,10 @@ def fit_to_memory(
     config, memories = prepared.config, prepared.compiled.memories
     if config.transport == "ray" and environ.get("RAY_ADDRESS", "local") != "local":
         return prepared, None
-    used = sum(memory.sram_bytes - memory.free_bytes for memory in memories)
+    used = sram_in_use(
+        prepared.compiled, prepared.model.weights_ref, config.transport,
+        stored=prepared.images is not None,
+    )  # fmt: skip
     decision = decide_executor(
         config.executor, asked_for=asked_for, free_bytes=(free or free_bytes)(),
         needed_bytes=needed_bytes(used * racks, len(memories) * racks, config.transport),

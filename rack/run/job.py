@@ -63,6 +63,7 @@ class ChipJob:
     constant_regions: tuple[Region, ...]  # of SRAM, in the order of its image
     costs: CostModel  # of the programs' operations, on the spec they were compiled for
     images: Images | None = None  # read the constants from here instead of the weights
+    image: str | None = None  # begin with this file's bytes, which have the constants (shared.py)
     executor: str = "fast"  # or "reference"
 
 
@@ -86,11 +87,8 @@ def programs_of(compiled: CompiledModel, node: int) -> tuple[Program, ...]:
     return tuple(step.programs[node] for step in compiled.steps.values())
 
 
-def chip_job(
-    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None,
-    executor: str = "fast",
-) -> ChipJob:  # fmt: skip
-    """Return one chip's part of a compiled model."""
+def loads_of(compiled: CompiledModel, index: int) -> tuple[TensorLoad, ...]:
+    """Return the constants of a chip, in the order of its memory."""
     memory = compiled.memories[index]
     matrices: dict[str, tuple[Weight, ...]] = {}
     vectors: dict[str, tuple[tuple[Piece, ...], ...]] = {}
@@ -113,6 +111,15 @@ def chip_job(
             loads.append(TensorLoad(tensor=tensor, vectors=vectors[tensor.name]))
         elif tensor.kind == "scale":
             loads.append(TensorLoad(tensor=tensor))
+    return tuple(loads)
+
+
+def chip_job(
+    compiled: CompiledModel, index: int, weights: WeightsRef, images: Images | None = None,
+    executor: str = "fast",
+) -> ChipJob:  # fmt: skip
+    """Return one chip's part of a compiled model."""
+    memory = compiled.memories[index]
     programs = programs_of(compiled, index)
     operations = (o for program in programs for o in program.operations)
     computing = (o.op for o in operations if not isinstance(o.op, Send | Receive))
@@ -120,7 +127,7 @@ def chip_job(
         index=index,
         spec=compiled.chip,
         dtype=compiled.dtype,
-        loads=tuple(loads),
+        loads=loads_of(compiled, index),
         caches=tuple(tensor for tensor in memory.tensors if tensor.kind == "kv"),
         programs=programs,
         links=links_of(compiled, index),
@@ -227,9 +234,11 @@ def build_chip(
     job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
 ) -> Chip:
     """Make the chip: memory, weights, programs. Errors of loading and checking pass through."""
-    sram = Sram(job.spec.sram_bytes)
+    sram = Sram(job.spec.sram_bytes, job.image)
     reserve_tensors(job, sram)
-    if job.images is not None:
+    if job.image is not None:
+        pass
+    elif job.images is not None:
         job.images.read(job.index, [sram.memory(*region) for region in job.constant_regions])
     else:
         load_weights(job, sram, job.weights.open())

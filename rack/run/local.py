@@ -5,6 +5,7 @@ Nothing can be late here. If no chip can go on while the host still waits, vecto
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from chip.errors import ScheduleViolation
@@ -15,6 +16,7 @@ from interconnect.transport import LocalHub, Transport
 from rack.run.driver import Driver, StepResult
 from rack.run.job import build_chip, chip_job
 from rack.run.node import ChipNode, LinkSlots
+from rack.run.shared import SharedImages, shares
 from rack.run.stopwatch import Stopwatch
 from rack.run.stored import Images
 
@@ -46,11 +48,15 @@ class LocalRack:
             return FaultyTransport(inner, mine) if mine else inner
 
         watch = self._watch.watch
-        for index in range(compiled.layout.chips):
-            job = chip_job(compiled, index, weights, images, executor)
-            node = ChipNode(job.links, index, join(index), slots or {})
-            node.attach(lambda node, job=job: build_chip(job, node.send, kernels, watch))  # type: ignore[misc]
-            self.nodes.append(node)
+        share = shares(weights, self.transport, stored=images is not None)
+        with contextlib.closing(SharedImages(weights)) as common:
+            for index in range(compiled.layout.chips):
+                job = chip_job(compiled, index, weights, images, executor)
+                if share:
+                    job = common.of(job)
+                node = ChipNode(job.links, index, join(index), slots or {})
+                node.attach(lambda node, job=job: build_chip(job, node.send, kernels, watch))  # type: ignore[misc]
+                self.nodes.append(node)
         self.driver = Driver(compiled, weights.open(), join(compiled.layout.chips), slots)
 
     def reset(self) -> None:

@@ -24,6 +24,7 @@ from rack.machines.hardware import Hardware
 from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.driver import Driver, StepResult
 from rack.run.job import ChipJob, chip_job
+from rack.run.shared import SharedImages, shares
 from rack.run.stored import Images
 from rack.run.worker import Seat, rebuild_violation
 from rack.system.progress import Progress
@@ -92,21 +93,26 @@ class RemoteRack:
             self._ends.callback(self._socket.close)
             self.driver = Driver(compiled, weights.open(), self._socket, slots)
             links = compiled.network.links
+            jobs = [
+                chip_job(compiled, chip, weights, images, executor) for chip in range(self._chips)
+            ]
+            if shares(weights, self.transport, stored=images is not None):
+                jobs = self._with_images(jobs, weights)
             launcher.start(
                 [
                     (
-                        chip_job(compiled, chip, weights, images, executor),
+                        job,
                         Seat(
-                            bind=launcher.bind(chip, self._folder),
+                            bind=launcher.bind(job.index, self._folder),
                             host_endpoint=self._socket.endpoint,
                             key=key,
                             slots=dict(slots or {}),
                             rings=rings,
-                            faults=[f for f in faults if links[f.link].src == chip],
+                            faults=[f for f in faults if links[f.link].src == job.index],
                             kernels=kernels.name,
                         ),
                     )
-                    for chip in range(self._chips)
+                    for job in jobs
                 ]
             )
             self._meet()
@@ -114,6 +120,16 @@ class RemoteRack:
         except BaseException:
             self.close()
             raise
+
+    def _with_images(self, jobs: Sequence[ChipJob], weights: WeightsRef) -> list[ChipJob]:
+        """Make the images that chips have in common; they last as long as the rack."""
+        shared = SharedImages(weights)
+        self._ends.callback(shared.close)
+        out = []
+        for job in jobs:
+            out.append(shared.of(job))
+            self._progress("images made", len(out), self._chips)
+        return out
 
     def _meet(self) -> None:
         """Wait for every chip's hello and ready, and send all the addresses of the others."""
