@@ -150,6 +150,7 @@ def vector_work() -> Iterator[Case]:
         for shares in SHARES:
             yield Opcode.GATHER, operand({**base, "shares": shares}, "src q" + scale)
             yield Opcode.ADD, operand({**base, "shares": shares}, "x src")
+            yield Opcode.ADD, operand({**base, "shares": shares, "eps": 1e-6}, "x src post")
         for heads, kv_heads, dim in HEADS:
             shape = {**base, "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "context": 64}
             if dtype == "int8":

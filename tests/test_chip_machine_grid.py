@@ -47,6 +47,7 @@ ENCODED = {
     "rows": 3, "heads": 12, "kv_heads": 12, "head_dim": 64, "context": 64, "rope": None
 }  # fmt: skip
 NORMED = {"context": 64, "eps": 1e-6, "scale": 0.07}
+POST = "x src post"
 CAPPED = {"k": 330, "n": 1000, "out": "f32", "epilogue": "cap", "cap": 30.0}
 DEFAULT = [
     *REFUSED,
@@ -92,7 +93,12 @@ DEFAULT = [
         for rows, out in ((1, "f32"), (5, "f32"), (5, "f16"))
         for dtype, names in (("int8", "x s w sw b y"), ("fp16", "x w b y"))
     ),
-    # other models': norms of heads, a scale of scores, logits with a cap
+    # other models': norms of what is added, norms of heads, a scale of scores, logits with a cap
+    *(
+        (Opcode.ADD, operand({"rows": rows, "shares": of, "eps": 1e-6, "dtype": "int8"}, POST))
+        for rows in (1, 5)
+        for of in ((768,), (336, 0, 664))
+    ),
     *(
         (Opcode.ROPE, operand({**NORMED, "rows": rows, "dtype": dtype, **heads}, names))
         for rows, heads in (
@@ -131,6 +137,8 @@ MANY_ROWS = [  # blocks that overlap themselves, reduce lanes by turns and read 
         )
     ),
     *((Opcode.ADD, operand({"rows": 17, "shares": of, "dtype": "int8"}, "x src"))
+      for of in ((768,), (336, 0, 664))),
+    *((Opcode.ADD, operand({"rows": 17, "shares": of, "eps": 1e-6, "dtype": "int8"}, POST))
       for of in ((768,), (336, 0, 664))),
     *((Opcode(gate), operand({"rows": 17, "n": 336, "dtype": "int8"}, "x y"))
       for gate in (*Activation, *Function)),

@@ -14,7 +14,7 @@ from chip.ops.attention import Attend
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.program import Computation
-from chip.ops.vector import Add, Norm, TopK
+from chip.ops.vector import TopK
 from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.template import Template
 from compiler.codegen.estimate import latencies
@@ -70,8 +70,4 @@ def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, in
         passes = op.rows * op.heads * vectors(op.bucket) if bent else 0
         like = replace(op, window=None, scale=None, cap=None, sinks=None)
         return like, passes + chain
-    if isinstance(op, Add) and op.post is not None:
-        hidden = sum(op.shares)
-        norm = Norm(rows=op.rows, hidden=hidden, eps=1e-6, dtype="fp16", x=0, gamma=0, q=0)
-        return replace(op, post=None, eps=None), lay(norm).cycles
     return op, 0

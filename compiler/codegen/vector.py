@@ -426,11 +426,50 @@ def _add_row(shares: tuple[int, ...], spec: ChipSpec, runs: int) -> Block:
     return row_block(build, runs)
 
 
+@lru_cache(maxsize=64)
+def _add_norm_row(shares: tuple[int, ...], eps: float, spec: ChipSpec, runs: int) -> Block:
+    """One row of an ADD whose segments are normed. Two passes."""
+    width = sum(shares)
+    counts = groups(width)
+
+    def build(pace: int, interval: int) -> Block:
+        b, total = Block(spec, interval=interval, turning=runs >= MANY), None
+
+        def squared(first: int, several: int, after: int) -> Node:
+            best = total
+            for g, delta in enumerate(halfs(b, shares, first, several, after), first):
+                square = b.alu(AluOp.MUL, delta, delta, lanes=counts[g])
+                best = square if best is None else b.alu(AluOp.ADD, best, square)
+            assert best is not None
+            return best
+
+        for first, several in at_once(b, shares):
+            total = b.chain(first * pace, partial(squared, first, several))
+        assert total is not None
+        mean = b.alu(AluOp.MUL, lane_sum(b, total), f32(1.0 / width))
+        root = b.alu(AluOp.RSQRT, b.alu(AluOp.ADD, mean, f32(eps)))
+
+        def added(first: int, several: int, after: int) -> None:
+            for g, delta in enumerate(halfs(b, shares, first, several, after), first):
+                y = b.alu(AluOp.MUL, delta, root, lanes=counts[g])
+                y = b.alu(AluOp.MUL, load("post", g, counts[g], "f32"), y, lanes=counts[g])
+                y = b.alu(AluOp.ADD, load("x", g, counts[g], "f32"), y, lanes=counts[g])
+                b.alu(AluOp.COPY, y, lanes=counts[g], out=store("x", g, counts[g], 4))
+
+        for first, several in at_once(b, shares):
+            b.chain(root.done - LOADED + first * pace, partial(added, first, several))
+        return b
+
+    return row_block(build, runs)
+
+
 def add(op: Add, spec: ChipSpec) -> Template:
-    """x += the joined segments."""
+    """x += the joined segments, or their norm."""
     shares, rows = op.shares, op.rows
-    steps = {**segment_rows(shares), "x": vectors(sum(shares) * 4)}
-    return by_rows(partial(_add_row, shares, spec), rows, steps)
+    steps = {**segment_rows(shares), "x": vectors(sum(shares) * 4), "post": 0}
+    if op.eps is None:
+        return by_rows(partial(_add_row, shares, spec), rows, steps)
+    return by_rows(partial(_add_norm_row, shares, op.eps, spec), rows, steps)
 
 
 @lru_cache(maxsize=64)
