@@ -19,6 +19,7 @@ from functools import cached_property
 from chip.sram import Sram
 from compiler.model.weights import WeightsRef, first_of_kind
 from compiler.pipeline import CompiledModel
+from compiler.place.partition import Piece
 from rack.run.job import ChipJob, TensorLoad, load_weights, loads_of, reserve_tensors
 
 TRANSPORTS = ("local", "process")  # whose chips are all on the driver's host
@@ -83,14 +84,15 @@ def sram_in_use(
 
 def _constants(loads: Sequence[TensorLoad], first: Mapping[str, str]) -> Hashable:
     """Return what decides an image: equal for chips whose constants are equal byte for byte."""
+
+    def same(pieces: Sequence[Piece]) -> Hashable:
+        return tuple(replace(one, tensor=first.get(one.tensor, one.tensor)) for one in pieces)
+
     return tuple(
         (
             load.tensor.kind, load.tensor.address, load.tensor.size,
-            load.weight.k if load.weight is not None else 0,
-            tuple(
-                replace(piece, tensor=first.get(piece.tensor, piece.tensor))
-                for piece in (load.weight.pieces if load.weight is not None else load.vector)
-            ),
+            tuple((weight.k, same(weight.pieces)) for weight in load.weights),
+            tuple(map(same, load.vectors)),
         )
         for load in loads
     )  # fmt: skip
