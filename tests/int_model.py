@@ -190,14 +190,31 @@ def softmax(scores: Array, sinks: Array | None = None) -> Array:
     return e * vmath.recip(total)[..., None]
 
 
+def mxfp4(blocks: Array, scales: Array) -> Array:
+    """Unpack [N, K / 32, 16] bytes with scales [N, K / 32] to [N, K]: sign, exponent, mantissa."""
+    codes = np.stack([blocks & 15, blocks >> 4], axis=-1).astype(int)  # the low half comes first
+    exponent, mantissa = codes >> 1 & 3, codes & 1
+    normal = (1 + mantissa / 2) * 2.0 ** (exponent - 1)
+    values = np.where(exponent == 0, mantissa / 2, normal) * np.where(codes & 8, -1, 1)
+    values = values.reshape(*scales.shape, 32) * 2.0 ** (scales[..., None].astype(int) - 127)
+    return values.reshape(len(blocks), -1).astype(f32)
+
+
 def expert_weights(weights: Mapping[str, Array], at: str, e: int) -> dict[str, tuple[Array, ...]]:
     """Return gate, up and down of an expert, each a matrix [N, K] and a bias if it has one."""
     parts = {"gate": "w1", "up": "w3", "down": "w2"}
     old = f"{at}block_sparse_moe.experts.{e}."
     if f"{old}w1.weight" in weights:
         return {part: (weights[f"{old}{name}.weight"],) for part, name in parts.items()}
-    both, down = weights[f"{at}mlp.experts.gate_up_proj"][e], None
-    down = weights[f"{at}mlp.experts.down_proj"][e]
+    if f"{at}mlp.experts.down_proj_blocks" in weights:  # gpt-oss: [N, K], packed
+        both, down = (
+            mxfp4(
+                *(weights[f"{at}mlp.experts.{n}_proj_{part}"][e] for part in ("blocks", "scales"))
+            ).T
+            for n in ("gate_up", "down")
+        )
+    else:
+        both, down = (weights[f"{at}mlp.experts.{n}_proj"][e] for n in ("gate_up", "down"))
     if f"{at}mlp.experts.gate_up_proj_bias" in weights:  # gpt-oss: [K, N], gate and up in turns
         b1, b2 = (weights[f"{at}mlp.experts.{n}_proj_bias"][e] for n in ("gate_up", "down"))
         gate, up = (both.T[i::2] for i in (0, 1))

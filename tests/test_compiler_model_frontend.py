@@ -60,7 +60,7 @@ LLAMA_70B = {
 }
 EVERY = {**ARCHITECTURES, **ENCODERS}
 NAMES = (
-    "one of Llama, Mistral, Mixtral, Qwen2, Qwen3 or Gemma2 + 'ForCausalLM', "
+    "one of Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma2 or GptOss + 'ForCausalLM', "
     "or BertModel or BertForMaskedLM"
 )
 TYPES = " or ".join(dict.fromkeys(repr(one.model_type) for one in EVERY.values()))
@@ -363,6 +363,8 @@ MISTRAL = {**QWEN, "architectures": ["MistralForCausalLM"], "model_type": "mistr
 MIXTRAL = {**QWEN, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
 GEMMA = {**QWEN, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 256}
 GEMMA |= {"hidden_activation": "gelu_pytorch_tanh"}
+GPT_OSS = {**QWEN, "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
+GPT_OSS |= {"head_dim": 64, "swiglu_limit": 7.0, "attention_bias": True}
 
 
 @pytest.mark.parametrize(
@@ -386,6 +388,12 @@ GEMMA |= {"hidden_activation": "gelu_pytorch_tanh"}
         (MISTRAL, {"layer_types": ["sliding_attention"]}, (512,) * 4),
         (MIXTRAL, {}, (512,) * 4),
         (MIXTRAL, {"sliding_window": ...}, ()),
+        (GPT_OSS, {}, (512, None, 512, None)),
+        (
+            GPT_OSS,
+            {"sliding_window": ..., "layer_types": [*ALTERNATE, *ALTERNATE[::-1]]},
+            (128, None, None, 128),
+        ),
         (GEMMA, {}, (512, None, 512, None)),
         (GEMMA, {"sliding_window": ...}, (4096, None, 4096, None)),
         (
@@ -438,6 +446,18 @@ def test_windows_are_read_as_transformers_reads_them(
         (MIXTRAL, {"num_local_experts": 1025}, "num_local_experts: wanted at most 1024, got 1025"),
         (MIXTRAL, {"num_experts_per_tok": 9}, "num_experts_per_tok: wanted at most 8, got 9"),
         (
+            MIXTRAL,
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            "quantization_config: wanted None, got {'quant_method': 'mxfp4'}",
+        ),
+        (
+            GPT_OSS,
+            {"quantization_config": {"quant_method": "awq"}},
+            "quantization_config: wanted None, got {'quant_method': 'awq'}",
+        ),
+        (GPT_OSS, {"swiglu_limit": 6.0}, "swiglu_limit: wanted 7.0, got 6.0"),
+        (GPT_OSS, {"swiglu_alpha": 1.7}, "swiglu_alpha: wanted 1.702, got 1.7"),
+        (
             GEMMA,
             {"query_pre_attn_scalar": -1},
             "query_pre_attn_scalar: wanted a positive number, got -1",
@@ -463,6 +483,23 @@ def test_experts_are_read_and_survive_an_artifact(tmp_path: Path) -> None:
     assert config.experts == Experts(count=8, chosen=3)  # the former is transformers' default
     assert config.to_dict()["experts"] == {"count": 8, "chosen": 3}
     assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_gpt_oss_has_the_defaults_of_transformers(tmp_path: Path) -> None:
+    keys = ("rope_theta", "rope_scaling", "num_experts_per_tok", "attention_bias", "rms_norm_eps")
+    model = resolve_model(str(write_config(tmp_path, GPT_OSS, **dict.fromkeys(keys, ...))))
+    config = model.config
+    assert config.experts == Experts(count=128, chosen=4)
+    assert (config.attention_bias, config.rope_theta) == (True, 150000.0)
+    assert config.rope_scaling == YarnRopeScaling(
+        factor=32.0, attention_factor=0.1 * math.log(32) + 1, beta_fast=32.0, beta_slow=1.0,
+        truncate=False, original_max_position_embeddings=4096,
+    )  # fmt: skip
+    assert "rope_parameters {'rope_type': 'yarn', 'factor': 32.0" in model.notices[0]
+    mxfp4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    assert load_config(write_config(tmp_path, GPT_OSS, quantization_config=mxfp4)) == (
+        load_config(write_config(tmp_path, GPT_OSS))
+    )
 
 
 def test_experts_belong_to_a_mixture(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""compiler.model.stored: files that have experts' tensors apart, or joined."""
+"""compiler.model.stored: files that have experts' tensors apart, joined, or packed as MXFP4."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from int_model import mxfp4 as plain_mxfp4
 from safetensors.numpy import load_file, save_file
 
 from compiler.errors import ModelError
 from compiler.model.frontend import load_config
+from compiler.model.stored import mxfp4
 from compiler.model.weights import WeightSource, WeightsRef, required_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -117,5 +119,97 @@ def test_a_value_that_is_not_finite_is_named_in_both_forms(copy: Path) -> None:
         source(copy).int8_rows(name, 0, 37)
     assert str(caught.value) == (
         f"{copy}/model.safetensors: {MLP}.experts.gate_up_proj, as {name}: row 5, column 7: "
+        "wanted a finite value, got nan"
+    )
+
+
+# -- gpt-oss: joined, gate and up in turns, [K, columns] or MXFP4
+
+EACH = "model.layers.1.mlp.experts"
+
+
+def gpt_oss(tmp_path: Path, name: str = "gpt_oss") -> Path:
+    shutil.copytree(GOLDENS / name, tmp_path / name)
+    return tmp_path / name
+
+
+def test_values_of_mxfp4() -> None:
+    """Every value of OCP's table, at three scales; the low half of a byte comes first."""
+    codes = np.arange(16, dtype=np.uint8)
+    block = (codes | (15 - codes) << 4)[None, None]
+    table = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    table += [-value for value in table]
+    for scale, power in ((127, 1.0), (126, 0.5), (0, 2.0**-127)):
+        got = mxfp4(block, np.array([[scale]], np.uint8))
+        assert got.dtype == np.float32
+        assert got[0, 0::2].tolist() == [value * power for value in table]
+        assert got[0, 1::2].tolist() == [value * power for value in table[::-1]]
+    assert np.isnan(mxfp4(block, np.array([[255]], np.uint8))).all()
+    blocks = np.zeros((2, 3, 16), np.uint8)
+    blocks[1, 2, 15] = 0x70  # the last value of the last block of row 1
+    got = mxfp4(blocks, np.full((2, 3), 128, np.uint8))
+    assert got.shape == (2, 96)
+    assert (np.argwhere(got).tolist(), got[1, 95]) == ([[1, 95]], 12.0)
+
+
+def test_mxfp4_and_plain_files_are_the_same(tmp_path: Path) -> None:
+    packed = gpt_oss(tmp_path)
+    shutil.copytree(packed, plain := tmp_path / "plain")
+
+    def unpacked(tensors: dict[str, Any]) -> dict[str, Any]:
+        for name in [name for name in tensors if name.endswith("_blocks")]:
+            owner = name.removesuffix("_blocks")
+            blocks, scales = tensors.pop(name), tensors.pop(f"{owner}_scales")
+            values = [plain_mxfp4(*pair).T for pair in zip(blocks, scales, strict=True)]
+            tensors[owner] = np.ascontiguousarray(np.stack(values))  # [experts, K, columns]
+        return tensors
+
+    rewrite(plain, unpacked)
+    one, two = source(packed), source(plain)
+    for name, shape in required_tensors(load_config(packed)).items():
+        if len(shape) == 1:
+            assert np.array_equal(one.vector(name), two.vector(name))
+        else:
+            some = (name, shape[0] // 3, shape[0] - 1)
+            assert np.array_equal(one.f32_rows(*some), two.f32_rows(*some))
+            assert np.array_equal(one.f32_rows(name, 5, 5), two.f32_rows(name, 5, 5))
+
+
+def test_gate_and_up_take_turns(tmp_path: Path) -> None:
+    folder = gpt_oss(tmp_path, "gpt_oss_odd")
+    stored, read = load_file(folder / "model.safetensors"), source(folder)
+    both, bias = (stored[f"{EACH}.gate_up_proj{end}"][2] for end in ("", "_bias"))
+    for number, name in enumerate(("gate_proj", "up_proj")):
+        at = f"{EACH}.2.{name}"
+        assert np.array_equal(read.f32_rows(f"{at}.weight", 3, 30), both.T[number::2][3:30])
+        assert np.array_equal(read.vector(f"{at}.bias"), bias[number::2])
+    down = stored[f"{EACH}.down_proj"][2].T
+    assert np.array_equal(read.f32_rows(f"{EACH}.2.down_proj.weight", 0, len(down)), down)
+
+
+def test_packed_tensors_that_do_not_match(tmp_path: Path) -> None:
+    folder, scales = gpt_oss(tmp_path), "model.layers.0.mlp.experts.down_proj_scales"
+    rewrite(folder, lambda tensors: {n: t for n, t in tensors.items() if n != scales})
+    assert refusal(folder) == (
+        f"model.safetensors: {scales}: wanted shape [6, 64, 1], got no such tensor"
+    )
+    shutil.copy(GOLDENS / "gpt_oss" / "model.safetensors", folder)
+    rewrite(folder, lambda tensors: {**tensors, scales: tensors[scales].astype(np.float32)})
+    assert refusal(folder) == f"model.safetensors: {scales}: wanted U8, got F32"
+
+
+def test_a_scale_that_is_no_number_is_named(tmp_path: Path) -> None:
+    folder = gpt_oss(tmp_path)
+
+    def spoiled(tensors: dict[str, Any]) -> dict[str, Any]:
+        tensors[f"{EACH}.gate_up_proj_scales"][3, 2 * 7 + 1, 1] = 255
+        return tensors
+
+    rewrite(folder, spoiled)
+    name = f"{EACH}.3.up_proj.weight"
+    with pytest.raises(ModelError) as caught:
+        source(folder).int8_rows(name, 0, 32)
+    assert str(caught.value) == (
+        f"{folder}/model.safetensors: {EACH}.gate_up_proj_blocks, as {name}: row 7, column 32: "
         "wanted a finite value, got nan"
     )

@@ -114,7 +114,11 @@ def attention(x: F64, config: ModelConfig, w: dict[str, F64], layer: int) -> F64
     scores = capped(np.einsum("qhd,khd->hqk", q, k) * scale, config.attention_cap)
     scores[:, unseen(config, layer, len(x))] = -np.inf
     p = np.exp(scores - scores.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
+    if f"{prefix}.sinks" in w:  # a score of no token for each head
+        sinks = np.exp(w[f"{prefix}.sinks"][:, None, None] - scores.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True) + sinks
+    else:
+        p /= p.sum(-1, keepdims=True)
     joined = np.einsum("hqk,khd->qhd", p, v).reshape(len(x), -1)
     return linear(joined, w, f"{prefix}.o_proj")
 
@@ -153,16 +157,25 @@ def logits(model: Model, ids: Any) -> F64:
 
 def experts(x: F64, config: ModelConfig, w: dict[str, F64], p: str) -> F64:
     """Apply the mixture that stands in the MLP's place: [T, hidden] to [T, hidden]."""
-    p = f"{p}.block_sparse_moe"
-    scores, out = linear(x, w, f"{p}.gate"), np.zeros_like(x)
+    mixtral = config.architecture == "MixtralForCausalLM"
+    p, names = f"{p}.mlp", ("gate_proj", "up_proj", "down_proj")
+    if mixtral:
+        p, names = p.replace("mlp", "block_sparse_moe"), ("w1", "w3", "w2")
+    scores = linear(x, w, f"{p}.gate" if mixtral else f"{p}.router")
+    out = np.zeros_like(x)
     assert config.experts is not None
     for row, score in enumerate(scores):
         best = np.argsort(-score, kind="stable")[: config.experts.chosen]
         weights = np.exp(score[best] - score.max())
         for e, weight in zip(best, weights / weights.sum(), strict=True):
-            at = f"{p}.experts.{e}"
-            gated = gate(linear(x[row], w, f"{at}.w1"), config) * linear(x[row], w, f"{at}.w3")
-            out[row] += weight * linear(gated, w, f"{at}.w2")
+            one, up, down = (f"{p}.experts.{e}.{name}" for name in names)
+            made, beside = linear(x[row], w, one), linear(x[row], w, up)
+            if mixtral:
+                made = gate(made, config) * beside
+            else:
+                made = np.minimum(made, 7)
+                made = made / (1 + np.exp(-1.702 * made)) * (np.clip(beside, -7, 7) + 1)
+            out[row] += weight * linear(made, w, down)
     return out
 
 

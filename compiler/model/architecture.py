@@ -41,6 +41,7 @@ class Mixture:
     down: str
     after: bool = False  # the softmax is over the chosen experts alone
     bias: bool = False  # router and experts have biases
+    turns: bool = False  # files have experts joined, the columns of gate and up in turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class Architecture:
     post_norms: bool = False  # of what attention and the MLP give, before it is added
     norm_offset: float = 0.0  # that is added to every norm's weights
     scaled_embedding: bool = False  # by the root of the hidden size
+    rope: Mapping[str, Any] | None = None  # where config.json says nothing of it
+    sinks: bool = False  # each head has a score of no token, which takes part in the softmax
     mixture: Mixture | None = None
 
 
@@ -77,6 +80,7 @@ class EncoderArchitecture:
 # `hidden_act` of config.json: names of one function.
 HIDDEN_ACT: dict[Activation, tuple[str, ...]] = {
     Activation.SILU: ("silu", "swish"),
+    Activation.CLAMPED_SILU: ("silu", "swish"),
     Activation.GEGLU: ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"),
 }
 ENCODER_ACT: dict[Function, tuple[str, ...]] = {
@@ -85,7 +89,7 @@ ENCODER_ACT: dict[Function, tuple[str, ...]] = {
 }
 LLAMA, MISTRAL, MIXTRAL = "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"
 QWEN2, QWEN3, GEMMA2 = "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM"
-BERT = "BertModel"
+GPT_OSS, BERT = "GptOssForCausalLM", "BertModel"
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0, "tie_word_embeddings": False,
@@ -105,6 +109,11 @@ _GEMMA2 = {
     **_LLAMA, "vocab_size": 256000, "max_position_embeddings": 8192, "num_key_value_heads": 4,
     "head_dim": 256, "tie_word_embeddings": True, "sliding_window": 4096,
     "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+}  # fmt: skip
+_GPT_OSS = {
+    **_LLAMA, "vocab_size": 201088, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128,
+    "attention_bias": True, "num_local_experts": 128, "num_experts_per_tok": 4,
 }  # fmt: skip
 _DECODERS = (
     Architecture(
@@ -140,6 +149,19 @@ _DECODERS = (
             "final_logit_softcapping",
         }),
         post_norms=True, norm_offset=1.0, scaled_embedding=True,
+    ),
+    Architecture(
+        name=GPT_OSS, model_type="gpt_oss", activation=Activation.CLAMPED_SILU, defaults=_GPT_OSS,
+        options=frozenset({"attention_bias", "num_local_experts"}), windows=Windows.ALTERNATE,
+        sinks=True,
+        rope={
+            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "truncate": False, "original_max_position_embeddings": 4096,
+        },
+        mixture=Mixture(
+            router="mlp.router", gate="mlp.experts.{}.gate_proj", up="mlp.experts.{}.up_proj",
+            down="mlp.experts.{}.down_proj", after=True, bias=True, turns=True,
+        ),
     ),
 )  # fmt: skip
 ARCHITECTURES = {one.name: one for one in _DECODERS}

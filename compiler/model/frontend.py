@@ -165,9 +165,10 @@ def _read_config(folder: Path) -> tuple[ModelConfig, tuple[str, ...]]:
         taken = _take_defaults(raw, _ENCODER_DEFAULTS)
         decoder: dict[str, Any] = {}
     else:
-        _check_supported(path, raw, _supported(architecture))
+        _check_supported(path, _unpacked(raw, architecture), _supported(architecture))
+        taken = _take_rope(raw, architecture)
         raw["rope_theta"], rope = read_rope(path, raw)
-        taken = _take_defaults(raw, architecture.defaults)
+        taken |= _take_defaults(raw, architecture.defaults)
         decoder = _decoder(path, raw, architecture, rope)
     values: dict[str, Any] = {**_sizes(path, raw), **decoder}
     (bos, bos_file), (eos, eos_file) = _special_tokens(folder, raw)
@@ -200,6 +201,15 @@ def _take_defaults(raw: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return taken
 
 
+def _take_rope(raw: dict[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Give the architecture's RoPE to keys that say nothing of it, and return it."""
+    says = any(raw.get(key) is not None for key in ("rope_parameters", "rope_scaling"))
+    if says or architecture.rope is None:
+        return {}
+    raw["rope_parameters"] = {**architecture.rope}
+    return {"rope_parameters": raw["rope_parameters"]}
+
+
 def _decoder(
     path: Path, raw: Mapping[str, Any], architecture: Architecture, rope: RopeScaling | None
 ) -> dict[str, Any]:
@@ -217,6 +227,15 @@ def _decoder(
         **{cap: raw.get(key) for cap, key in _CAPS.items()},
         "experts": None if architecture.mixture is None else _experts(path, raw),
     }  # fmt: skip
+
+
+def _unpacked(raw: Mapping[str, Any], architecture: Architecture) -> Mapping[str, Any]:
+    """Return the keys without one that says MXFP4, where weights can be read that are."""
+    found, mixture = raw.get("quantization_config"), architecture.mixture
+    mxfp4 = isinstance(found, dict) and found.get("quant_method") == "mxfp4"
+    if not mxfp4 or mixture is None or not mixture.turns:
+        return raw
+    return {key: value for key, value in raw.items() if key != "quantization_config"}
 
 
 def _experts(path: Path, raw: Mapping[str, Any]) -> Experts:
@@ -295,6 +314,8 @@ def _supported(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
         "pretraining_tp": (1, None),
         "partial_rotary_factor": (1, None),
         "use_bidirectional_attention": (None, False),
+        "swiglu_alpha": (1.702, None),
+        "swiglu_limit": (7.0, None),
     }
 
 

@@ -69,6 +69,7 @@ def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
     hidden, heads, kv_heads = config.hidden_size, config.q_size, config.kv_size
     features, bias = ARCHITECTURES[config.architecture], config.attention_bias
     norms = (("gq", "q"), ("gk", "k")) if features.head_norms else ()
+    sinks = WeightTensor(name="self_attn.sinks", rows=config.num_heads, split=Split.HEADS)
     return (
         _norm(config, "input_layernorm", "attn.in"),
         _linear("self_attn.qkv_proj", "attn.in", "qkv", Split.QKV, hidden,
@@ -81,7 +82,8 @@ def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
                               for operand, of in norms)),
         GraphOp(name="self_attn.attend", kind=Kind.ATTEND, inputs=("query",), output="attn.out",
                 features=heads, split=Split.HEADS, exchanged=True, cap=config.attention_cap,
-                window=config.windows[index] if config.windows else None),
+                window=config.windows[index] if config.windows else None,
+                vectors=(("sinks", sinks),) if features.sinks else ()),
         gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
         _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden, bias=bias),
         _add(config, "self_attn.add", "o.out", "post_attention_layernorm"),

@@ -29,9 +29,8 @@ from compiler.model import encoder
 from compiler.model.config import ModelConfig
 from compiler.model.layer import EMBEDDING, LM_HEAD, embeddings, head, layer
 from compiler.model.operation import GraphOp
-from compiler.model.stored import Part, Rows, parts
+from compiler.model.stored import Rows, Stored, parts
 
-_DTYPES = ("F32", "F16", "BF16")
 # A value is not finite where all bits of its exponent are set.
 _EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
     "F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80),
@@ -266,12 +265,18 @@ class _Safetensors(_Checked):
         found = _all_tensors(opened)
         self._parts = parts(config, self._shapes, found)
         if others:
-            names = [part.name for part in self._parts.values()]
+            names = [one.name for part in self._parts.values() for one in part.files]
             named = {name: found.get(name, files[0]) for name in names}
         self._refuse_unknown(found if config.encoder is None else self._encoder_tensors(found))
         self._paths = {name: named[part.name] for name, part in self._parts.items()}
         self._slices = {
-            name: Rows(_checked_slice(named[part.name], opened[named[part.name]], part), part.cut)
+            name: Rows(
+                tuple(
+                    _checked_slice(named[one.name], opened[named[one.name]], one)
+                    for one in part.files
+                ),
+                part.cut,
+            )
             for name, part in self._parts.items()
         }
         if self._tied and LM_HEAD in found:
@@ -293,7 +298,8 @@ class _Safetensors(_Checked):
         config = self._ref.config
         layers = self._ref.of_layers or config.num_layers  # with those that are not run
         whole = replace(config, num_layers=layers, windows=())
-        known = {part.name for part in parts(whole, required_tensors(whole), found).values()}
+        of_files = parts(whole, required_tensors(whole), found).values()
+        known = {one.name for part in of_files for one in part.files}
         for name, path in found.items():
             redundant = name.endswith(".rotary_emb.inv_freq") or (self._tied and name == LM_HEAD)
             if name not in known and not redundant:
@@ -448,13 +454,13 @@ def _all_tensors(files: Mapping[Path, Any]) -> dict[str, Path]:
     return out
 
 
-def _checked_slice(path: Path, file: Any, part: Part) -> Any:
-    name, wanted = part.name, part.shape
+def _checked_slice(path: Path, file: Any, stored: Stored) -> Any:
+    name, wanted = stored.name, stored.shape
     if name not in file.keys():  # noqa: SIM118  (the handle is not a mapping)
         raise ModelError(f"{path}: {name}", f"shape {list(wanted)}", "no such tensor")
     handle = file.get_slice(name)
-    if handle.get_dtype() not in _DTYPES:
-        raise ModelError(f"{path}: {name}", " or ".join(_DTYPES), handle.get_dtype())
+    if handle.get_dtype() not in stored.dtypes:
+        raise ModelError(f"{path}: {name}", " or ".join(stored.dtypes), handle.get_dtype())
     if tuple(handle.get_shape()) != wanted:
         raise ModelError(f"{path}: {name}", f"shape {list(wanted)}", str(handle.get_shape()))
     return handle

@@ -324,7 +324,7 @@ class StepPlanner:
     def _attend(self, group: Group, rank: int, op: GraphOp) -> Attend:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
         buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
-        (query,) = op.inputs
+        (query,), constants = op.inputs, self.constants[group.chips[rank]]
         return Attend(
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
             head_dim=self.config.head_dim, context=self.context, bucket=self.kind.bucket,
@@ -336,6 +336,7 @@ class StepPlanner:
             sq=self._scale(group.chips[rank], query), kv=kv, kvs=kvs,
             y=buffers[op.output] + self._offsets(group, op.split)[rank],
             scratch=buffers["scores"], stats=buffers["stats"] if self.dtype == "int8" else None,
+            **{operand: constants[f"{op.name}.{operand}"] for operand, _ in op.vectors},
         )  # fmt: skip
 
     def _add(self, chips: Sequence[int], op: GraphOp, group: Group, source: str) -> None:

@@ -21,7 +21,7 @@ NORM_BEFORE = {  # a product -> the norm that may be a part of it
     "mlp.router": "post_attention_layernorm", "lm_head": "norm",
 }  # fmt: skip
 # opcode of a gate, and word of an epilogue -> its place
-GATES = {"silu": "mlp.silu", "geglu": "mlp.geglu"}
+GATES = {word: f"mlp.{word}" for word in ("silu", "geglu", "clamped_silu")}
 ADD_AFTER = {"self_attn.o_proj": "self_attn.add", "mlp.down_proj": "mlp.add"}
 CACHES = {"kv": ".kv", "kvs": ".kv.scale"}  # operand -> the rest of its tensor's name
 

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = Path(__file__).parent
 PROMPT_TOKENS = 24
@@ -278,10 +279,51 @@ FAMILIES: dict[str, tuple[torch.dtype, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gpt_oss": (
+        torch.bfloat16,
+        "GptOss",
+        {
+            "hidden_size": 64,
+            "intermediate_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 4,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "gpt_oss_odd": (
+        torch.float16,
+        "GptOss",
+        {
+            "hidden_size": 42,
+            "intermediate_size": 37,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 10,
+            "sliding_window": 3,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
 }
 
 # Those whose experts are stored joined, as transformers 5 holds them; others as checkpoints are
 JOINED = {"mixtral_odd"}
+MXFP4 = {"gpt_oss"}  # those whose experts are so
 
 # name -> (dtype on disk, class, LayerNorm's tensors as before transformers 5, config)
 ENCODERS: dict[str, tuple[torch.dtype, str, bool, dict[str, Any]]] = {
@@ -391,10 +433,41 @@ def make_family(name: str, seed: int) -> None:
     )  # fmt: skip
     config._attn_implementation = config._experts_implementation = "eager"
     model = random_model(config, dtype, seed, f"{family}ForCausalLM")
+    packed = pack_experts(model, seed) if name in MXFP4 else {}
     folder = HERE / name
     folder.mkdir(exist_ok=True)
     keep_or_write(folder / "golden.npz", golden(model, config.vocab_size, seed))
     model.to(dtype).save_pretrained(folder, save_original_format=name not in JOINED)
+    if packed:
+        use_packed(folder, packed)
+
+
+def pack_experts(model: Any, seed: int) -> dict[str, torch.Tensor]:
+    """Give experts random MXFP4 matrices, by transformers' own reading; return those as stored."""
+    generator, out = torch.Generator().manual_seed(seed), {}
+    for name, weight in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            count, k, n = weight.shape
+            blocks = torch.randint(0, 256, (count, n, k // 32, 16), generator=generator)
+            scales = torch.randint(122, 125, (count, n, k // 32), generator=generator)
+            out[f"{name}_blocks"], out[f"{name}_scales"] = (
+                part.to(torch.uint8) for part in (blocks, scales)
+            )
+            values = convert_moe_packed_tensors(out[f"{name}_blocks"], out[f"{name}_scales"])
+            with torch.no_grad():
+                weight.copy_(values.float())
+    return out
+
+
+def use_packed(folder: Path, packed: dict[str, torch.Tensor]) -> None:
+    """Rewrite a checkpoint so that it has packed matrices, as gpt-oss on the Hub."""
+    path, config = folder / "model.safetensors", folder / "config.json"
+    plain = {name.removesuffix("_blocks").removesuffix("_scales") for name in packed}
+    tensors = {name: one for name, one in load_file(path).items() if name not in plain}
+    save_file({**tensors, **packed}, path, metadata={"format": "pt"})
+    keys = json.loads(config.read_text())
+    keys["quantization_config"] = {"quant_method": "mxfp4"}
+    config.write_text(json.dumps(keys, indent=2) + "\n")
 
 
 def use_old_norm_names(folder: Path) -> None:
