@@ -103,7 +103,7 @@ class Attend:
     @property
     def kept(self) -> Scratch:
         """How the scratch memory is used."""
-        return Scratch(self.layout, self.kv_of, self.rows, self.bucket)
+        return Scratch(self.layout, self.kv_of, self.rows, self.bucket, self.sinks is not None)
 
     def reads(self) -> list[Use]:
         sinks = [] if self.sinks is None else [("sinks", (self.sinks, row_bytes(self.heads, 4)))]

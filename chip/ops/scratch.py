@@ -36,6 +36,7 @@ class Scratch:
     kv_of: tuple[int, ...]
     rows: int
     bucket: int
+    sinks: bool = False
 
     @property
     def quads(self) -> list[tuple[int, tuple[int, ...]]]:
@@ -107,13 +108,16 @@ class Scratch:
 
     @property
     def known(self) -> int:
-        """Vectors of work memory that a quad has: for maxima of its tiles, then `HEADS_KNOWN`."""
-        return ITEM * max(self.tiles, HEADS_KNOWN)
+        """Vectors of work memory that a quad has: for maxima of its tiles, then `HEADS_KNOWN`.
+
+        Sinks, if there are, lie behind these.
+        """
+        return ITEM * (max(self.tiles, HEADS_KNOWN) + self.sinks)
 
     @property
     def known_bytes(self) -> int:
         """Bytes of work memory, for this bucket and all smaller ones."""
         row = len(self.quads) * self.known
         quads = max(QUADS_AT_ONCE, len(self.quads))
-        least = ITEM * (self.items * COLUMN // TILE + quads * HEADS_KNOWN)
+        least = ITEM * (self.items * COLUMN // TILE + quads * (HEADS_KNOWN + self.sinks))
         return min(self.rows * row, max(least, row)) * VECTOR_BYTES

@@ -65,7 +65,8 @@ def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, in
     chain = latencies(spec).chain
     if isinstance(op, Attend):
         bent = op.cap is not None
-        if op.window is None and op.scale is None and op.sinks is None and not bent:
+        bent = False
+        if op.sinks is None and (op.dtype == "int8" or (op.window is None and op.scale is None and op.cap is None)):
             return op, 0
         passes = op.rows * op.heads * vectors(op.bucket) if bent else 0
         like = replace(op, window=None, scale=None, cap=None, sinks=None)

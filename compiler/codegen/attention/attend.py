@@ -8,6 +8,8 @@ A batch of rows goes through five passes, each over all heads:
 4. the same weights, quantised, which multiply the values: P.V (weights, `Feeds`);
 5. sums of P.V, scaled and rounded (results).
 
+Between the first two is one more where scores are capped, or a row sees a window (bends).
+
 Between passes a block for every quad combines the lanes of what is known of each head: row maximum,
 sum reciprocal, scale of the weights. Values are transposed and loaded where no pass reads scratch
 memory. A pass is a list of jobs with their times; instructions are made when a template is bound.
@@ -29,6 +31,7 @@ from chip.ops.attention import Attend
 from chip.ops.scratch import COLUMN, QUAD
 from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.codegen.attention import many
+from compiler.codegen.attention.bends import Bends
 from compiler.codegen.attention.quarters import lanes_within
 from compiler.codegen.attention.resources import LANE_NUMBERS
 from compiler.codegen.attention.results import Results
@@ -48,7 +51,7 @@ from compiler.codegen.core.template import Placed, Template, aligned, even_strea
 from compiler.codegen.core.uses import Uses, clash, of_issues, of_nodes, together
 from compiler.codegen.vector import scale_factor
 
-Pass = Scores | Exponentials | Peaks | Feeds | Results
+Pass = Scores | Bends | Exponentials | Peaks | Feeds | Results
 
 
 def _known(which: int) -> Ref:
@@ -133,8 +136,14 @@ class Batch:
         batch, ports, planes = cls(shape, clock), Ports(), Planes(clock)
         scores = Scores.lay_out(shape, clock, ports, planes)
         batch.loads += scores.loads
-        left, waiting = scores.jobs[-1].last + scores.masked + 1, list(shape.tiles)
-        ready = batch._reduce(_row_maxima, scores, ports)
+        scored: Scores | Bends = scores
+        if shape.bent:
+            batch.uses.append(batch._asked(scores))
+            batch.passes.append(scores)
+            start = scores.left + clock.after_outward
+            scored = Bends.lay_out(shape, clock, ports, start)
+        left, waiting = scored.left, list(shape.tiles)
+        ready = batch._reduce(_row_maxima, scored, ports)
         loads, free = _values(waiting, shape, planes, left)
         powers = Exponentials.lay_out(shape, clock, ports, max(ready, free + clock.after_outward))
         ready = batch._reduce(_sum_reciprocals, powers, ports)
@@ -149,7 +158,7 @@ class Batch:
             ready = free + clock.after_outward
         results = Results.lay_out(shape, clock, ports, feeds)
         batch.uses += [batch._asked(one) for one in (feeds, results)]
-        batch.passes += [scores, powers, peaks, feeds, results]
+        batch.passes += [scored, powers, peaks, feeds, results]
         return batch
 
     @property
@@ -177,7 +186,7 @@ class Batch:
         return together("lanes", [*before, last._replace(last=end)])
 
     def _reduce(
-        self, fill: Callable[[Block, int], None], before: Scores | Exponentials | Peaks,
+        self, fill: Callable[[Block, int], None], before: Scores | Bends | Exponentials | Peaks,
         ports: Ports,
     ) -> int:  # fmt: skip
         """Place a block for every quad; return when all are done.
@@ -186,7 +195,8 @@ class Batch:
         they meet none of what it has of ALUs, ways and ports.
         """
         quads = len(self.shape.quads)
-        block = _block(fill, self.shape.scratch.tiles, quads, self.shape.spec)
+        tiles = 1 if self.shape.bent else self.shape.scratch.tiles  # of which there are maxima
+        block = _block(fill, tiles, quads, self.shape.spec)
         step = block.interval or aligned(block.end)
         turns = step * np.arange(quads)
         reads, used = _ports(block)
@@ -254,7 +264,8 @@ def fits(op: Attend, spec: ChipSpec) -> bool:
 def attend(op: Attend, spec: ChipSpec) -> Template:
     """Attention over the bucket; int8: the shorter of two ways in which many rows are laid out."""
     found = in_batches(op, spec)
-    if not many.fits(op, spec):
+    plain = op.window is None and op.cap is None and op.sinks is None
+    if not plain or not many.fits(op, spec):
         return found
     try:
         other = many.attend_many(op, spec)

@@ -15,9 +15,6 @@ from compiler.codegen.attention.resources import EDGES, LANE_NUMBERS, MASKS, MAX
 from compiler.codegen.attention.wires import Wires
 from compiler.codegen.core.clock import Clock
 
-SCORED, POWERS = 1, 0  # sides of the scratch memory: scores in the east, exponentials in the west
-
-
 def mask(wires: Wires, row: int, column: int, due: int) -> Issue:
     """Yield the mask of a column's tokens up to a row's position."""
     seen = Position(row, 0, -COLUMN * column)

@@ -90,6 +90,22 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Bends:
+    """Scores that are capped, or of which a row sees a window."""
+
+    scaled: int = alu(4, "score / cap")
+    bent: int = alu(0, "its tanh")
+    capped: int = alu(11, "times the cap")
+    late: int = alu(1, "slots up to the row's own")
+    edge: int = alu(3, "a ring's first slot that a row sees, by lap")
+    early: int = alu(6, "slots that are no older than the window")
+    written: int = alu(10, "slots that have tokens a row may see")
+    seen: int = alu(9, "slots that a row sees")
+    chosen: int = alu(12, "what a row sees of the scores")
+    best: tuple[int, ...] = alus((2, 5, 7, 8), "row maxima, by column modulo 4")
+
+
+@dataclass(frozen=True, slots=True)
 class Exponentials:
     """Exponentials of scores less the row maximum, and their sums."""
 
@@ -201,32 +217,34 @@ class WholeRows:
 LANE_NUMBERS, EDGES, MASKS, MAXIMUM, STORE = (
     LaneNumbers(), Edges(), Masks(), RunningMaximum(), Store(),
 )  # fmt: skip
-QUERIES, SCORES, EXPONENTIALS, WEIGHTS = Queries(), Scores(), Exponentials(), Weights()
+QUERIES, SCORES, BENDS = Queries(), Scores(), Bends()
+EXPONENTIALS, WEIGHTS = Exponentials(), Weights()
 QUANTISED, RESULTS, RESULTS_WAY, TILES, ITEMS = (
     QuantisedWeights(), Results(), ResultsWay(), Tiles(), Items(),
 )  # fmt: skip
 
 INT8 = Resources(
     "ATTEND int8",
-    ("lane numbers", "scores", "exponentials", "weight maxima", "P.V", "results"),
+    ("lane numbers", "scores", "bends", "exponentials", "weight maxima", "P.V", "results"),
     (
-        Owner("blocks", BLOCKS, range(6)),
-        Owner("lane numbers", LANE_NUMBERS, range(6)),
+        Owner("blocks", BLOCKS, range(7)),
+        Owner("lane numbers", LANE_NUMBERS, range(7)),
         Owner("edges", EDGES, range(1)),
-        Owner("tiles", TILES, range(1, 5)),
-        Owner("items", ITEMS, range(1, 5)),
+        Owner("tiles", TILES, range(1, 6)),
+        Owner("items", ITEMS, range(1, 6)),
         Owner("queries", QUERIES, range(1, 2)),
         Owner("scores", SCORES, range(1, 2)),
         Owner("masks of scores", MASKS, range(1, 2)),
         Owner("maxima of scores", MAXIMUM, range(1, 2)),
-        Owner("store", STORE, range(1, 4)),
-        Owner("exponentials", EXPONENTIALS, range(2, 3)),
-        Owner("weights", WEIGHTS, range(3, 5)),
-        Owner("masks of weights", MASKS, range(3, 5)),
-        Owner("maxima of weights", MAXIMUM, range(3, 4)),
-        Owner("quantised weights", QUANTISED, range(4, 5)),
-        Owner("results", RESULTS, range(5, 6)),
-        Owner("results' way", RESULTS_WAY, range(4, 6)),
+        Owner("store", STORE, range(1, 5)),
+        Owner("bends", BENDS, range(2, 3)),
+        Owner("exponentials", EXPONENTIALS, range(3, 4)),
+        Owner("weights", WEIGHTS, range(4, 6)),
+        Owner("masks of weights", MASKS, range(4, 6)),
+        Owner("maxima of weights", MAXIMUM, range(4, 5)),
+        Owner("quantised weights", QUANTISED, range(5, 6)),
+        Owner("results", RESULTS, range(6, 7)),
+        Owner("results' way", RESULTS_WAY, range(5, 7)),
     ),
 )
 

@@ -12,7 +12,6 @@ from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, Immediate, In, Stream, Tap
 from compiler.codegen.attention.quarters import (
-    SCORED,
     keep,
     mask,
     running_best,
@@ -20,7 +19,7 @@ from compiler.codegen.attention.quarters import (
 )
 from compiler.codegen.attention.queries import Job, feed, through_planes, to_sums
 from compiler.codegen.attention.resources import MASKS, MAXIMUM, QUERIES, SCORES
-from compiler.codegen.attention.shape import Attention, Quad, Tile
+from compiler.codegen.attention.shape import EAST, Attention, Quad, Tile
 from compiler.codegen.attention.tiles import AHEAD, Load, Planes
 from compiler.codegen.attention.wires import Ports, Wires, items, paired
 from compiler.codegen.core.clock import Clock
@@ -168,6 +167,11 @@ class Scores:
         """When the last column arrives at the VXM."""
         return self.jobs[-1].last
 
+    @property
+    def left(self) -> int:
+        """When the last masked score has left."""
+        return self.came + self.masked + 1
+
     # -- what
 
     def each(self, wires: Wires, first_row: int) -> Iterator[Iterator[Issue | Bulk]]:
@@ -223,12 +227,12 @@ class Scores:
                 SCORES.score, at + self.converted, AluOp.MUL, Held(SCORES.convert), factor
             )
             yield mask(wires, self.shape.seen_by(row), job.tile.column + c, at + self.scored)
-            chosen, out = MASKS.chosen[c % 2], items(SCORED, inward=False)
+            chosen, out = MASKS.chosen[c % 2], items(EAST, inward=False)
             score = Held(SCORES.score)
             yield wires.alu(
                 chosen, at + self.scored, AluOp.CHOOSE, Held(MASKS.mask), score, NEVER, out=out
             )
-            place = scratch.item(job.quad.number, job.tile.column + c, SCORED)
+            place = scratch.item(job.quad.number, job.tile.column + c, EAST)
             yield from wires.item(place, at + self.masked, write=True)
 
     def _arrivals(self, job: Job, column: int) -> list[Group]:

@@ -18,6 +18,7 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import RUN
 from compiler.codegen.core.parts import LANES
 
+WEST, EAST = 0, 1
 HALF = LANES // 2  # tokens of a vector that one side's plane holds
 Map = tuple[int | None, ...]
 
@@ -120,7 +121,8 @@ class Attention:
     def __init__(self, op: Attend, spec: ChipSpec) -> None:
         self.spec, self.layout = spec, op.layout
         self.kv_of, self.dim, self.rows = op.kv_of, op.head_dim, op.rows
-        self.horizon = op.horizon
+        self.horizon, self.window, self.cap = op.horizon, op.window, op.cap
+        self.sinks = op.sinks is not None
         self.scratch = op.kept
         self.columns, row = self.scratch.columns, self.scratch.quads
         quads = [(r, *quad) for r in range(self.scratch.batch) for quad in row]
@@ -135,6 +137,21 @@ class Attention:
         return [
             head for head, kv in enumerate(self.kv_of) if kv // self.layout.heads_per_group == group
         ]  # fmt: skip
+
+    @property
+    def bent(self) -> bool:
+        """Whether scores are capped, or a row sees a window of tokens: a pass of their own."""
+        return self.window is not None or self.cap is not None
+
+    @property
+    def scored(self) -> int:
+        """Side of the scratch memory that has the scores whose exponentials are taken."""
+        return WEST if self.bent else EAST
+
+    @property
+    def powers(self) -> int:
+        """Side of the scratch memory that has the exponentials."""
+        return EAST if self.bent else WEST
 
     def of(self, tile: Tile) -> list[Quad]:
         """Quads that a tile is for."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In
-from compiler.codegen.attention.quarters import POWERS, SCORED, keep, stored
+from compiler.codegen.attention.quarters import keep, stored
 from compiler.codegen.attention.resources import EXPONENTIALS
 from compiler.codegen.attention.shape import Attention, Quad
 from compiler.codegen.attention.wires import Ports, Wires, items
@@ -109,16 +109,17 @@ class Exponentials:
         reads, taps = wires.fetched("stats", vectors, job.ports, vectors)
         yield from reads
         yield wires.alu(top, job.ports[0] + self.clock.fetch, AluOp.COPY, In(taps))
-        x, out = In(items(SCORED, inward=True)), items(POWERS, inward=False)
+        scored, powers = self.shape.scored, self.shape.powers
+        x, out = In(items(scored, inward=True)), items(powers, inward=False)
         for c in range(self.shape.columns):
             at = job.start + c * self.pace
-            yield from wires.item(scratch.item(quad, c, SCORED), at, write=False)
+            yield from wires.item(scratch.item(quad, c, scored), at, write=False)
             yield wires.alu(EXPONENTIALS.below, at, AluOp.SUB, x, Held(top))
             yield wires.alu(
                 EXPONENTIALS.power, at + of["SUB"], AluOp.EXP, Held(EXPONENTIALS.below), out=out
             )
             at += self.powered
-            yield from wires.item(scratch.item(quad, c, POWERS), at, write=True)
+            yield from wires.item(scratch.item(quad, c, powers), at, write=True)
             total = EXPONENTIALS.totals[c % QUARTERS]
             before = Held(total) if c >= QUARTERS else f32(0.0)
             yield wires.alu(total, at, AluOp.ADD, Held(EXPONENTIALS.power), before)

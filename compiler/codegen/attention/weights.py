@@ -19,7 +19,6 @@ from chip.isa.operands import Held, In, Stream, Tap, group
 from chip.ops.scratch import COLUMN, QUAD
 from chip.sram import RUN
 from compiler.codegen.attention.quarters import (
-    POWERS,
     keep,
     mask,
     running_best,
@@ -166,11 +165,11 @@ class Weights:
                 yield wires.alu(WEIGHTS.scales[i], ports[0] + fetch, AluOp.COPY, In(taps))
 
     def _column(self, job: Job, column: int, row: int, wires: Wires) -> Iterator[Issue | Bulk]:
-        at, item = job.time(column), self.shape.scratch.item
-        place = item(job.quad.number, job.column + column, POWERS)
+        at, item, side = job.time(column), self.shape.scratch.item, self.shape.powers
+        place = item(job.quad.number, job.column + column, side)
         yield from wires.item(place, at, write=False)
         reciprocal = Held(self.registers[0][job.number % 2])
-        yield wires.alu(WEIGHTS.share, at, AluOp.MUL, In(items(POWERS, inward=True)), reciprocal)
+        yield wires.alu(WEIGHTS.share, at, AluOp.MUL, In(items(side, inward=True)), reciprocal)
         scale = Held(WEIGHTS.scales[column % 2])
         yield wires.alu(WEIGHTS.weight, at + self.shared, AluOp.MUL, Held(WEIGHTS.share), scale)
         due = at + self.weighed
