@@ -20,6 +20,7 @@ from chip.ops.scratch import Scratch
 from chip.spec import VECTOR_BYTES
 from compiler.codegen.gates import ACTIVATIONS
 
+F32 = np.float32
 Shape = dict[str, Any]
 Case = tuple[Opcode, Shape]
 ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)
@@ -69,6 +70,9 @@ def attentions(dtype: str) -> Iterator[Case]:
             yield opcode, shape
             if rows > 1:
                 yield attention(*heads, bucket, rows, dtype, horizon=0)
+            for bent in ({"window": 100}, {"cap": 50.0, "window": 200, "scale": 0.1}):
+                yield attention(*heads, bucket, rows, dtype, **bent)
+            yield attention(*heads, bucket, rows, dtype, sinks=True)
 
 
 def one_row(k: int, n: int, out: str, **extra: Any) -> Case:
@@ -234,12 +238,13 @@ def _segments(shares: tuple[int, ...], rows: int, rng: np.random.Generator) -> N
 
 def _attended(a: Shape, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     rows, heads, layout = a["rows"], a["heads"], kv_layout(a)
+    sinks = {} if a.get("sinks") is None else {"sinks": padded(rng.normal(size=(1, heads)), F32)}
     if a["dtype"] == "fp16":
         q = rng.normal(size=rows * layout.query_bytes(heads) // 2).astype(np.float16)
-        return {"q": q, "kv": rng.normal(size=layout.total_bytes // 2).astype(np.float16)}
+        return {"q": q, "kv": rng.normal(size=layout.total_bytes // 2).astype(np.float16), **sinks}
     scales = rng.uniform(0, 0.02, layout.scales_bytes // 4).astype(np.float32)
     sq = rng.uniform(0.5, 2, (rows * heads, 1)) / (20 * a["head_dim"] ** 0.5)
-    return {"sq": np.repeat(sq, VECTOR_BYTES // 4, axis=1).astype(np.float32), "kvs": scales}
+    return {"sq": np.repeat(sq, VECTOR_BYTES // 4, axis=1).astype(F32), "kvs": scales, **sinks}
 
 
 def positions_for(a: Shape) -> tuple[int, ...]:

@@ -93,6 +93,20 @@ DEFAULT = [
         for rows, out in ((1, "f32"), (5, "f32"), (5, "f16"))
         for dtype, names in (("int8", "x s w sw b y"), ("fp16", "x w b y"))
     ),
+    # other models': windows, caps, sinks
+    *(
+        attention(*heads, bucket, rows, dtype, **extra)
+        for dtype in ("int8", "fp16")
+        for heads, bucket, rows in (((6, 2, 32), 700, 1), ((8, 2, 128), 330, 3))
+        for extra in (
+            {"window": 100},
+            {"cap": 20.0, "scale": 0.05},
+            {"window": 37, "cap": 50.0},
+            {"window": 100, "sinks": True},
+        )
+    ),
+    attention(8, 1, 64, 128, 9, "int8", window=5, sinks=True),  # batches of rows
+    attention(8, 1, 64, 128, 9, "fp16", window=5, sinks=True),
     # other models': norms of what is added, norms of heads, a scale of scores, logits with a cap
     *(
         (Opcode.ADD, operand({"rows": rows, "shares": of, "eps": 1e-6, "dtype": "int8"}, POST))

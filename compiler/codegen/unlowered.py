@@ -8,35 +8,30 @@ template that is written for one takes its case away here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from chip.ops.attention import Attend
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.program import Computation
 from chip.ops.vector import TopK
-from chip.spec import ChipSpec, vectors
 from compiler.codegen.core.template import Template
-from compiler.codegen.estimate import latencies
 
 Lay = Callable[[Computation], Template]
 
 
-def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
+def unlowered(op: Computation, lay: Lay) -> Template | None:
     """Return the estimate of an operation without instructions; None for one that has some.
 
     `lay` gives the template of an operation that is like it, and has instructions.
     """
     if isinstance(op, Route | ExpertsEach | ExpertsSum):
-        return _empty(lay(_alike(op)), again=_times(op) - 1)
-    like, more = _plainer(op, spec, lay)
-    return None if like is op else _empty(lay(like), more=more)
+        return _empty(lay(_alike(op)), _times(op) - 1)
+    return None
 
 
-def _empty(like: Template, again: int = 0, more: int = 0) -> Template:
-    """Return a template's cycles without its instructions: run some times again, and longer."""
+def _empty(like: Template, again: int) -> Template:
+    """Return a template's cycles without its instructions: run some times again."""
     return Template(
-        placed=(), cycles=like.cycles * (1 + again) + more, needed=like.needed,
+        placed=(), cycles=like.cycles * (1 + again), needed=like.needed,
         stream_cycles=like.stream_cycles, lowered=False,
     )  # fmt: skip
 
@@ -58,17 +53,3 @@ def _times(op: Route | ExpertsEach | ExpertsSum) -> int:
     if isinstance(op, Route):
         return op.rows
     return op.experts if op.every else op.rows * op.chosen
-
-
-def _plainer(op: Computation, spec: ChipSpec, lay: Lay) -> tuple[Computation, int]:
-    """Return the operation without what has no instructions, and the cycles that this takes."""
-    chain = latencies(spec).chain
-    if isinstance(op, Attend):
-        bent = op.cap is not None
-        bent = False
-        if op.sinks is None and (op.dtype == "int8" or (op.window is None and op.scale is None and op.cap is None)):
-            return op, 0
-        passes = op.rows * op.heads * vectors(op.bucket) if bent else 0
-        like = replace(op, window=None, scale=None, cap=None, sinks=None)
-        return like, passes + chain
-    return op, 0

@@ -28,15 +28,16 @@ from chip.errors import TemplateError
 from chip.isa.instructions import AluOp
 from chip.isa.issue import Issue
 from chip.ops.attention import Attend
+from chip.ops.cost import C2C_TURN
 from chip.ops.scratch import COLUMN, QUAD
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.spec import VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.attention import many
 from compiler.codegen.attention.bends import Bends
 from compiler.codegen.attention.quarters import lanes_within
 from compiler.codegen.attention.resources import LANE_NUMBERS
 from compiler.codegen.attention.results import Results
 from compiler.codegen.attention.scores import Scores
-from compiler.codegen.attention.shape import Attention, Tile
+from compiler.codegen.attention.shape import Attention, Quad, Tile
 from compiler.codegen.attention.softmax import Exponentials
 from compiler.codegen.attention.tiles import AHEAD, Planes, load_issues
 from compiler.codegen.attention.tiles import Load as TileLoad
@@ -51,6 +52,8 @@ from compiler.codegen.core.template import Placed, Template, aligned, even_strea
 from compiler.codegen.core.uses import Uses, clash, of_issues, of_nodes, together
 from compiler.codegen.vector import scale_factor
 
+Fill = Callable[[Block, int, int | None], None]
+"""Builds a block by the tiles of which there are maxima, and where sinks are among what is known"""
 Pass = Scores | Bends | Exponentials | Peaks | Feeds | Results
 
 
@@ -67,18 +70,26 @@ def _largest(b: Block, tiles: int) -> Node:
     return node
 
 
-def _row_maxima(b: Block, tiles: int) -> None:
-    """The row maximum of every head."""
-    b.alu(AluOp.COPY, lane_max(b, _largest(b, tiles), COLUMN), out=_known(0))
+def _row_maxima(b: Block, tiles: int, sink: int | None) -> None:
+    """The row maximum of every head; of its sink, less the maximum, the exponential is kept."""
+    peak = lane_max(b, _largest(b, tiles), COLUMN)
+    if sink is not None:
+        peak = b.alu(AluOp.MAX, peak, Load(_known(sink), "f32"))
+        below = b.alu(AluOp.SUB, Load(_known(sink), "f32"), peak)
+        b.alu(AluOp.EXP, below, out=_known(sink))
+    b.alu(AluOp.COPY, peak, out=_known(0))
 
 
-def _sum_reciprocals(b: Block, _: int) -> None:
-    """The reciprocal of every head's sum of exponentials: rsqrt twice."""
-    root = b.alu(AluOp.RSQRT, lane_sum(b, b.alu(AluOp.COPY, Load(_known(0), "f32")), COLUMN))
+def _sum_reciprocals(b: Block, _: int, sink: int | None) -> None:
+    """The reciprocal of every head's sum of exponentials, its sink's too: rsqrt twice."""
+    total = lane_sum(b, b.alu(AluOp.COPY, Load(_known(0), "f32")), COLUMN)
+    if sink is not None:
+        total = b.alu(AluOp.ADD, total, Load(_known(sink), "f32"))
+    root = b.alu(AluOp.RSQRT, total)
     b.alu(AluOp.MUL, root, root, out=_known(0))
 
 
-def _scales(b: Block, _: int) -> None:
+def _scales(b: Block, _: int, __: int | None) -> None:
     """Factor and scale of every head's weights."""
     factor, scale = scale_factor(b, lane_max(b, b.alu(AluOp.COPY, Load(_known(1), "f32")), COLUMN))
     b.alu(AluOp.COPY, factor, out=_known(1))
@@ -87,16 +98,27 @@ def _scales(b: Block, _: int) -> None:
 
 @lru_cache(maxsize=64)
 def _block(
-    fill: Callable[[Block, int], None], tiles: int, quads: int, spec: ChipSpec
+    fill: Fill, tiles: int, sink: int | None, quads: int, spec: ChipSpec
 ) -> Block:  # fmt: skip
     """Build the block of one of so many quads: from what one pass left to what the next needs."""
 
     def build(_: int, interval: int) -> Block:
         b = Block(spec, pinned=frozenset({LANE_NUMBERS.lane}), interval=interval)
-        fill(b, tiles)
+        fill(b, tiles, sink)
         return b
 
     return row_block(build, quads)
+
+
+@lru_cache(maxsize=64)
+def _sink_block(heads: tuple[int, ...], sink: int | None, count: int, spec: ChipSpec) -> Block:
+    """Bring sinks of a quad's heads, of so many, to its lanes."""
+    assert sink is not None
+    b = Block(spec, pinned=frozenset({LANE_NUMBERS.lane}))
+    lanes = tuple(head for head in heads for _ in range(COLUMN))
+    at, operand = b.through_sxm(Ref("sinks", 0, vectors(4 * count)), lanes, 4, count)
+    b.alu(AluOp.COPY, operand, at=at, out=_known(sink))
+    return b.finish()
 
 
 def _ports(block: Block) -> tuple[int, list[int]]:
@@ -127,6 +149,7 @@ class Batch:
         self.shape, self.clock, self._vxm = shape, clock, VxmOnly(clock)
         self.uses: list[Uses] = []
         self.reductions: list[tuple[Block, int]] = []
+        self.sinks: list[tuple[Block, Quad, int]] = []
         self.loads: list[TileLoad] = []
         self.passes: list[Pass] = []
 
@@ -134,6 +157,7 @@ class Batch:
     def lay_out(cls, shape: Attention, clock: Clock) -> Batch:
         """Place pass after pass; values load between passes, where none reads scratch memory."""
         batch, ports, planes = cls(shape, clock), Ports(), Planes(clock)
+        batch._bring_sinks(ports)
         scores = Scores.lay_out(shape, clock, ports, planes)
         batch.loads += scores.loads
         scored: Scores | Bends = scores
@@ -173,6 +197,16 @@ class Batch:
         """Cycles from one batch to the next."""
         return aligned(self.results.end)
 
+    def _bring_sinks(self, ports: Ports) -> None:
+        """Place a block that brings its sinks for every quad, before anything else is read."""
+        at, end, shape = 0, 0, self.shape
+        for quad in shape.quads if shape.sinks else ():
+            block = _sink_block(quad.quarters, shape.sink, len(shape.kv_of), shape.spec)
+            self.sinks.append((block, quad, at))
+            end = at + block.end
+            at += block.initiation_interval(C2C_TURN)
+        ports.taken.update(range(end))
+
     def _asked(self, one: Pass) -> Uses:
         """Return what a pass asks of the ALUs."""
         what, spec, each = type(one).__name__, self.shape.spec, one.each(self._vxm, 0)
@@ -186,7 +220,7 @@ class Batch:
         return together("lanes", [*before, last._replace(last=end)])
 
     def _reduce(
-        self, fill: Callable[[Block, int], None], before: Scores | Bends | Exponentials | Peaks,
+        self, fill: Fill, before: Scores | Bends | Exponentials | Peaks,
         ports: Ports,
     ) -> int:  # fmt: skip
         """Place a block for every quad; return when all are done.
@@ -196,7 +230,7 @@ class Batch:
         """
         quads = len(self.shape.quads)
         tiles = 1 if self.shape.bent else self.shape.scratch.tiles  # of which there are maxima
-        block = _block(fill, tiles, quads, self.shape.spec)
+        block = _block(fill, tiles, self.shape.sink, quads, self.shape.spec)
         step = block.interval or aligned(block.end)
         turns = step * np.arange(quads)
         reads, used = _ports(block)
@@ -219,6 +253,9 @@ class Batch:
 
     def placed(self, start: int, rows: int) -> Iterator[Placed]:
         """Yield the blocks of a batch of `rows` rows."""
+        for block, quad, at in self.sinks:
+            if quad.row < rows:
+                yield Placed(block=block, start=start + at, row=quad.number)
         quads = sum(quad.row < rows for quad in self.shape.quads)
         for block, at in self.reductions:
             step = block.interval or aligned(block.end)

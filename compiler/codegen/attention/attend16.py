@@ -58,6 +58,7 @@ class Laid:
     """A stretch of the template: blocks, instructions, what is fetched, and when it is over."""
 
     placed: tuple[Placed, ...] = ()
+    of_heads: tuple[Placed, ...] = ()  # blocks whose row is a head
     fixed: tuple[Issue, ...] = ()
     fetches: tuple[Bulk, ...] = ()
     end: int
@@ -90,6 +91,7 @@ class _Batch:
             at = laid[-1].end
         return Laid(
             placed=tuple(chain.from_iterable(one.placed for one in laid)),
+            of_heads=tuple(chain.from_iterable(one.of_heads for one in laid)),
             fixed=tuple(chain.from_iterable(one.fixed for one in laid)),
             fetches=tuple(chain.from_iterable(one.fetches for one in laid)),
             end=at,
@@ -195,7 +197,7 @@ class _Batch:
                 fixed.append(Issue(feed, fed + half, activation, n, 2))
                 add = ACC(slot=0, step=1, first=True, half=half)
                 fixed.append(Issue(acc, summed + half, add, n, 2))
-        block = score_block(self.spec, self.op.head_dim, chunk, self.op.horizon)
+        block = score_block(self.spec, self.op, chunk)
         pace = block.initiation_interval(C2C_TURN)
         start = aligned(summed + 2 * n + self.drain_delay)
         placed = tuple(
@@ -230,13 +232,15 @@ class _Batch:
 
     def _softmax(self, queries: list[Query], at: int) -> Laid:
         runs = len(queries) if self.chunks <= MOST_OVERLAPPED else 1
-        block = row_block(partial(softmax_block, self.spec, self.chunks), runs)
+        sinks = 0 if self.op.sinks is None else len(self.op.kv_of)
+        block = row_block(partial(softmax_block, self.spec, self.chunks, sinks), runs)
         interval = block.interval or aligned(block.end)
         placed = tuple(
-            _place(block, at + i * interval, scratch=self._scratch(query, 0))
+            _place(block, at + i * interval, query.head, scratch=self._scratch(query, 0))
             for i, query in enumerate(queries)
         )
-        return Laid(placed=placed, end=at + (len(queries) - 1) * interval + aligned(block.end))
+        end = at + (len(queries) - 1) * interval + aligned(block.end)
+        return Laid(of_heads=placed, end=end)
 
     # -- values
 
@@ -368,6 +372,7 @@ def attend16(op: Attend, spec: ChipSpec) -> Template:
         made, starts = _Batch(op, spec, count).lay_out(), list[int]()
         for _ in range(times):
             placed += [replace(p, start=p.start + at, row=p.row + row) for p in made.placed]
+            placed += [replace(p, start=p.start + at) for p in made.of_heads]
             starts.append(at)
             at, row = at + aligned(made.end), row + count
         controls.append(Control(tuple(starts), made.fixed, made.fetches))

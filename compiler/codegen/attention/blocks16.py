@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from chip.isa.instructions import AluOp
 from chip.isa.operands import Immediate, In, Lane, Position, Stream, group
+from chip.ops.attention import Attend
 from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from compiler.codegen.core.builder import LANES, Block, Load, Node, Ref
+from compiler.codegen.core.builder import LANES, Block, Load, Node, NodeSource, Ref
 from compiler.codegen.core.parts import Fixed, f32
 from compiler.codegen.core.reductions import lane_max, lane_sum
+from compiler.codegen.gates import capped
 from compiler.codegen.products.resources import FEED, SUMS16
 
 HALF = LANES // 2  # values of a vector
@@ -37,15 +39,34 @@ def query_block(spec: ChipSpec, ref: Ref, spread: tuple[int | None, ...]) -> Blo
     return _both_ways(b, In(operand.taps[:1], "f16"), HALF, at)
 
 
-def score_block(spec: ChipSpec, dim: int, chunk: int, horizon: int | None) -> Block:
+def score_block(spec: ChipSpec, op: Attend, chunk: int) -> Block:
     """Scale one query's scores; tokens that its row does not see become minus infinity."""
-    last = Position(0) if horizon is None else Fixed(Position(horizon))
     b = Block(spec)
     parts = [In(group(Stream(pair == 0, SUMS16.turned), 4)) for pair in (0, 1)]
-    score = b.alu(AluOp.MUL, b.alu(AluOp.OR, *parts, at=0), f32(dim**-0.5))
-    seen = b.alu(AluOp.LE, Lane(LANES * chunk), last, after=score.done - 2)
-    b.alu(AluOp.CHOOSE, seen, score, HIDDEN, out=Ref("scratch", 0, 4))
+    scale = op.head_dim**-0.5 if op.scale is None else op.scale
+    score = b.alu(AluOp.MUL, b.alu(AluOp.OR, *parts, at=0), f32(scale))
+    if op.cap is not None:
+        score = capped(b, score, op.cap)
+    b.alu(AluOp.CHOOSE, _seen(b, op, chunk, score.done), score, HIDDEN, out=Ref("scratch", 0, 4))
     return b.finish()
+
+
+def _seen(b: Block, op: Attend, chunk: int, due: int) -> Node:
+    """Return the mask of a chunk's tokens that a row sees, about when it is due."""
+    lane = Lane(LANES * chunk)
+    if op.window is None:
+        return b.alu(AluOp.LE, lane, _own(op), after=due - 2)
+    before = due - 2 - b.delay["CHOOSE"].d_func
+    written = b.alu(AluOp.LE, lane, _own(op), after=before)
+    early = b.alu(AluOp.GE, lane, _own(op, 1 - op.window), after=before)
+    return b.alu(AluOp.CHOOSE, written, early, Immediate(0, "i32"))
+
+
+def _own(op: Attend, offset: int = 0) -> NodeSource:
+    """Return the position of the row's own token, or of what all rows see up to, plus an offset."""
+    if op.horizon is None:
+        return Position(0, offset=offset)
+    return Fixed(Position(op.horizon, offset=offset))
 
 
 def weight_block(spec: ChipSpec) -> Block:
@@ -67,10 +88,11 @@ def result_block(spec: ChipSpec, heads: int, lanes: int) -> Block:
     return b.finish()
 
 
-def softmax_block(spec: ChipSpec, chunks: int, pace: int, interval: int) -> Block:
+def softmax_block(spec: ChipSpec, chunks: int, sinks: int, pace: int, interval: int) -> Block:
     """Turn one head's fp32 scores into fp16 weights: a chunk's in the first two of its vectors.
 
-    `pace`: cycles between chunks; `interval`: the initiation interval, or 0.
+    `sinks`: the heads, if they have any; the block's row is the head. `pace`: cycles between
+    chunks; `interval`: the initiation interval, or 0.
     """
     b = Block(spec, interval=interval)
     scores = [Load(Ref("scratch", 4 * c, 4), "f32") for c in range(chunks)]
@@ -82,6 +104,11 @@ def softmax_block(spec: ChipSpec, chunks: int, pace: int, interval: int) -> Bloc
         best = x if best is None else b.alu(AluOp.MAX, best, x)
     assert best is not None
     peak = lane_max(b, best)
+    sink: Node | None = None
+    if sinks:
+        at, operand = b.through_sxm(Ref("sinks", 0, vectors(4 * sinks)), None, 4, sinks, peak.done)
+        sink = b.alu(AluOp.COPY, operand, at=at)
+        peak = b.alu(AluOp.MAX, peak, sink)
     total: Node | None = None
     at = peak.done
     for c, score in enumerate(scores):
@@ -90,7 +117,10 @@ def softmax_block(spec: ChipSpec, chunks: int, pace: int, interval: int) -> Bloc
         e = b.alu(AluOp.EXP, below, out=Ref("scratch", 4 * c, 4))
         total = e if total is None else b.alu(AluOp.ADD, total, e)
     assert total is not None
-    root = b.alu(AluOp.RSQRT, lane_sum(b, total))
+    total = lane_sum(b, total)
+    if sink is not None:
+        total = b.alu(AluOp.ADD, total, b.alu(AluOp.EXP, b.alu(AluOp.SUB, sink, peak)))
+    root = b.alu(AluOp.RSQRT, total)
     share = b.alu(AluOp.MUL, root, root)
     at = share.done
     for c, e_ in enumerate(scores):

@@ -15,6 +15,7 @@ from compiler.codegen.attention.resources import EDGES, LANE_NUMBERS, MASKS, MAX
 from compiler.codegen.attention.wires import Wires
 from compiler.codegen.core.clock import Clock
 
+
 def mask(wires: Wires, row: int, column: int, due: int) -> Issue:
     """Yield the mask of a column's tokens up to a row's position."""
     seen = Position(row, 0, -COLUMN * column)

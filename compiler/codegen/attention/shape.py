@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chip.ops.attention import Attend
-from chip.ops.scratch import COLUMN, QUAD, TILE
+from chip.ops.scratch import COLUMN, ITEM, QUAD, TILE
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import RUN
 from compiler.codegen.core.parts import LANES
@@ -137,6 +137,11 @@ class Attention:
         return [
             head for head, kv in enumerate(self.kv_of) if kv // self.layout.heads_per_group == group
         ]  # fmt: skip
+
+    @property
+    def sink(self) -> int | None:
+        """Where the heads' sinks are among what is known of a quad."""
+        return self.scratch.known // ITEM - 1 if self.sinks else None
 
     @property
     def bent(self) -> bool:
