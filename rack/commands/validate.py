@@ -13,26 +13,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.regular import read_file
 from rack.commands.command import Main, command
 from rack.commands.flags import profile_choices, verb_parser
+from rack.commands.page import marks, put_page, read_page
 from rack.commands.validate_conv import conv
 from rack.commands.validate_encoder import encoder
 from rack.commands.validate_lstm import lstm
 from rack.commands.validate_matmul import matmul
+from rack.commands.validate_models import models
 from rack.commands.verbs import called_as
-from rack.errors import ConfigError
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
 from rack.reports.accuracy import Row, behind, markdown, number, published
 from rack.reports.accuracy_rows import all_rows
 from rack.reports.tables import columns, shown
-from rack.system.output import check_file, writing
 from rack.system.provenance import code_version
 from rack.system.shell import put, verb
 
-MOST_PAGE = 1 << 24  # bytes
-BEGIN, END = "<!-- begin: python -m rack.validate --markdown -->", "<!-- end -->"
+PAGE = "validate --markdown"
+BEGIN, END = marks(PAGE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"{called_as('validate')} lstm --help: cycles of an LSTM cell; "
         f"{called_as('validate')} matmul --help: cycles of a product; "
         f"{called_as('validate')} conv --help: cycles of residual blocks; "
-        f"{called_as('validate')} encoder --help: latencies of many runs of one sequence.",
+        f"{called_as('validate')} encoder --help: latencies of many runs of one sequence; "
+        f"{called_as('validate')} models --help: the presets on both machines.",
     )
     parser.add_argument_group("machine").add_argument(
         "--hardware", default="groqrack", metavar=profile_choices(),
@@ -61,12 +61,10 @@ def table(args: argparse.Namespace) -> None:
     hardware = load_hardware(args.hardware)
     write = args.markdown is not None
     path = args.markdown if write else args.check
-    page = None if path is None else _read_page(Path(path))
-    if write:
-        check_file(path, "a page")
+    page = None if path is None else read_page(Path(path), PAGE, write=write)
     rows = all_rows(hardware)
     if page is not None:
-        _page(Path(path), page, rows, hardware, write=write)
+        put_page(Path(path), page, PAGE, markdown(rows, hardware), write=write)
     elif args.json:
         put(json.dumps(report(rows, hardware)))
     else:
@@ -75,6 +73,7 @@ def table(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Main] = {
     "table": table, "lstm": lstm, "matmul": matmul, "conv": conv, "encoder": encoder,
+    "models": models,
 }  # fmt: skip
 """The first word of the command line; without one it is `table`."""
 
@@ -95,29 +94,6 @@ def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
         "rows": [row.to_dict(hardware) for row in rows],
         "code": code_version(),
     }
-
-
-def _read_page(path: Path) -> str:
-    """Return a page that has tables: read first, as tables take long. Raises ConfigError."""
-    try:
-        text = read_file(path, MOST_PAGE).decode()  # its ends of lines stay as they are
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: wanted a page to read and write, got {error}") from error
-    _, begin, rest = text.partition(BEGIN)
-    if not begin or END not in rest:
-        raise ConfigError(f"{path}: wanted a page with {BEGIN} and {END}, got none")
-    return text
-
-
-def _page(path: Path, text: str, rows: Sequence[Row], hardware: Hardware, *, write: bool) -> None:
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    new = f"{before}{BEGIN}\n\n{markdown(rows, hardware)}\n\n{END}{after}"
-    if write:
-        with writing(str(path), "a page") as file:
-            file.write(new.encode())
-    elif new != text:
-        raise ConfigError(f"{path}: its tables are not what rack.validate says; use --markdown")
 
 
 def _text(rows: Sequence[Row], hardware: Hardware) -> str:
