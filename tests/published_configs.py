@@ -67,6 +67,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": None,
         "tie_word_embeddings": False, "vocab_size": 32768, "bos_token_id": 1, "eos_token_id": 2,
     },
+    "mixtral-8x7b": {
+        **_sizes(4096, 14336, 32, 32, 8), "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral", "hidden_act": "silu", "max_position_embeddings": 32768,
+        "num_experts_per_tok": 2, "num_local_experts": 8, "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False,
+        "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
+    },
     "gemma2-2b": {**_GEMMA_2, **_sizes(2304, 9216, 26, 8, 4), "head_dim": 256},
     "gemma2-9b": {**_GEMMA_2, **_sizes(3584, 14336, 42, 16, 8), "head_dim": 256},
     "gemma2-27b": {

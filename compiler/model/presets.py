@@ -13,8 +13,8 @@ import math
 from typing import Any
 
 from chip.ops.opcodes import Function
-from compiler.model.architecture import BERT, GEMMA2, LLAMA, MISTRAL, QWEN2, QWEN3
-from compiler.model.config import Encoder, ModelConfig
+from compiler.model.architecture import BERT, GEMMA2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3
+from compiler.model.config import Encoder, Experts, ModelConfig
 from compiler.model.rope import Llama3RopeScaling
 
 _LLAMA_31_ROPE = Llama3RopeScaling(
@@ -102,6 +102,11 @@ _PRESETS = (
     ModelConfig(  # mistralai/Mistral-7B-Instruct-v0.3 (rope_theta recalled); v0.1 has a window
         name="mistral-7b", architecture=MISTRAL, hidden_size=4096, intermediate_size=14336,
         num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, vocab_size=32768, **_MISTRAL,
+    ),
+    ModelConfig(  # mistralai/Mixtral-8x7B-Instruct-v0.1
+        name="mixtral-8x7b", architecture=MIXTRAL, hidden_size=4096, intermediate_size=14336,
+        num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, vocab_size=32000,
+        experts=Experts(count=8, chosen=2), **_MISTRAL,
     ),
     ModelConfig(  # google/gemma-2-2b-it
         name="gemma2-2b", hidden_size=2304, intermediate_size=9216, num_layers=26, num_heads=8,
@@ -242,6 +247,7 @@ PRESETS: dict[str, ModelConfig] = {preset.name: preset for preset in _PRESETS}
 GROQ_NAMES: dict[str, tuple[str, ...]] = {
     "llama-8b": ("llama-3.1-8b-instant",),
     "llama-70b": ("llama-3.1-70b-versatile", "llama-3.3-70b-versatile"),
+    "mixtral-8x7b": ("mixtral-8x7b-32768",),
     "gemma2-9b": ("gemma2-9b-it",),
     "qwen3-32b": ("qwen/qwen3-32b",),
 }
