@@ -136,7 +136,7 @@ class _Sizes:
                 written.add(op.output)
                 out += self._output(op, lives[op.output])
             if op.kind is Kind.ATTEND:
-                out += self._between_passes((place, place))
+                out += self._between_passes(op, (place, place))
         if head and self.options.top_k:
             out.append(_buffer("top_k", row_bytes(2 * self.options.top_k, 4), (results, results)))
         return out
@@ -189,13 +189,14 @@ class _Sizes:
             _buffer(f"{op.output}.scale", rows * layout.query_scale_bytes(stop - start), life),
         ]
 
-    def _between_passes(self, life: Lifetime) -> list[Buffer]:
+    def _between_passes(self, op: GraphOp, life: Lifetime) -> list[Buffer]:
         """Return the buffers that ATTEND needs between its passes."""
         start, stop = self.group.kv_heads[self.rank]
         if start == stop:
             return []
         kv_of, context = self.partition.kv_of(self.group, self.rank), self.options.context
-        kept = Scratch(self._layout(context=context), kv_of, self.rows, context)
+        layout, sinks = self._layout(context=context), bool(op.vectors)
+        kept = Scratch(layout, kv_of, self.rows, context, sinks)
         int8 = self.options.dtype == "int8"
         scores = _buffer("scores", kept.bytes, life, Slices.BULK if int8 else Slices.WORK)
         return [scores, _buffer("stats", kept.known_bytes, life)] if int8 else [scores]
