@@ -14,7 +14,7 @@ from compiler.model.graph import build_graph
 from compiler.model.operation import Kind, Split
 from compiler.model.presets import PRESETS
 from compiler.place.layout import Layout, parse_layout
-from compiler.place.partition import deal, deal_heads, partition, weights_of
+from compiler.place.partition import deal, deal_heads, partition, weight_of
 
 TINY = PRESETS["tiny"]
 
@@ -51,7 +51,7 @@ def test_every_weight_row_is_held_as_often_as_it_must(name: str, layout: str) ->
         for op in split.ops(group):
             if op.kind is not Kind.LINEAR:
                 continue
-            held = [weights_of(config, group, rank, op)[0] for rank in range(len(group.chips))]
+            held = [weight_of(config, group, rank, op) for rank in range(len(group.chips))]
             for tensor in op.weights:
                 spans = [p for w in held for p in w.pieces if p.tensor == tensor]
                 rows = sorted({row for p in spans for row in range(p.start, p.stop)})
@@ -100,4 +100,4 @@ def test_an_operation_without_a_matrix() -> None:
     with pytest.raises(
         ValueError, match=r"^layers\.0\.input_layernorm: norm has no weight matrix$"
     ):
-        weights_of(TINY, split.groups[0], 0, norm)
+        weight_of(TINY, split.groups[0], 0, norm)

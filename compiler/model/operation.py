@@ -94,6 +94,11 @@ class GraphOp:
         return self.kind in (Kind.LINEAR, Kind.EXPERTS_EACH, Kind.EXPERTS_SUM)
 
     @property
+    def matrices(self) -> int:
+        """How many matrices a product has: one, or one of each expert."""
+        return 1 if self.experts is None else self.experts.count
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """Names of the tensors, biases apart."""
         return tuple(tensor.name for tensor in self.tensors)

@@ -27,7 +27,8 @@ from compiler.errors import ModelError
 from compiler.files import is_file, parse_object, printable, require_json, shown
 from compiler.model import encoder
 from compiler.model.config import ModelConfig
-from compiler.model.layer import EMBEDDING, LM_HEAD, embeddings, head, layer
+from compiler.model.graph import build_graph
+from compiler.model.layer import EMBEDDING, LM_HEAD, embeddings
 from compiler.model.operation import GraphOp
 from compiler.model.stored import Rows, Stored, parts
 
@@ -48,9 +49,9 @@ def required_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     `lm_head.weight` is absent where it is tied to the embedding.
     """
     tensors: dict[str, tuple[int, ...]] = {**embeddings(config)}
-    for index in range(config.num_layers):
-        tensors |= _shapes(layer(config, index))
-    tensors |= _shapes(head(config))
+    graph = build_graph(config)
+    for ops in (*graph.layers, graph.head):
+        tensors |= _shapes(ops)
     if config.tie_word_embeddings:
         tensors.pop(LM_HEAD, None)
     return tensors
@@ -63,8 +64,8 @@ def first_of_kind(config: ModelConfig) -> dict[str, str]:
     """
     firsts: dict[Any, list[str]] = {}
     found: dict[str, str] = {}
-    for index in range(config.num_layers):
-        shapes = _shapes(layer(config, index))
+    for index, ops in enumerate(build_graph(config).layers):
+        shapes = _shapes(ops)
         window = config.windows[index] if config.windows else None
         first = firsts.setdefault((window, *shapes.values()), list(shapes))
         found |= zip(shapes, first, strict=True)

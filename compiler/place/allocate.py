@@ -22,7 +22,7 @@ from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
 from compiler.model.operation import GraphOp, Kind
 from compiler.place.buffers import Buffer, MemoryOptions, Slices, step_buffers
-from compiler.place.partition import Partition, Weight, weights_of
+from compiler.place.partition import Partition, Weight, weight_of
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
 
@@ -40,18 +40,18 @@ def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, st
                 names = (op.name, f"{op.name}.bias")
                 out += [(name, "norm", row_bytes(op.features, 4)) for name in names]
             if op.is_product:
-                out += _product(op, weights_of(partition.config, group, rank, op), dtype)
+                out += _product(op, weight_of(partition.config, group, rank, op), dtype)
     return out
 
 
-def _product(op: GraphOp, weights: tuple[Weight, ...], dtype: str) -> list[tuple[str, str, int]]:
+def _product(op: GraphOp, weight: Weight, dtype: str) -> list[tuple[str, str, int]]:
     """Return the same of a product: its matrix, or those of all experts one behind the other."""
-    weight, columns = weights[0], len(weights) * row_bytes(weights[0].n, 4)
+    columns = op.matrices * row_bytes(weight.n, 4)
     if not weight.n:
         return []
     size = weight.n * row_bytes(pad_vector(weight.k), item_bytes(dtype))
     if op.experts is not None:
-        size = len(weights) * expert_stride(weight.k, weight.n, dtype)
+        size = op.matrices * expert_stride(weight.k, weight.n, dtype)
     out = [(op.name, "weight", size)]
     if dtype == "int8":
         out.append((f"{op.name}.scale", "scale", columns))

@@ -20,7 +20,7 @@ from compiler.model.config import ModelConfig
 from compiler.model.layer import entering, layer
 from compiler.model.layer import head as head_of
 from compiler.model.operation import RESIDUAL, ROPE, GraphOp, Kind, Split
-from compiler.place.partition import Group, Partition, weights_of
+from compiler.place.partition import Group, Partition, weight_of
 
 ENTERED = -1
 HANDED = "handed"  # the gather buffer of segments that the group before hands over
@@ -165,7 +165,7 @@ class _Sizes:
             return [_buffer(name, size, life) for name in (op.output, f"{op.output}.weight")]
         if op.exchanged:
             return [_buffer(op.output, self._segments(self.group, op.split, op.each), life)]
-        own = weights_of(self.partition.config, self.group, self.rank, op)[0].n
+        own = weight_of(self.partition.config, self.group, self.rank, op).n
         return [_buffer(op.output, self.rows * op.each * row_bytes(own, 4), life)]
 
     def _segments(self, group: Group, split: Split, each: int = 1) -> int:

@@ -211,24 +211,21 @@ def _group(
 def weights_of(
     config: ModelConfig, group: Group, rank: int, op: GraphOp
 ) -> tuple[Weight, ...]:  # fmt: skip
-    """Return the columns of a product that one rank holds: of each expert, or as one matrix.
+    """Return the columns of a product that one rank holds: one matrix, or one of each expert."""
+    return tuple(weight_of(config, group, rank, op, number) for number in range(op.matrices))
 
-    They may be empty.
+
+def weight_of(
+    config: ModelConfig, group: Group, rank: int, op: GraphOp, expert: int = 0
+) -> Weight:  # fmt: skip
+    """Return the columns that one rank holds of a matrix; they may be empty.
+
+    Those of all experts are as many.
     """
     if not op.is_product:
         raise ValueError(f"{op.name}: {op.kind} has no weight matrix")
-    count = 1 if op.experts is None else op.experts.count
-    each = len(op.tensors) // count
-    return tuple(
-        _weight(config, group, rank, op, op.tensors[number * each : (number + 1) * each])
-        for number in range(count)
-    )
-
-
-def _weight(
-    config: ModelConfig, group: Group, rank: int, op: GraphOp, tensors: tuple[WeightTensor, ...]
-) -> Weight:  # fmt: skip
-    """Return a rank's columns of tensors that lie side by side."""
+    each = len(op.tensors) // op.matrices
+    tensors = op.tensors[expert * each : (expert + 1) * each]
     spans = [span_of(config, group, rank, tensor) for tensor in tensors]
     if len(tensors) == 2:  # gate and up alternate, so that they meet in the VXM
         names = (tensors[0].name, tensors[1].name)

@@ -32,7 +32,7 @@ from compiler.ir import Memory, StepKind
 from compiler.model.operation import RESIDUAL, GraphOp, Kind, Split
 from compiler.place.buffers import HANDED
 from compiler.place.network import Network
-from compiler.place.partition import Group, Partition, weights_of
+from compiler.place.partition import Group, Partition, weight_of
 from compiler.schedule.movement import (
     Movement,
     Transfer,
@@ -234,7 +234,7 @@ class StepPlanner:
         half = op.exchanged or last.exchanged
         offsets = self._offsets(group, op.split) if half else [0] * len(group.chips)
         for rank, chip in enumerate(group.chips):
-            (weight,) = weights_of(self.config, group, rank, op)
+            weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
             rows = Activations(x=self.buffers[chip][source], s=self._scale(chip, source))
@@ -273,7 +273,7 @@ class StepPlanner:
         offsets = self._offsets(group, op.split) if summed else [0] * len(group.chips)
         for rank, chip in enumerate(group.chips):
             buffers, constants = self.buffers[chip], self.constants[chip]
-            weight, *_ = weights_of(self.config, group, rank, op)
+            weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
             shape: dict[str, Any] = {
