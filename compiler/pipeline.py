@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 
 from chip.ops.cost import CostModel
+from chip.ops.kv import ring_of
 from chip.ops.program import Computation
 from chip.ops.rows import row_bytes
 from chip.spec import ChipSpec, vectors
@@ -27,7 +28,7 @@ from compiler.model.config import ModelConfig
 from compiler.model.graph import build_graph
 from compiler.parallel import Checks, collector_off
 from compiler.place.allocate import allocate_chip, bytes_needed, chip_classes
-from compiler.place.buffers import FORWARD_SLOTS, MemoryOptions
+from compiler.place.buffers import FORWARD_SLOTS, MemoryOptions, tokens_kept
 from compiler.place.layout import Layout
 from compiler.place.network import Network, build_network
 from compiler.place.partition import Partition, partition
@@ -40,7 +41,7 @@ from compiler.schedule.steps import StepPlanner, slower_paces
 from compiler.verify.verifier import verify
 
 FORMAT_VERSION = 4
-MAX_CHUNK = 128  # most prompt tokens per prefill step by default
+MAX_CHUNK = 128  # most prompt tokens per prefill step by default: no more than rings allow
 MIN_CHUNK = 16  # prefill chunk for which the default context leaves room
 FIRST_BUCKET = 256
 WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
@@ -151,14 +152,19 @@ def encode_kind(size: int) -> StepKind:
     return StepKind(rows=size, bucket=size, decode=False, encode=True)
 
 
-def context_buckets(options: Options, context: int, *, encoder: bool = False) -> tuple[int, ...]:
-    """Return the context sizes that attention is compiled for; the last is the whole context."""
+def context_buckets(
+    options: Options, context: int, *, encoder: bool = False, kept: int | None = None
+) -> tuple[int, ...]:
+    """Return the context sizes that attention is compiled for; the last is the whole context.
+
+    `kept`: the most tokens that any layer keeps. All longer contexts are alike.
+    """
     if options.buckets is not None:
         return (*(bucket for bucket in options.buckets if bucket < context), context)
     if encoder:
         return encode_sizes(context)
-    out, bucket = [], FIRST_BUCKET
-    while bucket < context:
+    out, bucket, longest = [], FIRST_BUCKET, context if kept is None else kept
+    while bucket < longest:
         out.append(bucket)
         bucket *= 2
     return (*out, context)
@@ -197,11 +203,23 @@ def fit_options(
             context = max(context, min(2, split.config.max_position_embeddings))
         return _encoder_memory(options, context, forward, split.config.name)
     chunk = min(options.prefill_chunk or MIN_CHUNK, context)
+    _check_rings(split.config, chunk, context)
     if options.prefill_chunk is None:
         most = min(MAX_CHUNK, context, _rows_at_once(split, network))
         while chunk * 2 <= most and enough(context, chunk * 2):
             chunk *= 2
     return _memory_options(options, context, chunk, forward)
+
+
+def _check_rings(config: ModelConfig, chunk: int, context: int) -> None:
+    """Refuse a chunk whose last rows would write over tokens that its first row sees."""
+    for window in {window for window in config.windows if window is not None}:
+        ring = ring_of(window, context)
+        if ring is not None and chunk > (most := ring - window + 1):
+            raise CompilerError(
+                f"prefill_chunk: {config.name} keeps {ring} tokens for a window of {window}, so it "
+                f"wants at most {most}, got {chunk}"
+            )
 
 
 def largest_context(split: Partition, network: Network, spec: ChipSpec, options: Options) -> int:
@@ -346,9 +364,11 @@ def _on_links(split: Partition, target: Target, options: Options, pace: int) -> 
     spec = _near_slices(split, memory, target.chip)
     chips = range(split.layout.chips)
     memories = tuple(allocate_chip(split, chip, memory, spec) for chip in chips)
+    context = memory.context
+    kept = max(tokens_kept(config, layer, context) for layer in range(config.num_layers))
     return Ground(
         partition=split, network=network, memory=memory, memories=memories,
-        buckets=context_buckets(options, memory.context, encoder=config.encoder is not None),
+        buckets=context_buckets(options, context, encoder=config.encoder is not None, kept=kept),
         costs=cost_model(spec),
     )  # fmt: skip
 

@@ -346,11 +346,14 @@ class IntLlama:
         qq, sq = quantise(q)
         sq = sq * f32(s.scale)
         acc = np.einsum("jd,jtd->jt", qq, cache.k[kv_of, seen]).astype(f32)
-        scores = cap(acc * (sq[:, None] * cache.ks[kv_of, seen]), s.attention_cap)
-        # The sum of a softmax goes by lanes, so tokens before the window keep their places.
-        scores = np.pad(scores, ((0, 0), (first, 0)), constant_values=-np.inf)
+        # The sum of a softmax goes by the places where tokens are kept: a layer with a window keeps
+        # no more of them than it needs for steps of 128 rows, in whole vectors of 320.
+        kept = position + 1 if window is None else -(-(window + 127) // 320) * 320
+        place = np.arange(first, position + 1) % kept
+        scores = np.full((s.heads, min(position + 1, kept)), -np.inf, f32)
+        scores[:, place] = cap(acc * (sq[:, None] * cache.ks[kv_of, seen]), s.attention_cap)
         sinks = self.weights.get(f"{at}sinks")
-        p = softmax(scores, None if sinks is None else sinks.astype(f32))[:, seen]
+        p = softmax(scores, None if sinks is None else sinks.astype(f32))[:, place]
         pq, scale = quantise(p * cache.vs[kv_of, seen])
         acc = np.einsum("jt,jtd->jd", pq, cache.v[kv_of, seen]).astype(f32)
         attended = to_f16(acc * scale[:, None]).reshape(-1)

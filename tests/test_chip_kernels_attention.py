@@ -195,6 +195,87 @@ def test_attention_f16_adds_scores_in_order(kernels, hd, one, other):
     assert same(out[0], want)
 
 
+def by_slot(tokens: range, slots: int, values: np.ndarray, hidden: float) -> np.ndarray:
+    """The values of tokens, in the slots of a ring that has them; `hidden` in the others."""
+    out = np.full(min(tokens.stop, slots), hidden, f32)
+    out[[t % slots for t in tokens]] = values
+    return out
+
+
+@pytest.mark.parametrize(
+    ("slots", "window", "position"),
+    [
+        (320, 190, 700),  # one vector of tokens, around the end of the ring
+        (320, 190, 1000),  # not around it
+        (320, 190, 250),  # before the ring is full
+        (960, 830, 5000),  # three vectors: the order of sums shows
+        (960, 960, 2879),  # the last slot, and all of them
+        (960, 1, 960),
+    ],
+)
+def test_a_ring_sums_by_slots(kernels, slots, window, position):
+    """Token t lies in slot t mod `slots`; what a row does not see counts nothing, wherever it is.
+
+    The definition is written out over tokens, from caches that hold all of them.
+    """
+    rng, hd = np.random.default_rng(position), 12
+    k, v = (rng.integers(-128, 128, (position + 1, hd)).astype(i8) for _ in range(2))
+    ks, vs = (rng.uniform(0, 0.05, position + 1).astype(f32) for _ in range(2))
+    tokens = range(max(0, position + 1 - window), position + 1)
+    seen = slice(tokens.start, tokens.stop)
+
+    def ring(a: np.ndarray, fill: float = 0) -> np.ndarray:
+        out = np.full((slots, *a.shape[1:]), fill, a.dtype)
+        for t in range(position + 1):
+            out[t % slots] = a[t]
+        return out
+
+    q = rng.integers(-127, 128, (1, 1, hd)).astype(i8)
+    sq = np.full((1, 1), 0.004, f32)
+    dots = k[seen].astype(int) @ q[0, 0].astype(int)
+    scores = [f32(dot) * (sq[0, 0] * scale) for dot, scale in zip(dots, ks[seen], strict=True)]
+    p = slow_softmax(list(by_slot(tokens, slots, np.array(scores), -np.inf)))
+    shares = p[[t % slots for t in tokens]] * vs[seen]
+    pq, scale = slow_quantise(shares)
+    want = round_f16((np.array(pq) @ v[seen].astype(int)).astype(f32) * scale)[0]
+    out, at = np.empty((1, hd), f16), np.array([position])
+    caches = [[ring(a, np.nan if a.dtype == f32 else 0)] for a in (k, ks, v, vs)]
+    kernels.masked_attention_i8(q, sq, *caches, [0], at, window, True, None, None, out)
+    assert same(out[0], want)
+
+    q16, k16, v16 = ((a / f32(64)).astype(f16) for a in (q, k, v))
+    scores = [slow_dot(q16[0, 0], k16[t]) * f32(0.5) for t in tokens]
+    p = slow_softmax(list(by_slot(tokens, slots, np.array(scores), -np.inf))).astype(f16)
+    values = ring(v16)[: len(p)]
+    want = np.array([slow_dot(p, values[:, d]) for d in range(hd)], f32).astype(f16)
+    kernels.masked_attention_f16(
+        q16, [ring(k16, np.nan)], [ring(v16, np.nan)], [0], at, 0.5, window, True, None, None, out
+    )
+    assert same(out[0], want)
+
+
+def test_the_rows_of_a_step_on_a_ring_see_what_they_see_alone(kernels):
+    """Later rows of a step have written over what no row sees any more."""
+    rng, slots, window, first = np.random.default_rng(3), 320, 193, 600
+    rows = slots - window + 1
+    k, v = (rng.standard_normal((first + rows, 8)).astype(f16) for _ in range(2))
+    q, at = rng.standard_normal((rows, 2, 8)).astype(f16), np.arange(first, first + rows)
+    together, alone = np.empty((2, rows, 16), f16)
+
+    def attend(row: slice, written: int, out: np.ndarray) -> None:
+        rings = [np.empty((slots, 8), f16) for _ in range(2)]
+        for t in range(written):
+            rings[0][t % slots], rings[1][t % slots] = k[t], v[t]
+        kernels.masked_attention_f16(
+            q[row], rings[:1], rings[1:], [0, 0], at[row], 0.3, window, True, None, None, out
+        )
+
+    attend(slice(None), first + rows, together)
+    for row in range(rows):
+        attend(slice(row, row + 1), first + row + 1, alone[row : row + 1])
+    assert same(together, alone)
+
+
 def test_rows_of_a_chunk_do_not_see_each_other(kernels):
     a = Attention(3, 4, 2, 16, 400, 5)
     q = a.rng.integers(-127, 128, (3, 4, 16)).astype(i8)

@@ -262,9 +262,29 @@ masks = st.fixed_dictionaries({
 
 
 def mask_of(a: Step, mask: dict) -> list:
-    """Window, cap and sinks, as the kernels take them."""
+    """Window, ring, cap and sinks, as the kernels take them."""
     sinks = None if mask["sinks"] is None else (a.rng.random(a.n_q) * mask["sinks"]).astype(f32)
-    return [mask["window"], mask["cap"], sinks]
+    return [mask["window"], mask.get("ring", False), mask["cap"], sinks]
+
+
+class RingStep(Step):
+    """A random step on a ring of so many slots, of which a row's window is at most a part."""
+
+    def __init__(self, rows: int, n_q: int, n_kv: int, hd: int, slots: int, seed: int) -> None:
+        super().__init__(min(rows, slots), n_q, n_kv, hd, slots, seed)
+        first = int(self.rng.integers(0, 4 * slots))
+        self.positions = np.arange(first, first + self.rows)
+        written = min(first + self.rows, slots)
+        self.window = int(self.rng.integers(1, slots - self.rows + 2))
+        for a in (*self.scales, *self.f16):
+            a[:written] = self.rng.uniform(0, 0.02, a[:written].shape)
+            a[written:] = np.nan
+
+
+rings = st.builds(
+    RingStep, rows=st.integers(1, 5), n_q=st.integers(1, 5), n_kv=st.integers(1, 3),
+    hd=st.sampled_from([2, 30, 64]), slots=st.sampled_from([3, 16, 40, 320, 640, 960]), seed=seeds,
+)  # fmt: skip
 
 
 @thorough
@@ -275,6 +295,26 @@ def test_masked_attention_i8(native, a, mask, sharp):
     (k, v), (ks, vs) = a.split(a.i8), a.split(a.scales)
     inputs = [q, sq, k, ks, v, vs, a.kv_of, a.positions, *mask_of(a, mask)]
     both("masked_attention_i8", native, inputs, [strided(a.rows, a.n_q * a.hd, f16)])
+
+
+@thorough
+@given(a=rings, mask=masks, sharp=st.sampled_from([1e-4, 1e-2, 10.0]))
+def test_attention_i8_over_a_ring(native, a, mask, sharp):
+    q = odd(a.rng.integers(-127, 128, (a.rows, a.n_q, a.hd)).astype(i8))
+    sq = odd((a.rng.random((a.rows, a.n_q)) * sharp).astype(f32))
+    (k, v), (ks, vs) = a.split(a.i8), a.split(a.scales)
+    mask |= {"window": a.window, "ring": True}
+    inputs = [q, sq, k, ks, v, vs, a.kv_of, a.positions, *mask_of(a, mask)]
+    both("masked_attention_i8", native, inputs, [strided(a.rows, a.n_q * a.hd, f16)])
+
+
+@thorough
+@given(a=rings, mask=masks, scale=st.sampled_from([0.0, 0.125, 30.0]))
+def test_attention_f16_over_a_ring(native, a, mask, scale):
+    q = odd(a.rng.standard_normal((a.rows, a.n_q, a.hd)).astype(f16))
+    mask |= {"window": a.window, "ring": True}
+    inputs = [q, *a.split(a.f16), a.kv_of, a.positions, scale, *mask_of(a, mask)]
+    both("masked_attention_f16", native, inputs, [strided(a.rows, a.n_q * a.hd, f16)])
 
 
 @thorough
@@ -378,9 +418,11 @@ def test_wrong_arguments_are_refused_alike(native, name, arguments, message):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ([0, None, None], "attention: wanted a window of 1 or more, got 0"),
-        ([None, -1.0, None], "attention: wanted a cap of more than 0, got -1.0"),
-        ([None, None, np.ones(2, f32)], "attention: wanted 1 sinks, got shape (2,)"),
+        ([0, False, None, None], "attention: wanted a window of 1 or more, got 0"),
+        ([2, True, None, None], "a window of at most the ring's 1 slots, got 2"),
+        ([None, True, None, None], "a window of at most the ring's 1 slots, got None"),
+        ([None, False, -1.0, None], "attention: wanted a cap of more than 0, got -1.0"),
+        ([None, False, None, np.ones(2, f32)], "attention: wanted 1 sinks, got shape (2,)"),
     ],
 )
 def test_wrong_masks_are_refused_alike(native, mask, message):

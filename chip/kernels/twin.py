@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chip.kernels import splitmix, vmath
 from chip.kernels.arrays import F16, F32, I8, I32, I64, LANES, Float
@@ -43,6 +44,7 @@ from chip.kernels.twin_math import (
 )
 
 _LIMIT = np.float32(7.0)  # of a clamped gate's columns
+MOST_TOKENS = (1 << 63) - 1  # what a ring takes: any position
 SCORES_AT_ONCE = 1 << 19  # fp32 scores held by attention_i8 at a time
 
 
@@ -254,7 +256,7 @@ class Kernels:
         quantised over the bucket (scale s_pv); out = fp32(pq.v) * s_pv rounded to fp16.
         """
         return self.masked_attention_i8(
-            q, sq, k, ks, v, vs, kv_of, positions, None, None, None, out
+            q, sq, k, ks, v, vs, kv_of, positions, None, False, None, None, out
         )
 
     def masked_attention_i8(
@@ -268,6 +270,7 @@ class Kernels:
         kv_of: Sequence[int],
         positions: I64,
         window: int | None,
+        ring: bool,
         cap: float | None,
         sinks: F32 | None,
         out: F16,
@@ -275,15 +278,18 @@ class Kernels:
     ) -> int:
         """Attend as `attention_i8` does, with what some models have beside.
 
-        `window`: a row sees the last so many tokens up to its own. `cap`: a score becomes
+        `window`: a row sees the last so many tokens up to its own. `ring`: the views are a ring,
+        token t in slot t mod B, and hold the last B tokens that were written, a row's window among
+        them; sums go by slots, and any position will do. `cap`: a score becomes
         fp32(cap) * tanh(score * fp32(1/cap)). sinks[nq]: the maximum is also over the head's sink,
         and exp(sink - maximum) is added to lane_sum(e) before the reciprocal.
         """
         rows, n_q, hd = q.shape
-        _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, ks, v, vs))
-        _check_mask(n_q, window, cap, sinks)
+        slots = _shortest(k, ks, v, vs)
+        _check_attention(q.shape, kv_of, len(k), positions, MOST_TOKENS if ring else slots)
+        _check_mask(n_q, window, slots if ring else None, cap, sinks)
         heads_out = np.empty((rows, n_q, hd), np.float32)
-        seen = int(positions.max(initial=0)) + 1  # later tokens are masked for every row
+        seen = min(int(positions.max(initial=0)) + 1, slots)  # later ones are masked for every row
         step = max(1, SCORES_AT_ONCE // seen)
         for g in sorted(set(kv_of)):
             heads = [j for j in range(n_q) if kv_of[j] == g]
@@ -294,8 +300,9 @@ class Kernels:
             ends = None if sinks is None else np.tile(sinks[heads], rows)
             done = [
                 _attend_i8(
-                    queries[i : i + step], scales[i : i + step], *cache, last[i : i + step],
-                    window, cap, None if ends is None else ends[i : i + step],
+                    queries[i : i + step], scales[i : i + step], *cache,
+                    _visible(np.arange(seen), last[i : i + step], window, slots if ring else None),
+                    cap, None if ends is None else ends[i : i + step],
                 )
                 for i in range(0, len(queries), step)
             ]  # fmt: skip
@@ -320,7 +327,9 @@ class Kernels:
         `attention_i8`; p rounded to fp16; p.v per 320 tokens as a tile of `matmul_f16`, tiles
         added in fp32 in order; rounded to fp16.
         """
-        return self.masked_attention_f16(q, k, v, kv_of, positions, scale, None, None, None, out)
+        return self.masked_attention_f16(
+            q, k, v, kv_of, positions, scale, None, False, None, None, out
+        )
 
     def masked_attention_f16(
         self,
@@ -331,22 +340,26 @@ class Kernels:
         positions: I64,
         scale: float,
         window: int | None,
+        ring: bool,
         cap: float | None,
         sinks: F32 | None,
         out: F16,
         /,
     ) -> int:
-        """Attend as `attention_f16` does, with `masked_attention_i8`'s window, cap and sinks."""
+        """Attend as `attention_f16` does, with `masked_attention_i8`'s window, ring, cap, sinks."""
         rows, n_q, hd = q.shape
-        _check_attention(q.shape, kv_of, len(k), positions, _shortest(k, v))
-        _check_mask(n_q, window, cap, sinks)
+        slots = _shortest(k, v)
+        _check_attention(q.shape, kv_of, len(k), positions, MOST_TOKENS if ring else slots)
+        _check_mask(n_q, window, slots if ring else None, cap, sinks)
         require(hd <= LANES, f"attention: wanted heads of at most {LANES}, got {hd}")
         heads_out = np.zeros((rows, n_q, hd), np.float32)
         for r in range(rows):
-            seen = int(positions[r]) + 1
-            unseen = 0 if window is None else max(0, seen - window)
+            seen = min(int(positions[r]) + 1, slots)
+            unseen = 0 if window is None or ring else max(0, seen - window)
             base = unseen // LANES * LANES  # whole tiles of tokens before it count nothing
-            visible = np.arange(base, seen)[None] >= unseen
+            visible = _visible(
+                np.arange(base, seen), positions[r : r + 1], window, slots if ring else None
+            )
             for j in range(n_q):
                 keys, values = k[kv_of[j]][base:seen], v[kv_of[j]][base:seen]
                 scores = tile_dot(spread(q[r, j : j + 1]), spread(keys)) * np.float32(scale)
@@ -529,8 +542,14 @@ def _check_attention(
     _check_positions(positions, rows, bucket)
 
 
-def _check_mask(n_q: int, window: int | None, cap: float | None, sinks: F32 | None) -> None:
+def _check_mask(
+    n_q: int, window: int | None, ring: int | None, cap: float | None, sinks: F32 | None
+) -> None:
     require(window is None or window > 0, f"attention: wanted a window of 1 or more, got {window}")
+    require(
+        ring is None or (window is not None and window <= ring),
+        f"attention: wanted a window of at most the ring's {ring} slots, got {window}",
+    )
     require(cap is None or cap > 0, f"attention: wanted a cap of more than 0, got {cap}")
     require(
         sinks is None or sinks.shape == (n_q,),
@@ -562,14 +581,28 @@ def _apply(name: str, x: F32, out: F16, function: Callable[[F32], F32]) -> int:
     return store(function(x), out)
 
 
+def _visible(
+    slots: I64, last: I64, window: int | None, ring: int | None
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Tell which slots are seen by rows whose own tokens are `last` [n]: [n, slots].
+
+    A row sees what is no older than its window: in a ring, a slot's last token up to its own.
+    """
+    age = last[:, None] - slots
+    if ring is not None:
+        age %= ring
+    seen = (age >= 0) & (age <= last[:, None])
+    return seen if window is None else seen & (age < window)
+
+
 def _attend_i8(
-    q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, last: I64,
-    window: int | None, cap: float | None, sinks: F32 | None,
+    q: F32, sq: F32, k: I8, ks: F32, v: I8, vs: F32, visible: NDArray[np.bool_],
+    cap: float | None, sinks: F32 | None,
 ) -> F32:  # fmt: skip
-    """Attend for n (row, head) pairs that share a KV head: q [n,hd] -> [n,hd] fp32; sinks [n]."""
-    visible = np.arange(len(k)) <= last[:, None]
-    if window is not None:
-        visible &= np.arange(len(k)) > last[:, None] - window
+    """Attend for n (row, head) pairs that share a KV head: q [n,hd] -> [n,hd] fp32.
+
+    visible [n,B]; sinks [n].
+    """
     # Scales are masked before they are used: those of unwritten tokens may be NaN.
     zero = np.float32(0.0)
     scores = query_key(q, k) * (sq[:, None] * np.where(visible, ks, zero))

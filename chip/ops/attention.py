@@ -17,8 +17,9 @@ class Rope:
 
     Queries go, quantised per head, to q with scales sq; keys and values to the cache kv with
     scales kvs (fp16 has no scales). `rope` has each row's cosines, then sines; without it nothing
-    is rotated. With `gq` and `gk` each query and key is first normed (RMSNorm over the head with
-    `eps`). `scale`: of scores, if it is not 1 / sqrt(head_dim); int8 queries take it in.
+    is rotated. With `ring` the cache is a ring of so many slots (chip/ops/kv.py). With `gq` and
+    `gk` each query and key is first normed (RMSNorm over the head with `eps`). `scale`: of scores,
+    if it is not 1 / sqrt(head_dim); int8 queries take it in.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ROPE
@@ -30,6 +31,7 @@ class Rope:
     kv_heads: int
     head_dim: int
     context: int
+    ring: int | None = None
     eps: float | None = None
     scale: float | None = None
     qkv: int = field(metadata=BOUND)
@@ -61,14 +63,14 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attend:
-    """y [rows, heads head_dim] fp16: scores, softmax and weighted values over `bucket` tokens.
+    """y [rows, heads head_dim] fp16: scores, softmax and weighted values over `bucket` slots.
 
     `kv_of`: the KV head of every head. `scratch` and `stats`: memory for what lies between the
     passes (chip/ops/scratch.py; fp16 has no stats). A row sees the tokens up to its own position;
     with `horizon`, all rows see those up to the position of that row. With `window` it sees only so
-    many of them, the last ones. `scale`: of fp16 scores, if it is not 1 / sqrt(head_dim). `cap`:
-    scores become cap * tanh(score / cap). `sinks` [heads] fp32: a score of no token for each head,
-    which takes part in the softmax.
+    many of them, the last ones, and with `ring` the cache is a ring of so many slots. `scale`: of
+    fp16 scores, if it is not 1 / sqrt(head_dim). `cap`: scores become cap * tanh(score / cap).
+    `sinks` [heads] fp32: a score of no token for each head, which takes part in the softmax.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ATTEND
@@ -84,6 +86,7 @@ class Attend:
     kv_of: tuple[int, ...]
     horizon: int | None = None
     window: int | None = None
+    ring: int | None = None
     scale: float | None = None
     cap: float | None = None
     q: int = field(metadata=BOUND)
@@ -117,7 +120,8 @@ class Attend:
 
 
 def _layout(a: Rope | Attend) -> KvLayout:
-    return KvLayout(kv_heads=a.kv_heads, head_dim=a.head_dim, context=a.context, dtype=a.dtype)
+    slots = a.context if a.ring is None else a.ring
+    return KvLayout(kv_heads=a.kv_heads, head_dim=a.head_dim, context=slots, dtype=a.dtype)
 
 
 def _query(a: Rope | Attend) -> list[Use]:

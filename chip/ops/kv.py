@@ -6,6 +6,10 @@ whole windows of 64 vectors, so that it loads into the planes as weights do. int
 in work memory: one fp32 per token and head, [K, then V head][context], so that token t is lane
 t mod 320 of 4-vector group t div 320 when the VXM reads them.
 
+A layer whose rows see only a window of tokens keeps no more than it needs of them, in a ring
+(`ring_of`): the token at position p is in slot p mod the ring's slots, where token p of any other
+cache is in slot p.
+
 Queries are packed as keys are: head j of a row in vector j div heads_per_group. Its fp32 scale
 fills a vector of its own: 80 times the same.
 """
@@ -18,6 +22,20 @@ from chip.spec import VECTOR_BYTES, pad_vector
 
 HEAD_ALIGN_BYTES = 16  # one superlane: a head never starts inside one
 WINDOW_VECTORS = 64  # that the four planes load in a cycle
+RING_ROWS = 128  # of a step for which every ring has room beside its window
+
+
+def ring_of(window: int | None, context: int) -> int | None:
+    """Return the slots of a layer's ring; None if it has no window, or keeps the whole context.
+
+    A step of `RING_ROWS` rows writes over no token that its first row sees. Slots are whole vectors
+    of tokens, so that a token's lane is that of its position, and they depend on the window alone,
+    because their order decides the order of sums.
+    """
+    if window is None:
+        return None
+    slots = -(-(window + RING_ROWS - 1) // VECTOR_BYTES) * VECTOR_BYTES
+    return slots if slots < context else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +44,7 @@ class KvLayout:
 
     kv_heads: int
     head_dim: int
-    context: int
+    context: int  # slots of tokens
     dtype: str  # "int8" or "fp16"
 
     @property

@@ -239,8 +239,9 @@ class Binder:
         rope = self._tables(op)
         packed = self.views.queries(op)
         q = packed.heads
-        k, ks = self.views.cache(op, op.context, value=False)
-        v, vs = self.views.cache(op, op.context, value=True)
+        slots, slots_of = op.layout.context, _slots(op)
+        k, ks = self.views.cache(op, slots, value=False)
+        v, vs = self.views.cache(op, slots, value=True)
         if op.dtype == "int8":
             packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
@@ -251,7 +252,7 @@ class Binder:
                 if norm is not None:
                     norm(state)
                 kernels.scaled_rope_cache_i8(
-                    qkv[:n], rope[:n], state.positions, q[:n], sq[:n], k, ks, v, vs, scale
+                    qkv[:n], rope[:n], slots_of(state), q[:n], sq[:n], k, ks, v, vs, scale
                 )
                 packed.store(n)
                 packed_scales.store(n)
@@ -263,7 +264,7 @@ class Binder:
             if norm is not None:
                 norm(state)
             state.saturated += kernels.rope_cache_f16(
-                qkv[:n], rope[:n], state.positions, q[:n], k, v
+                qkv[:n], rope[:n], slots_of(state), q[:n], k, v
             )
             packed.store(n)
 
@@ -304,7 +305,7 @@ class Binder:
         v, vs = self.views.cache(op, op.bucket, value=True)
         last = _last_seen(op.horizon)
         sinks = None if op.sinks is None else self.views.vector(op.sinks, op.heads)
-        mask = (op.window, op.cap, sinks)
+        mask = (op.window, op.bucket == op.ring, op.cap, sinks)
         if op.dtype == "int8":
             packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
@@ -477,6 +478,20 @@ def _by_expert(
     for e in np.unique(chosen):
         rows, slots = np.nonzero(chosen == e)
         yield int(e), rows, slots
+
+
+def _slots(op: Rope) -> Callable[[StepState], NDArray[np.int64]]:
+    """Return what gives the slot of the cache that each row's token is written to."""
+    if op.ring is None:
+        return lambda state: state.positions
+    ring, context = op.ring, op.context
+
+    def slots(state: StepState) -> NDArray[np.int64]:
+        if state.positions.max() >= context:  # a ring would take it
+            raise ValueError(f"positions: wanted less than {context}, got {state.positions.max()}")
+        return state.positions % ring
+
+    return slots
 
 
 def _last_seen(horizon: int | None) -> Callable[[StepState], NDArray[np.int64]]:

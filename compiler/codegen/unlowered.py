@@ -8,7 +8,9 @@ template that is written for one takes its case away here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from chip.ops.attention import Attend, Rope
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.program import Computation
@@ -25,6 +27,8 @@ def unlowered(op: Computation, lay: Lay) -> Template | None:
     """
     if isinstance(op, Route | ExpertsEach | ExpertsSum):
         return _empty(lay(_alike(op)), _times(op) - 1)
+    if isinstance(op, Rope | Attend) and op.ring is not None:  # slots are as many tokens
+        return _empty(lay(replace(op, ring=None, context=op.ring)), 0)
     return None
 
 

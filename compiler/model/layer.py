@@ -69,6 +69,7 @@ def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
     hidden, heads, kv_heads = config.hidden_size, config.q_size, config.kv_size
     features, bias = ARCHITECTURES[config.architecture], config.attention_bias
     norms = (("gq", "q"), ("gk", "k")) if features.head_norms else ()
+    window = config.windows[index] if config.windows else None
     sinks = WeightTensor(name="self_attn.sinks", rows=config.num_heads, split=Split.HEADS)
     return (
         _norm(config, "input_layernorm", "attn.in"),
@@ -77,13 +78,12 @@ def _attention(config: ModelConfig, index: int) -> tuple[GraphOp, ...]:
                 ("self_attn.k_proj", kv_heads, Split.KV_HEADS),
                 ("self_attn.v_proj", kv_heads, Split.KV_HEADS), bias=bias or features.qkv_bias),
         GraphOp(name="self_attn.rope", kind=Kind.ROPE, inputs=("qkv", ROPE), output="query",
-                features=heads, split=Split.HEADS,
+                features=heads, split=Split.HEADS, window=window,
                 vectors=tuple((operand, _gamma(config, f"self_attn.{of}_norm", config.head_dim))
                               for operand, of in norms)),
         GraphOp(name="self_attn.attend", kind=Kind.ATTEND, inputs=("query",), output="attn.out",
                 features=heads, split=Split.HEADS, exchanged=True, cap=config.attention_cap,
-                window=config.windows[index] if config.windows else None,
-                vectors=(("sinks", sinks),) if features.sinks else ()),
+                window=window, vectors=(("sinks", sinks),) if features.sinks else ()),
         gather("self_attn.o_proj", "attn.out", "o.in", heads, Split.HEADS),
         _projection("self_attn.o_proj", "o.in", "o.out", heads, hidden, bias=bias),
         _add(config, "self_attn.add", "o.out", "post_attention_layernorm"),

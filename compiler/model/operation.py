@@ -77,7 +77,7 @@ class GraphOp:
     activation: Activation | None = None  # of a GATE
     function: Function | None = None  # of an APPLY
     vectors: tuple[tuple[str, WeightTensor], ...] = ()  # others that it takes, by operand
-    window: int | None = None  # of an ATTEND: the last tokens that a row sees, if not all
+    window: int | None = None  # of ROPE and ATTEND: the last tokens that a row sees, if not all
     cap: float | None = None  # of an ATTEND's scores, or of a LINEAR's result
     experts: Experts | None = None  # of a ROUTE, or of a product whose tensors are theirs in turn
     after: bool = False  # of a ROUTE: the softmax is over the chosen experts alone

@@ -10,6 +10,7 @@ its own arrangement. A model that does not fit is refused.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ from chip.sram import feed_start, work_start
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
 from compiler.model.operation import GraphOp, Kind
-from compiler.place.buffers import Buffer, MemoryOptions, Slices, step_buffers
+from compiler.place.buffers import Buffer, MemoryOptions, Slices, step_buffers, tokens_kept
 from compiler.place.partition import Partition, Weight, weight_of
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
@@ -68,13 +69,13 @@ def kv_tensors(
     for group, rank in partition.groups_of(chip):
         start, stop = group.kv_heads[rank]
         if stop > start:
-            layout = KvLayout(
-                kv_heads=stop - start,
-                head_dim=partition.config.head_dim,
-                context=context,
-                dtype=dtype,
-            )
             for index in group.layers:
+                layout = KvLayout(
+                    kv_heads=stop - start,
+                    head_dim=partition.config.head_dim,
+                    context=tokens_kept(partition.config, index, context),
+                    dtype=dtype,
+                )
                 out.append((f"layers.{index}.kv", "kv", layout.total_bytes))
                 if layout.scales_bytes:
                     out.append((f"layers.{index}.kv.scale", "kv", layout.scales_bytes))
@@ -181,13 +182,16 @@ def chip_classes(
 ) -> dict[tuple[object, ...], int]:
     """Return the classes of chips that need equal memory: a key, and one chip of the class."""
     classes: dict[tuple[object, ...], int] = {}
+    config = partition.config
+    windows = config.windows or (None,) * config.num_layers
     for group in partition.groups:
         for rank, chip in enumerate(group.chips):
             spans = (group.heads, group.kv_heads, group.hidden, group.inter)
             sizes = tuple(span[rank][1] - span[rank][0] for span in spans)
             vocab = group.vocab[rank][1] - group.vocab[rank][0] if group.has_head else 0
             width = forward_row_bytes.get(chip, 0)
-            key = (group.index > 0, len(group.layers), len(group.chips), *sizes, vocab, width)
+            layers = frozenset(Counter(windows[index] for index in group.layers).items())
+            key = (group.index > 0, layers, len(group.chips), *sizes, vocab, width)
             classes.setdefault(key, chip)
     return classes
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
-from chip.ops.kv import KvLayout
+from chip.ops.kv import KvLayout, ring_of
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
 from chip.spec import pad_vector
@@ -58,6 +58,12 @@ class MemoryOptions:
     rows: tuple[int, ...]  # row counts of the steps; 1 is decode
     forward_row_bytes: dict[int, int]  # chip -> the widest row that passes through it
     top_k: int = 0
+
+
+def tokens_kept(config: ModelConfig, layer: int, context: int) -> int:
+    """Return how many tokens a layer's KV cache has room for."""
+    window = config.windows[layer] if config.windows else None
+    return ring_of(window, context) or context
 
 
 def lifetimes(order: Sequence[GraphOp]) -> dict[str, Lifetime]:
@@ -194,9 +200,9 @@ class _Sizes:
         start, stop = self.group.kv_heads[self.rank]
         if start == stop:
             return []
-        kv_of, context = self.partition.kv_of(self.group, self.rank), self.options.context
-        layout, sinks = self._layout(context=context), bool(op.vectors)
-        kept = Scratch(layout, kv_of, self.rows, context, sinks)
+        kv_of, config = self.partition.kv_of(self.group, self.rank), self.partition.config
+        most = max(tokens_kept(config, at, self.options.context) for at in self.group.layers)
+        kept = Scratch(self._layout(context=most), kv_of, self.rows, most, bool(op.vectors))
         int8 = self.options.dtype == "int8"
         scores = _buffer("scores", kept.bytes, life, Slices.BULK if int8 else Slices.WORK)
         return [scores, _buffer("stats", kept.known_bytes, life)] if int8 else [scores]

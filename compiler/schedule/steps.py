@@ -13,6 +13,7 @@ from typing import Any
 from chip.ops.attention import Attend, Rope
 from chip.ops.cost import C2C_TURN, TURNS, CostModel
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route, programs
+from chip.ops.kv import ring_of
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -313,7 +314,8 @@ class StepPlanner:
         qkv, *tables = op.inputs
         return Rope(
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
-            head_dim=self.config.head_dim, context=self.context, qkv=buffers[qkv],
+            head_dim=self.config.head_dim, context=self.context,
+            ring=ring_of(op.window, self.context), qkv=buffers[qkv],
             rope=buffers[tables[0]] if tables else None, q=buffers[op.output],
             sq=self._scale(group.chips[rank], op.output), kv=kv, kvs=kvs,
             scale=self.config.attention_scale if int8 else None,
@@ -325,11 +327,13 @@ class StepPlanner:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
         buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
         (query,), constants = op.inputs, self.constants[group.chips[rank]]
+        ring = ring_of(op.window, self.context)
         return Attend(
             rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
-            head_dim=self.config.head_dim, context=self.context, bucket=self.kind.bucket,
+            head_dim=self.config.head_dim, context=self.context,
+            bucket=min(self.kind.bucket, ring or self.context),
             kv_of=self.partition.kv_of(group, rank),
-            window=op.window, cap=op.cap,
+            window=op.window, ring=ring, cap=op.cap,
             scale=None if self.dtype == "int8" else self.config.attention_scale,
             horizon=0 if self.kind.encode else None,  # the last token's row: all see each other
             q=buffers[query],

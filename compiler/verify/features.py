@@ -1,15 +1,18 @@
 """Check that operations have the numbers that the model's configuration gives them.
 
-Which tokens a row sees, and which experts there are: an operation with another window, or another
-list of experts, takes no address that another would not, and could be as long.
+Which tokens a row sees, where they are kept, and which experts there are: an operation with another
+window, or another list of experts, takes no address that another would not, and could be as long.
 """
 
 from __future__ import annotations
 
-from chip.ops.attention import Attend
+import math
+
+from chip.ops.attention import Attend, Rope
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.program import Scheduled
 from chip.ops.vector import Gate, Gather
+from chip.spec import VECTOR_BYTES
 from compiler.errors import ScheduleError
 from compiler.ir import StepSchedule
 from compiler.model.architecture import ARCHITECTURES
@@ -21,20 +24,49 @@ def check_features(schedule: StepSchedule, config: ModelConfig) -> None:
     """Raise ScheduleError for an operation with other numbers than the model's, by name."""
     for program in schedule.programs:
         for operation in program.operations:
-            for field, wanted in _wanted(operation, config).items():
+            for field, wanted in _wanted(operation, config, schedule.kind.bucket).items():
                 if (got := getattr(operation.op, field)) != wanted:
                     raise ScheduleError(
                         f"chip {program.chip}, {operation.name} ({operation.opcode}): wanted "
                         f"{field} {wanted}, as {config.name} has it, got {got}"
                     )
+            _check_rows(operation, config, f"chip {program.chip}")
 
 
-def _wanted(operation: Scheduled, config: ModelConfig) -> dict[str, object]:
-    """Return what the model gives to an operation, by its fields."""
+def _check_rows(operation: Scheduled, config: ModelConfig, chip: str) -> None:
+    """Check that the last row of a step writes over no token that the first one sees."""
+    op, layer = operation.op, place_of(operation.name)[0]
+    window = config.windows[layer] if config.windows and layer is not None else None
+    if isinstance(op, Rope) and window is not None and op.ring is not None:
+        if op.rows > op.ring - window + 1:
+            raise ScheduleError(
+                f"{chip}, {operation.name} ({operation.opcode}): wanted at most "
+                f"{op.ring - window + 1} rows, which leave a window of {window} in a ring of "
+                f"{op.ring}, got {op.rows}"
+            )
+
+
+def _ring(window: int | None, context: int) -> int | None:
+    """Return the slots in which a window and 127 tokens more have room, in whole vectors of tokens.
+
+    None where they are no fewer than the context has tokens.
+    """
+    if window is None:
+        return None
+    slots = math.ceil((window + 127) / VECTOR_BYTES) * VECTOR_BYTES
+    return slots if slots < context else None
+
+
+def _wanted(operation: Scheduled, config: ModelConfig, bucket: int) -> dict[str, object]:
+    """Return what the model gives to an operation, by its fields. `bucket`: of the step."""
     op, (layer, place) = operation.op, place_of(operation.name)
-    if isinstance(op, Attend) and layer is not None:
+    if isinstance(op, Rope | Attend) and layer is not None:
         window = config.windows[layer] if config.windows else None
-        return {"window": window, "cap": config.attention_cap}
+        ring = _ring(window, op.context)
+        if isinstance(op, Rope):
+            return {"ring": ring}
+        read = min(bucket, ring or op.context)
+        return {"window": window, "ring": ring, "bucket": read, "cap": config.attention_cap}
     if config.experts is None:
         return {}
     count, chosen = config.experts.count, config.experts.chosen

@@ -1,25 +1,38 @@
-/* Attention over the cache, in two passes: q.k with softmax, then P.V. A row reads the tokens that
-   it may see and no others. */
-
-/* The tokens that a row sees: [first, end), of which kernels work on [base, end). Whole tiles of
-   tokens before the first one would count nothing. */
+/* Attention over the cache, in two passes: q.k with softmax, then P.V. A row works on `seen` slots
+   from `base` on, all of which are written. Of these, those from `from` to `to`, counted from
+   `base`, are masked: what is in front of its window, or, where that goes around the end of a ring,
+   what is between its ends. Whole tiles in front of the window would count nothing. */
 typedef struct {
-    ptrdiff_t base, first, end;
+    ptrdiff_t base, seen, from, to;
 } FN(Span);
 
 INLINE FN(Span) FN(span)(const Attention *a, ptrdiff_t r) {
-    const ptrdiff_t end = (ptrdiff_t)a->positions[r] + 1;
-    const ptrdiff_t first = a->window && end > a->window ? end - a->window : 0;
-    return (FN(Span)){first / LANES * LANES, first, end};
+    const int64_t position = a->positions[r];
+    const ptrdiff_t end = (ptrdiff_t)(a->ring ? position % a->ring : position) + 1;
+    const ptrdiff_t before = a->window - end; /* tokens of the window in front of slot 0 */
+    if (position >= end && before > 0)
+        return (FN(Span)){.base = 0, .seen = a->ring, .from = end, .to = a->ring - before};
+    const ptrdiff_t first = a->window && before < 0 ? -before : 0, base = first / LANES * LANES;
+    return (FN(Span)){.base = base, .seen = end - base, .from = 0, .to = first - base};
 }
 
-/* Softmax of scores [n], in place: minus the row maximum, times the sum's reciprocal. The first
-   `skip` of them are masked; `sink` is a score that only counts to the sum. */
-INLINE void FN(softmax)(float *scores, ptrdiff_t n, ptrdiff_t skip, const float *sink) {
-    float most = largest(scores + skip, n - skip);
+INLINE void FN(exp_scores)(float *scores, ptrdiff_t n, float most) {
+    for (ptrdiff_t t = 0; t < n; t++) scores[t] = exp_f32(scores[t] - most);
+}
+
+/* Softmax of scores [n], in place: minus the row maximum, times the sum's reciprocal. Those from
+   `from` to `to` < n are masked; `sink` is a score that only counts to the sum. */
+INLINE void FN(softmax)(float *scores, ptrdiff_t n, ptrdiff_t from, ptrdiff_t to,
+                        const float *sink) {
+    float most = largest(scores + to, n - to);
+    if (from) {
+        const float newest = largest(scores, from);
+        most = newest > most ? newest : most;
+    }
     if (sink && *sink > most) most = *sink;
-    for (ptrdiff_t t = 0; t < skip; t++) scores[t] = 0.0f;
-    for (ptrdiff_t t = skip; t < n; t++) scores[t] = exp_f32(scores[t] - most);
+    FN(exp_scores)(scores, from, most);
+    for (ptrdiff_t t = from; t < to; t++) scores[t] = 0.0f;
+    FN(exp_scores)(scores + to, n - to, most);
     float sum = lane_sum(scores, n);
     if (sink) sum += exp_f32(*sink - most);
     const float scale = recip_f32(sum);
@@ -39,7 +52,7 @@ INLINE Rows FN(from_token)(const Cache *cache, ptrdiff_t t) {
 static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Scratch *scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
     const FN(Span) span = FN(span)(a, r);
-    const ptrdiff_t base = span.base, seen = span.end - base;
+    const ptrdiff_t base = span.base, seen = span.seen;
     const int8_t *q = (const int8_t *)(a->q.at + r * a->q.row + j * a->q.head);
     const float sq = ((const float *)(a->sq.at + r * a->sq.stride))[j];
     float values[MAX_HEAD], *scores = scratch->scores;
@@ -48,7 +61,7 @@ static long FN(attend_i8)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Sc
     FN(scores_i8)(q, FN(from_token)(k, base), seen, a->hd, acc);
     for (ptrdiff_t t = 0; t < seen; t++) scores[t] = (float)acc[t] * (sq * k->scales[base + t]);
     FN(cap_scores)(a, scores, seen);
-    FN(softmax)(scores, seen, span.first - base, a->sinks ? a->sinks + j : NULL);
+    FN(softmax)(scores, seen, span.from, span.to, a->sinks ? a->sinks + j : NULL);
     for (ptrdiff_t t = 0; t < seen; t++) scores[t] = scores[t] * v->scales[base + t];
     const float scale = quantise(scores, seen, p);
     FN(pv_i8)(p, FN(from_token)(v, base), seen, a->hd, acc);
@@ -75,7 +88,7 @@ static void FN(pv_f16)(const uint16_t *p, Rows v, ptrdiff_t n, ptrdiff_t hd, flo
 static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const Scratch *scratch) {
     const Cache *k = a->k + a->kv_of[j], *v = a->v + a->kv_of[j];
     const FN(Span) span = FN(span)(a, r);
-    const ptrdiff_t base = span.base, seen = span.end - base;
+    const ptrdiff_t base = span.base, seen = span.seen;
     const Rows keys = FN(from_token)(k, base);
     double wide[LANES];
     float values[LANES] = {0}, *scores = scratch->scores;
@@ -86,7 +99,7 @@ static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const S
         scores[t] = FN(tile_dot)(wide, key, a->hd) * a->scale;
     }
     FN(cap_scores)(a, scores, seen);
-    FN(softmax)(scores, seen, span.first - base, a->sinks ? a->sinks + j : NULL);
+    FN(softmax)(scores, seen, span.from, span.to, a->sinks ? a->sinks + j : NULL);
     FN(narrow)(scores, p, seen);
     for (ptrdiff_t t = 0; t < seen; t += LANES) {
         const Rows part = FN(from_token)(v, base + t);
@@ -98,7 +111,7 @@ static long FN(attend_f16)(const Attention *a, ptrdiff_t r, ptrdiff_t j, const S
 static ptrdiff_t FN(longest)(const Attention *a) {
     int64_t last = 0;
     for (ptrdiff_t r = 0; r < a->rows; r++) last = a->positions[r] > last ? a->positions[r] : last;
-    return (ptrdiff_t)last + 1;
+    return a->ring && last >= a->ring ? a->ring : (ptrdiff_t)last + 1;
 }
 
 /* Attend for every row and head, one KV head after another so that its cache stays near. `attend`

@@ -122,9 +122,24 @@ static int check_head(Py_ssize_t hd, int int8) {
     return 0;
 }
 
-typedef struct { /* each may be None; NULL: no mask is asked for */
-    PyObject *window, *cap, *sinks;
+typedef struct { /* each but `ring` may be None; NULL: no mask is asked for */
+    PyObject *window, *ring, *cap, *sinks;
 } Mask;
+
+/* Take whether the caches, of so many tokens, are a ring. 0 with an exception set. */
+static int take_ring(PyObject *ring, Py_ssize_t tokens, ptrdiff_t *to) {
+    const int is_ring = ring == NULL ? 0 : PyObject_IsTrue(ring);
+    *to = is_ring > 0 ? tokens : 0;
+    return is_ring >= 0;
+}
+
+static int check_ring(Mask mask, const Attention *a) {
+    if (a->ring == 0 || (a->window && a->window <= a->ring)) return 1;
+    PyErr_Format(PyExc_ValueError,
+                 "attention: wanted a window of at most the ring's %zd slots, got %R", a->ring,
+                 mask.window);
+    return 0;
+}
 
 static int take_window(PyObject *window, ptrdiff_t *to) {
     if (window == NULL || window == Py_None) return 1;
@@ -148,7 +163,7 @@ static int take_cap(PyObject *cap, const char *who, float *to, float *per) {
 
 /* Put a mask into `to`. 0 with an exception set. */
 static int take_mask(Call *call, Mask mask, Attention *to) {
-    if (!take_window(mask.window, &to->window) ||
+    if (!take_window(mask.window, &to->window) || !check_ring(mask, to) ||
         !take_cap(mask.cap, "attention: wanted a cap of", &to->cap, &to->per_cap))
         return 0;
     if (mask.sinks == NULL || mask.sinks == Py_None) return 1;
@@ -183,6 +198,7 @@ static PyObject *attention(Call *call, const Table *table, AttentionArguments a)
     const double scale = a.scale ? PyFloat_AsDouble(a.scale) : 0.0;
     const Py_ssize_t heads = PyErr_Occurred() ? -1 : PySequence_Size(a.caches.k);
     Py_ssize_t tokens;
+    ptrdiff_t ring;
     if (heads < 0 || !(q = take(call, a.q, "queries", kind, 3, READ)) ||
         !(positions = take(call, a.positions, "positions", "l", 1, READ)) ||
         !(out = take(call, a.out, "output", "fe", 2, WRITE)) ||
@@ -191,14 +207,15 @@ static PyObject *attention(Call *call, const Table *table, AttentionArguments a)
     const Py_ssize_t rows = q->shape[0], n_q = q->shape[1], hd = q->shape[2];
     if (!(map = take_map(call, a.kv_of, n_q, heads)) || !check_head(hd, sq != NULL) ||
         !take_both(call, a.caches, kind, heads, hd, READ, &k, &v, &tokens) ||
-        !check_positions(positions, rows, tokens) ||
+        !take_ring(a.mask.ring, tokens, &ring) ||
+        !check_positions(positions, rows, ring ? PY_SSIZE_T_MAX : tokens) ||
         !check_shape(out, "output", rows, n_q * hd) ||
         (sq && !check_shape(sq, "query scales", rows, n_q)))
         return NULL;
     Attention p = {.rows = rows, .n_q = n_q, .n_kv = heads, .hd = hd, .q = heads_of(q),
                          .sq = sq ? rows_of(sq) : (Rows){NULL, 0}, .out = rows_of(out),
                          .positions = positions->buf, .kv_of = map, .k = k, .v = v,
-                         .scale = (float)scale, .half = is_half(out)};
+                         .scale = (float)scale, .half = is_half(out), .ring = ring};
     if (!take_mask(call, a.mask, &p)) return NULL;
     long saturated;
     UNLOCKED(saturated = sq ? table->attention_i8(&p) : table->attention_f16(&p));
@@ -222,13 +239,14 @@ PyObject *bind_attention_f16(Call *call, const Table *table, Args a) {
 PyObject *bind_masked_attention_i8(Call *call, const Table *table, Args a) {
     const Caches caches = {.k = a[2], .ks = a[3], .v = a[4], .vs = a[5]};
     const AttentionArguments all = {.q = a[0], .sq = a[1], .caches = caches, .kv_of = a[6],
-                                    .positions = a[7], .mask = {a[8], a[9], a[10]}, .out = a[11]};
+                                    .positions = a[7], .out = a[12],
+                                    .mask = {a[8], a[9], a[10], a[11]}};
     return attention(call, table, all);
 }
 
 PyObject *bind_masked_attention_f16(Call *call, const Table *table, Args a) {
     const Caches caches = {.k = a[1], .v = a[2]};
     const AttentionArguments all = {.q = a[0], .caches = caches, .kv_of = a[3], .positions = a[4],
-                                    .scale = a[5], .mask = {a[6], a[7], a[8]}, .out = a[9]};
+                                    .scale = a[5], .mask = {a[6], a[7], a[8], a[9]}, .out = a[10]};
     return attention(call, table, all);
 }

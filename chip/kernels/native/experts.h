@@ -26,11 +26,11 @@ static long FN(route)(const Route *p) {
             if (marked[i]) e[c++] = (int32_t)i;
         if (p->after) {
             for (c = 0; c < p->chosen; c++) g[c] = x[e[c]];
-            FN(softmax)(g, p->chosen, 0, NULL);
+            FN(softmax)(g, p->chosen, 0, 0, NULL);
             continue;
         }
         memcpy(w, x, (size_t)n * 4);
-        FN(softmax)(w, n, 0, NULL);
+        FN(softmax)(w, n, 0, 0, NULL);
         for (c = 0; c < p->chosen; c++) g[c] = w[e[c]];
         const float scale = recip_f32(lane_sum(g, p->chosen));
         for (c = 0; c < p->chosen; c++) g[c] = g[c] * scale;

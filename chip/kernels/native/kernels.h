@@ -139,11 +139,12 @@ typedef struct {
     float scale; /* fp16 only */
     int half;    /* out is fp16 */
     ptrdiff_t window;   /* 0: a row sees all tokens up to its own */
+    ptrdiff_t ring;     /* slots of the ring; 0: token t is in slot t */
     float cap, per_cap; /* of scores; 0: none */
     const float *sinks; /* a score of no token for each head; NULL: none */
 } Attention;
 
-typedef struct { /* of attention: one item for each token that a row may see */
+typedef struct { /* of attention: one item for each slot that a row may see */
     float *scores;
     int32_t *sums; /* at least MAX_HEAD: q.k of each token, then P.V of each lane */
     void *p; /* the softmax: int8 or fp16 */

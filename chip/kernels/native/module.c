@@ -59,8 +59,8 @@ static PyObject *run(const char *name, Binding *binding, Py_ssize_t needed, Args
     return result;
 }
 
-#define NTH(a, b, c, d, e, f, g, h, i, j, k, l, n, ...) n
-#define COUNT(...) NTH(__VA_ARGS__, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
+#define NTH(a, b, c, d, e, f, g, h, i, j, k, l, m, n, ...) n
+#define COUNT(...) NTH(__VA_ARGS__, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
 
 #define FUNCTION(name, ...)                                                             \
     static PyObject *py_##name(PyObject *Py_UNUSED(self), Args args, Py_ssize_t given) { \

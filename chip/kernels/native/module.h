@@ -27,8 +27,8 @@
     F(rope_cache_f16, qkv, rope, positions, q, k, v)                                \
     F(attention_i8, q, sq, k, ks, v, vs, kv_of, positions, out)                     \
     F(attention_f16, q, k, v, kv_of, positions, scale, out)                         \
-    F(masked_attention_i8, q, sq, k, ks, v, vs, kv_of, positions, window, cap, sinks, out) \
-    F(masked_attention_f16, q, k, v, kv_of, positions, scale, window, cap, sinks, out) \
+    F(masked_attention_i8, q, sq, k, ks, v, vs, kv_of, positions, window, ring, cap, sinks, out) \
+    F(masked_attention_f16, q, k, v, kv_of, positions, scale, window, ring, cap, sinks, out) \
     F(add, x, segments)                                                             \
     F(add_norm, x, segments, gamma, eps)                                            \
     F(route, x, e, g, after)                                                        \
