@@ -7,7 +7,8 @@ logits agree to 1e-5 is left as it is.
 Each folder is a Hugging Face checkpoint of random weights and a `golden.npz`:
 
     token_ids  [T] int64           the prompt
-    logits     [T, vocab] float32  of the whole prompt, in fp32 arithmetic on the stored weights
+    logits     [T, vocab] float32  of the prompt (at most its last 24 tokens), in fp32 arithmetic on
+                                   the stored weights
     greedy     [G] int64           greedy continuation of the prompt, in fp32, ignoring EOS
 
 An encoder's golden.npz (BERT) has, beside `token_ids`:
@@ -34,6 +35,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = Path(__file__).parent
 PROMPT_TOKENS = 24
+LONG_PROMPT_TOKENS = 330  # of models in RINGS
 GREEDY_TOKENS = 16
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -325,6 +327,56 @@ FAMILIES: dict[str, tuple[torch.dtype, str, dict[str, Any]]] = {
 JOINED = {"mixtral_odd"}
 MXFP4 = {"gpt_oss"}  # those whose experts are so
 
+# The same, of models that are run beyond what layers with a window keep: 320 tokens, as any window
+# of up to 193 (docs/decisions/0015-windows-in-rings.md)
+RINGS: dict[str, tuple[torch.dtype, str, dict[str, Any]]] = {
+    "mistral_ring": (
+        torch.bfloat16,
+        "Mistral",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "sliding_window": 40,
+            "max_position_embeddings": 1024,
+        },
+    ),
+    "gemma2_ring": (
+        torch.float16,
+        "Gemma2",
+        {
+            "hidden_size": 30,
+            "intermediate_size": 43,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 10,
+            "query_pre_attn_scalar": 10,
+            "sliding_window": 193,
+            "tie_word_embeddings": False,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+            "max_position_embeddings": 1024,
+        },
+    ),
+    "gpt_oss_ring": (
+        torch.bfloat16,
+        "GptOss",
+        {
+            "hidden_size": 32,
+            "intermediate_size": 20,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "sliding_window": 128,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "max_position_embeddings": 1024,
+        },
+    ),
+}
+
 # name -> (dtype on disk, class, LayerNorm's tensors as before transformers 5, config)
 ENCODERS: dict[str, tuple[torch.dtype, str, bool, dict[str, Any]]] = {
     "bert": (
@@ -363,9 +415,11 @@ def random_model(config: Any, dtype: torch.dtype, seed: int, of: str = "LlamaFor
     return model
 
 
-def golden(model: Any, vocab_size: int, seed: int) -> dict[str, np.ndarray]:
-    """Run the prompt and the greedy continuation, without a cache: [T], [T, vocab], [G]."""
-    ids = torch.randint(0, vocab_size, (1, PROMPT_TOKENS), generator=torch.manual_seed(seed))
+def golden(
+    model: Any, vocab_size: int, seed: int, prompt: int = PROMPT_TOKENS
+) -> dict[str, np.ndarray]:
+    """Run the prompt and the greedy continuation, without a cache: [T], [24, vocab], [G]."""
+    ids = torch.randint(0, vocab_size, (1, prompt), generator=torch.manual_seed(seed))
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[0]
         row = ids
@@ -374,8 +428,8 @@ def golden(model: Any, vocab_size: int, seed: int) -> dict[str, np.ndarray]:
             row = torch.cat([row, last.argmax().view(1, 1)], dim=1)
     return {
         "token_ids": ids[0].numpy(),
-        "logits": logits.float().numpy(),
-        "greedy": row[0, PROMPT_TOKENS:].numpy(),
+        "logits": logits[-PROMPT_TOKENS:].float().numpy(),
+        "greedy": row[0, prompt:].numpy(),
     }
 
 
@@ -424,19 +478,19 @@ def make(name: str, seed: int) -> None:
         use_old_rope_keys(folder)
 
 
-def make_family(name: str, seed: int) -> None:
+def make_family(name: str, seed: int, prompt: int = PROMPT_TOKENS) -> None:
     """Write the checkpoint folder of a family with its golden.npz."""
-    dtype, family, sizes = FAMILIES[name]
+    dtype, family, sizes = (FAMILIES | RINGS)[name]
     config = getattr(transformers, f"{family}Config")(
-        num_hidden_layers=3, vocab_size=97, max_position_embeddings=64, bos_token_id=1,
-        eos_token_id=2, pad_token_id=None, **sizes,
+        num_hidden_layers=3, vocab_size=97, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+        **({"max_position_embeddings": 64} | sizes),
     )  # fmt: skip
     config._attn_implementation = config._experts_implementation = "eager"
     model = random_model(config, dtype, seed, f"{family}ForCausalLM")
     packed = pack_experts(model, seed) if name in MXFP4 else {}
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    keep_or_write(folder / "golden.npz", golden(model, config.vocab_size, seed))
+    keep_or_write(folder / "golden.npz", golden(model, config.vocab_size, seed, prompt))
     model.to(dtype).save_pretrained(folder, save_original_format=name not in JOINED)
     if packed:
         use_packed(folder, packed)
@@ -511,6 +565,10 @@ if __name__ == "__main__":
     for number, case in enumerate(FAMILIES):
         if len(sys.argv) < 2 or case in sys.argv[1:]:
             make_family(case, seed=300 + number)
+            print(case)
+    for number, case in enumerate(RINGS):
+        if len(sys.argv) < 2 or case in sys.argv[1:]:
+            make_family(case, 400 + number, LONG_PROMPT_TOKENS)
             print(case)
     for number, case in enumerate(ENCODERS):
         if len(sys.argv) < 2 or case in sys.argv[1:]:
