@@ -33,7 +33,8 @@ def placed(
     """
     a = dict(shape)
     known = ("x", "s", "sw", "b", "gamma", "beta", "src", "r", "qs", "qkv", "rope", "q", "sq",
-             "kvs", "scratch", "stats", "y", "w", "kv", "gq", "gk", "post", "sinks")  # fmt: skip
+             "kvs", "scratch", "stats", "y", "w", "kv", "gq", "gk", "post", "sinks", "e",
+             "g")  # fmt: skip
     names = [name for name in known if a.get(name) is True]
     bulk, work = 0, work_start(spec) + first * VECTOR_BYTES
     sizes = dict.fromkeys(names, 0)

@@ -174,6 +174,14 @@ def top_k() -> Iterator[Case]:
         yield Opcode.TOPK, operand({"n": n, "k": k, "first_column": 7}, "x y")
 
 
+def routes() -> Iterator[Case]:
+    """Experts of rows, and their weights."""
+    for rows, after in product(ROWS, (False, True)):
+        for experts, chosen in ((8, 2), (5, 1), (4, 4), (32, 4), (128, 4), (160, 8)):
+            shape = {"rows": rows, "experts": experts, "chosen": chosen, "after": after}
+            yield Opcode.ROUTE, operand(shape, "x e g")
+
+
 def name(case: Case) -> str:
     """Return a case's name, for pytest."""
     opcode, shape = case
@@ -189,6 +197,8 @@ def data_for(opcode: Opcode, a: Shape) -> dict[str, NDArray[Any]]:
     rng, rows, int8 = np.random.default_rng(len(str(a))), a.get("rows", 1), a.get("dtype") == "int8"
     if opcode is Opcode.ATTEND:
         return _attended(a, rng)
+    if opcode is Opcode.ROUTE:  # with some that are equal
+        return {"x": padded(np.round(2 * rng.normal(size=(rows, a["experts"]))) / 2, F32)}
     widths = {"qkv": 0, "rope": a.get("head_dim"), "gamma": a.get("hidden", a.get("k")),
               "gq": a.get("head_dim"), "gk": a.get("head_dim"), "beta": a.get("hidden"),
               "sw": a.get("n"), "b": a.get("n"), "r": a.get("n")}  # fmt: skip

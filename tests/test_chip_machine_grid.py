@@ -20,6 +20,7 @@ from operation_grid import (
     positions_for,
     prefills,
     products,
+    routes,
     top_k,
     vector_work,
 )
@@ -92,6 +93,16 @@ DEFAULT = [
         )
         for rows, out in ((1, "f32"), (5, "f32"), (5, "f16"))
         for dtype, names in (("int8", "x s w sw b y"), ("fp16", "x w b y"))
+    ),
+    *(
+        (Opcode.ROUTE, operand({"rows": rows, "experts": of, "chosen": n, "after": after}, "x e g"))
+        for rows, of, n, after in (
+            (1, 8, 2, False),
+            (1, 32, 4, True),
+            (1, 4, 4, False),
+            (3, 8, 2, True),
+            (3, 5, 1, False),
+        )
     ),
     # other models': windows, caps, sinks
     *(
@@ -174,7 +185,7 @@ def every() -> list[Case]:
     """The whole grid."""
     return [
         *attentions("int8"), *attentions("fp16"), *products(), *prefills(), *vector_work(),
-        *top_k(),
+        *top_k(), *routes(),
     ]  # fmt: skip
 
 

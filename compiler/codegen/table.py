@@ -6,12 +6,13 @@ from dataclasses import replace
 from functools import lru_cache
 
 from chip.ops.attention import Attend, Rope
+from chip.ops.experts import Route
 from chip.ops.opcodes import described, shape_of
 from chip.ops.product import Matmul
 from chip.ops.program import Computation
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 from chip.spec import MODELLED, VECTOR_BYTES, ChipSpec
-from compiler.codegen import rope, topk, vector
+from compiler.codegen import rope, route, topk, vector
 from compiler.codegen.attention import attend, attend16
 from compiler.codegen.core.builder import LANES
 from compiler.codegen.core.law import obey
@@ -90,6 +91,8 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
         return rope.rope(op, spec)
     if isinstance(op, TopK):
         return topk.topk(op, spec)
+    if isinstance(op, Route):
+        return route.route(op, spec)
     if isinstance(op, Attend):
         return (attend.attend if op.dtype == "int8" else attend16.attend16)(op, spec)
     assert isinstance(op, Matmul), op.opcode  # the others are estimates (unlowered.py)

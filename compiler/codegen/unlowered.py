@@ -16,6 +16,7 @@ from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.program import Computation
 from chip.ops.vector import TopK
 from compiler.codegen.core.template import Template
+from compiler.codegen.route import fits
 
 Lay = Callable[[Computation], Template]
 
@@ -25,7 +26,7 @@ def unlowered(op: Computation, lay: Lay) -> Template | None:
 
     `lay` gives the template of an operation that is like it, and has instructions.
     """
-    if isinstance(op, Route | ExpertsEach | ExpertsSum):
+    if isinstance(op, ExpertsEach | ExpertsSum) or (isinstance(op, Route) and not fits(op)):
         return _empty(lay(_alike(op)), _times(op) - 1)
     if isinstance(op, Rope | Attend) and op.ring is not None:  # slots are as many tokens
         return _empty(lay(replace(op, ring=None, context=op.ring)), 0)
