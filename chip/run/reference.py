@@ -20,7 +20,7 @@ from chip.machine.machine import CrossingAction, DataAction, Machine
 from chip.machine.memory import MemoryMap
 from chip.machine.resolve import resolve
 from chip.ops.moves import Receive, Send
-from chip.ops.product import Matmul, Plain
+from chip.ops.product import Capped, Matmul, Plain
 from chip.ops.program import Move, Program, Scheduled
 from chip.run.chip import Chip, Loaded, StepMessage
 from chip.run.clocks import unit_spans
@@ -141,7 +141,7 @@ class ReferenceChip(Chip):
         heads = [
             (place, op, op.result.y, op.first_column)
             for place, op in enumerate(operation.op for operation in program.operations)
-            if isinstance(op, Matmul) and isinstance(op.result, Plain)
+            if isinstance(op, Matmul) and isinstance(op.result, Plain | Capped)
             and op.first_column is not None
         ]  # fmt: skip
         if not heads:
