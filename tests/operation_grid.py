@@ -73,6 +73,7 @@ def attentions(dtype: str) -> Iterator[Case]:
             for bent in ({"window": 100}, {"cap": 50.0, "window": 200, "scale": 0.1}):
                 yield attention(*heads, bucket, rows, dtype, **bent)
             yield attention(*heads, bucket, rows, dtype, sinks=True)
+            yield attention(*heads, bucket, rows, dtype, window=bucket // 3, ring=bucket, cap=30.0)
 
 
 def one_row(k: int, n: int, out: str, **extra: Any) -> Case:
@@ -258,8 +259,13 @@ def _attended(a: Shape, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
 
 
 def positions_for(a: Shape) -> tuple[int, ...]:
-    """Return the rows' positions: the last that a bucket has; the last first with a horizon."""
+    """Return the rows' positions: the last that a bucket has; the last first with a horizon.
+
+    In a ring they are around the end of its third lap.
+    """
     rows = int(a.get("rows", 1))
     last = a.get("bucket", a.get("context", rows))
+    if a.get("ring") is not None:
+        last = 3 * int(a["ring"]) + rows // 2
     found = tuple(range(last - rows, last))
     return found if a.get("horizon") is None else found[::-1]

@@ -118,8 +118,9 @@ def operands(opcode: Opcode, values: Mapping[str, Any]) -> tuple[list[Use], list
 
 def kv_layout(values: Mapping[str, Any]) -> KvLayout:
     """The cache's layout for a ROPE or ATTEND."""
-    names = ("kv_heads", "head_dim", "context", "dtype")
-    return KvLayout(**{name: values[name] for name in names})
+    names = ("kv_heads", "head_dim", "dtype")
+    slots = values.get("ring") or values["context"]
+    return KvLayout(context=slots, **{name: values[name] for name in names})
 
 
 def template(opcode: Opcode, values: Mapping[str, Any], spec: ChipSpec) -> Template:

@@ -48,6 +48,7 @@ ENCODED = {
     "rows": 3, "heads": 12, "kv_heads": 12, "head_dim": 64, "context": 64, "rope": None
 }  # fmt: skip
 NORMED = {"context": 64, "eps": 1e-6, "scale": 0.07}
+RING = {"heads": 6, "kv_heads": 2, "head_dim": 32, "context": 8192, "ring": 320}
 POST = "x src post"
 CAPPED = {"k": 330, "n": 1000, "out": "f32", "epilogue": "cap", "cap": 30.0}
 DEFAULT = [
@@ -115,6 +116,16 @@ DEFAULT = [
             {"window": 37, "cap": 50.0},
             {"window": 100, "sinks": True},
         )
+    ),
+    # and rings of slots
+    *(
+        attention(8, 2, 128, 320, 3, dtype, window=window, ring=320, **extra)
+        for dtype in ("int8", "fp16")
+        for window, extra in ((190, {}), (7, {"cap": 20.0}))
+    ),
+    *(
+        (Opcode.ROPE, operand({**RING, "rows": 3, "dtype": dtype}, names))
+        for dtype, names in (("int8", "qkv rope q sq kv kvs"), ("fp16", "qkv rope q kv"))
     ),
     attention(8, 1, 64, 128, 9, "int8", window=5, sinks=True),  # batches of rows
     attention(8, 1, 64, 128, 9, "fp16", window=5, sinks=True),

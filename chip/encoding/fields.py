@@ -22,6 +22,7 @@ from chip.isa.operands import (
     Source,
     Stream,
     Tap,
+    integers_of,
 )
 
 
@@ -107,11 +108,10 @@ def _pack_source(writer: ByteWriter, source: Source | At) -> None:
         writer.data.append(_IMMEDIATE_I32 if whole else _IMMEDIATE_F32)
         writer.data += struct.pack("<i" if whole else "<f", source.value)
     else:
-        for tag, (kind, _, names) in enumerate(INTEGER_OPERANDS):
-            if isinstance(source, kind):
-                writer.data.append(_INTEGERS + tag)
-                for name in names:
-                    writer.number(getattr(source, name))
+        tag, _, numbers = integers_of(source)
+        writer.data.append(_INTEGERS + tag)
+        for number in numbers:
+            writer.number(number)
 
 
 def _unpack_source(reader: ByteReader) -> Source | At:

@@ -22,6 +22,7 @@ from chip.isa.operands import (
     Source,
     Stream,
     Tap,
+    integers_of,
 )
 
 
@@ -59,10 +60,8 @@ def _source_text(source: Source | At) -> str:
         return f"{_group_text(source.taps)}:{source.dtype}"
     if isinstance(source, Immediate):
         return f"#{source.value!r}" if source.dtype == "f32" else f"#{int(source.value)}i"
-    for kind, word, names in INTEGER_OPERANDS:
-        if isinstance(source, kind):
-            return f"{word}({','.join(str(getattr(source, name)) for name in names)})"
-    raise AssertionError(source)
+    _, word, numbers = integers_of(source)
+    return f"{word}({','.join(map(str, numbers))})"
 
 
 def _parse_source(text: str) -> Source | At:

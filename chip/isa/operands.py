@@ -8,7 +8,7 @@ counts from the last operand's last beat.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import copysign
 from typing import Any, NamedTuple
 
@@ -129,9 +129,9 @@ Source = In | Chain | Held | Immediate | Lane | Position
 class At:
     """An SRAM address known when the step starts: vector `base` + position(row) * num // den.
 
-    Below `base + limit`. The instruction stands in the queue of every slice that may hold it, and
-    acts in the one that does; a row that the step does not use is neither read nor written.
-    `step` is added to `row` an issue.
+    The position is taken modulo `modulus` if that is not 0. Below `base + limit`. The instruction
+    stands in the queue of every slice that may hold it, and acts in the one that does; a row that
+    the step does not use is neither read nor written. `step` is added to `row` an issue.
     """
 
     base: int
@@ -140,6 +140,7 @@ class At:
     row: int
     limit: int
     step: int = 0
+    modulus: int = 0
 
 
 LaneMap = tuple[int | None, ...]
@@ -151,6 +152,17 @@ INTEGER_OPERANDS: tuple[tuple[type[Any], str, tuple[str, ...]], ...] = (
     (Lane, "lane", ("offset", "step")),
     (Position, "pos", ("row", "step", "offset", "modulus")),
     (At, "at", ("base", "num", "den", "row", "limit", "step")),
+    (At, "atring", ("base", "num", "den", "row", "limit", "step", "modulus")),
 )
 """Operands made of integers: class, word in the text form, fields in order. The binary form numbers
-them by their place here."""
+them by their place here. Fields that are left out are 0."""
+
+
+def integers_of(operand: Source | At) -> tuple[int, str, tuple[int, ...]]:
+    """Return an operand's place in `INTEGER_OPERANDS`, word and integers: all that are not 0."""
+    for number, (kind, word, names) in enumerate(INTEGER_OPERANDS):
+        if isinstance(operand, kind):
+            others = {one.name for one in fields(operand)} - set(names)
+            if not any(getattr(operand, name) for name in others):
+                return number, word, tuple(getattr(operand, name) for name in names)
+    raise AssertionError(operand)

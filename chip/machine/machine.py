@@ -13,7 +13,7 @@ from chip.errors import IssueError
 from chip.floorplan import plane_of
 from chip.isa.instructions import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
 from chip.isa.issue import culprit
-from chip.isa.operands import At
+from chip.isa.operands import At, integers_of
 from chip.machine.accumulators import Accumulators
 from chip.machine.collect import Burst, slice_of
 from chip.machine.crossings import Crossing, match
@@ -246,7 +246,8 @@ class Machine:
         row = at.row + i * at.step
         if row >= self._valid_rows:
             return None
-        offset = int(self.units.positions[row]) * at.num // at.den
+        position = int(self.units.positions[row])
+        offset = (position % at.modulus if at.modulus else position) * at.num // at.den
         if not 0 <= offset < at.limit:
             what = f"row {row}'s address: wanted a vector below {at.limit}, got {offset}"
             raise IssueError(what, culprit(burst.issue, i))
@@ -262,7 +263,7 @@ class Machine:
             assert isinstance(write, Write)
             assert isinstance(write.address, At)
             at = write.address
-            return (at.base, at.num, at.den, at.row, at.limit, at.step, burst.issue.n)
+            return (*integers_of(at), burst.issue.n)
 
         groups: dict[int, list[Burst]] = {}
         for _, members in groupby(sorted(bursts, key=lambda b: (same(b), b.number)), key=same):

@@ -302,6 +302,7 @@ class CacheWrites:
     interval: int
     start: int
     update: Update
+    ring: int | None
 
     @property
     def end(self) -> int:
@@ -317,24 +318,28 @@ class CacheWrites:
         for row in range(self.rows):
             now = self.start + row * self.interval
             for cycle, offset in self.update.rows:
-                at = At(base("kv") + offset, 1, 1, row, self.layout.context)
+                at = self._at(base("kv") + offset, 1, row, self.layout.context)
                 for queue in self._slices(at):
                     stream = Stream(queue.hemisphere == 1, CACHE_ROWS.stream)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)
                     yield Issue(queue, arrive, Write(address=at, stream=stream))
             limit = self.layout.scale_bytes // VECTOR_BYTES
             for cycle, offset in self.update.reads:
-                at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
+                at = self._at(base("kvs") + offset, PER_VECTOR, row, limit)
                 for queue in work:
                     stream = Stream(queue.hemisphere == 0, BLOCKS.to_vxm + queue.number)
                     issue = now + cycle - read - hops(queue, alu(0), self.spec)
                     yield Issue(queue, issue, Read(address=at, stream=stream))
             for cycle, offset in self.update.writes:
-                at = At(base("kvs") + offset, 1, PER_VECTOR, row, limit)
+                at = self._at(base("kvs") + offset, PER_VECTOR, row, limit)
                 for queue in work:
                     stream = Stream(queue.hemisphere == 1, BLOCKS.from_vxm)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)
                     yield Issue(queue, arrive, Write(address=at, stream=stream))
+
+    def _at(self, base: int, per: int, row: int, limit: int) -> At:
+        """Return where a row's slot is, of which a vector has so many."""
+        return At(base, 1, per, row, limit, modulus=self.ring or 0)
 
     def _slices(self, at: At) -> list[Queue]:
         places = {bulk_place(self.spec, at.base + n)[:2] for n in range(at.limit)}
@@ -381,5 +386,6 @@ def rope(op: Rope, spec: ChipSpec) -> Template:
     out = by_rows(lambda runs: row_block(partial(build, runs), runs), op.rows, steps)
     (placed,) = out.placed
     update = made[id(placed.block)]
-    writes = CacheWrites(spec, layout, op.rows, placed.interval, placed.start, update)
+    writes = CacheWrites(spec, layout, op.rows, placed.interval, placed.start, update,
+                        op.ring)  # fmt: skip
     return replace(out, cycles=max(out.cycles, writes.end), streams=(writes,))

@@ -149,5 +149,14 @@ class Bends:
     ) -> Iterator[Issue]:  # fmt: skip
         """Yield the mask of a column's tokens that are no older than a window."""
         lane, first = Held(LANE_NUMBERS.lane), 1 - window - COLUMN * column
-        edge: Source = Position(self.shape.seen_by(row), 0, first)
+        own, ring = self.shape.seen_by(row), self.shape.ring
+        edge: Source = Position(own, 0, first)
+        if ring is not None:
+            edge = Held(BENDS.edge)
+            laps = Position(own, 0, first, ring), Position(own, 0, first + ring, ring)
+            at = due - self.clock.of["CHOOSE"]
+            yield wires.alu(BENDS.edge, at, AluOp.CHOOSE, Held(BENDS.late), *laps)
+            at -= self.clock.of["LE"]
+            last = Position(own, 0, -COLUMN * column, ring)
+            yield wires.alu(BENDS.late, at, AluOp.LE, lane, last)
         yield wires.alu(BENDS.early, due, AluOp.GE, lane, edge)

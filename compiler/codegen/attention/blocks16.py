@@ -56,17 +56,25 @@ def _seen(b: Block, op: Attend, chunk: int, due: int) -> Node:
     lane = Lane(LANES * chunk)
     if op.window is None:
         return b.alu(AluOp.LE, lane, _own(op), after=due - 2)
-    before = due - 2 - b.delay["CHOOSE"].d_func
+    before, edge = due - 2 - b.delay["CHOOSE"].d_func, _own(op, 1 - op.window)
     written = b.alu(AluOp.LE, lane, _own(op), after=before)
-    early = b.alu(AluOp.GE, lane, _own(op, 1 - op.window), after=before)
+    if op.bucket == op.ring:  # slots up to the row's own are of the last lap, others of one before
+        late = b.alu(AluOp.LE, lane, _own(op, 0, op.ring), after=before - 8)
+        first = 1 - op.window
+        laps = (_own(op, first, op.ring), _own(op, first + op.ring, op.ring))
+        edge = b.alu(AluOp.CHOOSE, late, *laps)
+    early = b.alu(AluOp.GE, lane, edge, after=before)
     return b.alu(AluOp.CHOOSE, written, early, Immediate(0, "i32"))
 
 
-def _own(op: Attend, offset: int = 0) -> NodeSource:
-    """Return the position of the row's own token, or of what all rows see up to, plus an offset."""
+def _own(op: Attend, offset: int = 0, ring: int = 0) -> NodeSource:
+    """Return the position of the row's own token, or of what all rows see up to, plus an offset.
+
+    In a ring, of its slot.
+    """
     if op.horizon is None:
-        return Position(0, offset=offset)
-    return Fixed(Position(op.horizon, offset=offset))
+        return Position(0, offset=offset, modulus=ring)
+    return Fixed(Position(op.horizon, offset=offset, modulus=ring))
 
 
 def weight_block(spec: ChipSpec) -> Block:

@@ -122,6 +122,7 @@ class Attention:
         self.spec, self.layout = spec, op.layout
         self.kv_of, self.dim, self.rows = op.kv_of, op.head_dim, op.rows
         self.horizon, self.window, self.cap = op.horizon, op.window, op.cap
+        self.ring = op.ring if op.bucket == op.ring else None  # else no slot has a second token
         self.sinks = op.sinks is not None
         self.scratch = op.kept
         self.columns, row = self.scratch.columns, self.scratch.quads
