@@ -19,7 +19,7 @@ CHIP = machine("groqrack").chip
 whole = st.integers(-(1 << 20), 1 << 20)
 streams = st.builds(Stream, st.booleans(), st.integers(0, 31))
 groups = st.lists(st.builds(Tap, streams, st.integers(0, 7)), max_size=4).map(tuple)
-ats = st.builds(At, whole, whole, whole, whole, whole, whole)
+ats = st.builds(At, whole, whole, whole, whole, whole, whole, whole)
 floats = st.floats(width=32, allow_nan=False)
 sources = st.one_of(
     st.builds(In, groups, st.sampled_from(["i8", "f16", "i32", "f32"])),
