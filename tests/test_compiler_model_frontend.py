@@ -416,6 +416,11 @@ def test_windows_are_read_as_transformers_reads_them(
     ("base", "changes", "message"),
     [
         (QWEN, {"use_sliding_window": 1}, "use_sliding_window: wanted a bool, got 1"),
+        (
+            MISTRAL,
+            {"num_hidden_layers": 10**12},  # and no window for each of them is made
+            "num_layers: wanted at most 256, got 1000000000000",
+        ),
         (QWEN, {"attention_bias": True}, "attention_bias: wanted False, got True"),
         (
             QWEN,

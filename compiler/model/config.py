@@ -57,12 +57,13 @@ class Experts:
                 raise ModelError(f"experts: {name}", f"at most {most}", shown(getattr(self, name)))
 
 
+MOST_LAYERS = 256
 # The largest sizes that are accepted: larger than those of published Llamas, and small enough that
 # the model is compiled, or refused for its memory, in bounded time.
 _SIZES = {
     "hidden_size": 1 << 17,
     "intermediate_size": 1 << 20,
-    "num_layers": 256,
+    "num_layers": MOST_LAYERS,
     "num_heads": 128,
     "num_kv_heads": 128,
     "head_dim": 1 << 10,

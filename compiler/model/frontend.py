@@ -36,7 +36,7 @@ from compiler.model.architecture import (
     EncoderArchitecture,
     Windows,
 )
-from compiler.model.config import Encoder, Experts, ModelConfig
+from compiler.model.config import MOST_LAYERS, Encoder, Experts, ModelConfig
 from compiler.model.presets import GROQ_NAMES, PRESET_OF, PRESETS
 from compiler.model.rope import RopeScaling
 from compiler.model.rope_keys import read_rope
@@ -392,7 +392,7 @@ def _windows(
     if window is None or where is Windows.NONE:
         return ()
     window = _required(path, raw, "sliding_window")
-    has = _default_windows(raw, where, layers)
+    has = _default_windows(raw, where, min(layers, MOST_LAYERS))  # more are refused
     if where.vary and named is not None:
         has = [kind == _SLIDING for kind in named]
     if window >= _required(path, raw, "max_position_embeddings") or not any(has):

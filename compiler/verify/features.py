@@ -37,13 +37,13 @@ def _check_rows(operation: Scheduled, config: ModelConfig, chip: str) -> None:
     """Check that the last row of a step writes over no token that the first one sees."""
     op, layer = operation.op, place_of(operation.name)[0]
     window = config.windows[layer] if config.windows and layer is not None else None
-    if isinstance(op, Rope) and window is not None and op.ring is not None:
-        if op.rows > op.ring - window + 1:
-            raise ScheduleError(
-                f"{chip}, {operation.name} ({operation.opcode}): wanted at most "
-                f"{op.ring - window + 1} rows, which leave a window of {window} in a ring of "
-                f"{op.ring}, got {op.rows}"
-            )
+    if not isinstance(op, Rope) or window is None or op.ring is None:
+        return
+    if op.rows > (most := op.ring - window + 1):
+        raise ScheduleError(
+            f"{chip}, {operation.name} ({operation.opcode}): wanted at most {most} rows, which "
+            f"leave a window of {window} in a ring of {op.ring}, got {op.rows}"
+        )
 
 
 def _ring(window: int | None, context: int) -> int | None:
