@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from rack.commands.serve import build_parser
 from rack.serve.absent import why_absent
 from rack.serve.app import PREFIXES, Bounds
 from rack.serve.cors import parse_origins
+from rack.serve.identity import identify
 from rack.serve.keys import Keys
 from rack.serve.limits import HEADERS, Limiter
 from rack.serve.retired import RETIRED, Grade
@@ -106,6 +108,13 @@ def test_a_retired_model_that_is_served_is_served() -> None:
     answer = ask(lambda s: s.client.post(CHAT, json=chat(model=name)), names=[name])
     assert (answer.status_code, answer.json()["model"]) == (200, name)
     assert {one for names in GROQ_NAMES.values() for one in names} <= set(RETIRED)
+
+
+def test_a_preset_has_its_ids_for_names() -> None:
+    compiled = tiny().compiled
+    for preset, ids in GROQ_NAMES.items():
+        named = replace(compiled, config=replace(compiled.config, name=preset))
+        assert identify(replace(tiny(), compiled=named)).names == (preset, *ids)
 
 
 def test_retired_models() -> None:

@@ -196,6 +196,7 @@ def capacity_rows(hardware: Hardware) -> list[Row]:
         ("llama-8b", "fp16", True, 70), ("llama-8b", "int8", True, 35),
         ("llama-8b", "int8", False, 33), ("llama-70b", "fp16", True, 612),
         ("llama-70b", "int8", True, 306), ("llama-70b", "int8", False, 302),
+        ("mixtral-8x7b", "fp16", True, 405), ("mixtral-8x7b", "int8", True, 203),
     ):  # fmt: skip
         ours = weight_chips(PRESETS[model], dtype, sram, table=table)
         with_table = "with" if table else "without"
@@ -222,6 +223,8 @@ def rate_rows(hardware: Hardware) -> list[Row]:
     for model, layout, band in (
         ("llama-8b", "8x4+4", (319, 1200)), ("llama-8b", "8x8+8", (319, 1200)),
         ("llama-70b", "40x8+5", (250, 677)), ("llama-70b", "70x8+16", (250, 677)),
+        ("gemma2-9b", "6x8+24", (500, 550)), ("mixtral-8x7b", "32x8", (480, 646)),
+        ("mixtral-8x7b", "32x16+64", (480, 646)),  # as many chips as were deployed: 576
     ):  # fmt: skip
         options = Options(max_model_len=2 * CONTEXT)
         compiled = compile_model(

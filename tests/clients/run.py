@@ -1,9 +1,10 @@
 """Run real clients against a server of this checkout: `make clients`, or `run.py NAME ...`.
 
 Each client gets an environment of its own (a venv, or node_modules) under `.clients/`, with the
-versions named here, so that what is installed for one does not change another. The server is a
-llama-8b without weights (`--executor timing`): random tokens, and random JSON where a schema or a
-tool's parameters constrain it. Prints a table; exits with 1 if a check failed.
+versions named here, so that what is installed for one does not change another. The server has a
+model without weights (`--executor timing`), by its id on GroqCloud: random tokens, and random JSON
+where a schema or a tool's parameters constrain it. `--model gemma2-9b-it` takes another than
+llama-8b. Prints a table; exits with 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from server_process import server  # noqa: E402  (beside the tests)
 
-SERVER = ("llama-8b", "--executor", "timing", "--transport", "local")
+SERVER = ("--executor", "timing", "--transport", "local")
 MODEL = "llama-3.1-8b-instant"
 CLIENT_SECONDS = 900
 START_SECONDS = 300
@@ -105,11 +106,11 @@ def prepare(name: str, client: Client) -> list[str]:
     return command
 
 
-def run(name: str, command: list[str], url: str) -> list[dict[str, object]]:
+def run(name: str, command: list[str], url: str, model: str) -> list[dict[str, object]]:
     """Run one client's script; return a row a check."""
     environment = {
         **os.environ,
-        "RACK_URL": url, "RACK_MODEL": MODEL,
+        "RACK_URL": url, "RACK_MODEL": model,
         "GROQ_BASE_URL": url, "GROQ_API_KEY": "any",
         "OPENAI_BASE_URL": f"{url}/openai/v1", "OPENAI_API_KEY": "any",
         "PYTHONWARNINGS": "ignore",
@@ -131,9 +132,8 @@ def main() -> int:
     """Run the clients named, all by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CLIENTS))
-    parser.add_argument(
-        "--url", help="a server that runs already, which knows this model: " + MODEL
-    )
+    parser.add_argument("--model", default=MODEL, help="its id (default %(default)s)")
+    parser.add_argument("--url", help="a server that runs already, and knows the model")
     args = parser.parse_args()
     if unknown := set(args.names) - set(CLIENTS):
         parser.error(f"NAME: wanted some of {', '.join(CLIENTS)}, got {', '.join(sorted(unknown))}")
@@ -141,10 +141,11 @@ def main() -> int:
     names = args.names or list(CLIENTS)
     commands = {name: prepare(name, CLIENTS[name]) for name in names}
     if args.url:
-        rows = [row for name in names for row in run(name, commands[name], args.url)]
+        rows = [row for name in names for row in run(name, commands[name], args.url, args.model)]
     else:
-        with server(*SERVER, start_seconds=START_SECONDS) as running:
-            rows = [row for name in names for row in run(name, commands[name], running.url)]
+        with server(args.model, *SERVER, start_seconds=START_SECONDS) as running:
+            url = running.url
+            rows = [row for name in names for row in run(name, commands[name], url, args.model)]
     print("| client | version | check | result |\n|---|---|---|---|")
     for row in rows:
         result = "works" if row["ok"] else f"**fails**: {row['shown']}"
