@@ -47,6 +47,26 @@ _QWEN_3 = {
     "attention_bias": False, "head_dim": 128, "max_position_embeddings": 40960,
     "rope_scaling": None, "sliding_window": None,
 }  # fmt: skip
+_GPT_OSS: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True,
+    "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
+    "initial_context_length": 4096, "intermediate_size": 2880, "max_position_embeddings": 131072,
+    "num_attention_heads": 64, "num_experts_per_tok": 4, "num_key_value_heads": 8,
+    "quantization_config": {
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+            "lm_head",
+        ],
+        "quant_method": "mxfp4",
+    },
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0,
+        "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False,
+    },
+    "rope_theta": 150000, "sliding_window": 128, "swiglu_limit": 7.0, "tie_word_embeddings": False,
+    "vocab_size": 201088, "bos_token_id": 199998, "eos_token_id": [200002, 199999, 200012],
+}  # fmt: skip
 
 
 def _sizes(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
@@ -84,4 +104,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen2.5-32b": {**_QWEN_25, **_sizes(5120, 27648, 64, 40, 8), "max_window_layers": 70},
     "qwen3-8b": {**_QWEN_3, **_sizes(4096, 12288, 36, 32, 8), "max_window_layers": 36},
     "qwen3-32b": {**_QWEN_3, **_sizes(5120, 25600, 64, 64, 8), "max_window_layers": 64},
+    "gpt-oss-20b": {
+        **_GPT_OSS, "num_hidden_layers": 24, "num_local_experts": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+    },
+    "gpt-oss-120b": {
+        **_GPT_OSS, "num_hidden_layers": 36, "num_local_experts": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 18,
+    },
 }  # fmt: skip

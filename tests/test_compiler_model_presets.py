@@ -23,7 +23,7 @@ PARAMETERS = {
     "llama-8b": 8.03, "llama-70b": 70.55, "llama-3.2-1b": 1.24, "llama-3.2-3b": 3.21,
     "mistral-7b": 7.25, "mixtral-8x7b": 46.7, "gemma2-2b": 2.61, "gemma2-9b": 9.24,
     "gemma2-27b": 27.23, "qwen2.5-7b": 7.62, "qwen2.5-32b": 32.76, "qwen3-8b": 8.19,
-    "qwen3-32b": 32.76,
+    "qwen3-32b": 32.76, "gpt-oss-20b": 20.91, "gpt-oss-120b": 116.83,
 }  # fmt: skip
 
 

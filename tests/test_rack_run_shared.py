@@ -13,7 +13,9 @@ from chip.errors import SramError
 from chip.sram import Sram
 from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel
+from rack.errors import ConfigError
 from rack.run.config import RunConfig
+from rack.run.host_memory import BASE_BYTES, ONE_OF_MANY_BYTES, fit_to_memory
 from rack.run.job import ChipJob, build_chip, chip_job, load_weights, reserve_tensors
 from rack.run.session import Session, prepare
 from rack.run.shared import SharedImages, shares, sram_in_use
@@ -96,6 +98,15 @@ def test_memory_counts_an_image_once() -> None:
     for transport, stored in (("ray", False), ("local", True)):
         assert sram_in_use(compiled, weights, transport, stored=stored) == sum(each) + own
     assert not shares(replace(weights, repeat=False), "local", stored=False)
+
+
+def test_processes_that_share_count_as_measured() -> None:
+    prepared = prepare(config(transport="process"))
+    images = sram_in_use(prepared.compiled, prepared.model.weights_ref, "process", stored=False)
+    needed = images + 7 * ONE_OF_MANY_BYTES + BASE_BYTES
+    assert fit_to_memory(prepared, asked_for=True, free=lambda: needed) == (prepared, None)
+    with pytest.raises(ConfigError, match=r"executor: fast needs 0\.8 GB of memory here"):
+        fit_to_memory(prepared, asked_for=True, free=lambda: needed - 1)
 
 
 def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def test_a_retired_model_that_is_served_is_served() -> None:
     name = "llama-3.1-8b-instant"
     answer = ask(lambda s: s.client.post(CHAT, json=chat(model=name)), names=[name])
     assert (answer.status_code, answer.json()["model"]) == (200, name)
-    assert {one for names in GROQ_NAMES.values() for one in names} <= set(RETIRED)
+    still = {"openai/gpt-oss-20b", "openai/gpt-oss-120b"}  # on GroqCloud
+    assert {one for names in GROQ_NAMES.values() for one in names} - still <= set(RETIRED)
 
 
 def test_a_preset_has_its_ids_for_names() -> None:

@@ -13,9 +13,18 @@ import math
 from typing import Any
 
 from chip.ops.opcodes import Function
-from compiler.model.architecture import BERT, GEMMA2, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3
+from compiler.model.architecture import (
+    BERT,
+    GEMMA2,
+    GPT_OSS,
+    LLAMA,
+    MISTRAL,
+    MIXTRAL,
+    QWEN2,
+    QWEN3,
+)
 from compiler.model.config import Encoder, Experts, ModelConfig
-from compiler.model.rope import Llama3RopeScaling
+from compiler.model.rope import Llama3RopeScaling, YarnRopeScaling
 
 _LLAMA_31_ROPE = Llama3RopeScaling(
     factor=8.0,
@@ -46,6 +55,17 @@ _GEMMA2: dict[str, Any] = {
 _QWEN: dict[str, Any] = {
     "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_scaling": None, "tie_word_embeddings": False,
     "bos_token_id": 151643, "eos_token_ids": (151645, 151643),
+}  # fmt: skip
+_GPT_OSS: dict[str, Any] = {
+    "architecture": GPT_OSS, "hidden_size": 2880, "intermediate_size": 2880, "num_heads": 64,
+    "num_kv_heads": 8, "head_dim": 64, "vocab_size": 201088, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5, "rope_theta": 150000.0,
+    "rope_scaling": YarnRopeScaling(
+        factor=32.0, attention_factor=0.1 * math.log(32) + 1, beta_fast=32.0, beta_slow=1.0,
+        truncate=False, original_max_position_embeddings=4096,
+    ),
+    "tie_word_embeddings": False, "attention_bias": True,
+    "bos_token_id": 199998, "eos_token_ids": (200002, 199999, 200012),  # recalled
 }  # fmt: skip
 
 
@@ -140,6 +160,14 @@ _PRESETS = (
         name="qwen3-32b", architecture=QWEN3, hidden_size=5120, intermediate_size=25600,
         num_layers=64, num_heads=64, num_kv_heads=8, head_dim=128, vocab_size=151936,
         max_position_embeddings=40960, **_QWEN,
+    ),
+    ModelConfig(  # openai/gpt-oss-20b
+        name="gpt-oss-20b", num_layers=24, windows=_alternate(128, 24),
+        experts=Experts(count=32, chosen=4), **_GPT_OSS,
+    ),
+    ModelConfig(  # openai/gpt-oss-120b
+        name="gpt-oss-120b", num_layers=36, windows=_alternate(128, 36),
+        experts=Experts(count=128, chosen=4), **_GPT_OSS,
     ),
     ModelConfig(  # google-bert/bert-base-uncased
         name="bert-base",
@@ -250,6 +278,8 @@ GROQ_NAMES: dict[str, tuple[str, ...]] = {
     "mixtral-8x7b": ("mixtral-8x7b-32768",),
     "gemma2-9b": ("gemma2-9b-it",),
     "qwen3-32b": ("qwen/qwen3-32b",),
+    "gpt-oss-20b": ("openai/gpt-oss-20b",),
+    "gpt-oss-120b": ("openai/gpt-oss-120b",),
 }
 """GroqCloud's ids for the presets, so that clients need not be changed."""
 

@@ -18,9 +18,12 @@ from rack.errors import ConfigError
 from rack.run.config import ENV_PREFIX
 from rack.run.job import PROCESS_BYTES
 from rack.run.session import Prepared
-from rack.run.shared import sram_in_use
+from rack.run.shared import shares, sram_in_use
 
 BASE_BYTES = 500_000_000  # assumption: the driver, the compiled schedules, the rest
+ONE_OF_MANY_BYTES = 40 << 20
+"""What a chip process without Ray adds, measured: 34 MB where libraries are in memory already. It
+is taken where chips share images, which hundreds of them then do."""
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_PAIRS = (
     ("memory.max", "memory.current"),
@@ -59,9 +62,11 @@ def decide_executor(
     )
 
 
-def needed_bytes(used_sram_bytes: int, chips: int, transport: str) -> int:
+def needed_bytes(
+    used_sram_bytes: int, chips: int, transport: str, process_bytes: int = PROCESS_BYTES
+) -> int:
     """Return the bytes that a run needs on this host: filled SRAM, processes, and the rest."""
-    return used_sram_bytes + (0 if transport == "local" else chips * PROCESS_BYTES) + BASE_BYTES
+    return used_sram_bytes + (0 if transport == "local" else chips * process_bytes) + BASE_BYTES
 
 
 def free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int | None:
@@ -107,13 +112,15 @@ def fit_to_memory(
     config, memories = prepared.config, prepared.compiled.memories
     if config.transport == "ray" and environ.get("RAY_ADDRESS", "local") != "local":
         return prepared, None
-    used = sram_in_use(
-        prepared.compiled, prepared.model.weights_ref, config.transport,
-        stored=prepared.images is not None,
-    )  # fmt: skip
+    weights, stored = prepared.model.weights_ref, prepared.images is not None
+    used = sram_in_use(prepared.compiled, weights, config.transport, stored=stored)
+    many = shares(weights, config.transport, stored=stored)
     decision = decide_executor(
         config.executor, asked_for=asked_for, free_bytes=(free or free_bytes)(),
-        needed_bytes=needed_bytes(used * racks, len(memories) * racks, config.transport),
+        needed_bytes=needed_bytes(
+            used * racks, len(memories) * racks, config.transport,
+            ONE_OF_MANY_BYTES if many else PROCESS_BYTES,
+        ),
     )  # fmt: skip
     if decision.executor != config.executor:
         prepared = replace(prepared, config=replace(config, executor=decision.executor))
