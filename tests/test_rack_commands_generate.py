@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rack_kit import known, refused
 
+from compiler.model.presets import PRESETS
 from rack.commands.generate import main
 from rack.run.config import RunConfig
 from rack.run.session import Session
@@ -152,8 +153,8 @@ def test_the_trained_model_continues_as_it_should(
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["none"], "model 'none': wanted a preset (llama-8b, llama-70b, bert-base, bert-large, "
-         "tiny, tiny-bert, tiny-wide) or a folder with config.json, got neither"),
+        (["none"], f"model 'none': wanted a preset ({', '.join(PRESETS)}) or a folder with "
+         "config.json, got neither"),
         (["tiny", "--dtype", "int3"], "dtype: wanted one of int8, fp16, got 'int3'"),
         (["tiny", "--hardware", "tpu"],
          "tpu: profile: wanted groqrack, groqrack-64, groqrack-drift, lesson or"),

@@ -37,7 +37,7 @@ from compiler.model.architecture import (
     Windows,
 )
 from compiler.model.config import MOST_LAYERS, Encoder, Experts, ModelConfig
-from compiler.model.presets import GROQ_NAMES, PRESET_OF, PRESETS
+from compiler.model.presets import PRESET_OF, PRESETS
 from compiler.model.rope import RopeScaling
 from compiler.model.rope_keys import read_rope
 from compiler.model.weights import WeightsRef
@@ -476,8 +476,7 @@ def _model_folder(name_or_path: str) -> tuple[Path, str]:
     path = Path(name_or_path)
     if is_folder(path):
         return path, _folder_name(path)
-    ids = ", ".join(groq for names in GROQ_NAMES.values() for groq in names)
-    known = f"a preset ({', '.join(PRESETS)}), its id ({ids}) or a folder with config.json"
+    known = f"a preset ({', '.join(PRESETS)}) or a folder with config.json"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
         raise ModelError(f"model {name_or_path!r}", known, "neither")
     cached = _cached(name_or_path)
