@@ -28,7 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
         f"{' and '.join(MACHINES)}. All of them take a quarter of an hour.",
     )
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help=f"some of {', '.join(MODELS)}; all without"
+        "models",
+        nargs="*",
+        default=[],
+        metavar="MODEL",
+        help=f"some of {', '.join(MODELS)}; all without",
     )
     form = parser.add_argument_group("output").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
