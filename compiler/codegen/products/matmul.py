@@ -23,12 +23,11 @@ def matmul(op: Matmul, spec: ChipSpec) -> Template:
 
 def _rows(op: Matmul, spec: ChipSpec) -> Template:
     product = rows.lay_out(op, spec)
-    end = max(p.start + (p.n - 1) * p.interval + p.block.end for p in product.drains)
-    fed = product.loads[0].fed(0) - product.clock.feed - rows.LATER
+    fed = product.loads[0].fed(0) - product.lead
     steps = {"x": row_bytes(op.k, 1) // VECTOR_BYTES, "s": 0, "sw": 0, "b": 0}
     return Template(
         placed=(*product.feeds(), *product.drains),
-        cycles=end,
+        cycles=product.end,
         row_vectors={**steps, "y": row_bytes(op.n, op.out_bytes) // VECTOR_BYTES},
         needed={"x": (fed, fed), "s": (fed, fed)},
         streams=(product,),

@@ -38,13 +38,13 @@ class FeedBeside:
     """Activations on their way from work memory to the planes, beside loads of weights."""
 
     stream: int = outward(31, "activations", turns=True)
-    first: int = alu(14, "takes activations, a cycle before they go on")
+    before: tuple[int, ...] = alus((14, 13, 10), "pass activations on before")
     alus: tuple[int, ...] = alus((12, 11), "pass activations on, west and east")
 
     @property
     def pinned(self) -> frozenset[int]:
         """ALUs that blocks may not take."""
-        return frozenset({self.first, *self.alus})
+        return frozenset({self.before[0], *self.alus})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ VXM adds the four planes' parts and dequantises the sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from chip.isa.instructions import AluOp
@@ -77,12 +77,16 @@ def added(b: Block, outputs: Outputs, arrival: int) -> list[Node]:
 
 
 def dequantised(
-    b: Block, sums: list[Node], row_scale: NodeSource, column_scales: Callable[[int], NodeSource]
+    b: Block, sums: list[Node], row_scale: NodeSource, column_scales: Callable[[int], NodeSource],
+    late: Sequence[int] = (0, 0, 0, 0),
 ) -> list[Node]:  # fmt: skip
-    """Multiply each vector of sums by its row's scale, then by its columns' scales."""
+    """Multiply each vector of sums by its row's scale, then by its columns' scales.
+
+    `late`: the cycles by which work on each is behind, so that not all need an ALU at once.
+    """
     out = []
     for j, total in enumerate(sums):
-        y = b.alu(AluOp.CVT_F32, total, lanes=total.lanes)
+        y = b.alu(AluOp.CVT_F32, total, lanes=total.lanes, after=total.done + late[j])
         y = b.alu(AluOp.MUL, y, row_scale, lanes=total.lanes)
         out.append(b.alu(AluOp.MUL, y, column_scales(j), lanes=total.lanes))
     return out
