@@ -92,7 +92,7 @@ def test_of_two_paces_the_one_that_ends_first_is_taken() -> None:
         (16, 64, 2880, "f32", False),  # sums take longer to leave than to add
         (16, 2240, 1280, "f16", False),  # one group: its sums leave between its last products
         (24, 1000, 640, "f32", True),
-        (33, 1600, 2560, "f32", False),  # rows take longer than loads
+        (33, 1280, 1600, "f32", False),  # rows take longer than loads
         (170, 330, 336, "f16", False),  # two passes
     ],
 )

@@ -38,13 +38,12 @@ class FeedBeside:
     """Activations on their way from work memory to the planes, beside loads of weights."""
 
     stream: int = outward(31, "activations", turns=True)
-    before: tuple[int, ...] = alus((14, 13, 10), "pass activations on before")
+    before: tuple[int, ...] = alus((14, 13, 10), "pass activations on before, as many as need be")
     alus: tuple[int, ...] = alus((12, 11), "pass activations on, west and east")
 
-    @property
-    def pinned(self) -> frozenset[int]:
-        """ALUs that blocks may not take."""
-        return frozenset({self.before[0], *self.alus})
+    def pinned(self, copies: int) -> frozenset[int]:
+        """ALUs that blocks may not take, where so many copies come before."""
+        return frozenset({*self.before[:copies], *self.alus})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,14 @@ The activations flow beside the weights, which load on up to 15 streams a plane.
 its columns in pieces that do not end where runs of 16 do. The two planes of a side are at different
 places of their runs, so that what loads in a cycle lies in different slices: an even plane's last
 piece is short, an odd one's first. Blocks that planes share unevenly load in whole runs, planes of
-a side in turns. One row is laid out in compiler/codegen/products/row.py.
+a side in turns.
+
+Sums of a group leave while the next is multiplied. Beside them rows leave room, at a pace of
+compiler/codegen/products/paces.py: in the accumulators, on the inward streams as rows pass the VXM,
+and, where no feed slices hold the rows, in the ports of the work slices. Tiles that meet no sums
+take a row a cycle; where ports are shared, seven of eight. Sums of the last group leave between its
+last tile's rows or behind them, whichever is over first. One row is laid out in
+compiler/codegen/products/row.py.
 """
 
 from __future__ import annotations
@@ -102,6 +109,7 @@ class RowsProduct:
     groups: tuple[ColumnGroup, ...]
     loads: tuple[Loads, ...]  # of each group
     drains: tuple[Placed, ...]
+    copies: int  # that rows pass in the VXM
     lead: int  # cycles from a row's read to the planes
 
     @property
@@ -166,8 +174,7 @@ class RowsProduct:
 
     def feeds(self) -> list[Placed]:
         """Return the activations' way: work memory, VXM, both sides' planes."""
-        copies = copies_before(self.clock, paces_of(self.clock.spec).turn)
-        block, lead = feed_beside(self.clock.spec, copies), self.lead
+        block, lead = feed_beside(self.clock.spec, self.copies), self.lead
         fed = [one for loads in self.loads for one in enumerate(loads.tiles)]
         return [
             Placed(block=block, start=at - lead + late, n=n, interval=apart, row=row,
@@ -256,7 +263,7 @@ def _lay_out(drains: _Drains, phase: int) -> RowsProduct:
         left.append(before.at + g.pace * (op.rows - 1) + 1)
     return RowsProduct(
         clock=clock, rows=op.rows, tiles=tiles, groups=tuple(groups), loads=tuple(times),
-        drains=tuple(placed), lead=drains.lead,
+        drains=tuple(placed), copies=drains.copies, lead=drains.lead,
     )  # fmt: skip
 
 
@@ -368,6 +375,7 @@ class _Drains:
     op: Matmul
     clock: Clock
     paces: Paces = field(init=False)
+    copies: int = field(init=False)  # that rows pass in the VXM
     lead: int = field(init=False)  # cycles from a row's read to the planes
     phase: int = 0  # one of `phases`
     _blocks: dict[object, Block] = field(default_factory=dict)
@@ -375,8 +383,8 @@ class _Drains:
 
     def __post_init__(self) -> None:
         self.paces = paces_of(self.clock.spec)
-        copies = copies_before(self.clock, self.paces.turn)
-        self.lead = self.clock.feed + copies * self.clock.of["COPY"]
+        self.copies = copies_before(self.clock, self.paces.turn)
+        self.lead = self.clock.feed + self.copies * self.clock.of["COPY"]
 
     @property
     def phases(self) -> list[int]:
@@ -564,8 +572,9 @@ class _Drains:
     def _build(self, outputs: Outputs, room: _Room) -> Block:
         op, widths, item = self.op, outputs.widths, self.op.out_bytes
         columns = COLUMN_SCALES.registers[: len(widths)]
-        b = Block(self.clock.spec, pinned=FEED_BESIDE.pinned | set(columns), busy=room.busy,
-                  stride=room.stride, interval=room.interval)  # fmt: skip
+        pinned = FEED_BESIDE.pinned(self.copies) | set(columns)
+        b = Block(self.clock.spec, pinned=pinned, busy=room.busy, stride=room.stride,
+                  interval=room.interval)  # fmt: skip
         if outputs.turned:
             at_sxm = room.arrival - self.clock.of["PERMUTE"] - self.clock.to_sxm
             for _ in SUMS_QUEUES:
