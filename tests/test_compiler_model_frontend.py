@@ -417,6 +417,16 @@ def test_windows_are_read_as_transformers_reads_them(
     [
         (QWEN, {"use_sliding_window": 1}, "use_sliding_window: wanted a bool, got 1"),
         (
+            QWEN,
+            {"use_sliding_window": True, "max_window_layers": "3"},
+            "max_window_layers: wanted an integer from 0 on, got '3'",
+        ),
+        (
+            GEMMA,
+            {"query_pre_attn_scalar": 10**39},
+            f"query_pre_attn_scalar: wanted a number from 1.18e-38 to 1.7e+38, got {10**39}",
+        ),
+        (
             MISTRAL,
             {"num_hidden_layers": 10**12},  # and no window for each of them is made
             "num_layers: wanted at most 256, got 1000000000000",

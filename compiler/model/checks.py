@@ -34,13 +34,18 @@ def positive_int(owner: str, config: object, name: str) -> None:
 
 def positive_number(owner: str, config: object, name: str) -> None:
     """Refuse a field that is no positive number of fp32; make it a float."""
-    value = getattr(config, name)
+    number = as_number(f"{owner}: {name}", getattr(config, name))
+    object.__setattr__(config, name, number)  # 10000 and 10000.0 must hash alike
+
+
+def as_number(what: str, value: object) -> float:
+    """Return a positive number of fp32; refuse any other value."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ModelError(f"{owner}: {name}", "a positive number", shown(value))
+        raise ModelError(what, "a positive number", shown(value))
     if not _SMALLEST <= value <= _LARGEST:
         wanted = f"a number from {_SMALLEST:.3g} to {_LARGEST:.3g}"
-        raise ModelError(f"{owner}: {name}", wanted, shown(value))
-    object.__setattr__(config, name, float(value))  # 10000 and 10000.0 must hash alike
+        raise ModelError(what, wanted, shown(value))
+    return float(value)
 
 
 def boolean(owner: str, config: object, name: str) -> None:

@@ -36,6 +36,7 @@ from compiler.model.architecture import (
     EncoderArchitecture,
     Windows,
 )
+from compiler.model.checks import as_number, is_int
 from compiler.model.config import MOST_LAYERS, Encoder, Experts, ModelConfig
 from compiler.model.presets import PRESET_OF, PRESETS
 from compiler.model.rope import RopeScaling
@@ -214,7 +215,7 @@ def _decoder(
     path: Path, raw: Mapping[str, Any], architecture: Architecture, rope: RopeScaling | None
 ) -> dict[str, Any]:
     """Return what a decoder has beside its sizes."""
-    layers = _required(path, raw, "num_hidden_layers")
+    layers = min(_required(path, raw, "num_hidden_layers"), MOST_LAYERS)  # ModelConfig refuses more
     flags: dict[str, Any] = {
         key: _or(raw.get(key), False)
         for key in ("attention_bias", "mlp_bias")
@@ -253,10 +254,8 @@ def _attention_scale(path: Path, raw: Mapping[str, Any]) -> float | None:
     scalar, key = raw.get("query_pre_attn_scalar"), "query_pre_attn_scalar"
     if scalar is None:
         return None
-    if not isinstance(scalar, int | float) or isinstance(scalar, bool) or not scalar > 0:
-        raise ModelError(f"{path}: {key}", "a positive number", shown(scalar))
-    sizes = _sizes(path, raw)
-    return None if scalar == sizes["head_dim"] else 1.0 / math.sqrt(scalar)
+    number, sizes = as_number(f"{path}: {key}", scalar), _sizes(path, raw)
+    return None if number == sizes["head_dim"] else 1.0 / math.sqrt(number)
 
 
 def _encoder(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,7 +370,7 @@ def _head_dim(path: Path, raw: Mapping[str, Any], hidden: int, heads: int) -> in
     if hidden % heads:
         raise ModelError(
             f"{path}: head_dim",
-            f"a head_dim, as hidden_size {hidden} is not a multiple of {heads} heads",
+            f"a head_dim, as hidden_size {shown(hidden)} is not a multiple of {shown(heads)} heads",
             "nothing",
         )
     return hidden // heads
@@ -392,7 +391,7 @@ def _windows(
     if window is None or where is Windows.NONE:
         return ()
     window = _required(path, raw, "sliding_window")
-    has = _default_windows(raw, where, min(layers, MOST_LAYERS))  # more are refused
+    has = _default_windows(path, raw, where, layers)
     if where.vary and named is not None:
         has = [kind == _SLIDING for kind in named]
     if window >= _required(path, raw, "max_position_embeddings") or not any(has):
@@ -419,12 +418,16 @@ def _check_layer_types(path: Path, named: Any, kinds: tuple[str, ...], layers: i
         raise ModelError(f"{path}: layer_types", wanted, str(len(listed)))
 
 
-def _default_windows(raw: Mapping[str, Any], where: Windows, layers: int) -> list[bool]:
+def _default_windows(
+    path: Path, raw: Mapping[str, Any], where: Windows, layers: int
+) -> list[bool]:  # fmt: skip
     """Return which layers have a window where `layer_types` does not say it."""
     if where is Windows.ALTERNATE:
         return [index % 2 == 0 for index in range(layers)]
     if where is Windows.LATER:
         first = _or(whole(raw.get("max_window_layers")), LATER_FROM)
+        if not is_int(first) or first < 0:
+            raise ModelError(f"{path}: max_window_layers", "an integer from 0 on", shown(first))
         return [index >= first for index in range(layers)]
     return [True] * layers
 
