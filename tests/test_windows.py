@@ -47,11 +47,11 @@ from rack.text.tokenizer import load_tokenizer
 GOLDENS = Path(__file__).parent / "goldens"
 RINGS = ["mistral_ring", "gemma2_ring", "gpt_oss_ring"]  # windows of 40 to 193: rings of 320 tokens
 SHAPES = [  # layout, machine, prefill chunk, buckets
-    ("1x1", "lesson", 128, (346,)),
-    ("1x2", "lesson", 77, (100, 320)),
-    ("3x1+1", "lesson", 33, (319, 330)),
-    ("1x3+2", "groqrack", 128, (50,)),
-    ("1x13", "lesson", 128, (321,)),  # vectors are forwarded
+    ("1x1", "lesson", 16, (346,)),
+    ("1x2", "lesson", 16, (320,)),
+    ("3x1+1", "lesson", 7, (319,)),
+    ("1x3+2", "groqrack", 16, (346,)),
+    ("1x13", "lesson", 7, (346,)),  # vectors are forwarded
 ]
 
 
@@ -153,7 +153,7 @@ def test_rings_of_several_vectors_equal_the_plain_integer_model() -> None:
     config = replace(model.config, windows=(833,), num_layers=1, max_position_embeddings=2048)
     tokens = np.random.default_rng(1).integers(0, 97, 1930).tolist()
     wanted = IntLlama(raw, weights).logits(tokens)[-4:]
-    for layout, chunk in (("1x1", 128), ("1x2+1", 60)):
+    for layout, chunk in (("1x1", 128), ("1x2+1", 16)):
         compiled = made(config, layout, context=2048, chunk=chunk, buckets=(2048,))
         rope = find(compiled.steps["decode/2048"], 0, Opcode.ROPE, "rope").op
         assert isinstance(rope, Rope)
@@ -175,12 +175,12 @@ def test_any_run_equals_one_chip(dtype: str) -> None:
         rack.close()
         return done.data_hash, done.token_ids
 
-    long = made(config, "1x1", context=800, dtype=dtype, chunk=64, buckets=(800,))
+    long = made(config, "1x1", context=800, dtype=dtype, chunk=16, buckets=(800,))
     wanted = outcome(long, prompt)
-    for layout, chunk, buckets in (("1x3", 141, (700,)), ("2x2+1", 17, (500,))):
+    for layout, chunk, buckets in (("1x3", 37, (700,)), ("2x2+1", 7, (500,))):
         other = made(config, layout, context=700, dtype=dtype, chunk=chunk, buckets=buckets)
         assert outcome(other, prompt) == wanted
-    short = made(config, "1x2", context=640, dtype=dtype, chunk=64, buckets=(640,))  # has no ring
+    short = made(config, "1x2", context=640, dtype=dtype, chunk=16, buckets=(640,))  # has no ring
     assert outcome(short, prompt[:630]) == outcome(long, prompt[:630])
 
 
