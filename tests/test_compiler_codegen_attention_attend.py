@@ -145,3 +145,33 @@ def test_regions_are_what_is_kept() -> None:
 def test_heads_wider_than_a_vector() -> None:
     with pytest.raises(ValueError, match="ATTEND: wanted int8 heads of at most 320, got 336 int8"):
         attend(operation_of(Opcode.ATTEND, shaped(2, 2, 336, 64)), CHIP)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_ring_of_other_slots_than_whole_vectors_is_refused(dtype: str) -> None:
+    """Lanes beyond the last slot would be seen by rows that see the slots before it."""
+    a = {**shaped(8, 2, 64, 512), "dtype": dtype, "window": 100, "ring": 512}
+    with pytest.raises(ValueError, match="wanted a ring of whole vectors of 320 slots, got 512"):
+        template(Opcode.ATTEND, a, CHIP)
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_window_costs_its_ring_at_any_context(dtype: str, rows: int) -> None:
+    ring = {**shaped(4, 1, 128, 640, rows), "dtype": dtype, "window": 500, "ring": 640}
+    long = {**ring, "context": 100_000}
+    whole = {**long, "bucket": 6400, "window": None, "ring": None}
+    assert cycles(Opcode.ATTEND, long, CHIP) == cycles(Opcode.ATTEND, ring, CHIP)
+    assert 3 * cycles(Opcode.ATTEND, long, CHIP) < 2 * cycles(Opcode.ATTEND, whole, CHIP)
+
+
+def test_bent_scores_and_sinks_cost_a_short_pass() -> None:
+    """A column a cycle more, and what a pass or a block takes at its ends."""
+    plain = shaped(**LLAMA_70B, bucket=512)
+    quads = len(operation_of(Opcode.ATTEND, plain).kept.quads)
+    columns = -(-512 // 80)
+    for more in ({"window": 100}, {"cap": 50.0}, {"window": 100, "cap": 50.0}):
+        bent = cycles(Opcode.ATTEND, plain | more, CHIP) - cycles(Opcode.ATTEND, plain, CHIP)
+        assert 0 < bent < quads * (columns + 24) + 60
+    sinks = cycles(Opcode.ATTEND, plain | {"sinks": 0}, CHIP)
+    assert 0 < sinks - cycles(Opcode.ATTEND, plain, CHIP) < 60 + 24 * quads

@@ -37,7 +37,7 @@ from compiler.codegen.attention.quarters import lanes_within
 from compiler.codegen.attention.resources import LANE_NUMBERS
 from compiler.codegen.attention.results import Results
 from compiler.codegen.attention.scores import Scores
-from compiler.codegen.attention.shape import Attention, Quad, Tile
+from compiler.codegen.attention.shape import Attention, Quad, Tile, check_ring
 from compiler.codegen.attention.softmax import Exponentials
 from compiler.codegen.attention.tiles import AHEAD, Planes, load_issues
 from compiler.codegen.attention.tiles import Load as TileLoad
@@ -313,6 +313,7 @@ def attend(op: Attend, spec: ChipSpec) -> Template:
 
 def in_batches(op: Attend, spec: ChipSpec) -> Template:
     """Attention in batches of rows, pass after pass."""
+    check_ring(op)
     shape, clock = Attention(op, spec), Clock(spec)
     if op.dtype != "int8" or shape.layout.row_bytes != VECTOR_BYTES:
         got = f"{op.head_dim} {op.dtype}"

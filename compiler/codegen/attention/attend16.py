@@ -36,6 +36,7 @@ from compiler.codegen.attention.blocks16 import (
     zeros_block,
 )
 from compiler.codegen.attention.resources import KEYS16, VALUES16
+from compiler.codegen.attention.shape import check_ring
 from compiler.codegen.core.builder import C2C_TURN, LANES, Block, Ref
 from compiler.codegen.core.control import Bulk, Control
 from compiler.codegen.core.template import Placed, Template, aligned, row_block
@@ -361,6 +362,7 @@ def fits(op: Attend, spec: ChipSpec) -> bool:
 
 def attend16(op: Attend, spec: ChipSpec) -> Template:
     """Attention over the whole bucket, fp16."""
+    check_ring(op)
     rows, batch = op.rows, op.kept.batch
     placed: list[Placed] = []
     whole, rest = divmod(rows, batch)

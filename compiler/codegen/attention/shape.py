@@ -115,6 +115,12 @@ class Piece:
         return (None,) * self.lane + tuple(range(first, first + self.n))
 
 
+def check_ring(op: Attend) -> None:
+    """Raise ValueError for a ring whose last column has lanes beyond its last slot."""
+    if op.ring is not None and op.ring % LANES:
+        raise ValueError(f"ATTEND: wanted a ring of whole vectors of {LANES} slots, got {op.ring}")
+
+
 class Attention:
     """The shape of one ATTEND: a batch of rows at a time, all heads, the whole bucket."""
 
