@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields
 VECTOR_BYTES = 320
 """Bytes of one SRAM word, one stream value and one C2C packet's payload."""
 
+INT4_GROUPS = (VECTOR_BYTES, 160, 64, 32)
+"""Rows of K of an output column that may share a scale of int4 weights: a tile, or a part of it."""
+
 MODELLED = {
     "lanes": VECTOR_BYTES, "superlanes": 20, "hemispheres": 2, "slices": 88, "banks": 2,
     "streams": 64, "mxm_planes": 4, "mxm_rows": 320, "mxm_columns": 320,
@@ -53,6 +56,7 @@ class ChipSpec:
     mxm_columns: int  # N of one plane
     mxm_weight_streams: int  # vectors loaded into one plane per cycle
     mxm_fp16_slowdown: int  # fp16 throughput is 1/this of int8
+    mxm_int4_columns: int  # that the weight path makes of a vector of int4 weights: 1 or 2
     vxm_alus: int  # per lane
     forward_cycles: int  # last byte in to first byte out, for a vector passed on to another chip
     slices_per_hop: int  # MEM slices between two stream registers

@@ -113,6 +113,7 @@ def write_artifact(
             "target": compiled.target_name,
             "layout": str(compiled.layout),
             "dtype": compiled.dtype,
+            "int4_group": compiled.int4_group,
             "max_model_len": compiled.max_model_len,
             "prefill_chunk": compiled.prefill_chunk,
             "buckets": list(compiled.buckets),
@@ -244,11 +245,13 @@ def _settings(manifest: Table) -> tuple[ModelConfig, Layout, Options]:
     for key in ("windows",):  # of models that have some
         if key in model.names():
             model.items(key)
+    group = manifest.raw("int4_group")
     try:
         config = ModelConfig.from_dict(manifest.raw("model"))
         layout = parse_layout(manifest.text("layout"))
         options = Options(
             dtype=manifest.choice("dtype", DTYPES),
+            int4_group=None if group is None else manifest.integer("int4_group"),
             max_model_len=manifest.integer("max_model_len", 1),
             prefill_chunk=manifest.integer("prefill_chunk", 1),
             buckets=manifest.integers("buckets", 1),

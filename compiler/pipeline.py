@@ -19,7 +19,7 @@ from chip.ops.cost import CostModel
 from chip.ops.kv import ring_of
 from chip.ops.program import Computation
 from chip.ops.rows import row_bytes
-from chip.spec import ChipSpec, vectors
+from chip.spec import INT4_GROUPS, ChipSpec, vectors
 from compiler.codegen.cost import cost_model
 from compiler.codegen.table import check_law
 from compiler.errors import CapacityError, CompilerError
@@ -45,7 +45,7 @@ MAX_CHUNK = 128  # most prompt tokens per prefill step by default: no more than 
 MIN_CHUNK = 16  # prefill chunk for which the default context leaves room
 FIRST_BUCKET = 256
 WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
-DTYPES = ("int8", "fp16")
+DTYPES = ("int8", "int4", "fp16")
 FEED_SLICES = {"int8": 2, "fp16": 1}  # of a hemisphere: a slice for each array of the MXM
 ROOMY = 3  # work slices that hold the rows of a whole sequence
 
@@ -55,6 +55,7 @@ class Options:
     """The options of a compilation; None lets the compiler choose."""
 
     dtype: str = "int8"
+    int4_group: int | None = None  # rows of K to a scale of int4 weights: a whole tile by default
     max_model_len: int | None = None
     prefill_chunk: int | None = None
     buckets: tuple[int, ...] | None = None
@@ -64,6 +65,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise CompilerError(f"dtype: wanted one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.int4_group is not None:
+            if self.dtype != "int4":
+                raise CompilerError(
+                    f"int4_group: wanted dtype int4, whose weights have groups, got {self.dtype}"
+                )
+            if self.int4_group not in INT4_GROUPS:
+                known = ", ".join(map(str, INT4_GROUPS))
+                raise CompilerError(f"int4_group: wanted one of {known}, got {self.int4_group}")
         for name in ("max_model_len", "prefill_chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -75,16 +84,30 @@ class Options:
         ):
             raise CompilerError(f"buckets: wanted rising positive sizes, got {self.buckets}")
 
+    @property
+    def rows_dtype(self) -> str:
+        """The type of activations and of the KV cache."""
+        return "int8" if self.dtype == "int4" else self.dtype
+
+    @property
+    def group(self) -> int | None:
+        """Rows of K to a scale of int4 weights; None for others."""
+        return (self.int4_group or INT4_GROUPS[0]) if self.dtype == "int4" else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledModel:
-    """A compiled model: each chip's memory and programs, to the cycle."""
+    """A compiled model: each chip's memory and programs, to the cycle.
+
+    `int4_group`: rows of K to a scale of int4 weights; None for others.
+    """
 
     config: ModelConfig
     target_name: str
     chip: ChipSpec
     layout: Layout
     dtype: str
+    int4_group: int | None
     max_model_len: int
     prefill_chunk: int
     buckets: tuple[int, ...]
@@ -260,8 +283,8 @@ def _memory_options(
 ) -> MemoryOptions:
     rows = tuple(sorted({1, *prefill_sizes(chunk)}))
     return MemoryOptions(
-        dtype=options.dtype, context=context, rows=rows, forward_row_bytes=forward,
-        top_k=options.top_k,
+        dtype=options.rows_dtype, context=context, rows=rows, forward_row_bytes=forward,
+        top_k=options.top_k, group=options.group,
     )  # fmt: skip
 
 
@@ -278,8 +301,9 @@ def _encoder_memory(
         if value not in (None, 0, context):
             raise CompilerError(f"{key}: wanted none, as {name} is an encoder, got {value}")
     return MemoryOptions(
-        dtype=options.dtype, context=context, rows=sizes, forward_row_bytes=forward
-    )
+        dtype=options.rows_dtype, context=context, rows=sizes, forward_row_bytes=forward,
+        group=options.group,
+    )  # fmt: skip
 
 
 def _largest(fits: Any, limit: int) -> int:
@@ -312,7 +336,7 @@ class Ground:
         memory = self.memory
         return StepPlanner(
             self.partition, self.network, list(self.memories), kind, memory.dtype, memory.context,
-            memory.top_k, self.costs,
+            memory.top_k, self.costs, memory.group,
         )  # fmt: skip
 
     @property
@@ -482,7 +506,8 @@ def compiled_model(
     """Return a compiled model that has no hash yet."""
     return CompiledModel(
         config=config, target_name=target.name, chip=ground.costs.spec, layout=layout,
-        dtype=ground.memory.dtype, max_model_len=ground.memory.context,
+        dtype=ground.memory.dtype if ground.memory.group is None else "int4",
+        int4_group=ground.memory.group, max_model_len=ground.memory.context,
         prefill_chunk=ground.chunk, buckets=ground.buckets, top_k=ground.memory.top_k,
         partition=ground.partition, network=ground.network, memories=ground.memories, steps=steps,
         schedule_hash="", costs=ground.costs,

@@ -1,4 +1,4 @@
-"""Plain whole models in NumPy to test against: `IntLlama` (the int8 arithmetic) and `F32Llama`.
+"""Plain whole models in NumPy to test against: `IntLlama` (int8 and int4) and `F32Llama`.
 
 One device, no chips, no layout, no schedule; one token after another with a KV cache. IntLlama is
 DESIGN section 6 read off the page: it takes the elementary functions, which are definitions, from
@@ -136,6 +136,30 @@ class IntLinear:
         return y if self.bias is None else y + self.bias
 
 
+class Int4Linear:
+    """A weight matrix [N, K]: -7 to 7, one scale per output column and `group` rows of K."""
+
+    def __init__(self, w: Array, group: int, bias: Array | None = None) -> None:
+        n, k = w.shape
+        padded = np.pad(w.astype(f32), ((0, 0), (0, -k % 320)))
+        groups = padded.reshape(n, -1, group)
+        a = np.abs(groups).max(axis=2)
+        alive = a >= 2.0**-100
+        self.scale = np.where(alive, a / f32(7), f32(0))  # [N, groups]
+        q = np.rint(groups / np.where(alive, self.scale, f32(1))[..., None])
+        self.q = (np.clip(q, -7, 7) * alive[..., None]).astype(np.int64)  # [N, groups, group]
+        self.bias = None if bias is None else bias.astype(f32)
+
+    def __call__(self, quantised: tuple[Array, Array]) -> Array:
+        x, scale = quantised
+        x = np.pad(x, (0, self.q[0].size - len(x))).reshape(self.q.shape[1:])
+        y = np.zeros(len(self.q), f32)
+        for g, lanes in enumerate(x):  # in the order of K
+            y = y + (self.q[:, g] @ lanes).astype(np.int32).astype(f32) * self.scale[:, g]
+        y = y * scale
+        return y if self.bias is None else y + self.bias
+
+
 class Cache:
     """One layer's KV cache: integers and one scale per token and KV head."""
 
@@ -224,24 +248,33 @@ def expert_weights(weights: Mapping[str, Array], at: str, e: int) -> dict[str, t
 
 
 class IntLlama:
-    """The int8 model of any family: weights are fp32 arrays under Hugging Face's names."""
+    """The int8 model of any family: weights are fp32 arrays under Hugging Face's names.
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Array]) -> None:
+    `group`: weights are int4, with one scale per output column and so many rows of K.
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Array], group: int | None = None
+    ) -> None:  # fmt: skip
+        self.group = group
         self.shape = Shape.of(config)
         self.weights = weights
         self.gate = gate_of(config)
-        self.head = IntLinear(head_weight(weights))
+        self.head = self.matrix(head_weight(weights))
         self.layers = [self.linears(f"model.layers.{i}.") for i in range(self.shape.layers)]
 
-    def linears(self, at: str) -> dict[Any, IntLinear]:
+    def matrix(self, w: Array, bias: Array | None = None) -> IntLinear | Int4Linear:
+        return IntLinear(w, bias) if self.group is None else Int4Linear(w, self.group, bias)
+
+    def linears(self, at: str) -> dict[Any, IntLinear | Int4Linear]:
         """Return a layer's matrices; those of an expert by its number and part."""
 
-        def linear(name: str) -> IntLinear:
-            return IntLinear(
+        def linear(name: str) -> IntLinear | Int4Linear:
+            return self.matrix(
                 self.weights[f"{at}{name}.weight"], self.weights.get(f"{at}{name}.bias")
             )
 
-        found: dict[Any, IntLinear] = {
+        found: dict[Any, IntLinear | Int4Linear] = {
             f"{part}_proj": linear(f"self_attn.{part}_proj") for part in "qkvo"
         }
         if not self.shape.experts:
@@ -253,7 +286,7 @@ class IntLlama:
         found["router"] = linear(router)
         for e in range(self.shape.experts):
             for part, arrays in expert_weights(self.weights, at, e).items():
-                found[e, part] = IntLinear(*arrays)
+                found[e, part] = self.matrix(*arrays)
         return found
 
     def logits(self, token_ids: Sequence[int]) -> Array:
@@ -272,8 +305,8 @@ class IntLlama:
         return np.stack(rows)
 
     def layer(
-        self, x: Array, i: int, layer: Mapping[Any, IntLinear], rope: Array, cache: Cache,
-        position: int,
+        self, x: Array, i: int, layer: Mapping[Any, IntLinear | Int4Linear], rope: Array,
+        cache: Cache, position: int,
     ) -> Array:  # fmt: skip
         """Run one layer of one token."""
         name = f"model.layers.{i}."
@@ -290,11 +323,11 @@ class IntLlama:
             branch = self.norm(branch, name + "post_feedforward_layernorm.weight")
         return x + branch
 
-    def mlp(self, layer: Mapping[Any, IntLinear], h: tuple[Array, Array]) -> Array:
+    def mlp(self, layer: Mapping[Any, IntLinear | Int4Linear], h: tuple[Array, Array]) -> Array:
         gated = to_f16(self.gate(layer["gate_proj"](h), layer["up_proj"](h)))
         return to_f16(layer["down_proj"](quantise(gated)))
 
-    def experts(self, layer: Mapping[Any, IntLinear], h: tuple[Array, Array]) -> Array:
+    def experts(self, layer: Mapping[Any, IntLinear | Int4Linear], h: tuple[Array, Array]) -> Array:
         """Sum the chosen experts' results in ascending order of their numbers."""
         scores, s = layer["router"](h), self.shape
         best = sorted(sorted(range(s.experts), key=lambda e: (-scores[e], e))[: s.chosen])
@@ -324,7 +357,7 @@ class IntLlama:
 
     def attention(
         self,
-        layer: Mapping[Any, IntLinear],
+        layer: Mapping[Any, IntLinear | Int4Linear],
         h: tuple[Array, Array],
         rope: Array,
         cache: Cache,

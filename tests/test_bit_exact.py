@@ -100,9 +100,10 @@ def outcome(
 ) -> tuple[str | None, list[int]]:
     """data_hash and token ids of a request of two tokens."""
     hardware, layout, asked = run
+    dtype, _, group = dtype.partition("/")
     options = Options(
-        dtype=dtype, max_model_len=asked.max_model_len, prefill_chunk=asked.prefill_chunk,
-        buckets=asked.buckets,
+        dtype=dtype, int4_group=int(group) if group else None, max_model_len=asked.max_model_len,
+        prefill_chunk=asked.prefill_chunk, buckets=asked.buckets,
     )  # fmt: skip
     model = compile_model(config, machine(hardware), layout, options)
     rack = LocalRack(model, WeightsRef.synthetic(config, 3))
@@ -114,7 +115,7 @@ def outcome(
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from(["int8", "fp16"]))
+@given(st.data(), st.sampled_from(["int8", "fp16", "int4", "int4/32"]))
 def test_any_run_equals_one_chip(data: st.DataObject, dtype: str) -> None:
     config = data.draw(models())
     run = data.draw(runs(config))
@@ -149,11 +150,14 @@ def test_more_chips_than_ports_heads_and_columns(hardware: str, dtype: str) -> N
 
 
 def logits_of(
-    folder: Path, layout: str, hardware: str, dtype: str, tokens: Sequence[int], first: int
-) -> NDArray[np.float32]:
+    folder: Path, layout: str, hardware: str, dtype: str, tokens: Sequence[int], first: int,
+    group: int | None = None,
+) -> NDArray[np.float32]:  # fmt: skip
     """Logits at positions `first` on, of one sequence: prefill before, then decode steps."""
     model = resolve_model(str(folder))
-    options = Options(dtype=dtype, max_model_len=64, prefill_chunk=5, buckets=(16, 40))
+    options = Options(
+        dtype=dtype, int4_group=group, max_model_len=64, prefill_chunk=5, buckets=(16, 40)
+    )
     compiled = compile_model(model.config, machine(hardware), parse_layout(layout), options)
     rack = LocalRack(compiled, model.weights_ref)
     rack.reset()
@@ -185,6 +189,15 @@ def test_goldens_int8_equal_the_plain_integer_model(name: str, layout: str, hard
     tokens = np.load(GOLDENS / name / "golden.npz")["token_ids"].tolist()
     wanted = IntLlama(*hugging_face(GOLDENS / name)).logits(tokens)[13:]
     got = logits_of(GOLDENS / name, layout, hardware, "int8", tokens, 13)
+    assert np.abs(wanted).max() > 1
+    assert got.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_goldens_int4_equal_the_plain_integer_model(name: str) -> None:
+    tokens = np.load(GOLDENS / name / "golden.npz")["token_ids"].tolist()
+    wanted = IntLlama(*hugging_face(GOLDENS / name), 32).logits(tokens)[13:]
+    got = logits_of(GOLDENS / name, "1x3+2", "groqrack", "int4", tokens, 13, 32)
     assert np.abs(wanted).max() > 1
     assert got.tobytes() == wanted.tobytes()
 
@@ -261,6 +274,20 @@ def test_a_trained_model_int8_equals_the_plain_integer_model(
     config, weights = hugging_face(stories260k)
     wanted = IntLlama(config, weights).logits(tokens)[10:]
     got = logits_of(stories260k, layout, hardware, "int8", tokens, 10)
+    assert got.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("layout", "hardware", "group"),
+    [("1x1", "lesson", None), ("2x3+2", "groqrack", None), ("1x2", "lesson", 32)],
+)
+def test_a_trained_model_int4_equals_the_plain_integer_model(
+    stories260k: Path, layout: str, hardware: str, group: int | None
+) -> None:
+    text = json.loads((stories260k / "greedy.json").read_text())[0]
+    tokens = text["token_ids"][:24]
+    wanted = IntLlama(*hugging_face(stories260k), group or 320).logits(tokens)[10:]
+    got = logits_of(stories260k, layout, hardware, "int4", tokens, 10, group)
     assert got.tobytes() == wanted.tobytes()
 
 

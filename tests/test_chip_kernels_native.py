@@ -17,6 +17,7 @@ from native_kit import f16, f32, i8, odd, seeds, thorough, widths, wild, wild_ha
 
 from chip.kernels import INSTRUCTION_SETS, Kernels, load, quant
 from chip.ops.opcodes import Activation, Function
+from chip.spec import INT4_GROUPS
 
 twin = load("numpy")
 
@@ -130,6 +131,22 @@ def test_matmul_i8(native, rows, n, tiles, kind, half, seed):
     x, w = rng.choice(values, (rows, kp)).astype(i8), rng.choice(values, n * kp).astype(i8)
     sx, sw = np.abs(wild(rng, rows)), np.abs(wild(rng, n))
     both("matmul_i8", native, [odd(x), sx, w, sw], [strided(rows, n, f16 if half else f32)])
+
+
+@thorough
+@given(
+    rows=st.integers(0, 5) | st.sampled_from([16, 130]),
+    n=st.integers(1, 35) | st.sampled_from([319, 640, 641, 1285]), tiles=st.integers(1, 5),
+    group=st.sampled_from(INT4_GROUPS), kind=st.sampled_from(["any", "largest", "signs"]),
+    half=st.booleans(), seed=seeds,
+)  # fmt: skip
+def test_matmul_i4(native, rows, n, tiles, group, kind, half, seed):
+    rng, kp = np.random.default_rng(seed), 320 * tiles
+    values = {"any": np.arange(-127, 128), "largest": [127], "signs": [-127, 127, -1, 0]}[kind]
+    x, w = rng.choice(values, (rows, kp)).astype(i8), rng.integers(-128, 128, (n + 1) // 2 * kp)
+    sx, sw = np.abs(wild(rng, rows)), np.abs(wild(rng, kp // group, n))
+    arguments = [odd(x), sx, w.astype(i8), odd(sw)]
+    both("matmul_i4", native, arguments, [strided(rows, n, f16 if half else f32)])
 
 
 @thorough
@@ -400,6 +417,13 @@ REFUSED = [
      "head_norm: wanted heads of 2, got 7 columns"),
     ("add_norm", [np.ones((1, 4), f32), [np.ones((1, 3), f16)], np.ones(4, f32), 0.1],
      "add_norm: wanted 4 columns, got 3"),
+    ("matmul_i4", [np.zeros((1, 320), i8), np.ones(1, f32), np.zeros(320, i8),
+                   np.ones((4, 2), f32), np.ones((1, 2), f32)],
+     "matmul: 2 columns of K = 320 with 4 scales each want 320 bytes of weights, K a multiple of "
+     "320 up to 131072, and a scale for 320, 160, 64 or 32 rows of it; got 320 bytes"),
+    ("matmul_i4", [np.zeros((1, 640), i8), np.ones(1, f32), np.zeros(640, i8),
+                   np.ones((2, 3), f32), np.ones((1, 3), f32)],
+     "3 columns of K = 640 with 2 scales each want 1280 bytes of weights"),
     ("cap", [np.ones((1, 4), f32), 0.0], "cap: wanted more than 0, got 0.0"),
     ("route", [np.ones((1, 2), f32), np.ones((1, 3), np.int32), np.ones((1, 3), f32), False],
      "route: wanted at most 2 experts for 1 rows, got (1, 3), (1, 3)"),

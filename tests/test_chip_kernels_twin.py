@@ -13,8 +13,10 @@ from kernel_reference import check_quantised, floats, same, slow_dot, slow_mix, 
 
 from chip import kernels as kernels_package
 from chip.kernels import Kernels, load, vmath
+from chip.kernels.packed import pack_weights
 from chip.kernels.quant import round_f16, tile_weights
 from chip.ops.opcodes import Activation, Function
+from chip.spec import INT4_GROUPS
 
 f32, f16, i8 = np.float32, np.float16, np.int8
 quick = settings(
@@ -90,6 +92,33 @@ def test_matmul_i8_is_exact(kernels, rows, n, k, half, seed):
     saturated = kernels.matmul_i8(x, sx, tile_weights(w), sw, y)
     acc = x[:, :k].astype(np.int64) @ w.T.astype(np.int64)
     want = (acc.astype(np.int32).astype(f32) * sx[:, None]) * sw
+    rounded, count = round_f16(want)
+    assert same(y, rounded if half else want)
+    assert saturated == (count if half else 0)
+
+
+@quick
+@given(
+    rows=st.integers(0, 4), n=widths, k=widths, group=st.sampled_from(INT4_GROUPS),
+    half=st.booleans(), seed=seeds,
+)  # fmt: skip
+def test_matmul_i4_scales_each_group_in_the_order_of_k(kernels, rows, n, k, group, half, seed):
+    rng = np.random.default_rng(seed)
+    x = strided(rows, up(k), i8, 0)
+    x[:, :k] = rng.choice([-127, 127, 0, 5], (rows, k)) if seed % 2 else rng.integers(-127, 128, k)
+    w = np.zeros((n, up(k)), i8)
+    w[:, :k] = rng.integers(-7, 8, (n, k))
+    w[0, :k] = 7
+    groups = up(k) // group
+    sx, sw = np.abs(floats(rng, rows, 1)[:, 0]), np.abs(floats(rng, groups, n))
+    y = strided(rows, n, f16 if half else f32)
+    saturated = kernels.matmul_i4(x, sx, pack_weights(w[:, :k]), sw, y)
+    want = np.zeros((rows, n), f32)
+    for g in range(groups):
+        lanes = slice(g * group, (g + 1) * group)
+        acc = x[:, lanes].astype(np.int64) @ w[:, lanes].T.astype(np.int64)
+        want = want + acc.astype(np.int32).astype(f32) * sw[g]
+    want = want * sx[:, None]
     rounded, count = round_f16(want)
     assert same(y, rounded if half else want)
     assert saturated == (count if half else 0)

@@ -13,6 +13,8 @@ from chip.isa.instructions import Read, Send
 from chip.ops.cost import receive_cycles, send_lead_cycles
 from chip.ops.opcodes import Opcode
 from chip.ops.program import Program, Scheduled
+from chip.spec import INT4_GROUPS
+from compiler.codegen.estimate import packed_pass_cycles
 from compiler.codegen.lower import lower, lower_operation
 from compiler.codegen.lower_links import Trip, _early_slots, place_transfers
 from compiler.errors import LoweringError
@@ -45,6 +47,30 @@ def test_an_operation_without_instructions(
         f"{operation.name}: {opcode} has no instructions for {dtype} and this shape; its cost is "
         "an estimate"
     )
+
+
+def test_a_product_with_int4_weights_has_a_cost_alone() -> None:
+    """Less than int8's where loads take the time, and never less than the planes stream."""
+    model = compiled("1x1", dtype="int4")
+    operation = find(model.steps["decode/32"], 0, Opcode.MATMUL, "layers.0.self_attn.qkv_proj")
+    with pytest.raises(LoweringError) as caught:
+        lower_operation(operation, model.chip)
+    assert str(caught.value) == (
+        f"{operation.name}: matmul has no instructions for int4 weights and this shape; its cost "
+        "is an estimate"
+    )
+    chip = machine("lesson").chip
+    for rows, k, n in ((1, 4096, 1536), (1, 321, 33), (4, 4096, 1536), (64, 1024, 640)):
+        shape = {"rows": rows, "k": k, "n": n, "dtype": "int8", "out": "f16"}
+        whole = template(Opcode.MATMUL, shape, chip)
+        for group in INT4_GROUPS:
+            found = template(Opcode.MATMUL, {**shape, "group": group}, chip)
+            assert found.cycles > packed_pass_cycles(chip, k, n, rows, group)
+            assert not found.lowered
+            if rows == 1 and group >= 64 and n > 320:
+                assert found.cycles < whole.cycles
+            assert max(last for _, last in found.needed.values()) < found.cycles
+            assert 0 <= found.stream_cycles < found.cycles
 
 
 def test_products_that_a_chip_cannot_hold() -> None:

@@ -228,7 +228,16 @@ def test_generation_config_decides_eos(tmp_path: Path) -> None:
         ({"sliding_window": 4096}, "sliding_window: wanted None, got 4096"),
         (
             {"quantization_config": {"bits": 4}},
-            "quantization_config: wanted None, got {'bits': 4}",
+            "quantization_config: wanted None (give the checkpoint that this one was made of: "
+            "--dtype int8 or int4 rounds it), got {'bits': 4}",
+        ),
+        *(
+            (
+                {"quantization_config": {"quant_method": method}},
+                f"quantization_config: wanted None (give the checkpoint that this {method} one was "
+                f"made of: --dtype int8 or int4 rounds it), got {{'quant_method': '{method}'}}",
+            )
+            for method in ("gptq", "awq", "compressed-tensors", "bitsandbytes", "fp8")
         ),
         ({"pretraining_tp": 2}, "pretraining_tp: wanted 1, got 2"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: wanted 1, got 0.5"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from chip.kernels.packed import quantize_groups, unpack
 from chip.kernels.quant import quantize_weight
 from compiler.errors import ModelError
 from compiler.model.frontend import load_config
@@ -103,6 +104,19 @@ def test_int8_rows_do_not_depend_on_the_slice(block: int, monkeypatch: pytest.Mo
     assert np.array_equal(scales, wanted_scales[3:20])
 
 
+@pytest.mark.parametrize("block", [1, 70, 1 << 22])
+def test_int4_rows_do_not_depend_on_the_slice(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.model.weights._BLOCK_ELEMENTS", block)
+    opened = source(GOLDENS / "gqa")
+    wanted, wanted_scales = quantize_groups(opened.f32_rows(DOWN, 0, 32), 32)
+    values, scales = opened.int4_rows(DOWN, 3, 20, 32)
+    assert np.array_equal(values, wanted[3:20])
+    assert np.array_equal(scales, wanted_scales[:, 3:20])
+    block_of = np.zeros((1, 9, 320), np.int8)
+    assert np.array_equal(opened.fill_int4(DOWN, 3, 20, 32, block_of, 1), scales)
+    assert np.array_equal(unpack(block_of, 18)[0, 1:, : values.shape[1]], values)
+
+
 def test_a_tied_head_is_the_embedding(copy: Path) -> None:
     # Even where the file has a head of its own: that is what transformers does.
     rewrite(copy, lm_head__weight=np.zeros((97, 32), np.float32))
@@ -154,6 +168,14 @@ def test_synthetic_rows_do_not_depend_on_the_slice() -> None:
     assert (whole.shape, whole.dtype, whole_scales.dtype) == ((64, 172), np.int8, np.float32)
     assert np.array_equal(whole[16:48], part)
     assert np.array_equal(whole_scales[16:48], part_scales)
+    whole, whole_scales = opened.int4_rows(DOWN, 0, 64, 64)
+    part, part_scales = opened.int4_rows(DOWN, 16, 48, 64)
+    assert (whole.shape, whole.dtype, whole_scales.shape) == ((64, 172), np.int8, (5, 64))
+    assert np.array_equal(whole[16:48], part)
+    assert np.array_equal(whole_scales[:, 16:48], part_scales)
+    block = np.zeros((1, 32, 320), np.int8)
+    assert np.array_equal(opened.fill_int4(DOWN, 0, 64, 64, block, 0), whole_scales)
+    assert np.array_equal(unpack(block, 64)[0, :, :172], whole)
     rows = opened.f32_rows(DOWN, 0, 64)
     assert (rows.shape, rows.dtype) == ((64, 172), np.float32)
     assert np.array_equal(opened.f32_rows(DOWN, 16, 48), rows[16:48])

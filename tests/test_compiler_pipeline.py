@@ -25,7 +25,12 @@ ONE = parse_layout("1x1")
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"dtype": "fp32"}, "dtype: wanted one of int8, fp16, got 'fp32'"),
+        ({"dtype": "fp32"}, "dtype: wanted one of int8, int4, fp16, got 'fp32'"),
+        ({"int4_group": 64}, "int4_group: wanted dtype int4, whose weights have groups, got int8"),
+        (
+            {"dtype": "int4", "int4_group": 128},
+            "int4_group: wanted one of 320, 160, 64, 32, got 128",
+        ),
         ({"max_model_len": 0}, "max_model_len: wanted at least 1, got 0"),
         ({"prefill_chunk": 0}, "prefill_chunk: wanted at least 1, got 0"),
         ({"top_k": -1}, "top_k: wanted 0 or more, got -1"),

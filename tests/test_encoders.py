@@ -343,7 +343,9 @@ def test_a_configuration_is_read(tmp_path: Path) -> None:
          "position_embedding_type: wanted 'absolute', got 'relative_key'"),
         ({"is_decoder": True}, "is_decoder: wanted False, got True"),
         ({"add_cross_attention": True}, "add_cross_attention: wanted False, got True"),
-        ({"quantization_config": {}}, "quantization_config: wanted None, got {}"),
+        ({"quantization_config": {}},
+         "quantization_config: wanted None (give the checkpoint that this one was made of: --dtype "
+         "int8 or int4 rounds it), got {}"),
         ({"type_vocab_size": 0}, "type_vocab_size: wanted a positive integer, got 0"),
         ({"layer_norm_eps": -1.0}, "layer_norm_eps: wanted a positive number, got -1.0"),
     ],

@@ -23,7 +23,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 COMPILER_MAY_IMPORT = (  # what a chip is, does and refuses; not how one runs or computes
     *("chip.spec", "chip.floorplan", "chip.sram", "chip.errors", "chip.ops.", "chip.isa."),
-    *("chip.kernels.quant", "chip.kernels.synthetic", "chip.kernels.vmath"),
+    *("chip.kernels.quant", "chip.kernels.packed", "chip.kernels.synthetic", "chip.kernels.vmath"),
     *("interconnect.spec", "interconnect.topology", "interconnect.errors"),
     "interconnect.clock",
     *("chip.machine.bulk", "chip.machine.check", "chip.machine.collect", "chip.machine.law"),

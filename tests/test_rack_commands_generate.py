@@ -155,7 +155,7 @@ def test_the_trained_model_continues_as_it_should(
     [
         (["none"], f"model 'none': wanted a preset ({', '.join(PRESETS)}) or a folder with "
          "config.json, got neither"),
-        (["tiny", "--dtype", "int3"], "dtype: wanted one of int8, fp16, got 'int3'"),
+        (["tiny", "--dtype", "int3"], "dtype: wanted one of int8, int4, fp16, got 'int3'"),
         (["tiny", "--hardware", "tpu"],
          "tpu: profile: wanted groqrack, groqrack-64, groqrack-drift, lesson or"),
         (["tiny", "--layout", "2by2"], "layout '2by2': wanted PxT or PxT+H, such as 8x4+4"),

@@ -49,7 +49,8 @@ def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 
 def check_adds_up(report: dict[str, Any]) -> None:
     """What must hold for every plan."""
-    assert set(report) == KEYS
+    assert set(report) - {"int4"} == KEYS
+    assert ("int4" in report) is (report["dtype"] == "int4")
     decode, memory = report["decode"], report["sram_bytes_per_chip"]
     assert set(decode) - {"busiest_link"} == DECODE - {"busiest_link"}
     assert set(decode["parts"]) == set(PARTS)
@@ -119,6 +120,31 @@ def test_the_parts_of_any_step_add_up(layout: str, hardware: str, dtype: str) ->
         assert list(found.bounds.values()) == sorted(found.bounds.values(), reverse=True)
         assert min(found.parts.values()) >= 0
         assert found.unit.cycles <= step.cycles
+
+
+def test_int4_says_what_it_rests_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer bytes; loads of half the cycles, or of as many, as the profile assumes."""
+    whole, report = plan(capsys, *TINY), plan(capsys, *TINY, "--dtype", "int4")
+    loads = report["int4"]
+    assert (loads["group"], loads["columns_per_vector"]) == (320, 2)
+    assert (loads["tile_load_cycles"], loads["int8_tile_load_cycles"]) == (10, 20)
+    assert loads["source"].startswith("assumption: ")
+    sizes = [each["sram_bytes_per_chip"]["weights"]["total"] for each in (report, whole)]
+    assert sizes[0] < sizes[1]
+    assert main([*TINY, "--dtype", "int4", "--int4-group", "64"]) == 0
+    line = "int4 weights, a scale for 64 input rows: a tile of 320 x 320 loads in 10 cycles"
+    text = " ".join(capsys.readouterr().out.split())
+    assert line in text
+    assert "no publication shows 4-bit weights on this chip" in text
+    slow = tmp_path / "slow.toml"
+    slow.write_text(
+        'name = "slow"\ninherits = "lesson"\n[chip]\n'
+        'mxm_int4_columns = { value = 1, source = "assumption: no unpacking" }\n'
+    )
+    same = plan(capsys, *TINY, "--dtype", "int4", "--hardware", str(slow))
+    assert same["int4"]["tile_load_cycles"] == 20
+    weights = [each["decode"]["parts"]["weights"]["cycles"] for each in (report, same)]
+    assert weights[0] < weights[1]
 
 
 def test_the_context_chooses_the_step(capsys: pytest.CaptureFixture[str]) -> None:

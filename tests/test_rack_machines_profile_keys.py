@@ -104,6 +104,7 @@ BEHAVIOUR: tuple[Callable[[Hardware], object], ...] = (
     lambda hardware: steps(hardware, "int8", "1x2"),
     lambda hardware: wide_products(hardware.chip),
     lambda hardware: steps(hardware, "fp16", "1x1"),
+    lambda hardware: steps(hardware, "int4", "1x1"),
     lambda hardware: cell(hardware.chip),
 )  # fmt: skip
 """What a machine does, the quickest to see first."""

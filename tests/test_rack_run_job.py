@@ -13,6 +13,7 @@ from plain_ops import args, template
 from schedules import WEIGHTS, compiled
 
 from chip.errors import ProgramError, ScheduleViolation, SramError
+from chip.kernels.packed import pack_weights
 from chip.kernels.quant import tile_weights
 from chip.ops.opcodes import shape_of
 from chip.ops.program import MOVES
@@ -73,7 +74,7 @@ def test_links_and_programs_are_those_at_the_node() -> None:
     assert {program.chip for program in programs_of(model, 1)} == {1}
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_column_of_every_weight_is_on_some_chip(layout: str, dtype: str) -> None:
     model, source = compiled(layout, dtype=dtype), WEIGHTS.open()
@@ -95,9 +96,14 @@ def test_every_column_of_every_weight_is_on_some_chip(layout: str, dtype: str) -
                 values, scales = source.int8_rows(name, piece.start, piece.stop)
                 at = sram.tensor(f"{load.tensor.name}.scale").view(np.float32)
                 assert (at[: len(scales)] == scales).all()
+            elif dtype == "int4":
+                values, scales = source.int4_rows(name, piece.start, piece.stop, 320)
+                at = sram.tensor(f"{load.weight.name}.scale").view(np.float32)
+                assert (at.reshape(len(scales), -1)[:, : scales.shape[1]] == scales).all()
             else:
                 values = source.f32_rows(name, piece.start, piece.stop).astype(np.float16)
-            tiled = tile_weights(values).view(np.uint8).ravel()
+            tiled = (pack_weights if dtype == "int4" else tile_weights)(values)
+            tiled = tiled.view(np.uint8).ravel()
             assert (sram.tensor(load.tensor.name)[: tiled.size] == tiled).all()
             columns |= dict(zip(range(piece.start, piece.stop), values, strict=True))
         sram.close()

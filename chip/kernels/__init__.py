@@ -5,7 +5,7 @@ faster. Modules, each of which imports only those before it:
 
     arrays, splitmix, vmath    array types, the random hash, functions of one variable
     extension                  what native code can run here
-    quant, synthetic           weights: int8 and tiles, seeded values
+    quant, packed, synthetic   weights: int8 and tiles; int4, two a byte; seeded values
     twin_math, twin            NumPy: `Kernels`, the contract and definition of every kernel
     native                     the same in native code
     convolve                   convolutions, which no chip of a rack runs: NumPy alone

@@ -87,31 +87,39 @@ def quantize_weight(w: NDArray[Any]) -> tuple[I8, F32]:
     q = np.zeros((n, k), np.int8)
     scales = np.zeros(n, np.float32)
     rows = max(1, (1 << 20) // max(k, 1))  # bounded scratch
-    quantize = _quantize_numpy if BEST is None else _quantize_native
     for first in range(0, n if k else 0, rows):
         some = slice(first, first + rows)
         part = np.ascontiguousarray(w[some], np.float32)
-        bad = quantize(part, q[some], scales[some])
+        bad = quantize_rows(part, q[some], scales[some], 127)
         if bad >= 0:
             raise ValueError(f"weights: output column {first + bad} is not finite")
     return q, scales
 
 
-def _quantize_native(part: F32, q: I8, scales: F32) -> int:
-    from chip.kernels._native import quantize_rows
+def quantize_rows(part: F32, q: I8, scales: F32, most: int) -> int:
+    """Fill q, in [-most, most], and scales from part [rows, K]: max|part| / most a row.
 
-    return quantize_rows(INSTRUCTION_SETS[BEST or ""], part, q, scales)
+    Returns the first row that is not finite, or -1.
+    """
+    quantize = _quantize_numpy if BEST is None else _quantize_native
+    return quantize(part, q, scales, most)
 
 
-def _quantize_numpy(part: F32, q: I8, scales: F32) -> int:
-    """Fill q and scales from part [rows, K]; return the first row that is not finite, or -1."""
+def _quantize_native(part: F32, q: I8, scales: F32, most: int) -> int:
+    from chip.kernels._native import quantize_rows as native
+
+    return native(INSTRUCTION_SETS[BEST or ""], part, q, scales, most)
+
+
+def _quantize_numpy(part: F32, q: I8, scales: F32, most: int) -> int:
+    largest = np.float32(most)
     absmax = np.abs(part).max(axis=1)
     if not np.isfinite(absmax).all():
         return int(np.argmin(np.isfinite(absmax)))
     alive = absmax >= MIN_ABSMAX
-    scales[:] = np.where(alive, absmax / np.float32(127.0), np.float32(0.0))
+    scales[:] = np.where(alive, absmax / largest, np.float32(0.0))
     part = np.divide(part, np.where(alive, scales, np.float32(1.0))[:, None], dtype=np.float32)
-    q[:] = np.clip(np.rint(part), -127.0, 127.0) * alive[:, None]
+    q[:] = np.clip(np.rint(part), -largest, largest) * alive[:, None]
     return -1
 
 

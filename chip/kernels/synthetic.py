@@ -18,11 +18,13 @@ import numpy as np
 
 from chip.kernels.arrays import F32, F64, I8, LANES, U64
 from chip.kernels.extension import BEST, INSTRUCTION_SETS
+from chip.kernels.packed import groups_of
 from chip.kernels.quant import write_tiles
 from chip.kernels.splitmix import draw
 
 _WORDS_AT_ONCE = 1 << 14  # hashes in flight: 128 KB, so that the passes stay in L2
 _Q_STD = math.sqrt(2 * sum(q * q for q in range(1, 128)) / 256)  # of a byte, with -128 made 0
+_Q4_STD = math.sqrt(2 * sum(q * q for q in range(1, 8)) / 16)  # of four bits, with -8 made 0
 _MAX_INDEX = 1 << 32
 
 
@@ -119,6 +121,23 @@ def scales(seed: int, name: str, first_row: int, n_rows: int, k: int) -> F32:
     _check(first_row, n_rows, k)
     spread = 1.0 + 0.25 * _unit(seed, name + ":scales", first_row, n_rows)
     return (spread * (1.0 / (_Q_STD * math.sqrt(k)))).astype(np.float32)
+
+
+def int4_rows(seed: int, name: str, first_row: int, n_rows: int, k: int) -> I8:
+    """Return rows [n_rows, k] int8 in [-7, 7]: the low four bits of `int8_rows`, -8 made 0."""
+    low = int8_rows(seed, name, first_row, n_rows, k) << np.int8(4)
+    return np.where(low == np.int8(-128), np.int8(0), low >> np.int8(4))
+
+
+def int4_scales(seed: int, name: str, first_row: int, n_rows: int, k: int, group: int) -> F32:
+    """Return the scales [groups, n_rows] fp32 of `int4_rows`: as `scales`, one for each group."""
+    _check(first_row, n_rows, k)
+    rows = np.arange(first_row, first_row + n_rows, dtype=np.uint64)
+    groups = np.arange(groups_of(k, group), dtype=np.uint64)
+    bits = _hashes(tensor_key(seed, name + ":scales4"), rows, groups)
+    spread = 1.0 + 0.25 * ((bits >> np.uint64(40)).astype(np.float64) * 2.0**-24 - 0.5)
+    made = (spread * (1.0 / (_Q4_STD * math.sqrt(k)))).astype(np.float32)
+    return np.ascontiguousarray(made.T)
 
 
 def f32_rows(seed: int, name: str, first_row: int, n_rows: int, k: int) -> F32:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import splitmix, vmath
 from chip.kernels.arrays import F16, F32, I8, I32, I64, LANES, Float
+from chip.kernels.packed import BLOCK, packed_vectors, unpack
 from chip.kernels.quant import round_f16
 from chip.kernels.twin_math import (
     MAX_TERMS,
@@ -42,6 +43,7 @@ from chip.kernels.twin_math import (
     store_padded,
     tile_dot,
 )
+from chip.spec import INT4_GROUPS
 
 _LIMIT = np.float32(7.0)  # of a clamped gate's columns
 MOST_TOKENS = (1 << 63) - 1  # what a ring takes: any position
@@ -128,6 +130,33 @@ class Kernels:
             acc = block_accumulate(x_tiles, block).astype(np.float32)
             with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
                 values = (acc * sx[:, None]) * sw[first:last]
+            saturated += store(values, y[:, first:last])
+        return saturated
+
+    def matmul_i4(self, x: I8, sx: F32, w: I8, sw: F32, y: Float, /) -> int:
+        """Multiply by int4 weights: y[R,N], fp32 or fp16; x[R,Kp], scales sw[groups,N].
+
+        w has ceil(N / 2) * Kp bytes as `chip.kernels.packed` lays them out; a group is Kp / groups
+        rows of K. For each group in order of K, from +0: y += fp32(x . w, exact) * sw, in fp32;
+        then y * sx[R].
+        """
+        rows, kp = x.shape
+        count, columns = sw.shape
+        group = _packed_shape(x.shape, w.size, sw.shape)
+        saturated = 0
+        for first in range(0, columns, BLOCK):
+            last = min(first + BLOCK, columns)
+            vectors = packed_vectors(last - first)
+            at = first // 2 * kp
+            packed = w[at : at + vectors * kp].reshape(kp // LANES, vectors, LANES)
+            total = np.zeros((rows, last - first), np.float32)
+            with np.errstate(over="ignore"):  # fp32 overflow saturates like any other
+                for g in range(count):
+                    tile, lane = divmod(g * group, LANES)
+                    block = unpack(packed[tile, :, lane : lane + group], last - first)
+                    acc = x[:, g * group : (g + 1) * group].astype(np.float32)
+                    total += (acc @ block.astype(np.float32).T) * sw[g, first:last]
+                values = total * sx[:, None]
             saturated += store(values, y[:, first:last])
         return saturated
 
@@ -495,6 +524,20 @@ def _tiled_shape(x_shape: tuple[int, ...], w_size: int, columns: int) -> None:
         f"matmul: {columns} columns of K = {kp} want {columns * kp} weights, K a multiple of "
         f"{LANES} up to {MAX_TERMS}; got {w_size} weights",
     )
+
+
+def _packed_shape(x_shape: tuple[int, ...], w_size: int, scales: tuple[int, ...]) -> int:
+    """Check the operands of a product with int4 weights; return the rows of K of a group."""
+    (_, kp), (count, columns) = x_shape, scales
+    size = packed_vectors(columns) * kp
+    require(
+        not kp % LANES and kp <= MAX_TERMS and w_size == size and count > 0
+        and not kp % count and kp // count in INT4_GROUPS,
+        f"matmul: {columns} columns of K = {kp} with {count} scales each want {size} bytes of "
+        f"weights, K a multiple of {LANES} up to {MAX_TERMS}, and a scale for 320, 160, 64 or 32 "
+        f"rows of it; got {w_size} bytes",
+    )  # fmt: skip
+    return kp // count
 
 
 def _split_heads(

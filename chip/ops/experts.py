@@ -17,16 +17,17 @@ from typing import ClassVar
 
 from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.opcodes import BOUND, MXM, Opcode, Use
-from chip.ops.rows import item_bytes, row_bytes
+from chip.ops.rows import row_bytes
 from chip.ops.vector import VXM, quantised
-from chip.spec import VECTOR_BYTES, pad_vector
+from chip.ops.weights import weight_bytes, weight_scale_bytes
+from chip.spec import VECTOR_BYTES
 
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
 
 
-def expert_stride(k: int, n: int, dtype: str) -> int:
+def expert_stride(k: int, n: int, dtype: str, group: int | None = None) -> int:
     """Bytes from one expert's weights [k, n] to the next one's: whole windows of vectors."""
-    size = n * row_bytes(pad_vector(k), item_bytes(dtype))
+    size = weight_bytes(k, n, dtype, group)
     return -(-size // WINDOW_BYTES) * WINDOW_BYTES
 
 
@@ -74,6 +75,7 @@ class ExpertsEach:
     k: int
     n: int
     dtype: str
+    group: int | None = None  # of int4 weights, as in `Matmul`
     every: bool = False
     x: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
@@ -113,6 +115,7 @@ class ExpertsSum:
     k: int
     n: int
     dtype: str
+    group: int | None = None  # of int4 weights, as in `Matmul`
     every: bool = False
     x: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
@@ -144,7 +147,7 @@ def programs(op: ExpertsEach | ExpertsSum) -> tuple[ExpertsEach | ExpertsSum, ..
 
 def _read(op: ExpertsEach | ExpertsSum) -> int:
     times = op.experts if op.every else op.rows * op.chosen
-    return times * op.n * row_bytes(pad_vector(op.k), item_bytes(op.dtype))
+    return times * weight_bytes(op.k, op.n, op.dtype, op.group)
 
 
 def _chosen(op: ExpertsEach | ExpertsSum) -> Use:
@@ -152,6 +155,9 @@ def _chosen(op: ExpertsEach | ExpertsSum) -> Use:
 
 
 def _weights(op: ExpertsEach | ExpertsSum) -> list[Use]:
-    columns = op.experts * row_bytes(op.n, 4)
-    parts = [(name, (at, columns)) for name, at in (("sw", op.sw), ("b", op.b)) if at is not None]
-    return [("w", (op.w, op.experts * expert_stride(op.k, op.n, op.dtype))), *parts]
+    uses = [("w", (op.w, op.experts * expert_stride(op.k, op.n, op.dtype, op.group)))]
+    if op.sw is not None:
+        uses.append(("sw", (op.sw, op.experts * weight_scale_bytes(op.k, op.n, op.group))))
+    if op.b is not None:
+        uses.append(("b", (op.b, op.experts * row_bytes(op.n, 4))))
+    return uses

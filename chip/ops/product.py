@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chip.ops.opcodes import BOUND, MXM, PART, WORD, Activation, Opcode, Use
-from chip.ops.rows import item_bytes, row_bytes
+from chip.ops.rows import row_bytes
 from chip.ops.vector import quantised, segments
-from chip.spec import pad_vector
+from chip.ops.weights import weight_bytes, weight_scale_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,8 @@ NO_ROOM = LinkRoom()
 class Matmul:
     """rows x [k] . w [k, n], dequantised by sw (int8), and b [n] fp32 added; fp32 or fp16 (`out`).
 
-    Without b nothing is added.
+    Without b nothing is added. `group`: w is int4, and sw has a row of scales for every so many
+    rows of K (chip/ops/weights.py).
     `first_column`: the result is logits, of columns from here on.
     """
 
@@ -160,7 +161,8 @@ class Matmul:
     rows: int
     k: int
     n: int
-    dtype: str
+    dtype: str  # of x, and without `group` of w
+    group: int | None = None
     out: str
     source: Activations | NormFirst | GatherFirst = field(metadata=PART)
     result: Plain | AddTo | Gated | Capped = field(metadata=PART)
@@ -188,13 +190,14 @@ class Matmul:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights: k padded to the MXM's 320 rows."""
-        return self.n * row_bytes(pad_vector(self.k), item_bytes(self.dtype))
+        return weight_bytes(self.k, self.n, self.dtype, self.group)
 
     def reads(self) -> list[Use]:
-        columns = [
-            (name, (address, row_bytes(self.n, 4)))
-            for name, address in (("sw", self.sw), ("b", self.b)) if address is not None
-        ]  # fmt: skip
+        columns = []
+        if self.sw is not None:
+            columns.append(("sw", (self.sw, weight_scale_bytes(self.k, self.n, self.group))))
+        if self.b is not None:
+            columns.append(("b", (self.b, row_bytes(self.n, 4))))
         parts = [*self.source.reads(self), *self.result.reads(self)]
         return [*parts, ("w", (self.w, self.weight_bytes)), *columns]
 

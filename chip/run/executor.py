@@ -20,8 +20,9 @@ from chip.ops.product import Activations, AddTo, Capped, Gated, Matmul, NormFirs
 from chip.ops.program import Computation
 from chip.ops.rows import gated_widths, row_bytes
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
+from chip.ops.weights import weight_bytes, weight_scale_bytes
 from chip.run.views import Views
-from chip.spec import VECTOR_BYTES, pad_vector
+from chip.spec import VECTOR_BYTES
 from chip.sram import Sram
 
 
@@ -153,18 +154,18 @@ class Binder:
         made, after = self._epilogue(op)
         y, bias = (made, None) if op.b is None else self._biased(op, op.b, made)
         x, kernels = self._quantised(at, op, op.k), self.kernels
-        size = op.n * pad_vector(op.k)
         product: Callable[[int], int]
         if op.sw is not None:
             assert scale_at is not None
-            w = self.sram.view(op.w, np.int8, (size,), (1,))
-            sw, s = self.views.vector(op.sw, op.n), self.views.vector(scale_at, op.rows)
+            w = self.sram.view(op.w, np.int8, (op.weight_bytes,), (1,))
+            sw, s = self.views.weight_scales(op.sw, op), self.views.vector(scale_at, op.rows)
+            multiply = kernels.matmul_i8 if op.group is None else kernels.matmul_i4
 
             def product(n: int) -> int:
-                return kernels.matmul_i8(x[:n], s[:n], w, sw, y[:n])
+                return multiply(x[:n], s[:n], w, sw, y[:n])
 
         else:
-            w16 = self.sram.view(op.w, np.float16, (size,), (2,))
+            w16 = self.sram.view(op.w, np.float16, (op.weight_bytes // 2,), (2,))
 
             def product(n: int) -> int:
                 return kernels.matmul_f16(x[:n], w16, y[:n])
@@ -411,21 +412,25 @@ class Binder:
 
         `rows`: how many there are at most.
         """
-        x, kernels, size = self._quantised(op.x, op, op.k, rows), self.kernels, row_bytes(op.n, 4)
-        stride, numbers = expert_stride(op.k, op.n, op.dtype), range(op.experts)
-        kind, item = x.dtype.type, x.dtype.itemsize  # weights are of the rows' type
-        shape = (op.n * pad_vector(op.k),)
+        x, kernels, numbers = self._quantised(op.x, op, op.k, rows), self.kernels, range(op.experts)
+        kind, item = x.dtype.type, x.dtype.itemsize  # weights are of the rows' type, or packed
+        stride = expert_stride(op.k, op.n, op.dtype, op.group)
+        shape = (weight_bytes(op.k, op.n, op.dtype, op.group) // item,)
         weights = [self.sram.view(op.w + e * stride, kind, shape, (item,)) for e in numbers]
-        scales, biases = (
-            None if at is None else [self.views.vector(at + e * size, op.n) for e in numbers]
-            for at in (op.sw, op.b)
-        )
+        scales = biases = None
+        if op.sw is not None:
+            size = weight_scale_bytes(op.k, op.n, op.group)
+            scales = [self.views.weight_scales(op.sw + e * size, op) for e in numbers]
+        if op.b is not None:
+            size = row_bytes(op.n, 4)
+            biases = [self.views.vector(op.b + e * size, op.n) for e in numbers]
+        multiply = kernels.matmul_i8 if op.group is None else kernels.matmul_i4
         s = None if op.s is None else self.views.vector(op.s, rows)
 
         def product(e: int, which: NDArray[np.int64]) -> NDArray[np.float32]:
             y = np.empty((len(which), op.n), np.float32)
             if s is not None and scales is not None:
-                kernels.matmul_i8(x[which], s[which], weights[e], scales[e], y)
+                multiply(x[which], s[which], weights[e], scales[e], y)
             else:
                 kernels.matmul_f16(x[which], weights[e], y)
             if biases is not None:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.ops.attention import Attend, Rope
+from chip.ops.experts import ExpertsEach, ExpertsSum
+from chip.ops.product import Matmul
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
 from chip.spec import VECTOR_BYTES, pad_vector
 from chip.sram import Sram
@@ -42,6 +44,14 @@ class Views:
 
     def vector(self, address: int, n: int) -> NDArray[np.float32]:
         return self.f32(address, 1, n).reshape(n)
+
+    def weight_scales(
+        self, address: int, op: Matmul | ExpertsEach | ExpertsSum
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """Return the scales of a product's weights: [n], or of int4 ones [groups, n]."""
+        if op.group is None:
+            return self.vector(address, op.n)
+        return self.f32(address, pad_vector(op.k) // op.group, op.n)
 
     def activation(self, address: int, rows: int, k: int, dtype: str) -> NDArray[Any]:
         padded, item = pad_vector(k), item_bytes(dtype)

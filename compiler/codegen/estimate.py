@@ -74,6 +74,18 @@ def mxm_pass_cycles(dtype: str, spec: ChipSpec, k: int, n: int, rows: int) -> in
     return -(-k // k_rows) * per_k
 
 
+def packed_pass_cycles(spec: ChipSpec, k: int, n: int, rows: int, group: int) -> int:
+    """Cycles the planes stream with int4 weights: as `mxm_pass_cycles`, loads being shorter.
+
+    Sums of a group leave the planes apart, to be scaled: a row goes in once for each group of a
+    tile, with zeros in the lanes of the others.
+    """
+    planes, k_rows, per_cycle = _plane_shape("int8", spec)
+    fed, packed = rows * (k_rows // group), per_cycle * spec.mxm_int4_columns
+    per_k = sum(max(-(-c // packed), fed) for c in _plane_blocks(n, planes, spec))
+    return -(-k // k_rows) * per_k
+
+
 def _column_groups(dtype: str, spec: ChipSpec, n: int, rows: int) -> int:
     """Groups in which one plane finishes its columns, all K tiles of a group before the next.
 

@@ -56,13 +56,19 @@ def lower_operation(operation: Scheduled, spec: ChipSpec) -> list[Issue]:
     found = template(op, spec)
     if not found.lowered:
         raise LoweringError(
-            f"{operation.name}: {op.opcode} has no instructions for "
-            f"{getattr(op, 'dtype', 'its operands')} and this shape; its cost is an estimate"
+            f"{operation.name}: {op.opcode} has no instructions for {_kind(op)} and this shape; "
+            "its cost is an estimate"
         )
     return [
         Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
         for i in bind(found, bases_of(op), bound_values(op), spec)
     ]
+
+
+def _kind(op: object) -> str:
+    if getattr(op, "group", None) is not None:
+        return "int4 weights"
+    return str(getattr(op, "dtype", "its operands"))
 
 
 def bases_of(op: object) -> dict[str, int]:

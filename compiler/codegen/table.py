@@ -63,7 +63,7 @@ def _template(shape: Computation, spec: ChipSpec) -> Template:
 
 
 def _laid(shape: Computation, spec: ChipSpec) -> Template:
-    if (estimated := unlowered(shape, lambda like: _template(like, spec))) is not None:
+    if (estimated := unlowered(shape, spec, lambda like: _template(like, spec))) is not None:
         return estimated
     if not has_instructions(shape, spec):
         if isinstance(shape, Matmul | Rope | Attend | TopK):

@@ -10,35 +10,48 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from chip.ops.attention import Attend, Rope
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.program import Computation
 from chip.ops.vector import TopK
+from chip.spec import ChipSpec
 from compiler.codegen.core.template import Template
+from compiler.codegen.estimate import latencies, mxm_pass_cycles, packed_pass_cycles
 from compiler.codegen.route import fits
 
 Lay = Callable[[Computation], Template]
 
 
-def unlowered(op: Computation, lay: Lay) -> Template | None:
+def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
     """Return the estimate of an operation without instructions; None for one that has some.
 
     `lay` gives the template of an operation that is like it, and has instructions.
     """
     if isinstance(op, ExpertsEach | ExpertsSum) or (isinstance(op, Route) and not fits(op)):
-        return _empty(lay(_alike(op)), _times(op) - 1)
-    if isinstance(op, Rope | Attend) and op.ring is not None:  # slots are as many tokens
-        return _empty(lay(replace(op, ring=None, context=op.ring)), 0)
+        like = lay(_alike(op))
+        return _empty(like, like.cycles * _times(op), like.stream_cycles)
+    if isinstance(op, Matmul) and op.group is not None:
+        return _packed(op, op.group, spec, lay(replace(op, group=None)))
     return None
 
 
-def _empty(like: Template, again: int) -> Template:
-    """Return a template's cycles without its instructions: run some times again."""
+def _packed(op: Matmul, group: int, spec: ChipSpec, like: Template) -> Template:
+    """Return the estimate of a product with int4 weights, from the same product in int8.
+
+    What differs is what the planes stream. Sums are scaled and added group by group as they leave
+    the planes, which the VXM does in the time of the loads, but for the last one.
+    """
+    shape = (spec, op.k, op.n, op.rows)
+    less = mxm_pass_cycles("int8", *shape) - packed_pass_cycles(*shape, group)
+    cycles = like.cycles - less + latencies(spec).chain
+    return _empty(like, cycles, like.stream_cycles * min(cycles, like.cycles) // like.cycles)
+
+
+def _empty(like: Template, cycles: int, stream_cycles: int) -> Template:
+    """Return cycles without instructions; operands are needed when the like one needs them."""
     return Template(
-        placed=(), cycles=like.cycles * (1 + again), needed=like.needed,
-        stream_cycles=like.stream_cycles, lowered=False,
-    )  # fmt: skip
+        placed=(), cycles=cycles, needed=like.needed, stream_cycles=stream_cycles, lowered=False
+    )
 
 
 def _alike(op: Route | ExpertsEach | ExpertsSum) -> Computation:
@@ -48,8 +61,8 @@ def _alike(op: Route | ExpertsEach | ExpertsSum) -> Computation:
     out = "f32" if isinstance(op, ExpertsEach) else "f16"
     scale = None if op.sw is None else 0
     return Matmul(
-        rows=op.rows if op.every else 1, k=op.k, n=op.n, dtype=op.dtype, out=out,
-        source=Activations(x=0, s=op.s), result=Plain(y=0), w=0, sw=scale, b=op.b,
+        rows=op.rows if op.every else 1, k=op.k, n=op.n, dtype=op.dtype, group=op.group,
+        out=out, source=Activations(x=0, s=op.s), result=Plain(y=0), w=0, sw=scale, b=op.b,
     )  # fmt: skip
 
 

@@ -333,7 +333,18 @@ def _check_supported(
     for key, allowed in supported.items():
         value = raw.get(key, allowed[0])
         if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
-            raise ModelError(f"{path}: {key}", repr(allowed[0]), shown(value))
+            wanted = repr(allowed[0])
+            if key == "quantization_config":
+                wanted = f"{wanted}{_unquantised(value)}"
+            raise ModelError(f"{path}: {key}", wanted, shown(value))
+
+
+def _unquantised(found: object) -> str:
+    """Return for an error what to do with a checkpoint that is quantised."""
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    named = f"{method:.20} " if isinstance(method, str) and method.isprintable() else ""
+    made = f"the checkpoint that this {named}one was made of"
+    return f" (give {made}: --dtype int8 or int4 rounds it)"
 
 
 def _sizes(path: Path, raw: Mapping[str, Any]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from chip.kernels import synthetic
+from chip.kernels.packed import groups_of, quantize_groups, write_packed
 from chip.kernels.quant import F16_MAX, quantize_weight, write_tiles
 from compiler.errors import ModelError
 from compiler.files import is_file, parse_object, printable, require_json, shown
@@ -112,6 +113,17 @@ class WeightSource(Protocol):
         """Quantise rows [start, stop) into a tiled block from column `at` on; return their scales.
 
         block: [ceil(K / 320), columns, 320] (`tile_weights` of chip.kernels.quant).
+        """
+
+    def int4_rows(self, name: str, start: int, stop: int, group: int) -> tuple[I8, F32]:
+        """Return rows [start, stop) as [stop - start, K] in -7..7, and scales [groups, rows]."""
+
+    def fill_int4(
+        self, name: str, start: int, stop: int, group: int, block: I8, at: int
+    ) -> F32:  # fmt: skip
+        """Quantise rows [start, stop) into a packed block from column `at` on; return their scales.
+
+        block: [ceil(K / 320), vectors, 320] (chip.kernels.packed); scales: [groups, rows].
         """
 
     def describe(self) -> str:
@@ -248,6 +260,19 @@ class _Synthetic(_Checked):
         synthetic.fill_tiled(*rows, block, at)
         return synthetic.scales(*rows)
 
+    def int4_rows(self, name: str, start: int, stop: int, group: int) -> tuple[I8, F32]:
+        name, k = self._matrix(name, start, stop)
+        rows = (self._seed, name, start, stop - start, k)
+        return synthetic.int4_rows(*rows), synthetic.int4_scales(*rows, group)
+
+    def fill_int4(
+        self, name: str, start: int, stop: int, group: int, block: I8, at: int
+    ) -> F32:  # fmt: skip
+        name, k = self._matrix(name, start, stop)
+        rows = (self._seed, name, start, stop - start, k)
+        write_packed(synthetic.int8_rows(*rows), block, at)  # which takes their low four bits
+        return synthetic.int4_scales(*rows, group)
+
     def describe(self) -> str:
         return self._ref.describe()
 
@@ -335,6 +360,23 @@ class _Safetensors(_Checked):
     def fill_int8(self, name: str, start: int, stop: int, block: I8, at: int) -> F32:
         values, scales = self.int8_rows(name, start, stop)
         write_tiles(values, block, at)
+        return scales
+
+    def int4_rows(self, name: str, start: int, stop: int, group: int) -> tuple[I8, F32]:
+        name, k = self._matrix(name, start, stop)
+        values = np.empty((stop - start, k), np.int8)
+        scales = np.empty((groups_of(k, group), stop - start), np.float32)
+        for first, last in _blocks(start, stop, k):
+            block = slice(first - start, last - start)
+            found = quantize_groups(self.f32_rows(name, first, last), group)
+            values[block], scales[:, block] = found
+        return values, scales
+
+    def fill_int4(
+        self, name: str, start: int, stop: int, group: int, block: I8, at: int
+    ) -> F32:  # fmt: skip
+        values, scales = self.int4_rows(name, start, stop, group)
+        write_packed(values, block, at)
         return scales
 
     def check_finite(self, name: str) -> None:

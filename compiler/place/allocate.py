@@ -16,8 +16,9 @@ from functools import lru_cache
 
 from chip.ops.experts import expert_stride
 from chip.ops.kv import WINDOW_VECTORS, KvLayout
-from chip.ops.rows import item_bytes, row_bytes
-from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
+from chip.ops.rows import row_bytes
+from chip.ops.weights import weight_bytes, weight_scale_bytes
+from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import feed_start, work_start
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
@@ -28,36 +29,47 @@ from compiler.place.partition import Partition, Weight, weight_of
 WINDOW_BYTES = WINDOW_VECTORS * VECTOR_BYTES
 
 
-def constants(partition: Partition, chip: int, dtype: str) -> list[tuple[str, str, int]]:
-    """Return (name, kind, bytes) of each weight, scale, bias and norm of a chip, by address."""
+GROUP_SCALE = "group scale"  # of int4 weights: too many for work slices
+
+
+def constants(
+    partition: Partition, chip: int, dtype: str, group: int | None = None
+) -> list[tuple[str, str, int]]:
+    """Return (name, kind, bytes) of each weight, scale, bias and norm of a chip, by address.
+
+    `group`: weights are int4, with so many rows of K to a scale.
+    """
     out: list[tuple[str, str, int]] = []
-    for group, rank in partition.groups_of(chip):
-        for name, piece in partition.vectors_of(group, rank).items():
+    for chips, rank in partition.groups_of(chip):
+        for name, piece in partition.vectors_of(chips, rank).items():
             out.append((name, "norm", row_bytes(piece.stop - piece.start, 4)))
-        for op in partition.ops(group):
+        for op in partition.ops(chips):
             if op.kind is Kind.NORM:
                 out.append((op.name, "norm", row_bytes(op.features, 4)))
             if op.kind is Kind.LAYER_NORM:
                 names = (op.name, f"{op.name}.bias")
                 out += [(name, "norm", row_bytes(op.features, 4)) for name in names]
             if op.is_product:
-                out += _product(op, weight_of(partition.config, group, rank, op), dtype)
+                weight = weight_of(partition.config, chips, rank, op)
+                out += _product(op, weight, dtype, group)
     return out
 
 
-def _product(op: GraphOp, weight: Weight, dtype: str) -> list[tuple[str, str, int]]:
+def _product(
+    op: GraphOp, weight: Weight, dtype: str, group: int | None
+) -> list[tuple[str, str, int]]:
     """Return the same of a product: its matrix, or those of all experts one behind the other."""
-    columns = op.matrices * row_bytes(weight.n, 4)
     if not weight.n:
         return []
-    size = weight.n * row_bytes(pad_vector(weight.k), item_bytes(dtype))
+    size = weight_bytes(weight.k, weight.n, dtype, group)
     if op.experts is not None:
-        size = op.matrices * expert_stride(weight.k, weight.n, dtype)
+        size = op.matrices * expert_stride(weight.k, weight.n, dtype, group)
     out = [(op.name, "weight", size)]
     if dtype == "int8":
-        out.append((f"{op.name}.scale", "scale", columns))
+        scales = op.matrices * weight_scale_bytes(weight.k, weight.n, group)
+        out.append((f"{op.name}.scale", "scale" if group is None else GROUP_SCALE, scales))
     if op.biases:
-        out.append((f"{op.name}.bias", "bias", columns))
+        out.append((f"{op.name}.bias", "bias", op.matrices * row_bytes(weight.n, 4)))
     return out
 
 
@@ -111,11 +123,15 @@ def _place(
 ) -> tuple[Memory, int]:
     """Place everything even if it does not fit; return the memory and the bytes missing."""
     work = work_start(spec)
-    fixed = constants(partition, chip, options.dtype)
+    fixed = constants(partition, chip, options.dtype, options.group)
     caches = kv_tensors(partition, chip, options.dtype, options.context)
     bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
+    groups, end = _lay([t for t in fixed if t[1] == GROUP_SCALE], bulk_end, VECTOR_BYTES)
+    bulk, bulk_end = bulk + groups, -(-end // WINDOW_BYTES) * WINDOW_BYTES
     kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
-    small, small_end = _lay([t for t in fixed if t[1] != "weight"], work, VECTOR_BYTES)
+    small, small_end = _lay(
+        [t for t in fixed if t[1] not in ("weight", GROUP_SCALE)], work, VECTOR_BYTES
+    )
     scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
     feed = feed_start(spec)
     starts = {Slices.BULK: kv_end, Slices.FEED: feed, Slices.WORK: at}

@@ -58,13 +58,14 @@ class _Search:
         if self.config.encoder is not None:
             rows = context_buckets(self.options, context, encoder=True)
             return MemoryOptions(
-                dtype=self.options.dtype, context=context, rows=rows, forward_row_bytes={}
-            )
+                dtype=self.options.rows_dtype, context=context, rows=rows, forward_row_bytes={},
+                group=self.options.group,
+            )  # fmt: skip
         longest = asked or self.config.max_position_embeddings
         chunk = min(self.options.prefill_chunk or min(MIN_CHUNK, context), longest)
         return MemoryOptions(
-            dtype=self.options.dtype, context=context, rows=(1, *prefill_sizes(chunk)),
-            forward_row_bytes={}, top_k=self.options.top_k,
+            dtype=self.options.rows_dtype, context=context, rows=(1, *prefill_sizes(chunk)),
+            forward_row_bytes={}, top_k=self.options.top_k, group=self.options.group,
         )  # fmt: skip
 
     def excess(self, layout: Layout) -> int:

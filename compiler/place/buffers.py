@@ -53,11 +53,12 @@ class Buffer:
 class MemoryOptions:
     """The options that decide how much a memory holds beside the weights."""
 
-    dtype: str
+    dtype: str  # of activations and cache
     context: int  # tokens of KV cache
     rows: tuple[int, ...]  # row counts of the steps; 1 is decode
     forward_row_bytes: dict[int, int]  # chip -> the widest row that passes through it
     top_k: int = 0
+    group: int | None = None  # of int4 weights
 
 
 def tokens_kept(config: ModelConfig, layer: int, context: int) -> int:

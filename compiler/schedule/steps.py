@@ -66,11 +66,12 @@ class StepPlanner:
 
     def __init__(
         self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
-        dtype: str, context: int, top_k: int, costs: CostModel,
+        dtype: str, context: int, top_k: int, costs: CostModel, weight_group: int | None = None,
     ) -> None:  # fmt: skip
         self.costs = costs  # by which the shorter of two programs is found
         self.partition, self.network, self.kind = partition, network, kind
         self.dtype, self.context, self.top_k = dtype, context, top_k
+        self.weight_group = weight_group  # of int4 weights
         self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
         self.config = partition.config
         self.eps = self.config.rms_norm_eps
@@ -247,7 +248,8 @@ class StepPlanner:
             scales = self.constants[chip].get(f"{op.name}.scale")
             matmul = Matmul(
                 rows=self.kind.rows, k=op.in_features, n=weight.n, dtype=self.dtype,
-                out="f16" if half else "f32", source=self.before.get((chip, source), rows),
+                group=self.weight_group, out="f16" if half else "f32",
+                source=self.before.get((chip, source), rows),
                 result=_result(last, at), links=room,
                 w=self.constants[chip][op.name], sw=scales if self.dtype == "int8" else None,
                 b=self.constants[chip][f"{op.name}.bias"] if op.biases else None,
@@ -280,6 +282,7 @@ class StepPlanner:
             shape: dict[str, Any] = {
                 "rows": self.kind.rows, "experts": experts.count, "chosen": experts.chosen,
                 "k": op.in_features, "n": weight.n, "dtype": self.dtype,
+                "group": self.weight_group,
                 "x": buffers[source], "s": self._scale(chip, source), "e": buffers[chosen],
                 "w": constants[op.name], "sw": constants.get(f"{op.name}.scale"),
                 "b": constants.get(f"{op.name}.bias"), "y": buffers[op.output] + offsets[rank],

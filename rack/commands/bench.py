@@ -186,6 +186,13 @@ def _memory(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def _bytes_of_weight(compiled: CompiledModel) -> float:
+    """Return the bytes that are read for a weight; with int4 ones a group's scales count."""
+    if compiled.int4_group is not None:
+        return 0.5 + 4 / compiled.int4_group
+    return 1 if compiled.dtype == "int8" else 2
+
+
 def _report(
     prepared: Prepared,
     bandwidth: float | None,
@@ -195,7 +202,7 @@ def _report(
     memory: dict[str, Any],
 ) -> dict[str, Any]:
     compiled = prepared.compiled
-    item = 1 if compiled.dtype == "int8" else 2
+    item = _bytes_of_weight(compiled)
     elements, per_row = products(compiled)
     has_data = bandwidth is not None  # else nothing is read and nothing multiplied
     token_s = statistics.median(s for run in runs for s in run.wall_decode_seconds)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
+from chip.spec import INT4_GROUPS
 from compiler.files import shown
 from compiler.pipeline import DTYPES
 from rack.commands.verbs import VERBS, called_as
@@ -51,7 +52,11 @@ def _groups() -> dict[str, dict[str, tuple[str, str]]]:
                 "synthetic, the same in all layers of a kind, and in memory once",
             ),
             "tokenizer": ("DIR", "tokenizer.json, and its chat template, for a preset"),
-            "dtype": (_of(DTYPES), "weights and activations"),
+            "dtype": (_of(DTYPES), "weights and activations; int4: the latter are int8"),
+            "int4_group": (
+                "|".join(map(str, INT4_GROUPS)),
+                f"input rows that share a scale of int4 weights (default {INT4_GROUPS[0]})",
+            ),
             "max_model_len": ("N", "context in tokens; the model's, or the largest that fits"),
             "prefill_chunk": ("N", "prompt tokens per prefill step; the largest that fits, to 128"),
             "seed": ("N", "seed of sampling and of synthetic weights"),

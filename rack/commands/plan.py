@@ -60,6 +60,8 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     schedule = prepared.compiled.step_for(context)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
+    if prepared.compiled.int4_group is not None:
+        report["int4"] = int4_loads(prepared)
     if (experts := expert_programs(prepared.compiled, schedule)) is not None:
         report["experts"] = experts
     if args.instructions:
@@ -105,6 +107,18 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
     }
 
 
+def int4_loads(prepared: Prepared) -> dict[str, Any]:
+    """Return what int4 weights rest on: how the weight path unpacks them, and what that saves."""
+    compiled, chip = prepared.compiled, prepared.compiled.chip
+    return {
+        "group": compiled.int4_group,
+        "columns_per_vector": chip.mxm_int4_columns,
+        "tile_load_cycles": -(-chip.weight_load_cycles // chip.mxm_int4_columns),
+        "int8_tile_load_cycles": chip.weight_load_cycles,
+        "source": prepared.hardware.sources["chip.mxm_int4_columns"].source,
+    }
+
+
 def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
     """Return the cost of straying clocks to a step, against the same machine with exact ones."""
     compiled, hardware = prepared.compiled, prepared.hardware
@@ -112,7 +126,8 @@ def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any
     if network.clock.strays:
         exact = replace(hardware.clock, drift_ppm=0, jitter_mcycles=0)
         options = Options(
-            dtype=compiled.dtype, max_model_len=compiled.max_model_len, top_k=compiled.top_k,
+            dtype=compiled.dtype, int4_group=compiled.int4_group,
+            max_model_len=compiled.max_model_len, top_k=compiled.top_k,
             prefill_chunk=compiled.prefill_chunk, buckets=compiled.buckets,
             binding=network.binding,
         )  # fmt: skip
@@ -225,6 +240,8 @@ def text_of(report: dict[str, Any]) -> str:
             f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more; "
             f"a request starts in {clocks['start_cycles']:,} cycles"
         )
+    if "int4" in report:
+        lines.append(_int4_line(report["int4"]))
     if "experts" in report:
         lines += expert_lines(report["experts"])
     lines.append(
@@ -233,6 +250,14 @@ def text_of(report: dict[str, Any]) -> str:
     )
     lines += [f"NOTE: {notice}" for notice in report["notices"]]
     return shown(head, _memory_table(report), _cycles_table(decode), *lines)
+
+
+def _int4_line(loads: dict[str, Any]) -> str:
+    return (
+        f"int4 weights, a scale for {loads['group']} input rows: a tile of 320 x 320 loads in "
+        f"{loads['tile_load_cycles']} cycles, int8 in {loads['int8_tile_load_cycles']}; "
+        f"{loads['source']}"
+    )
 
 
 def _rate(step: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ RANGES = {
     "chip.slices_per_hop": (2, MODELLED["slices"] // MODELLED["hemispheres"]),
     "chip.mxm_activation_slots": (16, 4096),
     "chip.mxm_accumulator_rows": (16, 4096),
+    "chip.mxm_int4_columns": (1, 2),
     "system.chips_per_card": (1, MOST_CHIPS),
     "system.cards_per_rack": (1, MOST_CHIPS),
     "system.chips_per_node": (1, MOST_CHIPS),

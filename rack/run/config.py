@@ -43,6 +43,7 @@ class RunConfig:
     model: str
     weights: str | None = None
     dtype: str = "int8"
+    int4_group: int | None = None
     hardware: str = "lesson"
     layout: str = "auto"
     executor: str = "fast"
@@ -134,7 +135,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _typed(label: str, key: str, value: Any) -> Any:
     kinds: dict[str, type] = {
-        "layers": int, "max_model_len": int, "prefill_chunk": int, "seed": int,
+        "int4_group": int, "layers": int, "max_model_len": int, "prefill_chunk": int, "seed": int,
         "step_timeout_s": float,
     }  # fmt: skip
     kind = kinds.get(key, str)
@@ -156,7 +157,8 @@ def _check(label: str, key: str, value: Any) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         wanted = f"one of {', '.join(_CHOICES[key])}"
         raise ConfigError(f"{label}: wanted {wanted}, got {shown(value)}")
-    if key in ("layers", "max_model_len", "prefill_chunk") and abs(value) > MOST_INTEGER:
+    counts = ("int4_group", "layers", "max_model_len", "prefill_chunk")
+    if key in counts and abs(value) > MOST_INTEGER:
         raise ConfigError(f"{label}: wanted an integer up to {MOST_INTEGER}, got {shown(value)}")
     if key == "seed" and not 0 <= value < 1 << 64:
         raise ConfigError(f"{label}: wanted an integer in 0..2^64-1, got {shown(value)}")

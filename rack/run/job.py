@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.kernels import load as load_kernels
+from chip.kernels.packed import BLOCK, groups_of, packed_vectors
 from chip.kernels.quant import write_tiles
 from chip.ops.cost import CostModel
 from chip.ops.moves import Receive, Send
@@ -27,6 +28,7 @@ from compiler.ir import LinkUse, Tensor
 from compiler.model.operation import Kind, WeightTensor
 from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
+from compiler.place.allocate import GROUP_SCALE
 from compiler.place.partition import Piece, Weight, biases_of, weights_of
 from rack.run.stored import Images
 
@@ -53,6 +55,7 @@ class ChipJob:
     index: int
     spec: ChipSpec
     dtype: str
+    int4_group: int | None
     loads: tuple[TensorLoad, ...]
     caches: tuple[Tensor, ...]
     programs: tuple[Program, ...]
@@ -109,7 +112,7 @@ def loads_of(compiled: CompiledModel, index: int) -> tuple[TensorLoad, ...]:
             loads.append(TensorLoad(tensor=tensor, weights=matrices[tensor.name]))
         elif tensor.kind in ("norm", "bias"):
             loads.append(TensorLoad(tensor=tensor, vectors=vectors[tensor.name]))
-        elif tensor.kind == "scale":
+        elif tensor.kind in ("scale", GROUP_SCALE):
             loads.append(TensorLoad(tensor=tensor))
     return tuple(loads)
 
@@ -127,6 +130,7 @@ def chip_job(
         index=index,
         spec=compiled.chip,
         dtype=compiled.dtype,
+        int4_group=compiled.int4_group,
         loads=loads_of(compiled, index),
         caches=tuple(tensor for tensor in memory.tensors if tensor.kind == "kv"),
         programs=programs,
@@ -162,6 +166,8 @@ def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
             for to, parts in zip(_shares(whole, load.vectors), load.vectors, strict=True):
                 values = np.concatenate([_read_vector(source, piece) for piece in parts])
                 to[: len(values)] = values
+        elif load.weights and job.int4_group is not None:
+            _load_packed(load, job.int4_group, sram, source)
         elif load.weights:
             _load_matrices(load, job.dtype, sram, source)
 
@@ -196,7 +202,7 @@ def _load_matrix(
 ) -> None:
     """Write a matrix into its tiles, block by block, so that no second copy of it exists."""
     tiles, column = -(-weight.k // VECTOR_BYTES), 0
-    for rows in _blocks(weight):
+    for rows in _blocks(weight, BLOCK_COLUMNS):
         width = sum(stop - start for _, start, stop in rows)
         size = tiles * width * VECTOR_BYTES
         block = flat[:size].reshape(tiles, width, VECTOR_BYTES)
@@ -212,10 +218,38 @@ def _load_matrix(
         column += width
 
 
-def _blocks(weight: Weight) -> Iterator[list[tuple[str, int, int]]]:
-    """Yield the rows of the pieces for each block of 320 columns; the last may be short."""
+def _load_packed(load: TensorLoad, group: int, sram: Sram, source: WeightSource) -> None:
+    """Write int4 matrices into their tiles, and their scales a row a group."""
+    name, weights = load.tensor.name, load.weights
+    flat = _shares(sram.tensor(name).view(np.int8), weights)
+    scales = _shares(sram.tensor(f"{name}.scale").view(np.float32), weights)
+    for weight, to, scale in zip(weights, flat, scales, strict=True):
+        _pack_matrix(weight, group, to, scale.reshape(groups_of(weight.k, group), -1), source)
+
+
+def _pack_matrix(
+    weight: Weight, group: int, flat: NDArray[np.int8], scales: NDArray[np.float32],
+    source: WeightSource,
+) -> None:  # fmt: skip
+    """Write one as `_load_matrix` does."""
+    tiles, column = -(-weight.k // VECTOR_BYTES), 0
+    for rows in _blocks(weight, BLOCK):
+        width = sum(stop - start for _, start, stop in rows)
+        vectors = packed_vectors(width)
+        size = tiles * vectors * VECTOR_BYTES
+        block = flat[:size].reshape(tiles, vectors, VECTOR_BYTES)
+        at, flat = 0, flat[size:]
+        for tensor, start, stop in rows:
+            to = slice(column + at, column + at + stop - start)
+            scales[:, to] = source.fill_int4(tensor, start, stop, group, block, at)
+            at += stop - start
+        column += width
+
+
+def _blocks(weight: Weight, columns: int) -> Iterator[list[tuple[str, int, int]]]:
+    """Yield the rows of the pieces for each block of so many columns; the last may be short."""
     rows: list[tuple[str, int, int]] = []
-    room = BLOCK_COLUMNS
+    room = columns
     for piece in weight.pieces:
         start = piece.start
         while start < piece.stop:
@@ -225,7 +259,7 @@ def _blocks(weight: Weight) -> Iterator[list[tuple[str, int, int]]]:
             start = stop
             if not room:
                 yield rows
-                rows, room = [], BLOCK_COLUMNS
+                rows, room = [], columns
     if rows:
         yield rows
 

@@ -179,6 +179,7 @@ def options_of(config: RunConfig) -> Options:
     """Return the compiler's options in a configuration."""
     return Options(
         dtype=config.dtype,
+        int4_group=config.int4_group,
         max_model_len=config.max_model_len,
         prefill_chunk=config.prefill_chunk,
         top_k=config.top_k,

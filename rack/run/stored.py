@@ -28,7 +28,9 @@ from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware, profile_names
 from rack.run.config import RunConfig
 
-OPTIONS = ("dtype", "layers", "layout", "max_model_len", "prefill_chunk", "returns")
+OPTIONS = (
+    "dtype", "int4_group", "layers", "layout", "max_model_len", "prefill_chunk", "returns",
+)  # fmt: skip
 ONLY_ASKED = ("layers", "returns")  # that have no result beside what was asked for
 HEX = "[0-9a-f]{64}"
 

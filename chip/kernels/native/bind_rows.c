@@ -277,6 +277,41 @@ PyObject *bind_matmul_i8(Call *call, const Table *table, Args a) {
     return matmul(call, table, (Product){.x = a[0], .sx = a[1], .w = a[2], .sw = a[3], .y = a[4]});
 }
 
+static int check_groups(const Py_buffer *x, const Py_buffer *w, const Py_buffer *sw) {
+    const Py_ssize_t kp = x->shape[1], groups = sw->shape[0], columns = sw->shape[1];
+    const Py_ssize_t group = groups > 0 && kp % groups == 0 ? kp / groups : 0;
+    const int known = group == LANES || group == 160 || group == 64 || group == 32;
+    if (known && kp % LANES == 0 && kp <= MAX_TERMS && w->shape[0] == (columns + 1) / 2 * kp)
+        return 1;
+    PyErr_Format(PyExc_ValueError,
+                 "matmul: %zd columns of K = %zd with %zd scales each want %zd bytes of weights, K "
+                 "a multiple of %d up to %d, and a scale for 320, 160, 64 or 32 rows of it; got "
+                 "%zd bytes",
+                 columns, kp, groups, (columns + 1) / 2 * kp, LANES, MAX_TERMS, w->shape[0]);
+    return 0;
+}
+
+PyObject *bind_matmul_i4(Call *call, const Table *table, Args a) {
+    const Py_buffer *x, *w, *y, *sx, *sw;
+    if (!(x = take(call, a[0], "matmul input", "b", 2, READ)) ||
+        !(sx = take(call, a[1], "matmul input scales", "f", 1, READ)) ||
+        !(w = take(call, a[2], "matmul weights", "b", 1, READ)) ||
+        !(sw = take(call, a[3], "matmul weight scales", "f", 2, READ)) ||
+        !(y = take(call, a[4], "output", "fe", 2, WRITE)))
+        return NULL;
+    const Py_ssize_t rows = x->shape[0], columns = sw->shape[1];
+    if (!check_groups(x, w, sw) || !check_shape(y, "output", rows, columns) ||
+        !check_length(sx, "matmul input scales", rows))
+        return NULL;
+    const Matmul m = {.rows = rows, .columns = columns, .kp = x->shape[1], .x = rows_of(x),
+                      .y = rows_of(y), .sx = sx->buf, .sw = sw->buf, .w = w->buf,
+                      .half = is_half(y), .group = x->shape[1] / sw->shape[0],
+                      .sw_stride = sw->strides[0]};
+    long saturated = 0;
+    if (rows > 0) UNLOCKED(saturated = table->matmul_i4(&m));
+    return counted(saturated);
+}
+
 PyObject *bind_matmul_f16(Call *call, const Table *table, Args a) {
     return matmul(call, table, (Product){.x = a[0], .w = a[1], .y = a[2]});
 }

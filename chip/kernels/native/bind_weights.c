@@ -55,6 +55,18 @@ static int check_block(const Py_buffer *block, Py_ssize_t at, Py_ssize_t rows, P
     return 0;
 }
 
+static int check_packed(const Py_buffer *block, Py_ssize_t at, Py_ssize_t rows, Py_ssize_t k) {
+    const Py_ssize_t tiles = block->shape[0], room = 2 * block->shape[1];
+    if (block->shape[2] == LANES && k / LANES + (k % LANES > 0) == tiles && at >= 0 &&
+        at <= room && rows <= room - at)
+        return 1;
+    PyErr_Format(PyExc_ValueError,
+                 "packed block of shape (%zd, %zd, %zd): no room for %zd columns of %zd lanes from "
+                 "column %zd on",
+                 tiles, block->shape[1], block->shape[2], rows, k, at);
+    return 0;
+}
+
 /* block is [tiles, columns, 320]; `at` is the column of the first row. */
 PyObject *bind_synthetic_tiled(Call *call, const Table *table, Args a) {
     uint64_t key, first;
@@ -76,10 +88,32 @@ PyObject *bind_synthetic_tiled(Call *call, const Table *table, Args a) {
     return done(0);
 }
 
+/* q [rows, k], block [tiles, vectors, 320], both int8; `at` is the column of the first row. */
+PyObject *bind_write_packed(Call *call, const Table *table, Args a) {
+    const Py_buffer *q, *block;
+    Py_ssize_t at;
+    if (!to_size(a[2], &at) || !(q = take(call, a[0], "weights", "b", 2, READ)) ||
+        !(block = take(call, a[1], "output", "b", 3, WRITE)))
+        return NULL;
+    const Py_ssize_t rows = q->shape[0], k = q->shape[1];
+    if (!check_packed(block, at, rows, k)) return NULL;
+    const Heads to = heads_of(block);
+    const Rows from = rows_of(q);
+    const Py_ssize_t half = block->shape[1];
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t r = 0; r < rows; r++)
+        table->pack_row(k, (const int8_t *)from.at + r * from.stride,
+                        (int8_t *)to.at + (at + r) % half * to.head, to.row,
+                        at + r < half ? 0 : 4);
+    Py_END_ALLOW_THREADS
+    return done(0);
+}
+
 /* w [rows, k] fp32, q [rows, k] int8, scales [rows] -> the first row that is not finite, or -1. */
 PyObject *bind_quantize_rows(Call *call, const Table *table, Args a) {
     const Py_buffer *w, *q, *scales;
-    if (!(w = take(call, a[0], "weights", "f", 2, READ)) ||
+    Py_ssize_t most;
+    if (!to_size(a[3], &most) || !(w = take(call, a[0], "weights", "f", 2, READ)) ||
         !(q = take(call, a[1], "output", "b", 2, WRITE)) ||
         !(scales = take(call, a[2], "scales", "f", 1, WRITE)) ||
         !check_shape(q, "output", w->shape[0], w->shape[1]) ||
@@ -91,7 +125,8 @@ PyObject *bind_quantize_rows(Call *call, const Table *table, Args a) {
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t r = 0; bad < 0 && r < w->shape[0]; r++) {
         const float *row = (const float *)(from.at + r * from.stride);
-        scale[r] = table->quantize_row(w->shape[1], row, (int8_t *)to.at + r * to.stride);
+        scale[r] = table->quantize_row(w->shape[1], row, (int8_t *)to.at + r * to.stride,
+                                       (float)most);
         if (!isfinite(scale[r])) bad = r;
     }
     Py_END_ALLOW_THREADS

@@ -17,6 +17,7 @@ const Table FN(table) = {
     .whole = FN(whole),
     .gather_i8 = FN(gather_i8),
     .matmul_i8 = FN(matmul_i8),
+    .matmul_i4 = FN(matmul_i4),
     .matmul_f16 = FN(matmul_f16),
     .rope = FN(rope),
     .attention_i8 = FN(attention_i8),
@@ -31,6 +32,7 @@ const Table FN(table) = {
     APPLIED(ENTRY)
     .synthetic = FN(synthetic),
     .quantize_row = FN(quantize_row),
+    .pack_row = FN(pack_row),
     .read_words = FN(read_words),
 };
 

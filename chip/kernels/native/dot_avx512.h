@@ -129,3 +129,108 @@ static void FN(panel)(ptrdiff_t rows, Rows x, ptrdiff_t columns, const int8_t *w
         FN(micropanel)(1, rows, &flipped, w + c * LANES, stride, tiles,
                        (int32_t(*)[LANES])(acc[0] + c));
 }
+
+/* Products with int4 weights. A byte has two columns' weights of a lane (chip/kernels/packed.py).
+   vpdpbusd's unsigned operand is weight + 8, or 16 times that for the high half, which is left where
+   it is:  sum(x * w) = sum(x * (w + 8)) - 8 * sum(x).
+   A term is 64 lanes of a group; where a group begins or ends within them, others count zero. */
+
+#define PACKED_AT_ONCE 8 /* vectors of weights: 16 columns */
+#define MOST_TERMS 10
+#define AHEAD 640 /* bytes to the weights that are prefetched */
+
+typedef struct {
+    int8_t x[MOST_TERMS][64];
+    int at[MOST_TERMS];        /* first lane of a term */
+    int first[MOST_TERMS + 1]; /* term of each group */
+    int32_t eight[MOST_TERMS]; /* 8 * sum(x) of each group */
+} FN(Terms);
+
+static void FN(cut_terms)(const int8_t *x, int groups, FN(Terms) * out) {
+    const int group = LANES / groups;
+    int term = 0;
+    memset(out->x, 0, sizeof out->x);
+    for (int g = 0; g < groups; g++) {
+        int32_t sum = 0;
+        out->first[g] = term;
+        for (int from = g * group; from < (g + 1) * group; term++) {
+            const int start = from / 64 * 64;
+            const int end = start + 64 < (g + 1) * group ? start + 64 : (g + 1) * group;
+            memcpy(out->x[term] + from - start, x + from, (size_t)(end - from));
+            out->at[term] = start;
+            from = end;
+        }
+        for (int i = g * group; i < (g + 1) * group; i++) sum += x[i];
+        out->eight[g] = 8 * sum;
+    }
+    out->first[groups] = term;
+}
+
+/* The sums of 16 parts each of four columns v, as four items of each quarter of 128 bits. */
+INLINE __m512i FN(quarters)(const __m512i *v) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]),
+                                        _mm512_unpackhi_epi32(v[0], v[1]));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]),
+                                        _mm512_unpackhi_epi32(v[2], v[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/* The sums of the 16 parts of each of 16 columns v. */
+INLINE __m512i FN(total16)(const __m512i v[16]) {
+    const __m512i a = FN(quarters)(v), b = FN(quarters)(v + 4);
+    const __m512i c = FN(quarters)(v + 8), d = FN(quarters)(v + 12);
+    const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88),
+                                        _mm512_shuffle_i32x4(a, b, 0xDD));
+    const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x88),
+                                        _mm512_shuffle_i32x4(c, d, 0xDD));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88),
+                            _mm512_shuffle_i32x4(ab, cd, 0xDD));
+}
+
+/* low and high = the dots of group g of a tile's lanes with both columns of vectors that lie `apart`
+   vectors from each other; `many` of them, a constant where this is expanded. */
+INLINE void FN(packed_vectors)(const int many, const FN(Terms) * terms, int g, const int8_t *w,
+                               ptrdiff_t apart, int32_t *low, int32_t *high) {
+    static const int32_t shifts[16] = {0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4};
+    const __m512i flip = _mm512_set1_epi8((char)0x88), of_low = _mm512_set1_epi8(15);
+    const __m512i of_high = _mm512_set1_epi8((char)0xF0);
+    __m512i sum[2 * PACKED_AT_ONCE];
+    int32_t totals[2 * PACKED_AT_ONCE];
+    for (int c = 0; c < 2 * PACKED_AT_ONCE; c++) sum[c] = _mm512_setzero_si512();
+    for (int t = terms->first[g]; t < terms->first[g + 1]; t++) {
+        const __m512i lanes = _mm512_loadu_si512(terms->x[t]);
+        for (int v = 0; v < many; v++) {
+            const int8_t *at = w + v * apart * LANES + terms->at[t];
+            const __m512i both = _mm512_loadu_si512(at);
+            _mm_prefetch((const char *)(at + AHEAD), _MM_HINT_T0);
+            /* 0x28: (both ^ flip) & mask */
+            sum[v] = _mm512_dpbusd_epi32(
+                sum[v], _mm512_ternarylogic_epi32(both, flip, of_low, 0x28), lanes);
+            sum[PACKED_AT_ONCE + v] = _mm512_dpbusd_epi32(
+                sum[PACKED_AT_ONCE + v], _mm512_ternarylogic_epi32(both, flip, of_high, 0x28),
+                lanes);
+        }
+    }
+    const __m512i found = _mm512_srav_epi32(FN(total16)(sum), _mm512_loadu_si512(shifts));
+    _mm512_storeu_si512(totals, _mm512_sub_epi32(found, _mm512_set1_epi32(terms->eight[g])));
+    for (int v = 0; v < many; v++) {
+        low[v * apart] = totals[v];
+        high[v * apart] = totals[PACKED_AT_ONCE + v];
+    }
+}
+
+/* sums[g][c] = the dot of group g of a tile's lanes with column c. */
+static void FN(packed_sums)(const int8_t *x, const int8_t *w, ptrdiff_t vectors, ptrdiff_t groups,
+                            int32_t (*sums)[PACKED]) {
+    const ptrdiff_t apart = vectors / PACKED_AT_ONCE;
+    FN(Terms) terms;
+    FN(cut_terms)(x, (int)groups, &terms);
+    for (ptrdiff_t v = 0; v < apart; v++)
+        for (int g = 0; g < groups; g++)
+            FN(packed_vectors)(PACKED_AT_ONCE, &terms, g, w + v * LANES, apart, sums[g] + v,
+                               sums[g] + vectors + v);
+    for (ptrdiff_t v = PACKED_AT_ONCE * apart; v < vectors; v++)
+        for (int g = 0; g < groups; g++)
+            FN(packed_vectors)(1, &terms, g, w + v * LANES, 1, sums[g] + v,
+                               sums[g] + vectors + v);
+}

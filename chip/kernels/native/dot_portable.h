@@ -12,3 +12,20 @@ static void FN(panel)(ptrdiff_t rows, Rows x, ptrdiff_t columns, const int8_t *w
                 acc[r][c] += FN(dot)(row, w + (t * columns + c) * LANES, LANES);
             }
 }
+
+/* sums[g][c] = the dot of group g of a tile's lanes with column c. A vector has two columns lane by
+   lane: v in the low four bits, `vectors` + v in the high ones (chip/kernels/packed.py). */
+static void FN(packed_sums)(const int8_t *x, const int8_t *w, ptrdiff_t vectors, ptrdiff_t groups,
+                            int32_t (*sums)[PACKED]) {
+    const ptrdiff_t group = LANES / groups;
+    for (ptrdiff_t v = 0; v < vectors; v++, w += LANES)
+        for (ptrdiff_t g = 0; g < groups; g++) {
+            int32_t low = 0, high = 0;
+            for (ptrdiff_t i = g * group; i < (g + 1) * group; i++) {
+                low += (((w[i] & 15) ^ 8) - 8) * x[i];
+                high += (w[i] >> 4) * x[i];
+            }
+            sums[g][v] = low;
+            sums[g][vectors + v] = high;
+        }
+}

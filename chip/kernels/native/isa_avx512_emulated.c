@@ -59,6 +59,36 @@ INLINE Vector512 emulated_unpack(Vector512 a, Vector512 b, int item, int high) {
     return v;
 }
 
+/* Bit by bit, the bit of `table` that a, b and c number: a the highest. */
+INLINE Vector512 emulated_ternarylogic(Vector512 a, Vector512 b, Vector512 c, int table) {
+    Vector512 v = emulated_zero();
+    for (int i = 0; i < 16; i++)
+        for (int row = 0; row < 8; row++)
+            if (table >> row & 1)
+                v.u32[i] |= (row & 4 ? a.u32[i] : ~a.u32[i]) & (row & 2 ? b.u32[i] : ~b.u32[i]) &
+                            (row & 1 ? c.u32[i] : ~c.u32[i]);
+    return v;
+}
+
+/* Two quarters of 128 bits of a, then two of b: those that `which` has in two bits each. */
+INLINE Vector512 emulated_shuffle_quarters(Vector512 a, Vector512 b, int which) {
+    Vector512 v;
+    for (int i = 0; i < 4; i++)
+        memcpy(v.u8 + 16 * i, (i < 2 ? &a : &b)->u8 + 16 * (which >> 2 * i & 3), 16);
+    return v;
+}
+
+INLINE Vector512 emulated_srav(Vector512 a, Vector512 shifts) {
+    for (int i = 0; i < 16; i++) a.u32[i] = (uint32_t)((int32_t)a.u32[i] >> shifts.u32[i]);
+    return a;
+}
+
+INLINE Vector512 emulated_set1_epi32(int32_t value) {
+    Vector512 v;
+    for (int i = 0; i < 16; i++) v.u32[i] = (uint32_t)value;
+    return v;
+}
+
 INLINE int32_t emulated_reduce_add(Vector512 v) {
     uint32_t total = 0;
     for (int i = 0; i < 16; i++) total += v.u32[i];
@@ -78,6 +108,11 @@ INLINE int32_t emulated_reduce_add(Vector512 v) {
 #define _mm512_unpacklo_epi64(a, b) emulated_unpack(a, b, 8, 0)
 #define _mm512_unpackhi_epi64(a, b) emulated_unpack(a, b, 8, 1)
 #define _mm512_storeu_si512 emulated_store
+#define _mm512_ternarylogic_epi32 emulated_ternarylogic
+#define _mm512_shuffle_i32x4 emulated_shuffle_quarters
+#define _mm512_srav_epi32 emulated_srav
+#define _mm512_set1_epi32 emulated_set1_epi32
+#define _mm_prefetch(at, hint) ((void)(at))
 
 #define FN(name) name##_emulated
 #define ISA_NAME "avx512-emulated"

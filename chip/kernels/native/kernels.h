@@ -22,6 +22,8 @@
 #endif
 
 #define LANES 320
+#define PACKED (2 * LANES) /* columns of a block of int4 weights */
+#define MOST_GROUPS 10     /* of a tile of int4 weights: of 32 lanes */
 #define PARTIALS 16
 #define MAX_TERMS 131072 /* times 127 * 127 < 2^31 */
 #define MAX_HEAD 1024
@@ -114,9 +116,11 @@ typedef struct { /* rows as they are, to be quantised or rounded */
 typedef struct {
     ptrdiff_t rows, columns, kp;
     Rows x, y;
-    const float *sx, *sw; /* int8 only */
+    const float *sx, *sw; /* not fp16 */
     const void *w;
     int half; /* y is fp16 */
+    ptrdiff_t group;     /* int4 only: rows of K that share a scale */
+    ptrdiff_t sw_stride; /* int4 only: bytes from one group's scales to the next */
 } Matmul;
 
 typedef struct {
@@ -171,6 +175,7 @@ typedef struct {
     long (*whole)(const Whole *);
     long (*gather_i8)(const Gather *);
     long (*matmul_i8)(const Matmul *);
+    long (*matmul_i4)(const Matmul *);
     long (*matmul_f16)(const Matmul *);
     long (*rope)(const Rope *);
     long (*attention_i8)(const Attention *);
@@ -184,7 +189,8 @@ typedef struct {
     GATES(FIELD)
     APPLIED(APPLY_FIELD)
     void (*synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out, ptrdiff_t tile_stride);
-    float (*quantize_row)(ptrdiff_t k, const float *w, int8_t *q);
+    float (*quantize_row)(ptrdiff_t k, const float *w, int8_t *q, float most);
+    void (*pack_row)(ptrdiff_t k, const int8_t *q, int8_t *out, ptrdiff_t tile_stride, int shift);
     uint64_t (*read_words)(const char *at, ptrdiff_t bytes);
 } Table;
 #undef FIELD

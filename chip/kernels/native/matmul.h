@@ -46,6 +46,48 @@ static long FN(matmul_i8)(const Matmul *m) {
     return saturated;
 }
 
+/* total[c] += fp32 of each group's sums times its scales, group by group. */
+INLINE void FN(add_scaled)(const Matmul *m, ptrdiff_t first, ptrdiff_t columns, ptrdiff_t group,
+                           ptrdiff_t groups, const int32_t (*sums)[PACKED], float *total) {
+    for (ptrdiff_t g = 0; g < groups; g++) {
+        const float *sw =
+            (const float *)((const char *)m->sw + (group + g) * m->sw_stride) + first;
+        for (ptrdiff_t c = 0; c < columns; c++) total[c] += (float)sums[g][c] * sw[c];
+    }
+}
+
+static long FN(matmul_i4)(const Matmul *m) {
+    const ptrdiff_t some = m->rows < ROWS_AT_ONCE ? m->rows : ROWS_AT_ONCE, tiles = m->kp / LANES;
+    const ptrdiff_t groups = LANES / m->group;
+    float(*total)[PACKED] = malloc((size_t)some * sizeof *total);
+    int32_t sums[MOST_GROUPS][PACKED];
+    long saturated = 0;
+    if (total == NULL) return -1;
+    for (ptrdiff_t first = 0; first < m->columns; first += PACKED) {
+        const ptrdiff_t columns = m->columns - first < PACKED ? m->columns - first : PACKED;
+        const ptrdiff_t vectors = (columns + 1) / 2;
+        const int8_t *w = (const int8_t *)m->w + first / 2 * m->kp;
+        for (ptrdiff_t top = 0; top < m->rows; top += some) {
+            const ptrdiff_t rows = m->rows - top < some ? m->rows - top : some;
+            memset(total, 0, (size_t)rows * sizeof *total);
+            for (ptrdiff_t t = 0; t < tiles; t++)
+                for (ptrdiff_t r = 0; r < rows; r++) {
+                    const char *x = m->x.at + (top + r) * m->x.stride + t * LANES;
+                    FN(packed_sums)((const int8_t *)x, w + t * vectors * LANES, vectors, groups,
+                                    sums);
+                    FN(add_scaled)(m, first, columns, t * groups, groups,
+                                   (const int32_t(*)[PACKED])sums, total[r]);
+                }
+            for (ptrdiff_t r = 0; r < rows; r++) {
+                for (ptrdiff_t c = 0; c < columns; c++) total[r][c] *= m->sx[top + r];
+                saturated += FN(put)(total[r], columns, m->y, top + r, first, m->half);
+            }
+        }
+    }
+    free(total);
+    return saturated;
+}
+
 INLINE float FN(half_tree)(double *p) {
     for (int width = 8; width >= 1; width /= 2)
         for (int j = 0; j < width; j++) p[j] += p[j + width];

@@ -20,6 +20,7 @@
     F(gather_i8, segments, q, s)                                                    \
     F(gather_f16, segments, y)                                                      \
     F(matmul_i8, x, sx, w, sw, y)                                                   \
+    F(matmul_i4, x, sx, w, sw, y)                                                   \
     F(matmul_f16, x, w, y)                                                          \
     F(add_bias, x, bias, y)                                                         \
     F(rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs)                     \
@@ -42,7 +43,8 @@
     F(logit_hash, logits, first_column)                                             \
     F(synthetic_rows, key, first_row, out)                                          \
     F(synthetic_tiled, key, first_row, rows, k, block, at)                          \
-    F(quantize_rows, w, q, scales)                                                  \
+    F(quantize_rows, w, q, scales, most)                                            \
+    F(write_packed, q, block, at)                                                   \
     F(read_words, data)
 
 typedef PyObject *const *Args;

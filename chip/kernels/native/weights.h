@@ -28,19 +28,36 @@ static void FN(synthetic)(uint64_t key, uint64_t row, ptrdiff_t k, int8_t *out,
     }
 }
 
-/* q = rint(w / scale) with scale = max|w| / 127, which is returned. Where w has an infinity or NaN,
+/* q = rint(w / scale) with scale = max|w| / most, which is returned. Where w has an infinity or NaN,
    that is returned and q is left as it is. */
-static float FN(quantize_row)(ptrdiff_t k, const float *w, int8_t *q) {
+static float FN(quantize_row)(ptrdiff_t k, const float *w, int8_t *q, float most) {
     const float a = max_abs(w, k);
     if (!(a <= 3.4028234663852886e38f)) return a;
     if (a < 0x1p-100f) {
         memset(q, 0, (size_t)k);
         return 0.0f;
     }
-    const float scale = a / 127.0f;
+    const float scale = a / most;
     for (ptrdiff_t i = 0; i < k; i++)
-        q[i] = (int8_t)(int32_t)clamp(round_even(w[i] / scale), -127.0f, 127.0f);
+        q[i] = (int8_t)(int32_t)clamp(round_even(w[i] / scale), -most, most);
     return scale;
+}
+
+/* Put the low four bits of each value of a row into the low (shift 0) or high half (shift 4) of
+   bytes, each 320 of them `tile_stride` bytes further on; the last tile is filled with zeros. The
+   other half stays. -8 becomes 0. */
+static void FN(pack_row)(ptrdiff_t k, const int8_t *q, int8_t *out, ptrdiff_t tile_stride,
+                         int shift) {
+    const uint8_t kept = (uint8_t)(0xF0 >> shift);
+    for (ptrdiff_t at = 0; at < k; at += LANES, q += LANES, out += tile_stride) {
+        const ptrdiff_t n = k - at < LANES ? k - at : LANES;
+        uint8_t *to = (uint8_t *)out;
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const uint8_t value = (uint8_t)q[i] & 15;
+            to[i] = (uint8_t)((to[i] & kept) | (value == 8 ? 0 : value) << shift);
+        }
+        for (ptrdiff_t i = n; i < LANES; i++) to[i] &= kept;
+    }
 }
 
 /* Sum 64-bit words of `bytes` (a multiple of 512), to measure memory. Eight streams are read at
