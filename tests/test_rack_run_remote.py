@@ -60,6 +60,27 @@ def _no_process_is_left() -> Iterator[None]:
     assert not [name for name in names if "resource_tracker" not in name]
 
 
+def test_experts_in_processes() -> None:
+    """A checkpoint of packed experts, of which each process reads its own columns."""
+    model = resolve_model(str(Path(__file__).parent / "goldens" / "gpt_oss"))
+    options = Options(max_model_len=32, prefill_chunk=4, buckets=(32,))
+    made = compile_model(model.config, load_hardware("lesson"), parse_layout("1x2"), options)
+    results = []
+    for rack in (
+        LocalRack(made, model.weights_ref),
+        RemoteRack(made, model.weights_ref, ProcessLauncher(), step_timeout_s=60),
+    ):
+        try:
+            rack.reset()
+            steps = [rack.run_step("prefill4/32", range(4), [7, 8, 9, 10])]
+            steps += [rack.run_step("decode/32", [i], [i]) for i in (4, 5)]
+            results.append([(step.cycles, step.hash_share) for step in steps])
+        finally:
+            rack.close()
+    assert results[0] == results[1]
+    assert len({share for _, share in results[0][1:]}) == 2
+
+
 def test_the_reference_executor_in_processes() -> None:
     """Same steps as in one process; lowering in the first run has time of its own."""
     options = Options(max_model_len=8, prefill_chunk=1, buckets=(8,))
