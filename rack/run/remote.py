@@ -31,6 +31,7 @@ from rack.system.progress import Progress
 from rack.system.provenance import running_code
 
 START_TIMEOUT_S = 600.0
+START_CHIP_S = 4.0  # of hundreds of chips, each may take this: cores start a few at a time
 LOWERING_TIMEOUT_S = 1800.0  # the reference executor lowers a step when it first runs
 REPORT_TIMEOUT_S = 2.0  # how long chips have to say what they wait for
 POLL_SECONDS = 0.5
@@ -63,7 +64,7 @@ class RemoteRack:
 
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, launcher: Launcher, *,
-        step_timeout_s: float, start_timeout_s: float = START_TIMEOUT_S,
+        step_timeout_s: float, start_timeout_s: float | None = None,
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
         images: Images | None = None, executor: str = "fast", rings: bool = True,
@@ -75,6 +76,8 @@ class RemoteRack:
         self._progress = progress or (lambda stage, done, total: None)
         self._failed: str | None = None
         self._chips = compiled.layout.chips
+        if start_timeout_s is None:
+            start_timeout_s = max(START_TIMEOUT_S, START_CHIP_S * self._chips)
         self._deadline = time.monotonic() + start_timeout_s
         self._looked = time.monotonic()
         self._step = "start"
