@@ -477,7 +477,8 @@ def test_windows_are_read_as_transformers_reads_them(
         (
             GPT_OSS,
             {"quantization_config": {"quant_method": "awq"}},
-            "quantization_config: wanted None, got {'quant_method': 'awq'}",
+            "quantization_config: wanted None (give the checkpoint that this awq one was made of: "
+            "--dtype int8 or int4 rounds it), got {'quant_method': 'awq'}",
         ),
         (GPT_OSS, {"swiglu_limit": 6.0}, "swiglu_limit: wanted 7.0, got 6.0"),
         (GPT_OSS, {"swiglu_alpha": 1.7}, "swiglu_alpha: wanted 1.702, got 1.7"),

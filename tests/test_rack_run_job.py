@@ -98,7 +98,7 @@ def test_every_column_of_every_weight_is_on_some_chip(layout: str, dtype: str) -
                 assert (at[: len(scales)] == scales).all()
             elif dtype == "int4":
                 values, scales = source.int4_rows(name, piece.start, piece.stop, 320)
-                at = sram.tensor(f"{load.weight.name}.scale").view(np.float32)
+                at = sram.tensor(f"{load.tensor.name}.scale").view(np.float32)
                 assert (at.reshape(len(scales), -1)[:, : scales.shape[1]] == scales).all()
             else:
                 values = source.f32_rows(name, piece.start, piece.stop).astype(np.float16)

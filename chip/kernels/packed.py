@@ -2,7 +2,7 @@
 
 A group is `group` rows of K of one output column: a whole tile of 320, or a part of it that vectors
 of every machine can be cut into (`chip.spec.INT4_GROUPS`). A weight is -7 to 7. Numerics:
-docs/decisions/0015-int4-weights.md.
+docs/decisions/0016-int4-weights.md.
 
 Columns come in blocks of up to 640. In a block the K tiles of 320 follow one another; a tile has a
 vector for two columns: vector j has the block's column j (low four bits, two's complement) and the
