@@ -44,11 +44,13 @@ def test_readme_has_every_preset_on_both_machines() -> None:
 @pytest.mark.parametrize("model", CHEAP)
 def test_readme_says_what_is_compiled(model: str) -> None:
     """Layouts are taken from the page: the search for them has tests of its own."""
-    here = [line for line in lines(README.read_text()) if line.startswith(f"| `{model}` |")]
-    rows = []
+    head, _, *body = lines(README.read_text())
+    here = [line for line in body if line.startswith(f"| `{model}` |")]
+    dtypes, rows = re.findall(r"(\w+): layout", head), []
+    assert set(dtypes) <= set(QUANTISED)
     for line, name in zip(here, MACHINES, strict=True):
         layouts = re.findall(r"`(\w+x[\w+]+)`", line)
-        for dtype, layout in zip(QUANTISED, layouts, strict=True):
+        for dtype, layout in zip(dtypes, layouts, strict=True):
             rows.append(fit(PRESETS[model], load_hardware(name), dtype, parse_layout(layout)))
     assert markdown(rows).splitlines()[2:] == here
 
