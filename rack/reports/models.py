@@ -11,7 +11,7 @@ from typing import Any
 
 from compiler.model.config import ModelConfig
 from compiler.model.presets import PRESETS
-from compiler.pipeline import Options, compile_model
+from compiler.pipeline import DTYPES, Options, compile_model
 from compiler.place.auto import choose_layout
 from compiler.place.layout import Layout
 from rack.machines.hardware import Hardware
@@ -23,7 +23,7 @@ MODELS = tuple(
     if config.encoder is None and not name.startswith("tiny")
 )
 MACHINES = ("lesson", "groqrack")
-QUANTISED = ("int8",)
+QUANTISED = tuple(dtype for dtype in ("int8", "int4") if dtype in DTYPES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
