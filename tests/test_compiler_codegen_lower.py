@@ -29,8 +29,6 @@ from compiler.place.layout import parse_layout
         ("int8", Opcode.NORM, {"rows": 321}),  # one lane for each row's scale
         ("int8", Opcode.ROPE, {"head_dim": 336}),
         ("int8", Opcode.ATTEND, {"heads": 321, "kv_of": (0,) * 321}),  # an accumulator row each
-        ("int8", Opcode.ROPE, {"ring": 32}),
-        ("fp16", Opcode.ATTEND, {"ring": 32, "window": 8}),
         ("fp16", Opcode.ATTEND, {"head_dim": 168}),
         ("fp16", Opcode.ATTEND, {"heads": 64, "kv_of": (0,) * 64}),  # one slot each, one of zeros
         ("fp16", Opcode.ATTEND, {"heads": 321, "kv_of": tuple(h // 9 for h in range(321))}),
