@@ -38,6 +38,7 @@ TINY_CONFIG = {
     "eos_token_id": list(PRESET.eos_token_ids),
 }  # fmt: skip
 TINY = ["tiny", "--layout", "2x2+1"]
+GOLDENS = Path(__file__).parent / "goldens"
 
 
 def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def plan(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 
 def check_adds_up(report: dict[str, Any]) -> None:
     """What must hold for every plan."""
-    assert set(report) - {"int4"} == KEYS
+    assert set(report) - {"int4", "estimated", "experts"} == KEYS
     assert ("int4" in report) is (report["dtype"] == "int4")
     decode, memory = report["decode"], report["sram_bytes_per_chip"]
     assert set(decode) - {"busiest_link"} == DECODE - {"busiest_link"}
@@ -145,6 +146,16 @@ def test_int4_says_what_it_rests_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert same["int4"]["tile_load_cycles"] == 20
     weights = [each["decode"]["parts"]["weights"]["cycles"] for each in (report, same)]
     assert weights[0] < weights[1]
+
+
+def test_a_plan_says_which_cycles_are_estimates(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "estimated" not in plan(capsys, *TINY)
+    assert plan(capsys, *TINY, "--dtype", "int4")["estimated"] == ["matmul"]
+    mixture = [str(GOLDENS / "mixtral"), "--layout", "1x2"]
+    assert plan(capsys, *mixture)["estimated"] == ["experts_each", "experts_sum"]
+    assert main(mixture) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "estimates: cycles of experts_each, experts_sum, which have no instructions yet" in text
 
 
 def test_the_context_chooses_the_step(capsys: pytest.CaptureFixture[str]) -> None:

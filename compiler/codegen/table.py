@@ -21,7 +21,7 @@ from compiler.codegen.core.uses import check
 from compiler.codegen.estimate import estimate
 from compiler.codegen.products import matmul, product16, streamed
 from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
-from compiler.codegen.unlowered import unlowered
+from compiler.codegen.unlowered import is_unlowered, unlowered
 
 FEW_ROWS = 4  # for which planes that share columns are always sooner done
 SHARED_ROWS = 32  # for more never: a row takes them two cycles, planes for themselves one
@@ -119,6 +119,8 @@ def shares(op: Matmul, spec: ChipSpec) -> bool:
 
 def has_instructions(op: Computation, spec: ChipSpec) -> bool:
     """Tell whether an operation can be lowered; the others' cost is an estimate."""
+    if is_unlowered(op):
+        return False
     if isinstance(op, Norm | LayerNorm | Gather):
         return op.dtype != "int8" or op.rows <= LANES  # scales: one a lane
     if isinstance(op, Matmul):

@@ -22,27 +22,36 @@ from compiler.codegen.route import fits
 Lay = Callable[[Computation], Template]
 
 
+def is_unlowered(op: Computation) -> bool:
+    """Tell whether an operation is one of these."""
+    if isinstance(op, Matmul):
+        return op.group is not None
+    return isinstance(op, ExpertsEach | ExpertsSum) or (isinstance(op, Route) and not fits(op))
+
+
 def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
     """Return the estimate of an operation without instructions; None for one that has some.
 
     `lay` gives the template of an operation that is like it, and has instructions.
     """
-    if isinstance(op, ExpertsEach | ExpertsSum) or (isinstance(op, Route) and not fits(op)):
-        like = lay(_alike(op))
-        return _empty(like, like.cycles * _times(op), like.stream_cycles)
-    if isinstance(op, Matmul) and op.group is not None:
-        return _packed(op, op.group, spec, lay(replace(op, group=None)))
-    return None
+    if not is_unlowered(op):
+        return None
+    if isinstance(op, Matmul):
+        return _packed(op, spec, lay(replace(op, group=None)))
+    assert isinstance(op, Route | ExpertsEach | ExpertsSum), op.opcode
+    like = lay(_alike(op))
+    return _empty(like, like.cycles * _times(op), like.stream_cycles)
 
 
-def _packed(op: Matmul, group: int, spec: ChipSpec, like: Template) -> Template:
+def _packed(op: Matmul, spec: ChipSpec, like: Template) -> Template:
     """Return the estimate of a product with int4 weights, from the same product in int8.
 
     What differs is what the planes stream. Sums are scaled and added group by group as they leave
     the planes, which the VXM does in the time of the loads, but for the last one.
     """
+    assert op.group is not None
     shape = (spec, op.k, op.n, op.rows)
-    less = mxm_pass_cycles("int8", *shape) - packed_pass_cycles(*shape, group)
+    less = mxm_pass_cycles("int8", *shape) - packed_pass_cycles(*shape, op.group)
     cycles = like.cycles - less + latencies(spec).chain
     return _empty(like, cycles, like.stream_cycles * min(cycles, like.cycles) // like.cycles)
 

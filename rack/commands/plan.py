@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from chip.ops.moves import Receive, Send
 from compiler.analyse import PARTS, Analysis, analyse
+from compiler.codegen.table import has_instructions
 from compiler.ir import StepSchedule
 from compiler.pipeline import CompiledModel, Options, compile_model
 from rack.commands.command import model_command, show_placement
@@ -64,6 +66,8 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         report["int4"] = int4_loads(prepared)
     if (experts := expert_programs(prepared.compiled, schedule)) is not None:
         report["experts"] = experts
+    if names := estimated(prepared.compiled, schedule):
+        report["estimated"] = names
     if args.instructions:
         report["instructions"] = instructions(prepared, schedule)
     if args.json:
@@ -105,6 +109,15 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
         "notices": prepared.notices,
         "code": code_version(),
     }
+
+
+def estimated(compiled: CompiledModel, schedule: StepSchedule) -> list[str]:
+    """Return the opcodes of a step whose cycles are estimates: they have no instructions yet."""
+    operations = (item.op for program in schedule.programs for item in program.operations)
+    return sorted({
+        op.opcode for op in operations
+        if not isinstance(op, Send | Receive) and not has_instructions(op, compiled.chip)
+    })  # fmt: skip
 
 
 def int4_loads(prepared: Prepared) -> dict[str, Any]:
@@ -244,6 +257,9 @@ def text_of(report: dict[str, Any]) -> str:
         lines.append(_int4_line(report["int4"]))
     if "experts" in report:
         lines += expert_lines(report["experts"])
+    if "estimated" in report:
+        names = ", ".join(report["estimated"])
+        lines.append(f"estimates: cycles of {names}, which have no instructions yet")
     lines.append(
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
         f"{decode['roofline_ratio']:.2f} times that; {_rate(decode)}"
