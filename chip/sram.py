@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from functools import lru_cache
+from math import lcm
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,15 @@ def bulk_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
     bulk = spec.slices // spec.hemispheres - spec.near_slices
     word, index = divmod(turn * RUN + place, bulk)
     return hemisphere, index + spec.near_slices, word
+
+
+def turns(spec: ChipSpec) -> tuple[int, int]:
+    """Return the vectors of a whole turn through all slices: of the bulk, of the work slices.
+
+    Vectors so far apart, or a multiple of it, lie in the same slice: they differ in their words.
+    """
+    bulk = spec.slices // spec.hemispheres - spec.near_slices
+    return spec.hemispheres * lcm(RUN, bulk), spec.hemispheres * spec.work_slices
 
 
 def locate(spec: ChipSpec, address: int) -> Location:

@@ -118,6 +118,8 @@ def write_artifact(
             "prefill_chunk": compiled.prefill_chunk,
             "buckets": list(compiled.buckets),
             "top_k": compiled.top_k,
+            "sequences": compiled.sequences,
+            "batch": compiled.batch,
             "binding": list(compiled.network.binding),
             "files": entries,
             **extra,
@@ -256,6 +258,8 @@ def _settings(manifest: Table) -> tuple[ModelConfig, Layout, Options]:
             prefill_chunk=manifest.integer("prefill_chunk", 1),
             buckets=manifest.integers("buckets", 1),
             top_k=manifest.integer("top_k"),
+            sequences=manifest.integer("sequences", 1),
+            batch=manifest.integer("batch", 1),
             binding=manifest.integers("binding", 0, MOST_SLOTS),
         )
     except ArtifactError:

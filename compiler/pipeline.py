@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ FORMAT_VERSION = 4
 MAX_CHUNK = 128  # most prompt tokens per prefill step by default: no more than rings allow
 MIN_CHUNK = 16  # prefill chunk for which the default context leaves room
 FIRST_BUCKET = 256
+MAX_SEQUENCES = 1 << 16  # slots: far more than any SRAM has room for
 WORTH_FORKING = 200  # programs; verifying one takes some 10 ms
 DTYPES = ("int8", "int4", "fp16")
 FEED_SLICES = {"int8": 2, "fp16": 1}  # of a hemisphere: a slice for each array of the MXM
@@ -61,6 +62,8 @@ class Options:
     buckets: tuple[int, ...] | None = None
     top_k: int = 0  # 0 returns all logits, K returns the K largest of each head chip
     binding: tuple[int, ...] | None = None
+    sequences: int = 1  # slots, each with a KV cache of its own
+    batch: int = 1  # most rows of a decode step, each of another slot
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -79,6 +82,11 @@ class Options:
                 raise CompilerError(f"{name}: wanted at least 1, got {value}")
         if self.top_k < 0:
             raise CompilerError(f"top_k: wanted 0 or more, got {self.top_k}")
+        if not 1 <= self.sequences <= MAX_SEQUENCES:
+            raise CompilerError(f"sequences: wanted 1 to {MAX_SEQUENCES}, got {self.sequences}")
+        if not 1 <= self.batch <= self.sequences:
+            wanted = f"1 to {self.sequences}, as many as there are sequences"
+            raise CompilerError(f"batch: wanted {wanted}, got {self.batch}")
         if self.buckets is not None and (
             not self.buckets or list(self.buckets) != sorted({*self.buckets}) or self.buckets[0] < 1
         ):
@@ -118,6 +126,11 @@ class CompiledModel:
     steps: dict[str, StepSchedule]
     schedule_hash: str
     costs: CostModel
+    sequences: int = 1
+    batch: int = 1
+    _intervals: dict[tuple[str, str], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def step(self, rows: int, context: int, *, decode: bool) -> StepSchedule:
         """Return the step for up to `rows` rows whose last position is `context` - 1."""
@@ -130,14 +143,23 @@ class CompiledModel:
     def cycles_until(self, name: str, following: str | None) -> int:
         """Return the cycles from the base of step `name` to the base of the next step.
 
-        If `following` is given, it may begin before this step has ended. With clocks that stray
-        steps never overlap, because clocks are set at the start of a step. Raises KeyError for an
+        If `following` is given, it may begin before this step has ended. Raises KeyError for an
         unknown step.
         """
-        step = self.steps[name]
-        if following is None or self.network.clock.strays:
-            return step.cycles
-        return initiation_cycles(step, self.steps[following])
+        return self.steps[name].cycles if following is None else self.interval(name, following)
+
+    def interval(self, first: str, then: str) -> int:
+        """Return the least cycles from the base of step `first` to the base of a later `then`.
+
+        With clocks that stray steps never overlap, because clocks are set at the start of a step.
+        Raises KeyError for an unknown step.
+        """
+        key = first, then
+        if key not in self._intervals:
+            step, later = self.steps[first], self.steps[then]
+            alone = self.network.clock.strays
+            self._intervals[key] = step.cycles if alone else initiation_cycles(step, later)
+        return self._intervals[key]
 
     def encode_step(self, tokens: int) -> StepSchedule:
         """Return the step for a sequence of an encoder."""
@@ -284,7 +306,8 @@ def _memory_options(
     rows = tuple(sorted({1, *prefill_sizes(chunk)}))
     return MemoryOptions(
         dtype=options.rows_dtype, context=context, rows=rows, forward_row_bytes=forward,
-        top_k=options.top_k, group=options.group,
+        top_k=options.top_k, group=options.group, sequences=options.sequences,
+        batch=options.batch,
     )  # fmt: skip
 
 
@@ -300,6 +323,9 @@ def _encoder_memory(
     for key, value in (("prefill_chunk", options.prefill_chunk), ("top_k", options.top_k)):
         if value not in (None, 0, context):
             raise CompilerError(f"{key}: wanted none, as {name} is an encoder, got {value}")
+    if options.sequences > 1:
+        got = f"got {options.sequences}"
+        raise CompilerError(f"sequences: wanted 1, as {name} is an encoder, {got}")
     return MemoryOptions(
         dtype=options.rows_dtype, context=context, rows=sizes, forward_row_bytes=forward,
         group=options.group,
@@ -333,11 +359,9 @@ class Ground:
 
     def planner(self, kind: StepKind) -> StepPlanner:
         """Return the planner of one step."""
-        memory = self.memory
         return StepPlanner(
-            self.partition, self.network, list(self.memories), kind, memory.dtype, memory.context,
-            memory.top_k, self.costs, memory.group,
-        )  # fmt: skip
+            self.partition, self.network, list(self.memories), kind, self.memory, self.costs
+        )
 
     @property
     def chunk(self) -> int:
@@ -510,7 +534,8 @@ def compiled_model(
         int4_group=ground.memory.group, max_model_len=ground.memory.context,
         prefill_chunk=ground.chunk, buckets=ground.buckets, top_k=ground.memory.top_k,
         partition=ground.partition, network=ground.network, memories=ground.memories, steps=steps,
-        schedule_hash="", costs=ground.costs,
+        schedule_hash="", costs=ground.costs, sequences=ground.memory.sequences,
+        batch=ground.memory.batch,
     )  # fmt: skip
 
 
@@ -544,6 +569,8 @@ def schedule_digest(compiled: CompiledModel) -> str:
         compiled.max_model_len, compiled.prefill_chunk, compiled.buckets, compiled.top_k,
         compiled.network.binding, [link.to_list() for link in compiled.network.links],
     ]  # fmt: skip
+    if compiled.sequences > 1:
+        head.append([compiled.sequences, compiled.batch])
     digest.update(msgpack.packb(head))
     for schedule in compiled.steps.values():
         digest.update(msgpack.packb([schedule.name, schedule.cycles]))

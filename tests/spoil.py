@@ -65,7 +65,7 @@ class Bench:
         self._rack = self._started("reference")
         chip = self._rack.nodes[0].chip
         assert isinstance(chip, ReferenceChip)
-        self.chip, self.issues = chip, list(chip._lower(self.program))
+        self.chip, self.issues = chip, list(chip._lower(self.program, (0,)))
         self._work = chip.sram.bytes[work_start(self.model.chip) :]
         self._before = self._work.copy(), self._cache(self._rack)
         self._given: list[dict[int, bytes]] = []  # transfer -> what arrives, of each input
@@ -116,7 +116,7 @@ class Bench:
 
     def outcomes(self, issues: list[Issue]) -> list[Outcome]:
         """Run the step on both inputs. Raises IssueError."""
-        self.chip._lower = lambda _: issues
+        self.chip._lower = lambda _, __: issues
         made, moves = self.chip.machine(self.program)
         transfers = [args(operation)["transfer"] for operation in moves]
         return [self._run(made, transfers, given, issues) for given in self._given]

@@ -39,7 +39,10 @@ def chip_and_sent(window: int = 0) -> tuple[Chip, Sent]:
 
 
 def message(sequence: int = 1, base: int = 0, rows: int = 1) -> StepMessage:
-    return StepMessage(sequence=sequence, step=STEP, base_cycle=base, positions=tuple(range(rows)))
+    return StepMessage(
+        sequence=sequence, step=STEP, base_cycle=base, positions=tuple(range(rows)),
+        slots=(0,) * rows,
+    )  # fmt: skip
 
 
 def arrival(operation: Scheduled, base: int = 0, **changes: Any) -> Arrival:

@@ -105,6 +105,6 @@ def test_a_step_is_lowered_when_it_first_runs() -> None:
     slots = {link.id: link.slot_cycles for link in job.links}
     program = job.programs[0]
     issues = list(lower(program, spec=job.spec, ports=ports_of(job.links, 0), slots=slots))
-    chip._lower = lambda _: [*issues, issues[0]]
+    chip._lower = lambda _, __: [*issues, issues[0]]
     with pytest.raises(IssueError, match="two instructions in one queue and cycle: "):
         chip.machine(program)

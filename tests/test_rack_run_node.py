@@ -92,7 +92,7 @@ def test_a_frame_that_overtakes_its_request_waits_for_it() -> None:
     made.handle(frame(step=7))
     made.handle(frame(epoch=1, step=8))  # a neighbour heard of request 1 before this node did
     made.handle(frame(epoch=2, step=9))
-    late = StepMessage(sequence=7, step="decode/32", base_cycle=0, positions=(0,))
+    late = StepMessage(sequence=7, step="decode/32", base_cycle=0, positions=(0,), slots=(0,))
     made.handle(step_control(late))  # the last of request 0; its frames are still this chip's
     assert [item.sequence for item in chip.got] == [7, 7]
     made.handle(frame(step=7, transfer=1))
@@ -160,7 +160,7 @@ def test_pump_handles_all_that_came_then_runs() -> None:
     made, chip, hub = node()
     assert not made.pump(0)
     host = hub.transport(2)
-    message = StepMessage(sequence=4, step="decode/32", base_cycle=9, positions=(3,))
+    message = StepMessage(sequence=4, step="decode/32", base_cycle=9, positions=(3,), slots=(0,))
     host.send(1, step_control(message))
     host.send(1, frame())
     assert made.pump(0)

@@ -1,4 +1,11 @@
-"""Rope and Attend: the two operations that work on the KV cache."""
+"""Rope and Attend: the two operations that work on the KV cache.
+
+With `slots` a layer's cache is there so many times, once for each sequence slot, `kv_step` bytes
+apart, its scales `kvs_step` bytes apart. The step message says which slot each row is of. The chip
+adds slot x step to the addresses that the instructions have, so the same instructions serve every
+slot (`assumption:` MEM adds a base register to its addresses in no cycle of its own). Without
+`slots` there is one.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +49,9 @@ class Rope:
     kvs: int | None = field(default=None, metadata=BOUND)
     gq: int | None = field(default=None, metadata=BOUND)
     gk: int | None = field(default=None, metadata=BOUND)
+    slots: int | None = field(default=None, metadata=BOUND)
+    kv_step: int | None = field(default=None, metadata=BOUND)
+    kvs_step: int | None = field(default=None, metadata=BOUND)
 
     @property
     def layout(self) -> KvLayout:
@@ -97,6 +107,9 @@ class Attend:
     scratch: int = field(metadata=BOUND)
     stats: int | None = field(default=None, metadata=BOUND)
     sinks: int | None = field(default=None, metadata=BOUND)
+    slots: int | None = field(default=None, metadata=BOUND)
+    kv_step: int | None = field(default=None, metadata=BOUND)
+    kvs_step: int | None = field(default=None, metadata=BOUND)
 
     @property
     def layout(self) -> KvLayout:
@@ -131,7 +144,17 @@ def _query(a: Rope | Attend) -> list[Use]:
     return [("q", (a.q, a.rows * layout.query_bytes(a.heads))), *scales]
 
 
+def cache_of(a: Rope | Attend, slot: int) -> tuple[int, int | None]:
+    """Return the addresses of a slot's keys and values, and of their scales."""
+    scales = None if a.kvs is None else a.kvs + slot * (a.kvs_step or 0)
+    return a.kv + slot * (a.kv_step or 0), scales
+
+
 def _cache(a: Rope | Attend) -> list[Use]:
-    layout = a.layout
-    scales = [] if a.kvs is None else [("kvs", (a.kvs, layout.scales_bytes))]
-    return [("kv", (a.kv, layout.total_bytes)), *scales]
+    """Return the caches of all slots: which of them is used the step message says."""
+    layout, last = a.layout, (a.slots or 1) - 1
+    kv, kvs = cache_of(a, last)
+    scales = []
+    if a.kvs is not None and kvs is not None:
+        scales.append(("kvs", (a.kvs, kvs - a.kvs + layout.scales_bytes)))
+    return [("kv", (a.kv, kv - a.kv + layout.total_bytes)), *scales]

@@ -8,15 +8,14 @@ host port is a chip whose program has no computations.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from chip.errors import ProgramError, ScheduleViolation
 from chip.kernels import Kernels
+from chip.ops.attention import Attend
 from chip.ops.cost import CostModel
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode
@@ -29,12 +28,16 @@ from chip.sram import Sram
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMessage:
-    """Run program `step` as number `sequence`, from `base_cycle`, on rows at `positions`."""
+    """Run program `step` as number `sequence`, from `base_cycle`.
+
+    Its rows stand at `positions`, each of the sequence in its of `slots`.
+    """
 
     sequence: int
     step: str
     base_cycle: int
     positions: tuple[int, ...]
+    slots: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,17 @@ class Loaded:
     actions: list[Callable[[], bool]]  # False: waiting for vectors
     operations: Sequence[Scheduled | None]  # of each action; None: not one operation's
     spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
+    one_slot: bool  # rows attend to a cache together, so all must be of its slot
+
+    @classmethod
+    def of(
+        cls, program: Program, actions: list[Callable[[], bool]],
+        operations: Sequence[Scheduled | None],
+    ) -> Loaded:  # fmt: skip
+        """Return a program with its actions."""
+        ops = (operation.op for operation in program.operations)
+        together = any(isinstance(op, Attend) and op.rows > 1 for op in ops)
+        return cls(program, actions, operations, unit_spans(program), together)
 
 
 class Chip:
@@ -86,9 +100,11 @@ class Chip:
 
     def __init__(
         self, index: int | str, spec: ChipSpec, sram: Sram, links: Mapping[int, ChipLink],
-        kernels: Kernels, send: Departure, costs: CostModel, watch: Watch | None = None,
+        kernels: Kernels, send: Departure, costs: CostModel, watch: Watch | None = None, *,
+        sequences: int = 1,
     ) -> None:  # fmt: skip
         costs.check_spec(spec)
+        self.sequences = sequences  # slots of the KV cache
         self.index, self.spec, self.sram, self.links, self.costs = index, spec, sram, links, costs
         self.state = StepState()
         self.checks = 0  # sum of hash shares received in this step
@@ -123,7 +139,7 @@ class Chip:
         if self._watch is not None:
             pairs = zip(operations, actions, strict=True)
             actions = [self._watch(operation.opcode, action) for operation, action in pairs]
-        return Loaded(program, actions, operations, unit_spans(program))
+        return Loaded.of(program, actions, operations)
 
     def _action(self, operation: Scheduled) -> Callable[[], bool]:
         op = operation.op
@@ -178,7 +194,7 @@ class Chip:
     # -- run
 
     def begin(self, message: StepMessage) -> None:
-        """Queue a step. Raises ProgramError if it is not loaded or has too many rows."""
+        """Queue a step. Raises ProgramError if it is not loaded or cannot have these rows."""
         loaded = self._programs.get(message.step)
         if loaded is None:
             raise ProgramError(
@@ -189,7 +205,29 @@ class Chip:
                 f"chip {self.index}, step {message.step}: wanted 1 to {loaded.program.rows} rows, "
                 f"got {len(message.positions)}"
             )
+        self._check_rows(message, loaded)
         self._queue.append(message)
+
+    def _check_rows(self, message: StepMessage, loaded: Loaded) -> None:
+        """Refuse slots that this chip does not have, and two rows that write one token."""
+        where, slots = f"chip {self.index}, step {message.step}", message.slots
+        if len(slots) != len(message.positions):
+            raise ProgramError(
+                f"{where}: wanted a slot for each of {len(message.positions)} rows, got "
+                f"{len(slots)}"
+            )
+        for slot in slots:
+            if not 0 <= slot < self.sequences:
+                raise ProgramError(f"{where}: wanted slots 0 to {self.sequences - 1}, got {slot}")
+        if loaded.one_slot and len(set(slots)) > 1:
+            raise ProgramError(f"{where}: wanted rows of one slot, got {sorted(set(slots))}")
+        tokens = Counter(zip(slots, message.positions, strict=True))
+        if len(tokens) < len(slots):
+            (slot, position), count = tokens.most_common(1)[0]
+            raise ProgramError(
+                f"{where}: wanted rows of different tokens, got {count} of slot {slot}, position "
+                f"{position}"
+            )
 
     def receive(self, arrival: Arrival) -> None:
         """Take vectors from a link. Raises ScheduleViolation if the frame came before."""
@@ -235,9 +273,7 @@ class Chip:
     def _start(self, message: StepMessage) -> None:
         self._hold_units(message)
         self._message = message
-        self.state.rows = len(message.positions)
-        self.state.positions = np.asarray(message.positions, dtype=np.int64)
-        self.state.hash_share = 0
+        self.state.begin(message.positions, message.slots)
         self.checks = 0
         self._actions = self._programs[message.step].actions
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from chip.kernels import Kernels
 from chip.ops.attention import Attend, Rope
@@ -28,12 +28,28 @@ from chip.sram import Sram
 
 @dataclass(slots=True)
 class StepState:
-    """The state of a step: its valid rows and their positions."""
+    """The state of a step: its valid rows, their positions and their sequence slots.
+
+    `runs`: neighbouring rows of one slot, as (slot, rows).
+    """
 
     rows: int = 0
     positions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    slots: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     hash_share: int = 0  # of this chip's logits, modulo 2^64
     saturated: int = 0  # fp16 roundings that saturated, since the chip was loaded
+    runs: list[tuple[int, slice]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin(self.positions, self.slots if len(self.slots) else (0,) * self.rows)
+
+    def begin(self, positions: ArrayLike, slots: ArrayLike) -> None:
+        """Begin a step whose rows stand at `positions` of the sequences in `slots`."""
+        self.positions, self.slots = np.asarray(positions, np.int64), np.asarray(slots, np.int64)
+        self.rows, self.hash_share = len(self.positions), 0
+        edges = (np.flatnonzero(np.diff(self.slots)) + 1).tolist()
+        ends = zip([0, *edges], [*edges, self.rows], strict=True)
+        self.runs = [(int(self.slots[a]), slice(a, b)) for a, b in ends if a < b]
 
 
 Bound = Callable[[StepState], None]
@@ -240,9 +256,7 @@ class Binder:
         rope = self._tables(op)
         packed = self.views.queries(op)
         q = packed.heads
-        slots, slots_of = op.layout.context, _slots(op)
-        k, ks = self.views.cache(op, slots, value=False)
-        v, vs = self.views.cache(op, slots, value=True)
+        caches, kept_at = self.views.caches(op, op.layout.context), _kept_at(op)
         if op.dtype == "int8":
             packed_scales = self.views.query_scales(op)
             sq = packed_scales.heads[:, :, 0]
@@ -252,9 +266,11 @@ class Binder:
                 n = state.rows
                 if norm is not None:
                     norm(state)
-                kernels.scaled_rope_cache_i8(
-                    qkv[:n], rope[:n], slots_of(state), q[:n], sq[:n], k, ks, v, vs, scale
-                )
+                at = kept_at(state)
+                for slot, own in state.runs:
+                    kernels.scaled_rope_cache_i8(
+                        qkv[own], rope[own], at[own], q[own], sq[own], *caches[slot], scale
+                    )
                 packed.store(n)
                 packed_scales.store(n)
 
@@ -264,9 +280,12 @@ class Binder:
             n = state.rows
             if norm is not None:
                 norm(state)
-            state.saturated += kernels.rope_cache_f16(
-                qkv[:n], rope[:n], slots_of(state), q[:n], k, v
-            )
+            at = kept_at(state)
+            for slot, own in state.runs:
+                k, v = caches[slot].k, caches[slot].v
+                state.saturated += kernels.rope_cache_f16(
+                    qkv[own], rope[own], at[own], q[own], k, v
+                )
             packed.store(n)
 
         return run_f16
@@ -302,8 +321,7 @@ class Binder:
         kernels, kv_of, packed = self.kernels, op.kv_of, self.views.queries(op)
         q = packed.heads
         out = self.views.f16(op.y, op.rows, op.heads * op.head_dim)
-        k, ks = self.views.cache(op, op.bucket, value=False)
-        v, vs = self.views.cache(op, op.bucket, value=True)
+        caches = self.views.caches(op, op.bucket)
         last = _last_seen(op.horizon)
         sinks = None if op.sinks is None else self.views.vector(op.sinks, op.heads)
         mask = (op.window, op.bucket == op.ring, op.cap, sinks)
@@ -315,8 +333,9 @@ class Binder:
                 n = state.rows
                 packed.load(n)
                 packed_scales.load(n)
+                ((slot, _),) = state.runs
                 state.saturated += kernels.masked_attention_i8(
-                    q[:n], sq[:n], k, ks, v, vs, kv_of, last(state), *mask, out[:n]
+                    q[:n], sq[:n], *caches[slot], kv_of, last(state), *mask, out[:n]
                 )
 
             return run
@@ -325,8 +344,9 @@ class Binder:
         def run_f16(state: StepState) -> None:
             n = state.rows
             packed.load(n)
+            ((slot, _),) = state.runs
             state.saturated += kernels.masked_attention_f16(
-                q[:n], k, v, kv_of, last(state), scale, *mask, out[:n]
+                q[:n], caches[slot].k, caches[slot].v, kv_of, last(state), scale, *mask, out[:n]
             )
 
         return run_f16
@@ -485,18 +505,18 @@ def _by_expert(
         yield int(e), rows, slots
 
 
-def _slots(op: Rope) -> Callable[[StepState], NDArray[np.int64]]:
-    """Return what gives the slot of the cache that each row's token is written to."""
+def _kept_at(op: Rope) -> Callable[[StepState], NDArray[np.int64]]:
+    """Return what gives the place in the cache that each row's token is written to."""
     if op.ring is None:
         return lambda state: state.positions
     ring, context = op.ring, op.context
 
-    def slots(state: StepState) -> NDArray[np.int64]:
+    def places(state: StepState) -> NDArray[np.int64]:
         if state.positions.max() >= context:  # a ring would take it
             raise ValueError(f"positions: wanted less than {context}, got {state.positions.max()}")
         return state.positions % ring
 
-    return slots
+    return places
 
 
 def _last_seen(horizon: int | None) -> Callable[[StepState], NDArray[np.int64]]:

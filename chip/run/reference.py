@@ -23,35 +23,44 @@ from chip.ops.moves import Receive, Send
 from chip.ops.product import Capped, Matmul, Plain
 from chip.ops.program import Move, Program, Scheduled
 from chip.run.chip import Chip, Loaded, StepMessage
-from chip.run.clocks import unit_spans
 from chip.spec import VECTOR_BYTES
 from chip.sram import places
 
-Lower = Callable[[Program], Sequence[Issue]]
+Lower = Callable[[Program, Sequence[int]], Sequence[Issue]]
+"""Lowers a program whose rows are of these sequence slots."""
+Actions = tuple[list[Callable[[], bool]], list[Scheduled | None]]
+"""Actions in order, and the operation of each."""
 
 
 class ReferenceChip(Chip):
     """One chip whose programs are lowered by `lower`; `ports` are its links' ports.
 
-    A program is lowered and resolved when it first runs. Then IssueError is raised for
-    instructions that the hardware cannot run.
+    A program is lowered and resolved when it first runs with rows of these sequence slots. Then
+    IssueError is raised for instructions that the hardware cannot run. The hardware has one program
+    for all slots, and adds each row's slot to its addresses (chip/ops/attention.py).
     """
 
     def __init__(self, *args: Any, lower: Lower, ports: Mapping[int, int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lower, self._ports = lower, ports
         self.machines: dict[str, Machine] = {}
+        self._lowered: dict[tuple[str, tuple[int, ...]], Actions] = {}
 
     def _bind(self, program: Program) -> Loaded:
-        return Loaded(program, [], [], unit_spans(program))
+        return Loaded.of(program, [], [])
 
     def _start(self, message: StepMessage) -> None:
-        loaded = self._programs[message.step]
-        if not loaded.actions:
-            self._lower_program(loaded)
+        loaded, slots = self._programs[message.step], message.slots
+        rest = loaded.program.rows - len(slots)
+        slots += (slots[-1],) * rest  # rows that are not there read a cache, too
+        if (message.step, slots) not in self._lowered:
+            self._lowered[message.step, slots] = self._actions_of(loaded.program, slots)
+        loaded.actions, loaded.operations = self._lowered[message.step, slots]
         super()._start(message)
 
-    def machine(self, program: Program) -> tuple[Machine, list[Scheduled]]:
+    def machine(
+        self, program: Program, slots: Sequence[int] = ()
+    ) -> tuple[Machine, list[Scheduled]]:  # fmt: skip
         """Lower and resolve a program; return also the operation of each of its crossings."""
         moves, crossings = [], []
         for operation in program.operations:
@@ -63,7 +72,7 @@ class ReferenceChip(Chip):
         for address, size in self.sram.reserved():
             valid[address // VECTOR_BYTES : -(-(address + size) // VECTOR_BYTES)] = True
         memory = MemoryMap(slice_of=slice_of, word_of=word_of, valid=valid)
-        resolved = resolve(self._lower(program), self.spec, memory)
+        resolved = resolve(self._lower(program, slots), self.spec, memory)
         words = self.sram.bytes.reshape(-1, VECTOR_BYTES)
         return Machine(resolved, memory, words, crossings), moves
 
@@ -72,10 +81,10 @@ class ReferenceChip(Chip):
         cycles = tuple(operation.start + i * slot for i in range(op.vectors))
         return Crossing(self._ports[op.link], isinstance(op, Send), cycles, operation.name)
 
-    def _lower_program(self, loaded: Loaded) -> None:
-        machine, moves = self.machine(loaded.program)
-        self.machines[loaded.program.step] = machine
-        hashed = self._hashed(loaded.program, machine)
+    def _actions_of(self, program: Program, slots: Sequence[int]) -> Actions:
+        machine, moves = self.machine(program, slots)
+        self.machines[program.step] = machine
+        hashed = self._hashed(program, machine)
 
         def begin() -> bool:
             machine.begin(self.state.positions.tolist())
@@ -99,7 +108,7 @@ class ReferenceChip(Chip):
                 operation = moves[action.number]
                 actions.append(self._cross(machine, action, operation, hashed))
                 operations.append(operation)
-        loaded.actions, loaded.operations = [*actions, end], [*operations, None]
+        return [*actions, end], [*operations, None]
 
     def _cross(
         self, machine: Machine, action: CrossingAction, operation: Scheduled,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chip.ops.attention import Attend, Rope
+from chip.ops.attention import Attend, Rope, cache_of
 from chip.ops.experts import ExpertsEach, ExpertsSum
 from chip.ops.product import Matmul
 from chip.ops.rows import item_bytes, row_bytes, segment_offsets
@@ -30,11 +30,21 @@ class Packed(NamedTuple):
             self.heads[:rows, heads] = view[:rows, :, : self.heads.shape[2]]
 
 
+class Cache(NamedTuple):
+    """One slot's cache of a layer: keys, their scales, values, their scales, by KV head."""
+
+    k: list[Any]
+    ks: list[Any]
+    v: list[Any]
+    vs: list[Any]
+
+
 class Views:
     """Makes views of one chip's memory."""
 
     def __init__(self, sram: Sram) -> None:
         self.sram = sram
+        self._caches: dict[tuple[object, ...], list[Cache]] = {}
 
     def f32(self, address: int, rows: int, n: int) -> NDArray[np.float32]:
         return self.sram.rows(address, np.float32, rows, n, row_bytes(n, 4))
@@ -86,16 +96,29 @@ class Views:
         return Packed(np.zeros((a.rows, a.heads, 1), np.float32), [(slice(a.heads), view)])
 
     def cache(
-        self, a: Rope | Attend, tokens: int, *, value: bool
+        self, a: Rope | Attend, tokens: int, slot: int, *, value: bool
     ) -> tuple[list[Any], list[Any]]:  # fmt: skip
         """Views of each KV head's keys or values [tokens, head_dim], and its scales [tokens]."""
-        layout = a.layout
+        layout, (kv, kvs) = a.layout, cache_of(a, slot)
         dtype = np.int8 if layout.item_bytes == 1 else np.float16
         heads, scales = [], []
         for head in range(a.kv_heads):
-            at = a.kv + layout.head_offset(head, value=value)
+            at = kv + layout.head_offset(head, value=value)
             heads.append(self.sram.rows(at, dtype, tokens, a.head_dim, layout.row_bytes))
-            if a.kvs is not None:
-                scale_at = a.kvs + layout.scale_offset(head, value=value)
+            if kvs is not None:
+                scale_at = kvs + layout.scale_offset(head, value=value)
                 scales.append(self.sram.view(scale_at, np.float32, (tokens,), (4,)))
         return heads, scales
+
+    def caches(self, a: Rope | Attend, tokens: int) -> list[Cache]:
+        """Return every slot's cache."""
+        key = (a.layout, a.slots, tokens, *cache_of(a, 0), *cache_of(a, 1))
+        if key not in self._caches:  # operations of many steps share a layer's
+            self._caches[key] = [
+                Cache(
+                    *self.cache(a, tokens, slot, value=False),
+                    *self.cache(a, tokens, slot, value=True),
+                )
+                for slot in range(a.slots or 1)
+            ]
+        return self._caches[key]

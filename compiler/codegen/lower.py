@@ -8,11 +8,12 @@ all cycles the operation's start. Transfers are placed around the computations
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from chip.floorplan import Queue
 from chip.isa.instructions import RuntimeDeskew
 from chip.isa.issue import Issue
+from chip.ops.attention import Attend, Rope, cache_of
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import bound_values
 from chip.ops.product import GatherFirst, Matmul
@@ -27,16 +28,18 @@ from compiler.errors import LoweringError
 
 
 def lower(
-    program: Program, *, spec: ChipSpec, ports: Mapping[int, int], slots: Mapping[int, int]
-) -> list[Issue]:
+    program: Program, row_slots: Sequence[int] = (), *, spec: ChipSpec,
+    ports: Mapping[int, int], slots: Mapping[int, int],
+) -> list[Issue]:  # fmt: skip
     """Return the instructions of one chip's step, cycles relative to the step's base.
 
-    `ports`: the port of each link; `slots`: cycles between its vectors.
+    `row_slots`: each row's sequence slot, 0 by default. `ports`: the port of each link; `slots`:
+    cycles between its vectors.
     """
     out: list[Issue] = []
     for operation in program.operations:
         if not isinstance(operation.op, Send | Receive):
-            out += lower_operation(operation, spec)
+            out += lower_operation(operation, spec, row_slots)
     out += place_transfers(program, spec, out, ports, slots)
     return out + stops(program, {issue.queue for issue in out})
 
@@ -49,7 +52,9 @@ def stops(program: Program, queues: Iterable[Queue]) -> list[Issue]:
     ]  # fmt: skip
 
 
-def lower_operation(operation: Scheduled, spec: ChipSpec) -> list[Issue]:
+def lower_operation(
+    operation: Scheduled, spec: ChipSpec, row_slots: Sequence[int] = ()
+) -> list[Issue]:  # fmt: skip
     """Return the instructions of one operation that computes. Raises LoweringError."""
     op = operation.op
     assert not isinstance(op, Send | Receive), "transfers are lowered together"
@@ -61,7 +66,7 @@ def lower_operation(operation: Scheduled, spec: ChipSpec) -> list[Issue]:
         )
     return [
         Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
-        for i in bind(found, bases_of(op), bound_values(op), spec)
+        for i in bind(found, bases_of(op, row_slots), bound_values(op), spec)
     ]
 
 
@@ -71,11 +76,26 @@ def _kind(op: object) -> str:
     return str(getattr(op, "dtype", "its operands"))
 
 
-def bases_of(op: object) -> dict[str, int]:
-    """First vector of every operand; `src:n` is segment n of a gather buffer."""
+def bases_of(op: object, row_slots: Sequence[int] = ()) -> dict[str, int]:
+    """First vector of every operand; `src:n` is segment n of a gather buffer.
+
+    `kv:n` and `kvs:n` are those of the slot that row n of a ROPE is of.
+    """
     bases = {name: value // VECTOR_BYTES for name, value in bound_values(op).items()}
     rows, of = (op.rows, op.source) if isinstance(op, Matmul) else (getattr(op, "rows", 1), op)
     if isinstance(of, Gather | Add | GatherFirst):
         for number, offset in enumerate(segment_offsets(of.shares, rows)[:-1]):
             bases[f"src:{number}"] = (of.src + offset) // VECTOR_BYTES
+    if isinstance(op, Rope | Attend):
+        slots = row_slots or (0,) * op.rows
+        for row in range(op.rows):
+            bases |= _caches(op, slots[row], f":{row}")
+        bases |= _caches(op, slots[0], "")
     return bases
+
+
+def _caches(op: Rope | Attend, slot: int, which: str) -> dict[str, int]:
+    """Return where a slot's caches begin, as operands of this name."""
+    kv, kvs = cache_of(op, slot)
+    found = {f"kv{which}": kv // VECTOR_BYTES}
+    return found if kvs is None else {**found, f"kvs{which}": kvs // VECTOR_BYTES}

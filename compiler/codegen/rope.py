@@ -318,20 +318,20 @@ class CacheWrites:
         for row in range(self.rows):
             now = self.start + row * self.interval
             for cycle, offset in self.update.rows:
-                at = self._at(base("kv") + offset, 1, row, self.layout.context)
+                at = self._at(base(f"kv:{row}") + offset, 1, row, self.layout.context)
                 for queue in self._slices(at):
                     stream = Stream(queue.hemisphere == 1, CACHE_ROWS.stream)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)
                     yield Issue(queue, arrive, Write(address=at, stream=stream))
             limit = self.layout.scale_bytes // VECTOR_BYTES
             for cycle, offset in self.update.reads:
-                at = self._at(base("kvs") + offset, PER_VECTOR, row, limit)
+                at = self._at(base(f"kvs:{row}") + offset, PER_VECTOR, row, limit)
                 for queue in work:
                     stream = Stream(queue.hemisphere == 0, BLOCKS.to_vxm + queue.number)
                     issue = now + cycle - read - hops(queue, alu(0), self.spec)
                     yield Issue(queue, issue, Read(address=at, stream=stream))
             for cycle, offset in self.update.writes:
-                at = self._at(base("kvs") + offset, PER_VECTOR, row, limit)
+                at = self._at(base(f"kvs:{row}") + offset, PER_VECTOR, row, limit)
                 for queue in work:
                     stream = Stream(queue.hemisphere == 1, BLOCKS.from_vxm)
                     arrive = now + cycle + hops(alu(0), queue, self.spec)

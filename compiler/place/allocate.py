@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from chip.ops.experts import expert_stride
-from chip.ops.kv import WINDOW_VECTORS, KvLayout
+from chip.ops.kv import WINDOW_VECTORS, KvLayout, slot_steps
 from chip.ops.rows import row_bytes
 from chip.ops.weights import weight_bytes, weight_scale_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
@@ -74,10 +74,13 @@ def _product(
 
 
 def kv_tensors(
-    partition: Partition, chip: int, dtype: str, context: int
+    partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
 ) -> list[tuple[str, str, int]]:
-    """Return (name, kind, bytes) of each layer's KV cache, for a chip that has KV heads."""
-    out = []
+    """Return (name, kind, bytes) of each layer's KV caches, for a chip that has KV heads.
+
+    A tensor has the caches of all slots, `slot_steps` apart.
+    """
+    out, between = [], options.sequences - 1
     for group, rank in partition.groups_of(chip):
         start, stop = group.kv_heads[rank]
         if stop > start:
@@ -85,12 +88,13 @@ def kv_tensors(
                 layout = KvLayout(
                     kv_heads=stop - start,
                     head_dim=partition.config.head_dim,
-                    context=tokens_kept(partition.config, index, context),
-                    dtype=dtype,
+                    context=tokens_kept(partition.config, index, options.context),
+                    dtype=options.dtype,
                 )
-                out.append((f"layers.{index}.kv", "kv", layout.total_bytes))
+                kv, kvs = (between * step for step in slot_steps(layout, spec))
+                out.append((f"layers.{index}.kv", "kv", kv + layout.total_bytes))
                 if layout.scales_bytes:
-                    out.append((f"layers.{index}.kv.scale", "kv", layout.scales_bytes))
+                    out.append((f"layers.{index}.kv.scale", "kv", kvs + layout.scales_bytes))
     return out
 
 
@@ -124,7 +128,7 @@ def _place(
     """Place everything even if it does not fit; return the memory and the bytes missing."""
     work = work_start(spec)
     fixed = constants(partition, chip, options.dtype, options.group)
-    caches = kv_tensors(partition, chip, options.dtype, options.context)
+    caches = kv_tensors(partition, chip, options, spec)
     bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
     groups, end = _lay([t for t in fixed if t[1] == GROUP_SCALE], bulk_end, VECTOR_BYTES)
     bulk, bulk_end = bulk + groups, -(-end // WINDOW_BYTES) * WINDOW_BYTES

@@ -66,6 +66,7 @@ class _Search:
         return MemoryOptions(
             dtype=self.options.rows_dtype, context=context, rows=(1, *prefill_sizes(chunk)),
             forward_row_bytes={}, top_k=self.options.top_k, group=self.options.group,
+            sequences=self.options.sequences, batch=self.options.batch,
         )  # fmt: skip
 
     def excess(self, layout: Layout) -> int:

@@ -59,6 +59,8 @@ class MemoryOptions:
     forward_row_bytes: dict[int, int]  # chip -> the widest row that passes through it
     top_k: int = 0
     group: int | None = None  # of int4 weights
+    sequences: int = 1  # slots, each with a KV cache of its own
+    batch: int = 1  # most rows of a decode step, each of another slot
 
 
 def tokens_kept(config: ModelConfig, layer: int, context: int) -> int:

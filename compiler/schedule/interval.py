@@ -1,10 +1,11 @@
-"""The initiation interval of two steps, for pipelined prefill.
+"""The initiation interval of two steps that follow each other through the stages.
 
-Chunks of a prompt follow each other through the stages. Steps may overlap in time, but not on a
-chip. A chip begins the next step, its first arrival included, when it has ended the one before. So
-two steps never share buffers, and vectors pass each link in order. The verifier checks this from
-the operations (compiler/verify/verifier.py takes several steps with their bases), and every chip
-checks it at run time.
+They are chunks of a prompt, or steps of different sequences. A step keeps the interval to every
+step before it that is still under way, not only to the last: that may leave chips out. Steps may
+overlap in time, but not on a chip. A chip begins the next step, its first arrival included, when it
+has ended the one before. So two steps never share buffers, and vectors pass each link in order. The
+verifier checks this from the operations (compiler/verify/verifier.py takes several steps with their
+bases), and every chip checks it at run time.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ receiver does before it is already in the list. So the scheduler sees every haza
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chip.ops.attention import Attend, Rope
 from chip.ops.cost import C2C_TURN, TURNS, CostModel
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route, programs
-from chip.ops.kv import ring_of
+from chip.ops.kv import ring_of, slot_steps
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -31,7 +31,7 @@ from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 from chip.spec import VECTOR_BYTES
 from compiler.ir import Memory, StepKind
 from compiler.model.operation import RESIDUAL, GraphOp, Kind, Split
-from compiler.place.buffers import HANDED
+from compiler.place.buffers import HANDED, MemoryOptions
 from compiler.place.network import Network
 from compiler.place.partition import Group, Partition, weight_of
 from compiler.schedule.movement import (
@@ -66,16 +66,17 @@ class StepPlanner:
 
     def __init__(
         self, partition: Partition, network: Network, memories: list[Memory], kind: StepKind,
-        dtype: str, context: int, top_k: int, costs: CostModel, weight_group: int | None = None,
+        memory: MemoryOptions, costs: CostModel,
     ) -> None:  # fmt: skip
         self.costs = costs  # by which the shorter of two programs is found
         self.partition, self.network, self.kind = partition, network, kind
-        self.dtype, self.context, self.top_k = dtype, context, top_k
-        self.weight_group = weight_group  # of int4 weights
-        self.fuses = kind.rows == 1 and dtype == "int8"  # vector work into the product beside it
+        self.dtype, self.context, self.top_k = memory.dtype, memory.context, memory.top_k
+        self.sequences, self.weight_group = memory.sequences, memory.group
+        # vector work goes into the product beside it
+        self.fuses = kind.rows == 1 and memory.dtype == "int8"
         self.config = partition.config
         self.eps = self.config.rms_norm_eps
-        self.host = host_memory(partition, kind, top_k)
+        self.host = host_memory(partition, kind, memory.top_k)
         self.arrives: int | None = None  # of the next norm: a residual that comes off a link
         self.before: dict[tuple[int, str], NormFirst | GatherFirst] = {}  # prologues, by buffer
         self.buffers = [memory.buffers[kind.rows] for memory in memories]
@@ -303,12 +304,21 @@ class StepPlanner:
         scales = constants[f"{layer}.kv.scale"] if self.dtype == "int8" else None
         return constants[f"{layer}.kv"], scales
 
+    def _in_slots(self, made: Rope | Attend) -> Rope | Attend:
+        """Return ROPE or ATTEND with its layer's caches of all slots."""
+        if self.sequences == 1:
+            return made
+        kv, kvs = slot_steps(made.layout, self.costs.spec)
+        return replace(
+            made, slots=self.sequences, kv_step=kv, kvs_step=None if made.kvs is None else kvs
+        )
+
     def _attention(self, group: Group, op: GraphOp) -> None:
         """List ROPE or ATTEND on the ranks that have heads."""
         for rank, chip in enumerate(group.chips):
             if group.heads[rank][0] < group.heads[rank][1]:
                 make = self._rope if op.kind is Kind.ROPE else self._attend
-                self._op(chip, op.name, make(group, rank, op))
+                self._op(chip, op.name, self._in_slots(make(group, rank, op)))
 
     def _rope(self, group: Group, rank: int, op: GraphOp) -> Rope:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]

@@ -59,6 +59,8 @@ def _groups() -> dict[str, dict[str, tuple[str, str]]]:
             ),
             "max_model_len": ("N", "context in tokens; the model's, or the largest that fits"),
             "prefill_chunk": ("N", "prompt tokens per prefill step; the largest that fits, to 128"),
+            "sequences": ("S", "slots of the KV cache: how many sequences may be in flight"),
+            "batch": ("B", "most rows of a decode step, each of another slot"),
             "seed": ("N", "seed of sampling and of synthetic weights"),
         },
         "machine": {

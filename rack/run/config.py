@@ -50,6 +50,8 @@ class RunConfig:
     transport: str = "ray"
     max_model_len: int | None = None
     prefill_chunk: int | None = None
+    sequences: int = 1
+    batch: int = 1
     layers: int | None = None
     seed: int = 0
     returns: str = "logits"
@@ -136,7 +138,7 @@ def _file(path: Path) -> dict[str, Any]:
 def _typed(label: str, key: str, value: Any) -> Any:
     kinds: dict[str, type] = {
         "int4_group": int, "layers": int, "max_model_len": int, "prefill_chunk": int, "seed": int,
-        "step_timeout_s": float,
+        "sequences": int, "batch": int, "step_timeout_s": float,
     }  # fmt: skip
     kind = kinds.get(key, str)
     if isinstance(value, kind) and not isinstance(value, bool):
@@ -157,7 +159,7 @@ def _check(label: str, key: str, value: Any) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         wanted = f"one of {', '.join(_CHOICES[key])}"
         raise ConfigError(f"{label}: wanted {wanted}, got {shown(value)}")
-    counts = ("int4_group", "layers", "max_model_len", "prefill_chunk")
+    counts = ("int4_group", "layers", "max_model_len", "prefill_chunk", "sequences", "batch")
     if key in counts and abs(value) > MOST_INTEGER:
         raise ConfigError(f"{label}: wanted an integer up to {MOST_INTEGER}, got {shown(value)}")
     if key == "seed" and not 0 <= value < 1 << 64:

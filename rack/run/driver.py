@@ -112,6 +112,7 @@ class Driver:
                 load_kernels(),
                 node.send,
                 CostModel(spec=compiled.chip),
+                sequences=compiled.sequences,
             )
         )
         for program in programs_of(compiled, host):
@@ -130,11 +131,11 @@ class Driver:
 
     def start_step(
         self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
-        types: Sequence[int] = (),
+        types: Sequence[int] = (), slots: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """Send step messages to all chips, then the rows' embeddings to the first group.
 
-        `types`: the tokens' kinds, of an encoder.
+        `types`: the tokens' kinds, of an encoder. `slots`: of each row, 0 by default.
         """
         config, rows = self.compiled.config, len(positions)
         embedding = self.memory.rows(
@@ -158,7 +159,7 @@ class Driver:
         self._rows = rows
         message = StepMessage(
             sequence=self.sequence, step=schedule.name, base_cycle=self.base_cycle,
-            positions=tuple(positions),
+            positions=tuple(positions), slots=(0,) * rows if slots is None else tuple(slots),
         )  # fmt: skip
         control = step_control(message)
         for chip in range(self.compiled.layout.chips):

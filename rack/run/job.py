@@ -68,6 +68,7 @@ class ChipJob:
     images: Images | None = None  # read the constants from here instead of the weights
     image: str | None = None  # begin with this file's bytes, which have the constants (shared.py)
     executor: str = "fast"  # or "reference"
+    sequences: int = 1  # slots of the KV cache
 
 
 def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:
@@ -142,6 +143,7 @@ def chip_job(
         images=images,
         executor=executor,
         costs=compiled.costs.only(computing),
+        sequences=compiled.sequences,
     )
 
 
@@ -284,10 +286,11 @@ def build_chip(
         ports = ports_of(job.links, job.index)
         slots = {link.id: link.slot_cycles for link in job.links}
         chip: Chip = ReferenceChip(
-            *parts, lower=partial(lower, spec=job.spec, ports=ports, slots=slots), ports=ports
-        )
+            *parts, lower=partial(lower, spec=job.spec, ports=ports, slots=slots), ports=ports,
+            sequences=job.sequences,
+        )  # fmt: skip
     else:
-        chip = Chip(*parts, watch)
+        chip = Chip(*parts, watch, sequences=job.sequences)
     for program in job.programs:
         chip.load_program(program)
     return chip

@@ -132,6 +132,7 @@ def step_control(message: StepMessage) -> Control:
             "step": message.step,
             "base": message.base_cycle,
             "positions": list(message.positions),
+            "slots": list(message.slots),
         },
     )
 
@@ -140,5 +141,5 @@ def _step_message(control: Control) -> StepMessage:
     values = control.values
     return StepMessage(
         sequence=values["sequence"], step=values["step"], base_cycle=values["base"],
-        positions=tuple(values["positions"]),
+        positions=tuple(values["positions"]), slots=tuple(values["slots"]),
     )  # fmt: skip

@@ -183,6 +183,8 @@ def options_of(config: RunConfig) -> Options:
         max_model_len=config.max_model_len,
         prefill_chunk=config.prefill_chunk,
         top_k=config.top_k,
+        sequences=config.sequences,
+        batch=config.batch,
     )
 
 

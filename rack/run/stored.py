@@ -30,6 +30,7 @@ from rack.run.config import RunConfig
 
 OPTIONS = (
     "dtype", "int4_group", "layers", "layout", "max_model_len", "prefill_chunk", "returns",
+    "sequences", "batch",
 )  # fmt: skip
 ONLY_ASKED = ("layers", "returns")  # that have no result beside what was asked for
 HEX = "[0-9a-f]{64}"

@@ -43,7 +43,12 @@ NO_OPERAND = -1
 def base_on(spec: ChipSpec) -> Callable[[str], int]:
     """Return what gives operands of streams a first vector: any would do."""
     work, feed = (start(spec) // VECTOR_BYTES for start in (work_start, feed_start))
-    return lambda operand: 0 if operand in BULK else feed if operand == FED else work
+
+    def first(operand: str) -> int:
+        of = operand.partition(":")[0]
+        return 0 if of in BULK else feed if of == FED else work
+
+    return first
 
 
 def obey(what: str, found: Template, spec: ChipSpec) -> None:

@@ -1,0 +1,212 @@
+"""Sequence slots: each has a KV cache of its own, and a slot changes no bit of another's sequence.
+
+The same programs serve every slot. One slot is what there was before: no byte moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+from schedules import WEIGHTS, machine
+
+from chip.errors import ProgramError
+from chip.ops.attention import Attend, Rope, cache_of
+from chip.ops.kv import KvLayout, slot_steps
+from chip.run.chip import StepMessage
+from chip.spec import VECTOR_BYTES
+from chip.sram import locate, work_start
+from compiler.errors import CompilerError
+from compiler.model.presets import PRESETS
+from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.place.layout import parse_layout
+from rack.machines.profile import load_hardware
+from rack.run.local import LocalRack
+
+CHIP = load_hardware("lesson").chip
+PROMPTS = ([5, 93, 17, 44, 8], [61, 2, 240])
+
+
+@lru_cache(maxsize=16)
+def made(layout: str = "1x2", sequences: int = 3, batch: int = 1, **options: Any) -> CompiledModel:
+    """Return `tiny` with slots."""
+    asked = {"max_model_len": 32, "prefill_chunk": 4, "buckets": (32,), **options}
+    return compile_model(
+        PRESETS["tiny"], machine("lesson"), parse_layout(layout),
+        Options(sequences=sequences, batch=batch, **asked),
+    )  # fmt: skip
+
+
+def serve(rack: LocalRack, tokens: list[int], slot: int, start: int = 0) -> tuple[Any, ...]:
+    """Run a prompt in a slot; return what its last token gives."""
+    compiled, at = rack.compiled, start
+    while at < len(tokens) - 1:
+        n = min(4, len(tokens) - 1 - at)
+        step = compiled.step(n, at + n, decode=False)
+        run(rack, step.name, range(at, at + n), tokens[at : at + n], (slot,) * n)
+        at += n
+    step = compiled.step(1, at + 1, decode=True)
+    result = run(rack, step.name, [at], [tokens[at]], (slot,))
+    return result.hash_share, result.logits.tobytes(), result.cycles
+
+
+def run(rack: LocalRack, name: str, positions: Any, tokens: Any, slots: tuple[int, ...]) -> Any:
+    schedule, driver = rack.compiled.steps[name], rack.driver
+    driver.start_step(schedule, list(positions), tokens, slots=slots)
+    while not driver.node.chip.advance():
+        rack._pump()
+    return driver.finish_step(schedule, None)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16"])
+def test_a_slot_differs_in_words_alone(dtype: str) -> None:
+    layout = KvLayout(kv_heads=3, head_dim=128, context=100, dtype=dtype)
+    for spec in (CHIP, replace(CHIP, work_slices=2, feed_slices=2)):
+        kv, kvs = slot_steps(layout, spec)
+        assert kv % (64 * VECTOR_BYTES) == 0
+        assert (layout.total_bytes <= kv, layout.scales_bytes <= kvs) == (True, True)
+        for first, step, size in (
+            (0, kv, layout.total_bytes), (work_start(spec), kvs, layout.scales_bytes),
+        ):  # fmt: skip
+            for at in range(first, first + size, VECTOR_BYTES):
+                here, there = locate(spec, at), locate(spec, at + step)
+                assert (here.hemisphere, here.slice) == (there.hemisphere, there.slice)
+
+
+def test_one_slot_is_what_there_was() -> None:
+    one, many = made(sequences=1), made()
+    assert one.schedule_hash == made(sequences=1, batch=1).schedule_hash != many.schedule_hash
+    assert (many.sequences, many.batch) == (3, 1)
+    for name, step in one.steps.items():
+        assert step.cycles == many.steps[name].cycles
+        for program in step.programs:
+            for operation in program.operations:
+                if isinstance(operation.op, Rope | Attend):
+                    assert operation.op.slots is None
+                    assert "slots" not in operation.to_list()[2]
+    op = next(o.op for o in many.steps["decode/32"].programs[0].operations
+              if isinstance(o.op, Rope))  # fmt: skip
+    assert op.slots == 3
+    regions = dict(op.writes())
+    tensors = {t.name: (t.address, t.size) for t in many.memories[0].tensors}
+    assert regions["kv"] == tensors["layers.0.kv"]
+    assert regions["kvs"] == tensors["layers.0.kv.scale"]
+    kv, kvs = cache_of(op, 2)
+    assert kv + op.layout.total_bytes == sum(regions["kv"])
+    assert kvs is not None
+    assert kvs + op.layout.scales_bytes == sum(regions["kvs"])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp16", "int4"])
+def test_every_slot_gives_the_same_bits(dtype: str) -> None:
+    alone = LocalRack(made(sequences=1, dtype=dtype), WEIGHTS)
+    alone.reset()
+    wanted = [serve(alone, prompt, 0) for prompt in PROMPTS]
+    alone.close()
+    rack = LocalRack(made(dtype=dtype), WEIGHTS)
+    rack.reset()
+    got = [serve(rack, PROMPTS[0], 2), serve(rack, PROMPTS[1], 0)]
+    # the prompts are still there: another token of each
+    again = [serve(rack, [*PROMPTS[n], 7], slot, len(PROMPTS[n])) for n, slot in ((1, 0), (0, 2))]
+    fresh = serve(rack, [*PROMPTS[0], 7], 1)
+    rack.close()
+    assert [one[:2] for one in got] == [one[:2] for one in wanted]
+    assert again[1][:2] == fresh[:2] != again[0][:2]
+
+
+def test_the_reference_machine_has_the_slots_too() -> None:
+    results = []
+    for executor in ("fast", "reference"):
+        rack = LocalRack(made("1x1"), WEIGHTS, executor=executor)
+        rack.reset()
+        results.append([serve(rack, prompt, slot) for prompt, slot in ((PROMPTS[0], 2), ([9], 1))])
+        results[-1].append(rack.nodes[0].chip.sram.tensor("layers.0.kv").tobytes())
+        rack.close()
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("positions", "slots", "text"),
+    [
+        ((0,), (3,), "wanted slots 0 to 2, got 3"),
+        ((0,), (-1,), "wanted slots 0 to 2, got -1"),
+        ((0, 1), (0,), "wanted a slot for each of 2 rows, got 1"),
+        ((0, 1), (0, 1), "wanted rows of one slot, got [0, 1]"),
+        ((4, 4), (2, 2), "wanted rows of different tokens, got 2 of slot 2, position 4"),
+    ],
+)
+def test_a_chip_refuses_rows_that_it_cannot_have(
+    positions: tuple[int, ...], slots: tuple[int, ...], text: str
+) -> None:
+    rack = LocalRack(made(), WEIGHTS)
+    name = "prefill4/32" if len(positions) > 1 else "decode/32"
+    message = StepMessage(
+        sequence=0, step=name, base_cycle=0, positions=positions, slots=slots
+    )  # fmt: skip
+    with pytest.raises(ProgramError) as raised:
+        rack.nodes[0].chip.begin(message)
+    rack.close()
+    assert str(raised.value) == f"chip 0, step {name}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"sequences": 0}, "sequences: wanted 1 to 65536, got 0"),
+        ({"sequences": 1 << 20}, "sequences: wanted 1 to 65536, got 1048576"),
+        (
+            {"sequences": 4, "batch": 5},
+            "batch: wanted 1 to 4, as many as there are sequences, got 5",
+        ),
+        ({"batch": 0}, "batch: wanted 1 to 1, as many as there are sequences, got 0"),
+    ],
+)
+def test_options_are_in_their_bounds(options: dict[str, int], text: str) -> None:
+    with pytest.raises(CompilerError) as raised:
+        Options(**options)
+    assert str(raised.value) == text
+
+
+def test_slots_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(CompilerError, match="bytes"):
+        made("1x1", sequences=1 << 16)
+
+
+def test_intervals_are_of_every_ordered_pair() -> None:
+    model = made("2x1+1")
+    for a, first in model.steps.items():
+        for b, then in model.steps.items():
+            gaps = [
+                max(o.end for o in one.operations) - min(o.start for o in two.operations)
+                for one, two in zip(first.programs[:-1], then.programs[:-1], strict=True)
+                if one.operations and two.operations
+            ]
+            assert model.interval(a, b) == min(first.cycles, max(1, *gaps))
+    with pytest.raises(KeyError):
+        model.interval("decode/32", "decode/999")
+
+
+def test_an_encoder_has_one_sequence() -> None:
+    config = next(one for one in PRESETS.values() if one.encoder is not None)
+    with pytest.raises(CompilerError) as raised:
+        compile_model(
+            config, machine("lesson"), parse_layout("1x1"), Options(sequences=2, max_model_len=8)
+        )
+    assert str(raised.value) == f"sequences: wanted 1, as {config.name} is an encoder, got 2"
+
+
+def test_the_cache_of_a_slot_is_the_slots_alone() -> None:
+    rack = LocalRack(made("1x1"), WEIGHTS)
+    rack.reset()
+    cache = rack.nodes[0].chip.sram.tensor("layers.0.kv")
+    op = next(o.op for o in rack.compiled.steps["decode/32"].programs[0].operations
+              if isinstance(o.op, Attend))  # fmt: skip
+    step, size = op.kv_step or 0, op.layout.total_bytes
+    serve(rack, PROMPTS[0], 1)
+    used = [bool(np.any(cache[s * step : s * step + size])) for s in range(3)]
+    between = np.any(cache[size:step])
+    rack.close()
+    assert (used, between) == ([False, True, False], np.False_)
