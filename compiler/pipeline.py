@@ -140,6 +140,10 @@ class CompiledModel:
         size = 1 if decode else next(s for s in sorted(self.prefill_sizes) if s >= rows)
         return self.steps[StepKind(rows=size, bucket=bucket, decode=decode).name]
 
+    @property
+    def decode_sizes(self) -> tuple[int, ...]:
+        return (1,)
+
     def cycles_until(self, name: str, following: str | None) -> int:
         """Return the cycles from the base of step `name` to the base of the next step.
 

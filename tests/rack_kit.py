@@ -13,8 +13,8 @@ from schedules import compiled
 
 from compiler.model.presets import PRESETS
 from compiler.pipeline import CompiledModel
-from rack.run.driver import StepResult
 from rack.run.engine import Engine
+from rack.run.steps import StepOrder, StepResult
 from rack.text.tokenizer import Tokenizer, load_tokenizer
 
 TINY = PRESETS["tiny"]
@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
 
 
 class ScriptRack:
-    """Implements `rack.run.engine.Rack`: every decode step's logits favour the script's next token.
+    """Implements `rack.run.steps.Rack`: every decode step's logits favour the script's next token.
 
     The second best is the token after it. Steps are recorded as (name, positions, tokens).
     """
@@ -40,27 +40,33 @@ class ScriptRack:
         self.steps: list[tuple[str, list[int], list[int]]] = []
         self.resets = 0
         self._said = 0
+        self._under_way: list[StepOrder] = []
 
     def reset(self) -> None:
         self.resets, self._said = self.resets + 1, 0
+        self._under_way.clear()
 
-    def run_step(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int],
-        following: str | None = None,
-    ) -> StepResult:  # fmt: skip
-        self.steps.append((name, list(positions), list(tokens)))
-        schedule = self.compiled.steps[name]
+    def start(self, order: StepOrder) -> None:
+        self.steps.append((order.name, list(order.positions), list(order.tokens)))
+        self._under_way.append(order)
+
+    def finish(self) -> list[StepResult]:
+        order = self._under_way.pop(0)
+        schedule = self.compiled.steps[order.name]
         if not schedule.kind.decode:
-            return StepResult(cycles=schedule.cycles)
+            return [StepResult(cycles=schedule.cycles)]
+        return [self._result(schedule.cycles) for _ in order.positions]
+
+    def _result(self, cycles: int) -> StepResult:
         logits = np.zeros(TINY.vocab_size, np.float32)
         token = self.script[self._said % len(self.script)]
         logits[token], logits[(token + 1) % len(logits)] = 8.0, 4.0
         self._said += 1
         top = self.compiled.top_k
         if not top:
-            return StepResult(cycles=schedule.cycles, logits=logits, hash_share=token)
+            return StepResult(cycles=cycles, logits=logits, hash_share=token)
         ids = np.argsort(-logits, kind="stable")[:top]
-        return StepResult(cycles=schedule.cycles, top=(ids, logits[ids]), hash_share=token)
+        return StepResult(cycles=cycles, top=(ids, logits[ids]), hash_share=token)
 
     def saturated(self) -> int:
         return 0

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp
 
 from compiler.model.presets import PRESETS
 from rack.run.config import RunConfig
-from rack.run.driver import StepResult
 from rack.run.session import Prepared, Session, prepare
+from rack.run.steps import Rack, StepOrder
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.grammars import Grammars
@@ -81,10 +81,11 @@ class Steps:
 
         assert await asyncio.to_thread(wait), "deadline passed"
 
-    def around(self, run_step: Callable[..., StepResult]) -> Callable[..., StepResult]:
-        def run(
-            name: str, positions: Sequence[int], tokens: Sequence[int], following: str | None = None
-        ) -> StepResult:
+    def stand_before(self, rack: Rack) -> None:
+        """Stand in front of a rack."""
+        start = rack.start
+
+        def held(order: StepOrder) -> None:
             if self._permits is not None and not self._permits.acquire(blocking=False):
                 self.waiting.set()
                 assert self._permits.acquire(timeout=DEADLINE_SECONDS), "no permit came"
@@ -92,13 +93,12 @@ class Steps:
             error, self.fail_next = self.fail_next, None
             if error is not None:
                 raise error
-            result = run_step(name, positions, tokens, following)
+            start(order)
             with self._changed:
                 self.done += 1
                 self._changed.notify_all()
-            return result
 
-        return run
+        rack.start = held  # type: ignore[method-assign]
 
 
 @dataclass
@@ -143,7 +143,7 @@ async def serving(
         opening(report)
         session = Session(prepared, report)
         if steps is not None:
-            session.rack.run_step = steps.around(session.rack.run_step)  # type: ignore[method-assign]
+            steps.stand_before(session.rack)
         opened.append(session)
         return session
 

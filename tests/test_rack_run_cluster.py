@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from rack.errors import ChipFailedError, RackError
+from rack.run.completion import Completion
 from rack.run.config import RunConfig
-from rack.run.engine import Completion
 from rack.run.remote import RemoteRack
 from rack.run.session import Session, prepare
 from rack.run.worker import Seat

@@ -27,6 +27,14 @@ def driver(model: CompiledModel) -> tuple[Driver, list[LocalTransport]]:
     return Driver(model, WEIGHTS.open(), hub.transport(model.layout.chips)), chips
 
 
+def order(name: str, positions: Sequence[int], tokens: Sequence[int]) -> StepOrder:
+    """A step from cycle 0 on, with rows of slot 0."""
+    return StepOrder(
+        name=name, base=0, slots=(0,) * len(positions), positions=tuple(positions),
+        tokens=tuple(tokens),
+    )  # fmt: skip
+
+
 def received(transport: LocalTransport) -> list[Message]:
     messages = []
     while (message := transport.receive(0)) is not None:
@@ -48,7 +56,7 @@ def test_a_step_starts_with_messages_then_rows_for_the_first_group() -> None:
     host, chips = driver(model)
     host.reset()
     schedule = model.step(8, 8, decode=False)
-    host.start_step(schedule, range(3), [65, 66, 67])
+    host.start(order(schedule.name, range(3), [65, 66, 67]))
     for chip, transport in enumerate(chips):
         epoch, step, *frames = received(transport)
         assert epoch == Control("epoch", {"epoch": 1})
@@ -73,10 +81,10 @@ def test_steps_are_numbered_and_follow_each_other_in_time() -> None:
     assert (first.logits, first.top, first.hash_share) == (None, None, 0)
     second = rack.run_step("decode/32", [8], [8])
     host = rack.driver
-    assert host.base_cycle == first.cycles + second.cycles
+    assert rack.turns.base == first.cycles + second.cycles
     assert (host.sequence, host.node.epoch) == (2, 1)
     rack.reset()
-    assert (host.sequence, host.node.epoch, host.base_cycle) == (2, 2, 0)
+    assert (host.sequence, host.node.epoch, rack.turns.base) == (2, 2, 0)
     rack.close()
 
 
@@ -146,4 +154,4 @@ def test_more_rows_than_the_step_has_are_refused() -> None:
     host, _ = driver(compiled())
     schedule = compiled().steps["decode/32"]
     with pytest.raises(ProgramError, match="chip host, step decode/32: wanted 1 to 1 rows, got 0"):
-        host.start_step(schedule, [], [])
+        host.start(order(schedule.name, [], []))

@@ -20,11 +20,13 @@ from interconnect.zmq_transport import ZmqTransport
 from rack.errors import ChipFailedError, ControlError, OtherCodeError, RackClosedError
 from rack.machines.profile import load_hardware
 from rack.run import remote
-from rack.run.engine import Completion, Engine, Rack
+from rack.run.completion import Completion
+from rack.run.engine import Engine
 from rack.run.job import ChipJob
 from rack.run.local import LocalRack
 from rack.run.processes import ProcessLauncher
 from rack.run.remote import RemoteRack
+from rack.run.steps import Rack
 from rack.run.worker import Seat
 from rack.system.provenance import running_code
 from rack.text.sampler import SamplingParams

@@ -66,7 +66,7 @@ def test_every_token_is_visible_text_of_its_own() -> None:
 def test_without_plain_tokens_an_end_that_is_drawn_becomes_the_next_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rack.run.engine.uniform", lambda seed, position: EOS / TINY.vocab_size)
+    monkeypatch.setattr("rack.run.completion.uniform", lambda seed, position: EOS / TINY.vocab_size)
     bare = tokenizer()
     monkeypatch.setattr(bare, "plain_ids", [], raising=False)
     engine = Engine(TimingRack(compiled()), bare)

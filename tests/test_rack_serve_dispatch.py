@@ -67,7 +67,7 @@ class Fleet:
                 raise ChipError("no memory")
             session = Session(tiny(), report)
             opened.append(session)
-            session.rack.run_step = steps.around(session.rack.run_step)  # type: ignore[method-assign]
+            steps.stand_before(session.rack)
             return session
 
         return open_session

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from serve_kit import DEADLINE_SECONDS, tiny
 
-from rack.run.engine import TokenEvent
+from rack.run.completion import TokenEvent
 from rack.run.session import Session
 from rack.serve.pacing import SLIP_SECONDS, Pacer, Slip, Unpaced
 from rack.serve.runner import Event, Finished, QueuedRequest, Runner

@@ -13,7 +13,7 @@ from serve_kit import DEADLINE_SECONDS, Served, Steps, chat, events, serving, ti
 
 from chip.errors import ChipError
 from rack.errors import ChipFailedError, ConfigError, RequestError
-from rack.run.engine import TokenEvent
+from rack.run.completion import TokenEvent
 from rack.run.session import Session
 from rack.serve.runner import Event, Failed, Finished, QueuedRequest, Runner
 from rack.system.progress import Progress

@@ -283,7 +283,7 @@ def test_prompts_that_do_not_fit_into_the_queue_are_refused_together() -> None:
         body = {"model": "roomy", "prompt": ["a"] * 100, "max_tokens": 1}
         answer = await served.client.post(TEXT, json=body)
         assert answer.status_code == 503
-        await settled(lambda: served.runner.running is None and not served.runner._waiting)
+        await settled(lambda: not served.runner.running and not served.runner._waiting)
         assert (await served.client.post(TEXT, json=body | {"prompt": "a"})).status_code == 200
 
     run(scenario)

@@ -12,7 +12,8 @@ from schedules import machine
 from compiler.model.presets import PRESETS
 from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.run.engine import Completion, Engine
+from rack.run.completion import Completion
+from rack.run.engine import Engine
 from rack.run.timing_rack import TimingRack
 from rack.text.closing import Closing, Spelling
 from rack.text.grammar import json_grammar, narrowed, without_doubles

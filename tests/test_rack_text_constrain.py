@@ -14,8 +14,9 @@ from rack_kit import BOS, EOS, saying, scripted, tokenizer
 from schedules import compiled
 
 from rack.errors import RequestError
+from rack.run.completion import Completion
 from rack.run.config import RunConfig
-from rack.run.engine import Completion, Engine, check_request
+from rack.run.engine import Engine, check_request
 from rack.run.session import Session, prepare
 from rack.text import constrain
 from rack.text.constrain import Constraint

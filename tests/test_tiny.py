@@ -8,7 +8,8 @@ import pytest
 from schedules import WEIGHTS, compiled
 
 from compiler.model.presets import PRESETS
-from rack.run.engine import Completion, Engine
+from rack.run.completion import Completion
+from rack.run.engine import Engine
 from rack.run.local import LocalRack
 from rack.text.sampler import SamplingParams
 from rack.text.tokenizer import load_tokenizer

@@ -25,8 +25,8 @@ from compiler.pipeline import CompiledModel
 from rack.commands.command import at_least, model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
+from rack.run.completion import Completion
 from rack.run.config import RunConfig
-from rack.run.engine import Completion
 from rack.run.host_memory import fit_to_memory
 from rack.run.session import Prepared, Session, Task, of_task, prepare
 from rack.run.shared import sram_in_use

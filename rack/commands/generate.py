@@ -10,9 +10,9 @@ from typing import Any
 from rack.commands.command import model_command, show_placement
 from rack.commands.flags import count, model_flags, output_flags, verb_parser
 from rack.errors import RequestError
+from rack.run.completion import Completion
 from rack.run.config import MOST_TOKENS, RunConfig
 from rack.run.context import check_room
-from rack.run.engine import Completion
 from rack.run.host_memory import executor_asked_for, fit_to_memory
 from rack.run.session import Prepared, Session, Task, of_task, prepare
 from rack.system.progress import say, start_progress

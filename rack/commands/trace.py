@@ -20,9 +20,9 @@ from rack.errors import ConfigError, RequestError
 from rack.reports.pictures import PICTURES, picture_kind
 from rack.reports.trace_events import Event, PlacedStep, TraceEvents
 from rack.run.config import RunConfig
-from rack.run.driver import StepResult
 from rack.run.engine import Engine
 from rack.run.session import Prepared, Task, of_task, prepare
+from rack.run.steps import StepOrder
 from rack.run.timing_rack import TimingRack
 from rack.system.output import check_file, writing
 from rack.system.progress import say
@@ -122,12 +122,9 @@ class _Recorder(TimingRack):
         super().__init__(prepared.compiled)
         self.steps: list[PlacedStep] = []
 
-    def run_step(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int],
-        following: str | None = None,
-    ) -> StepResult:  # fmt: skip
-        self.steps.append((self.compiled.steps[name], self.now))
-        return super().run_step(name, positions, tokens, following)
+    def start(self, order: StepOrder) -> None:
+        self.steps.append((self.compiled.steps[order.name], order.base))
+        super().start(order)
 
 
 def request_steps(prepared: Prepared, prompt_tokens: int, max_tokens: int) -> list[PlacedStep]:

@@ -1,14 +1,16 @@
 """The host's side of a rack: sends steps and embeddings, takes results, checks their cycles.
 
-The host port is a chip without computations. Its program for a step sends embedding and RoPE rows
-and receives results, through the same link models and checks as on any chip. The rack decides how
-messages move while the driver waits (`pump`), and what happens at a deadline.
+The host port is a chip without computations, or rather two: one sends embedding and RoPE rows, the
+other receives results, through the same link models and checks as on any chip. So rows of a step
+can leave while results of those before are still to come. The rack decides how messages move while
+the driver waits, and what happens at a deadline.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ from chip.kernels.vmath import (
     yarn_inv_freq,
 )
 from chip.ops.cost import CostModel
+from chip.ops.moves import Receive, Send
+from chip.ops.program import Program
 from chip.ops.rows import row_bytes
 from chip.run.chip import Chip, StepMessage
 from chip.spec import VECTOR_BYTES
@@ -36,20 +40,7 @@ from interconnect.transport import Transport
 from rack.run.control import ControlKind
 from rack.run.job import chip_links, links_of, programs_of
 from rack.run.node import ChipNode, LinkSlots, step_control
-
-F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """A step's result: logits of every vocabulary column, or (ids, values) of the largest; of an
-    encoder's, hidden states."""
-
-    cycles: int  # from this step's base to the next one's; a request's first has its start too
-    logits: F32 | None = None  # [vocab]
-    top: tuple[NDArray[np.int64], F32] | None = None
-    hash_share: int = 0  # sum over the vocabulary, modulo 2^64
-    hidden: F32 | None = None  # [rows, hidden] of an encoder, in the order of the rows
+from rack.run.steps import F32, StepOrder, StepResult
 
 
 def rope_frequencies(config: ModelConfig) -> NDArray[np.float64]:
@@ -84,6 +75,12 @@ def rope_rows(
     return tables.reshape(len(positions), config.head_dim)
 
 
+def port(program: Program, kind: type[Send] | type[Receive]) -> Program:
+    """Return the part of the host's program that sends, or that receives."""
+    own = tuple(one for one in program.operations if isinstance(one.op, kind))
+    return replace(program, operations=own)
+
+
 class Driver:
     """Runs steps on a rack of chips that listen on a transport."""
 
@@ -92,9 +89,8 @@ class Driver:
         slots: LinkSlots | None = None,
     ) -> None:  # fmt: skip
         self.compiled, self.source = compiled, source
-        self.base_cycle = self._starting = 0
         self.sequence = 0
-        self._rows = 0  # of the step that runs
+        self._under_way: deque[StepMessage] = deque()
         self._frequencies = rope_frequencies(compiled.config)
         self._tables = tuple(embeddings(compiled.config))
         self._scale = np.float32(embedding_scale(compiled.config))
@@ -102,47 +98,43 @@ class Driver:
         links = links_of(compiled, host)
         self.node = ChipNode(links, host, transport, slots or {})
         size = max(step.host.size for step in compiled.steps.values())
-        self.memory = Sram(-(-size // VECTOR_BYTES) * VECTOR_BYTES)
-        self.node.attach(
-            lambda node: Chip(
-                "host",
-                compiled.chip,
-                self.memory,
-                chip_links(links),
-                load_kernels(),
-                node.send,
-                CostModel(spec=compiled.chip),
+        size = -(-size // VECTOR_BYTES) * VECTOR_BYTES
+        self.memory, self.received = Sram(size), Sram(size)
+
+        def make(memory: Sram) -> Chip:
+            costs = CostModel(spec=compiled.chip)
+            own = chip_links(links)
+            return Chip(
+                "host", compiled.chip, memory, own, load_kernels(), self.node.send, costs,
                 sequences=compiled.sequences,
-            )
-        )
+            )  # fmt: skip
+
+        self._sender = make(self.memory)
+        self.node.attach(lambda node: make(self.received))
         for program in programs_of(compiled, host):
-            self.node.chip.load_program(program)
+            self._sender.load_program(port(program, Send))
+            self.node.chip.load_program(port(program, Receive))
 
     def reset(self) -> None:
-        """Start a request: a new epoch on every node, nothing on the links.
-
-        Its first step begins when all chips have started.
-        """
-        self.base_cycle = self._starting = self.compiled.network.start_cycles
+        """Begin an epoch on every node: nothing is on the links, no step is under way."""
         control = Control(ControlKind.EPOCH, {"epoch": self.node.epoch + 1})
         for chip in range(self.compiled.layout.chips):
             self.node.transport.send(chip, control)
         self.node.handle(control)
+        self._sender.reset()
+        self._under_way.clear()
 
-    def start_step(
-        self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
-        types: Sequence[int] = (), slots: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    def start(self, order: StepOrder) -> None:
         """Send step messages to all chips, then the rows' embeddings to the first group.
 
-        `types`: the tokens' kinds, of an encoder. `slots`: of each row, 0 by default.
+        Raises KeyError for an unknown step.
         """
-        config, rows = self.compiled.config, len(positions)
+        config, rows = self.compiled.config, len(order.positions)
+        at = self.compiled.steps[order.name].host
         embedding = self.memory.rows(
-            schedule.host.embedding, np.float32, rows, config.hidden_size,
-            row_bytes(config.hidden_size, 4),
-        )  # fmt: skip
-        for row, numbers in enumerate(self._looked_up(positions, tokens, types)):
+            at.embedding, np.float32, rows, config.hidden_size, row_bytes(config.hidden_size, 4)
+        )
+        for row, numbers in enumerate(self._looked_up(order)):
             first, *others = (
                 self.source.f32_rows(name, number, number + 1)[0]
                 for name, number in zip(self._tables, numbers, strict=True)
@@ -152,42 +144,51 @@ class Driver:
                 embedding[row] *= self._scale
         if len(self._frequencies):
             rope = self.memory.rows(
-                schedule.host.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)
+                at.rope, np.float32, rows, config.head_dim, row_bytes(config.head_dim, 4)
             )
-            rope[:] = rope_rows(config, positions, self._frequencies)
+            rope[:] = rope_rows(config, order.positions, self._frequencies)
         self.sequence += 1
-        self._rows = rows
         message = StepMessage(
-            sequence=self.sequence, step=schedule.name, base_cycle=self.base_cycle,
-            positions=tuple(positions), slots=(0,) * rows if slots is None else tuple(slots),
+            sequence=self.sequence, step=order.name, base_cycle=order.base,
+            positions=order.positions, slots=order.slots,
         )  # fmt: skip
         control = step_control(message)
         for chip in range(self.compiled.layout.chips):
             self.node.transport.send(chip, control)
-        self.node.chip.begin(message)
-        self.node.chip.advance()
+        self._sender.begin(message)
+        self._sender.advance()
+        self._under_way.append(message)
 
-    def _looked_up(
-        self, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
-    ) -> Iterable[tuple[int, ...]]:  # fmt: skip
+    def _looked_up(self, order: StepOrder) -> Iterable[tuple[int, ...]]:
         """Return, for each row, the numbers of its rows in the embedding tables."""
         if self.compiled.config.encoder is None:
-            return ((token,) for token in tokens)
-        return zip(tokens, types, positions, strict=True)
+            return ((token,) for token in order.tokens)
+        return zip(order.tokens, order.types, order.positions, strict=True)
 
-    def finish_step(self, schedule: StepSchedule, following: str | None) -> StepResult:
-        """Collect the results that have come. Call when the host's program is done."""
-        cycles = self.compiled.cycles_until(schedule.name, following)
-        self.base_cycle += cycles
-        cycles, self._starting = cycles + self._starting, 0
-        if schedule.kind.encode:
-            return StepResult(cycles=cycles, hidden=self._hidden(schedule))
-        if not schedule.kind.decode:
-            return StepResult(cycles=cycles)
-        share = self.node.chip.checks % (1 << 64)
+    def finish(self, wait: Callable[[], None]) -> list[StepResult]:
+        """Return what the oldest step under way gave.
+
+        `wait` moves messages, and returns when the host's program may go on.
+        """
+        message, chip = self._under_way.popleft(), self.node.chip
+        schedule = self.compiled.steps[message.step]
+        chip.begin(message)
+        while not chip.advance():
+            wait()
+        kind, cycles, share = schedule.kind, schedule.cycles, chip.checks % (1 << 64)
+        if kind.encode:
+            hidden = self._hidden(schedule, len(message.positions))
+            return [StepResult(cycles=cycles, hidden=hidden)]
+        if not kind.decode:
+            return [StepResult(cycles=cycles)]
         if self.compiled.top_k:
-            return StepResult(cycles=cycles, top=self._top(schedule), hash_share=share)
-        return StepResult(cycles=cycles, logits=self._logits(schedule), hash_share=share)
+            return [StepResult(cycles=cycles, top=self._top(schedule), hash_share=share)]
+        return [StepResult(cycles=cycles, logits=self._logits(schedule), hash_share=share)]
+
+    @property
+    def oldest(self) -> str:
+        """The name of the step that `finish` ends, or "none"."""
+        return self._under_way[0].step if self._under_way else "none"
 
     def _results(self, schedule: StepSchedule) -> list[tuple[int, tuple[int, int]]]:
         """Return (offset in the host's memory, vocabulary span) of every head chip's result."""
@@ -195,34 +196,27 @@ class Driver:
         spans = dict(zip(group.chips, group.vocab, strict=True))
         return [(offset, spans[chip]) for chip, offset in schedule.host.results.items()]
 
-    def _hidden(self, schedule: StepSchedule) -> F32:
+    def _hidden(self, schedule: StepSchedule, rows: int) -> F32:
         hidden = self.compiled.config.hidden_size
         first, stride = min(schedule.host.results.values()), row_bytes(hidden, 4)
-        return self.memory.rows(first, np.float32, self._rows, hidden, stride).copy()
+        return self.received.rows(first, np.float32, rows, hidden, stride).copy()
 
     def _logits(self, schedule: StepSchedule) -> F32:
         logits = np.empty(self.compiled.config.vocab_size, np.float32)
         for offset, (first, last) in self._results(schedule):
-            logits[first:last] = self.memory.view(offset, np.float32, (last - first,), (4,))
+            logits[first:last] = self.received.view(offset, np.float32, (last - first,), (4,))
         return logits
 
     def _top(self, schedule: StepSchedule) -> tuple[NDArray[np.int64], F32]:
         ids, values = [], []
         for offset, (first, last) in self._results(schedule):
             k = min(self.compiled.top_k, last - first)
-            ids.append(self.memory.view(offset, np.uint32, (k,), (4,)).astype(np.int64))
-            values.append(self.memory.view(offset + 4 * k, np.float32, (k,), (4,)).copy())
+            ids.append(self.received.view(offset, np.uint32, (k,), (4,)).astype(np.int64))
+            values.append(self.received.view(offset + 4 * k, np.float32, (k,), (4,)).copy())
         return np.concatenate(ids), np.concatenate(values)
 
-    def run_step(
-        self, schedule: StepSchedule, positions: Sequence[int], tokens: Sequence[int],
-        wait: Callable[[], None], following: str | None = None, types: Sequence[int] = (),
-    ) -> StepResult:  # fmt: skip
-        """Run one step; `wait` moves messages and returns when the host's program may go on.
-
-        The base of the next step then lies where `following` may begin (`cycles_until`).
-        """
-        self.start_step(schedule, positions, tokens, types)
-        while not self.node.chip.advance():
-            wait()
-        return self.finish_step(schedule, following)
+    def close(self) -> None:
+        """Leave the transport and free the memory."""
+        self.node.transport.close()
+        for memory in (self.memory, self.received):
+            memory.close()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from chip.kernels import load as load_kernels
 from compiler.pipeline import CompiledModel
 from rack.errors import RequestError
-from rack.run.engine import EncoderRack
+from rack.run.steps import Rack, StepOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +41,23 @@ class Encoded:
 
 
 def encode(
-    rack: EncoderRack, tokens: Sequence[int], types: Sequence[int] | None = None
+    rack: Rack, tokens: Sequence[int], types: Sequence[int] | None = None
 ) -> Encoded:  # fmt: skip
     """Run one sequence. `types`: the tokens' kinds, all 0 unless given. Raises RequestError."""
     check_sequence(rack.compiled, tokens, types)
     types = [0] * len(tokens) if types is None else types
     step = rack.compiled.encode_step(len(tokens))
     rack.reset()
-    positions = range(len(tokens) - 1, -1, -1)
-    result = rack.run_encode(step.name, positions, tokens[::-1], types[::-1])
+    start = rack.compiled.network.start_cycles
+    order = StepOrder(
+        name=step.name, base=start, slots=(0,) * len(tokens),
+        positions=tuple(range(len(tokens) - 1, -1, -1)), tokens=tuple(tokens[::-1]),
+        types=tuple(types[::-1]),
+    )  # fmt: skip
+    rack.start(order)
+    (result,) = rack.finish()
     hidden = None if result.hidden is None else result.hidden[::-1].copy()
-    return Encoded(step=step.name, cycles=result.cycles, hidden=hidden)
+    return Encoded(step=step.name, cycles=start + result.cycles, hidden=hidden)
 
 
 def check_sequence(

@@ -13,10 +13,11 @@ from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.transport import LocalHub, Transport
-from rack.run.driver import Driver, StepResult
+from rack.run.driver import Driver
 from rack.run.job import build_chip, chip_job
 from rack.run.node import ChipNode, LinkSlots
 from rack.run.shared import SharedImages, shares
+from rack.run.steps import StepOrder, StepResult, Turns
 from rack.run.stopwatch import Stopwatch
 from rack.run.stored import Images
 
@@ -58,25 +59,29 @@ class LocalRack:
                 node.attach(lambda node, job=job: build_chip(job, node.send, kernels, watch))  # type: ignore[misc]
                 self.nodes.append(node)
         self.driver = Driver(compiled, weights.open(), join(compiled.layout.chips), slots)
+        self.turns = Turns(compiled)
 
     def reset(self) -> None:
-        """Start a request."""
+        """Begin anew: no step is under way."""
         self.driver.reset()
+        self.turns.reset()
+
+    def start(self, order: StepOrder) -> None:
+        """Start a step. Raises ScheduleViolation if the run differs from the schedule."""
+        self.driver.start(order)
+        self.turns.began(order)
+
+    def finish(self) -> list[StepResult]:
+        """Run the oldest step under way to its end. Raises ScheduleViolation as `start`."""
+        return self.driver.finish(self._pump)
 
     def run_step(
         self, name: str, positions: Sequence[int], tokens: Sequence[int],
         following: str | None = None,
     ) -> StepResult:  # fmt: skip
-        """Run one step. Raises ScheduleViolation if the run differs from the schedule."""
-        schedule = self.compiled.steps[name]
-        return self.driver.run_step(schedule, positions, tokens, self._pump, following)
-
-    def run_encode(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
-    ) -> StepResult:  # fmt: skip
-        """Run an encoder's step, as `run_step`."""
-        schedule = self.compiled.steps[name]
-        return self.driver.run_step(schedule, positions, tokens, self._pump, types=types)
+        """Run one step in turn (`Turns`)."""
+        self.start(self.turns.order(name, positions, tokens))
+        return self.turns.ended(name, self.finish()[0], following)
 
     def _pump(self) -> None:
         progress = False
@@ -106,6 +111,7 @@ class LocalRack:
 
     def close(self) -> None:
         """Free the memory."""
-        for node in (*self.nodes, self.driver.node):
+        for node in self.nodes:
             node.transport.close()
             node.chip.sram.close()
+        self.driver.close()

@@ -22,9 +22,10 @@ from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import ChipFailedError, ControlError, OtherCodeError, RackClosedError
 from rack.machines.hardware import Hardware
 from rack.run.control import ControlKind, Conversation, Sender
-from rack.run.driver import Driver, StepResult
+from rack.run.driver import Driver
 from rack.run.job import ChipJob, chip_job
 from rack.run.shared import SharedImages, shares
+from rack.run.steps import StepOrder, StepResult, Turns
 from rack.run.stored import Images
 from rack.run.worker import Seat, rebuild_violation
 from rack.system.progress import Progress
@@ -95,6 +96,7 @@ class RemoteRack:
             self._socket = ZmqTransport(self._chips, host_bind, key)
             self._ends.callback(self._socket.close)
             self.driver = Driver(compiled, weights.open(), self._socket, slots)
+            self.turns = Turns(compiled)
             links = compiled.network.links
             jobs = [
                 chip_job(compiled, chip, weights, images, executor) for chip in range(self._chips)
@@ -173,30 +175,36 @@ class RemoteRack:
     # -- run
 
     def reset(self) -> None:
-        """Start a request. Raises RackClosedError on a rack that failed or was closed."""
+        """Begin anew: no step is under way. Raises RackClosedError on a rack that failed."""
         self._check_usable()
         self.driver.reset()
+        self.turns.reset()
+
+    def start(self, order: StepOrder) -> None:
+        """Start a step. Raises RackClosedError on a rack that failed or was closed."""
+        with self._running(order.name):
+            self.driver.start(order)
+            self.turns.began(order)
+
+    def finish(self) -> list[StepResult]:
+        """End the oldest step under way, within a step's deadline.
+
+        Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
+        cannot be used after either.
+        """
+        name = self.driver.oldest
+        with self._running(name):
+            results = self.driver.finish(self._wait)
+        self._lowered.add(name)
+        return results
 
     def run_step(
         self, name: str, positions: Sequence[int], tokens: Sequence[int],
         following: str | None = None,
     ) -> StepResult:  # fmt: skip
-        """Run one step within its deadline.
-
-        Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
-        cannot be used after either.
-        """
-        schedule = self.compiled.steps[name]
-        with self._running(name):
-            return self.driver.run_step(schedule, positions, tokens, self._wait, following)
-
-    def run_encode(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
-    ) -> StepResult:  # fmt: skip
-        """Run an encoder's step, as `run_step`."""
-        schedule = self.compiled.steps[name]
-        with self._running(name):
-            return self.driver.run_step(schedule, positions, tokens, self._wait, types=types)
+        """Run one step in turn (`Turns`)."""
+        self.start(self.turns.order(name, positions, tokens))
+        return self.turns.ended(name, self.finish()[0], following)
 
     @contextlib.contextmanager
     def _running(self, name: str) -> Iterator[None]:
@@ -206,7 +214,6 @@ class RemoteRack:
         self._deadline = time.monotonic() + self.step_timeout_s
         if self.executor == "reference" and name not in self._lowered:
             self._deadline += LOWERING_TIMEOUT_S
-            self._lowered.add(name)
         try:
             yield
         except BaseException as error:

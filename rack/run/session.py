@@ -28,9 +28,10 @@ from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
 from rack.run.answer_lengths import DEFAULT, AnswerLengths, answer_lengths
 from rack.run.config import RunConfig
-from rack.run.engine import EncoderRack, Engine
+from rack.run.engine import Engine
 from rack.run.local import LocalRack
 from rack.run.native import native_notices
+from rack.run.steps import Rack
 from rack.run.stored import Images, load_stored
 from rack.run.timing_rack import TimingRack
 from rack.system.progress import Progress
@@ -213,7 +214,7 @@ def _compile(
         raise error.advise(str(fits) if fits else None) from None
 
 
-def open_rack(prepared: Prepared, progress: Progress | None = None) -> EncoderRack:
+def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
     """Start the chips of a prepared model on the configured transport."""
     config = prepared.config
     if config.executor == "timing":

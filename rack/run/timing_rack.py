@@ -6,11 +6,12 @@ clocks drift, every step also runs on drifting clocks (rack/run/drift.py).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 from compiler.pipeline import CompiledModel
 from rack.run.drift import DriftingClocks
-from rack.run.driver import StepResult
+from rack.run.steps import StepOrder, StepResult, Turns
 
 
 class TimingRack:
@@ -23,38 +24,46 @@ class TimingRack:
         self.compiled = compiled
         strays = compiled.network.clock.strays
         self._clocks = DriftingClocks(compiled, drifts) if strays else None
-        self.now = self._starting = 0  # where the next step begins
+        self.turns = Turns(compiled)
+        self._under_way: deque[StepOrder] = deque()
 
     def reset(self) -> None:
-        """Start a request: at cycle 0, or as soon as all chips have started."""
-        self.now = self._starting = self.compiled.network.start_cycles
+        """Begin anew: no step is under way."""
+        self._under_way.clear()
+        self.turns.reset()
+
+    def start(self, order: StepOrder) -> None:
+        """Start a step. Raises KeyError if it was not compiled, or as `DriftingClocks.run`."""
+        self._run(order.name, order.base, 1)
+        self._under_way.append(order)
+        self.turns.began(order)
+
+    def finish(self) -> list[StepResult]:
+        """Return the cycles of the oldest step under way."""
+        order = self._under_way.popleft()
+        step = self.compiled.steps[order.name]
+        rows = len(order.positions) if step.kind.decode else 1
+        return [StepResult(cycles=step.cycles)] * rows
 
     def run_step(
         self, name: str, positions: Sequence[int], tokens: Sequence[int],
         following: str | None = None,
     ) -> StepResult:  # fmt: skip
-        """Return the cycles of a step. Raises KeyError if it was not compiled."""
-        cycles = self.compiled.cycles_until(name, following)
-        self._run(name, 1, cycles)
-        cycles, self._starting = cycles + self._starting, 0
-        return StepResult(cycles=cycles)
-
-    def run_encode(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int]
-    ) -> StepResult:  # fmt: skip
-        """Return the cycles of an encoder's step, as `run_step`."""
-        return self.run_step(name, positions, tokens)
+        """Return the cycles of a step run in turn (`Turns`)."""
+        self.start(self.turns.order(name, positions, tokens))
+        return self.turns.ended(name, self.finish()[0], following)
 
     def run_steps(self, name: str, count: int) -> int:
         """Run a step `count` times; return the cycles of all. Raises as `DriftingClocks.run`."""
         cycles = count * self.compiled.steps[name].cycles
-        self._run(name, count, cycles)
+        self._run(name, self.turns.base, count)
+        self.turns.base += cycles
         return cycles
 
-    def _run(self, name: str, count: int, cycles: int) -> None:
-        begin, self.now = self.now, self.now + cycles
+    def _run(self, name: str, base: int, count: int) -> None:
+        step = self.compiled.steps[name]
         if self._clocks is not None:
-            self._clocks.run(self.compiled.steps[name], begin, count)
+            self._clocks.run(step, base, count)
 
     def saturated(self) -> int:
         """Return 0: without data nothing saturates."""

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rack.run.engine import TokenEvent
+from rack.run.completion import TokenEvent
 from rack.serve import metrics
 from rack.serve.absent import why_absent
 from rack.serve.cors import cross_origin

@@ -1,6 +1,6 @@
 """Several racks behind one server: each request goes to the one with the shortest queue.
 
-A rack runs one sequence at a time, so more racks are how a server answers more at once. Racks that
+A rack runs as many sequences at a time as it has slots; more racks answer more at once. Racks that
 are starting again after a failure, or were given up, are passed over; a tie goes to the rack that
 has been free for longest by the time that is emulated, then to that of the lowest number.
 """
@@ -64,7 +64,7 @@ class Dispatcher:
     @property
     def running(self) -> int:
         """How many requests run."""
-        return sum(runner.running is not None for runner in self.runners)
+        return sum(len(runner.running) for runner in self.runners)
 
     @property
     def waiting(self) -> int:

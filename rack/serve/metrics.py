@@ -15,7 +15,7 @@ from itertools import pairwise
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from rack.run.engine import TokenEvent
+from rack.run.completion import TokenEvent
 from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import Identity
 from rack.serve.pacing import SLIP_SECONDS, Slip

@@ -59,13 +59,22 @@ class Unpaced:
         return 0.0
 
     def begin(self, arrived_seconds: float) -> None:
-        """Start a request that arrived then, by `time.perf_counter`."""
+        """Start with a request that arrived then, by `time.perf_counter`."""
 
     def advance(self, cycles: int) -> None:
         """Account a step that takes so many emulated cycles."""
 
     def wait(self) -> None:
         """Return when the steps accounted so far have ended in emulated time."""
+
+    def cycles_after(self, seconds: float) -> int:
+        """Return how many cycles behind those accounted a moment lies; 0 where nothing says."""
+        return 0
+
+    @property
+    def moved_seconds(self) -> float:
+        """How much the schedule has moved since `begin`."""
+        return 0.0
 
 
 class Pacer(Unpaced):
@@ -92,9 +101,16 @@ class Pacer(Unpaced):
         return self._start_seconds + self._cycles / self.clock_hz
 
     def begin(self, arrived_seconds: float) -> None:
-        """Start a request when it arrived, or when the rack is free if that is later."""
+        """Start when a request arrived, or when the rack is free if that is later."""
         self._start_seconds, self._cycles = max(arrived_seconds, self.due_seconds), 0
         self._begun_seconds = self.promised_seconds = self._start_seconds
+
+    def cycles_after(self, seconds: float) -> int:
+        return max(0, int((seconds - self.due_seconds) * self.clock_hz))
+
+    @property
+    def moved_seconds(self) -> float:
+        return self._start_seconds - self._begun_seconds
 
     def advance(self, cycles: int) -> None:
         self._cycles += cycles

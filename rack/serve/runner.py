@@ -1,15 +1,15 @@
-"""The thread that owns the rack: opens it, runs one request after another, opens it again.
+"""The thread that owns the rack: opens it, runs requests in its slots, opens it again.
 
-Rules: requests run in the order they came; a cancelled one stops before its next step; a step that
-fails, or a chip that dies while nothing runs, closes the session and a fresh one is opened. What
-cannot be opened is tried again after pauses, each longer than the one before, and given up after
-the last of them; at once if it never ran, because then it is the configuration. Events reach
+Rules: requests get a slot in the order they came; a cancelled one frees its slot before its next
+step; a step that fails, or a chip that dies while nothing runs, ends all that run, closes the
+session, and a fresh one is opened. What cannot be opened is tried again after pauses, each longer
+than the one before, and given up after the last of them; at once if it never ran, because then it
+is the configuration. Events reach
 whoever asked through `QueuedRequest.emit`, which is called in this thread and must not block. Queue
-time is counted in emulated cycles: those the rack ran between a request's arrival and its start.
-(When a request arrives is the client's doing; what the rack runs before it is not measured in wall
-time.)
-With a pacer no step begins, and no token is given out, before the step ahead of it has ended in
-emulated time.
+time is counted in emulated cycles: those that passed on the rack between a request's arrival and
+its slot. (When a request arrives is the client's doing; what the rack runs before it is not
+measured in wall time.)
+With a pacer no step begins, and no token is given out, before its cycle has come by the wall clock.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rack.errors import RequestError
-from rack.run.driver import StepResult
-from rack.run.engine import Completion, Engine, Rack, TokenEvent
+from rack.run.completion import Completion, TokenEvent
+from rack.run.engine import Engine
+from rack.run.sequences import Emitted, Sequences
 from rack.run.session import Session
+from rack.run.steps import Rack
 from rack.serve.errors import (
     RETRY_QUEUE_SECONDS,
     RETRY_STARTING_SECONDS,
@@ -106,57 +108,38 @@ class QueuedRequest:
         self.arrived_seconds = time.perf_counter() if arrived_seconds is None else arrived_seconds
         self.cancelled = False
         self.cycles_at_submit = 0
+        self.started: Started | None = None  # with its slot
         self.promised_seconds: float | None = None  # of the event that is emitted, where paced
 
 
-class _Cancelled(Exception):
-    """The running request's client is gone."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A request in its slot, and how long it waited for that."""
 
-
-class _Meter:
-    """The rack as the engine sees it: counts cycles, and stops between two steps when told."""
-
-    def __init__(self, inner: Rack, runner: Runner) -> None:
-        self.compiled, self.transport, self.executor = (
-            inner.compiled, inner.transport, inner.executor,
-        )  # fmt: skip
-        self.reset, self.saturated, self.close = inner.reset, inner.saturated, inner.close
-        self.times, self.check = inner.times, inner.check
-        self._inner, self._runner, self._pacer = inner, runner, runner.pacer
-
-    def run_step(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int],
-        following: str | None = None,
-    ) -> StepResult:  # fmt: skip
-        job = self._runner.running
-        if job is not None and job.cancelled:
-            raise _Cancelled
-        result = self._inner.run_step(name, positions, tokens, following)
-        self._runner.kv_tokens = positions[-1] + 1
-        self._runner.cycles += result.cycles
-        self._pacer.advance(result.cycles)
-        if not self.compiled.steps[name].kind.decode:
-            self._pacer.wait()  # a decode step's wait comes after sampling, before its token
-        return result
+    completion: Completion
+    queue_cycles: int
+    wall_queue_seconds: float
+    moved_seconds: float  # by which the pacer's schedule had moved before
 
 
 class Runner:
     """Owns the session and its thread.
 
-    `on_failure` is told of a rack that was lost or did not start, and in how many seconds the next
+    With `reuse`, prompts go on from what a slot's cache holds (rack/run/prefixes.py). `on_failure`
+    is told of a rack that was lost or did not start, and in how many seconds the next
     start follows; `on_given_up` is told when there is none any more. Both are called in the thread.
     """
 
     def __init__(
         self, open_session: Callable[[Progress], Session], *, max_queue: int,
-        pacer: Unpaced | None = None,
+        pacer: Unpaced | None = None, reuse: bool = False,
         on_ready: Callable[[], None] = lambda: None,
         on_failure: Callable[[Exception, float], None] = lambda error, pause: None,
         on_given_up: Callable[[Exception], None] = lambda error: None,
         pauses: Sequence[float] = RESTART_PAUSES,
     ) -> None:  # fmt: skip
         self._open, self.max_queue = open_session, max_queue
-        self.pacer = pacer or Unpaced()
+        self.pacer, self._reuse = pacer or Unpaced(), reuse
         self._on_ready, self._on_failure, self._on_given_up = on_ready, on_failure, on_given_up
         self._pauses, self._was_ready = pauses, False
         self._losses = 0  # in a row, without a request in between
@@ -164,11 +147,14 @@ class Runner:
         self._waiting: deque[QueuedRequest] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="rack", daemon=True)
-        self.running: QueuedRequest | None = None
+        self.running: list[QueuedRequest] = []  # at most one a slot
+        self.slots = 1
         self.stage: str | None = "starting"  # None once ready
         self.given_up = False
-        self.cycles = 0  # emulated, by all requests since the start
-        self.kv_tokens = 0  # tokens in the running sequence's cache
+        self._before = 0  # cycles on racks that were lost
+        self._paced = 0  # cycles of this rack that the pacer knows of
+        self.cycles = 0  # emulated, since the start
+        self.kv_tokens = 0  # tokens of the running sequences in the cache
 
     def start(self) -> None:
         """Start opening the rack."""
@@ -182,13 +168,13 @@ class Runner:
     @property
     def load(self) -> int:
         """Requests running and waiting."""
-        return len(self._waiting) + (self.running is not None)
+        return len(self._waiting) + len(self.running)
 
     def submit(self, job: QueuedRequest) -> None:
         """Queue a request. Raises BusyError when it cannot be taken now."""
         with self._changed:
             self.check_ready()
-            if self.running is not None and len(self._waiting) >= self.max_queue:
+            if len(self.running) >= self.slots and len(self._waiting) >= self.max_queue:
                 raise BusyError(
                     what=f"{len(self._waiting)} requests are waiting, --max-queue is "
                     f"{self.max_queue}",
@@ -196,13 +182,16 @@ class Runner:
                 )
             job.cycles_at_submit = self.cycles
             self._waiting.append(job)
-            if self.running is None:
-                # Claimed here, so that a burst is counted before the thread has woken up.
-                self.running = self._waiting.popleft()
+            self._claim()  # here, so that a burst is counted before the thread has woken up
             self._changed.notify_all()
 
+    def _claim(self) -> None:
+        """Let requests that wait take the free slots."""
+        while self._waiting and len(self.running) < self.slots:
+            self.running.append(self._waiting.popleft())
+
     def cancel(self, job: QueuedRequest) -> None:
-        """Forget a request: no further event, and the rack is free before the next step."""
+        """Forget a request: no further event, and its slot is free before its next step."""
         with self._changed:
             job.cancelled = True
             if job in self._waiting:
@@ -225,8 +214,8 @@ class Runner:
 
     def _fail_all(self, error: Exception) -> None:
         """Answer what runs and waits with an error."""
-        for job in (self.running, *self._waiting):
-            if job is not None and not job.cancelled:
+        for job in (*self.running, *self._waiting):
+            if not job.cancelled:
                 job.emit(Failed(error=error))
                 job.cancelled = True
         self._waiting.clear()
@@ -259,7 +248,7 @@ class Runner:
             with self._changed:
                 if not self._stopping:
                     self._fail_all(starting(_RESTARTING))
-                    self.running = None
+                    self.running.clear()
             return error
 
     def _give_up(self, error: Exception) -> None:
@@ -268,7 +257,7 @@ class Runner:
                 return
             self.given_up, self.stage = True, f"given up: {error}"
             self._fail_all(starting(self.stage))
-            self.running = None
+            self.running.clear()
         self._on_given_up(error)
 
     def _out_of_service(self) -> None:
@@ -285,35 +274,121 @@ class Runner:
     def _serve(self, session: Session) -> Exception | None:
         """Run requests until the rack is lost, which is returned, or a stop is asked for."""
         prepared = session.prepared
-        engine = Engine(_Meter(session.rack, self), prepared.tokenizer, prepared.answers)
+        engine = Engine(session.rack, prepared.tokenizer, prepared.answers)
+        sequences = Sequences(session.rack, reuse=self._reuse)
+        self._before, self._paced = self.cycles, 0
         with self._changed:
             if self._stopping:
                 return None
             self.stage, self._was_ready = None, True
+            self.slots = prepared.compiled.sequences
         self._on_ready()
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._stopping or self.running is not None, IDLE_CHECK_SECONDS
+                    lambda: self._stopping or bool(self.running), IDLE_CHECK_SECONDS
                 )
-                job = self.running
                 if self._stopping:
                     return None
-            if job is None:
-                error = self._check(session.rack)
-            else:
-                error, last = self._run(engine, job)
-                self._losses = 0
-                with self._changed:  # the rack is free, or out of service, before the client hears
-                    self.running = self._waiting.popleft() if self._waiting else None
-                    self.kv_tokens = 0
-                    if error is not None:
-                        self._out_of_service()
-                    if last is not None:
-                        self._emit(job, last)
+                jobs = list(self.running)
+            error = self._turn(engine, sequences, jobs) if jobs else self._check(session.rack)
             if error is not None:
-                self._out_of_service()
+                self._lose(error)
                 return error
+
+    def _turn(
+        self, engine: Engine, sequences: Sequences, jobs: Sequence[QueuedRequest]
+    ) -> Exception | None:
+        """Begin or end one step. Return why the rack can no longer be trusted, if so."""
+        for job in jobs:
+            if job.cancelled:
+                self._leave(sequences, job)
+            elif job.started is None:
+                self._start(engine, sequences, job)
+        try:
+            if not sequences.running:
+                return None
+            if (begins := sequences.next_begin()) is not None:
+                self._pace(begins)
+            emitted = sequences.advance()
+        except Exception as error:
+            return error
+        self.kv_tokens = sum(len(one.cached) for one in sequences.running)
+        self.cycles = self._before + sequences.clock
+        for one in emitted:
+            self._give_out(one)
+        return None
+
+    def _start(self, engine: Engine, sequences: Sequences, job: QueuedRequest) -> None:
+        """Give a request its slot."""
+        try:
+            completion = engine.generate(job.prompt, job.params)
+        except RequestError as error:  # found out only now; the rack is as good as before
+            self._end(job, Failed(error=error))
+            return
+        if not sequences.running:
+            self.pacer.begin(job.arrived_seconds)
+            self._paced = sequences.clock
+        cycle = sequences.clock + self.pacer.cycles_after(job.arrived_seconds)
+        sequences.admit(completion, cycle)
+        job.started = Started(
+            completion=completion,
+            queue_cycles=self._before + cycle - job.cycles_at_submit,
+            wall_queue_seconds=time.perf_counter() - job.arrived_seconds,
+            moved_seconds=self.pacer.moved_seconds,
+        )
+        self._losses = 0
+
+    def _leave(self, sequences: Sequences, job: QueuedRequest) -> None:
+        """Free the slot of a request whose client is gone."""
+        if job.started is not None:
+            sequences.leave(job.started.completion)
+        self._end(job, None)
+
+    def _pace(self, cycle: int) -> None:
+        """Wait until a cycle has come."""
+        if cycle > self._paced:
+            self.pacer.advance(cycle - self._paced)
+            self._paced = cycle
+        self.pacer.wait()
+
+    def _give_out(self, emitted: Emitted) -> None:
+        """Give a token to whoever asked for it, when its cycle has come; end what it ends."""
+        self._pace(emitted.cycle)
+        job = next(
+            one for one in self.running
+            if one.started is not None and one.started.completion is emitted.completion
+        )  # fmt: skip
+        started = job.started
+        assert started is not None
+        promised = self.pacer.promised_seconds
+        job.promised_seconds = None if promised is None else promised + started.moved_seconds
+        if isinstance(emitted.token, RequestError):
+            self._end(job, Failed(error=emitted.token))
+            return
+        self._emit(job, emitted.token)
+        if emitted.token.finish_reason is not None:
+            self._end(job, _finished(started))
+
+    def _end(self, job: QueuedRequest, event: Event | None) -> None:
+        """Free a request's slot, and give out its last event."""
+        with self._changed:  # the slot is free before the client hears
+            self.running.remove(job)
+            if not self.running:
+                self.kv_tokens = 0
+            self._claim()
+            if event is not None:
+                self._emit(job, event)
+
+    def _lose(self, error: Exception) -> None:
+        """End what runs with the error of the rack; what waits is for the next one."""
+        with self._changed:
+            self._out_of_service()
+            jobs, self.kv_tokens = list(self.running), 0
+            self.running.clear()
+            self._claim()
+            for job in jobs:
+                self._emit(job, Failed(error=error))
 
     def _check(self, rack: Rack) -> Exception | None:
         """Look at the chips of a rack without work."""
@@ -329,36 +404,18 @@ class Runner:
             if not job.cancelled:
                 job.emit(event)
 
-    def _run(self, engine: Engine, job: QueuedRequest) -> tuple[Exception | None, Event | None]:
-        """Run one request: why the rack can no longer be trusted, and what is yet to be emitted."""
-        queue_cycles = self.cycles - job.cycles_at_submit
-        queue_seconds = time.perf_counter() - job.arrived_seconds
-        self.pacer.begin(job.arrived_seconds)
-        try:
-            completion = engine.generate(job.prompt, job.params)
-            for event in completion:
-                self.pacer.wait()
-                job.promised_seconds = self.pacer.promised_seconds
-                self._emit(job, event)
-            return None, _finished(completion, queue_cycles, queue_seconds)
-        except _Cancelled:
-            return None, None
-        except RequestError as error:  # found out only when it ran; the rack is as good as before
-            return None, Failed(error=error)
-        except Exception as error:
-            return error, Failed(error=error)
 
-
-def _finished(completion: Completion, queue_cycles: int, queue_seconds: float) -> Finished:
+def _finished(started: Started) -> Finished:
+    completion = started.completion
     return Finished(
         prompt_tokens=len(completion.prompt_token_ids),
         completion_tokens=len(completion.token_ids),
         finish_reason=completion.finish_reason or "",
-        queue_cycles=queue_cycles,
+        queue_cycles=started.queue_cycles,
         prompt_cycles=completion.prompt_cycles,
         completion_cycles=sum(completion.decode_cycles),
         data_hash=completion.data_hash,
-        wall_queue_seconds=queue_seconds,
+        wall_queue_seconds=started.wall_queue_seconds,
         wall_prompt_seconds=completion.wall_prefill_seconds,
         wall_completion_seconds=sum(completion.wall_decode_seconds),
     )

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rack.errors import RequestError
-from rack.run.engine import TokenEvent, check_request
+from rack.run.completion import TokenEvent
+from rack.run.engine import check_request
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed
 from rack.serve.grammars import Grammars

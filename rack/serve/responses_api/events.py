@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from rack.run.engine import TokenEvent
+from rack.run.completion import TokenEvent
 from rack.serve.errors import ApiError
 from rack.serve.responses import dumps
 from rack.serve.responses_api.objects import Reply, status_of

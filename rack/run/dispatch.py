@@ -1,0 +1,197 @@
+"""Which step begins next, and at which cycle: a pure function of emulated arrivals and completions.
+
+A step begins as soon as the intervals of the steps before it allow (`CompiledModel.interval`): the
+*entry* of the pipeline is then free. What is ready is of two kinds. A *running* sequence, which has
+a token, wants its next decode step when the one before has ended. A *starting* one wants a chunk of
+its prompt, or its first token.
+
+1. Running sequences go by when they are ready, ties by slot.
+2. A starting sequence goes in a gap: where it would hold up no running one. While it waits, each
+   running sequence may go before it once. Then it goes. Several go by when they are ready.
+3. A decode step has one row while the pipeline has room for all running sequences, one after
+   another; else as few rows as there must be (at most the batch). Rows are those that are ready.
+
+So a running sequence waits only while another step holds the entry; sequences that wait for each
+other take turns; and nobody waits for more than a turn of each of the others. A step is decided as
+late as can be: not before the result of every step that ends until it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from compiler.ir import StepSchedule
+
+
+class Steps(Protocol):
+    """The steps of a compiled model, as far as their times go (`CompiledModel`)."""
+
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def decode_sizes(self) -> tuple[int, ...]: ...
+    def step(self, rows: int, context: int, *, decode: bool) -> StepSchedule: ...
+    def interval(self, first: str, then: str) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The next step of the sequence in `slot`: so many rows, the last at position context - 1."""
+
+    slot: int
+    ready: int  # the cycle from which on it may begin
+    rows: int
+    context: int
+    decode: bool
+    starting: bool  # the sequence has no token yet
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """The order of those that wait."""
+        return self.ready, self.slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """Begin a step at a cycle, with rows of these slots; a prefill step has one slot's rows."""
+
+    name: str
+    base: int
+    end: int
+    slots: tuple[int, ...]
+
+
+class Dispatcher:
+    """The steps that are wanted, and those under way, in the emulated time of one rack."""
+
+    def __init__(self, compiled: Steps) -> None:
+        self._compiled = compiled
+        self.now = 0  # the cycle up to which everything is decided
+        self._under_way: list[Begin] = []
+        self._wanted: dict[int, Wanted] = {}
+        self._expected: dict[int, Wanted] = {}  # what may follow decode steps under way
+        self._went_before: dict[int, set[int]] = {}  # slot that starts -> those that ran meanwhile
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is wanted, and no decode step is under way."""
+        return not self._wanted and not self._expected
+
+    def reach(self, cycle: int) -> None:
+        """Take note that what happened up to a cycle is known: nothing begins before it."""
+        self.now = max(self.now, cycle)
+
+    def want(self, wanted: Wanted) -> None:
+        """Take a sequence's next step. With it, the step that it had under way is over."""
+        self._expected.pop(wanted.slot, None)
+        self._wanted[wanted.slot] = wanted
+        if wanted.starting:
+            self._went_before[wanted.slot] = set()
+
+    def drop(self, slot: int) -> None:
+        """Forget a sequence that has ended, or was given up."""
+        self._wanted.pop(slot, None)
+        self._expected.pop(slot, None)
+        self._went_before.pop(slot, None)
+
+    def begin(self, until: int | None = None) -> Begin | None:
+        """Return the step that begins next; None if that depends on a step under way, or nothing
+        is wanted. With `until`, one that begins before that cycle; None for a later one.
+        """
+        found = self._decided()
+        if found is None or (until is not None and found.base >= until):
+            return None
+        self._take(found)
+        return found
+
+    def peek(self) -> int | None:
+        """Return the cycle at which the next step begins, if that is decided."""
+        found = self._decided()
+        return None if found is None else found.base
+
+    def _decided(self) -> Begin | None:
+        found = self._next()
+        if found is None or any(one.ready <= found.base for one in self._expected.values()):
+            return None
+        return found
+
+    def _next(self) -> Begin | None:
+        """Return what goes next of all that is wanted; None if one must be waited for."""
+        running = sorted(
+            (one for one in self._wanted.values() if not one.starting), key=lambda one: one.turn
+        )
+        choices = []
+        if running:
+            choices.append(self._decode(running))
+        starts = (one for one in self._wanted.values() if one.starting)
+        if (first := min(starts, key=lambda one: one.turn, default=None)) is not None:
+            start = self._placed((first,))
+            if not self._holds_up(start, running):
+                choices.append(start)
+        return min(choices, key=lambda one: one.base, default=None)
+
+    def _decode(self, running: list[Wanted]) -> Begin:
+        """Return the next step of running sequences, which are in the order of their turns."""
+        first = self._placed(running[:1])
+        most = self._rows(len(running) + len(self._expected), running[0].context)
+        ready = [one for one in running[:most] if one.ready <= first.base]
+        return first if len(ready) < 2 else self._placed(ready)
+
+    def _rows(self, sequences: int, context: int) -> int:
+        """Return the fewest rows of a step with which the pipeline has room for all sequences."""
+        rows = 1
+        for rows in self._compiled.decode_sizes:
+            step = self._compiled.step(rows, context, decode=True)
+            turns = step.cycles // self._compiled.interval(step.name, step.name)
+            if rows * turns >= sequences:
+                break
+        return rows
+
+    def _placed(self, wanted: Iterable[Wanted]) -> Begin:
+        """Return the step of these, as soon as it may begin."""
+        parts = tuple(wanted)
+        rows, context = sum(one.rows for one in parts), max(one.context for one in parts)
+        step = self._compiled.step(rows, context, decode=parts[0].decode)
+        base = max(self.now, *(one.ready for one in parts), self._entry(step.name))
+        return Begin(
+            name=step.name, base=base, end=base + step.cycles,
+            slots=tuple(one.slot for one in parts),
+        )  # fmt: skip
+
+    def _entry(self, name: str) -> int:
+        """Return the cycle from which on the steps under way let one of this name begin."""
+        interval = self._compiled.interval
+        return max((one.base + interval(one.name, name) for one in self._under_way), default=0)
+
+    def _holds_up(self, start: Begin, running: Iterable[Wanted]) -> bool:
+        """Tell whether a running sequence that has not gone before it would wait for a start.
+
+        Of a sequence whose step is under way the next one counts as wanted.
+        """
+        (slot,) = start.slots
+        went, interval = self._went_before[slot], self._compiled.interval
+        for other in (*running, *self._expected.values()):
+            if other.slot not in went:
+                alone = self._placed((other,))
+                if alone.base < start.base + interval(start.name, alone.name):
+                    return True
+        return False
+
+    def _take(self, begin: Begin) -> None:
+        """Put a step under way."""
+        self.now = begin.base
+        self._under_way = [one for one in self._under_way if one.end > self.now]
+        self._under_way.append(begin)
+        for slot in begin.slots:
+            wanted = self._wanted.pop(slot)
+            self._went_before.pop(slot, None)
+            if wanted.decode:
+                context = min(wanted.context + 1, self._compiled.max_model_len)
+                self._expected[slot] = replace(
+                    wanted, ready=begin.end, context=context, starting=False
+                )
+            if not wanted.starting:
+                for went in self._went_before.values():
+                    went.add(slot)

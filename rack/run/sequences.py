@@ -1,0 +1,187 @@
+"""The sequences in flight on one rack: each in a slot of the cache, their steps in the pipeline.
+
+What begins when is the dispatcher's decision (rack/run/dispatch.py), in emulated time alone. Here
+the rack is made to do it: steps are started, and their results given to the completions in the
+order in which they end. Synchronous, and without I/O of its own. All cycles count from the making
+on: while nothing is in flight, time stands still.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rack.errors import RackError, RequestError
+from rack.run.completion import Completion, TokenEvent
+from rack.run.dispatch import Begin, Dispatcher, Wanted
+from rack.run.prefixes import Slots
+from rack.run.steps import Rack, StepOrder, StepResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """A token of one of the sequences, and the cycle at which its step ended.
+
+    Or the error with which it ends: its request cannot be done after all.
+    """
+
+    completion: Completion
+    token: TokenEvent | RequestError
+    cycle: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Flight:
+    """A step under way, and whose rows it has."""
+
+    begin: Begin
+    decode: bool
+    owners: tuple[Completion, ...]
+    results: Sequence[StepResult] | None = field(default=None)
+
+
+class Sequences:
+    """Completions that run at the same time, at most as many as the rack has slots.
+
+    A failure of the rack passes through; nothing can go on after it.
+    """
+
+    def __init__(self, rack: Rack, *, reuse: bool = False) -> None:
+        self.rack, self.compiled = rack, rack.compiled
+        self.slots = Slots(rack.compiled, reuse=reuse)
+        self._running: dict[int, Completion] = {}
+        self._wanted: dict[int, Wanted] = {}
+        self._flights: list[_Flight] = []  # in the order in which they began
+        self._dispatcher = Dispatcher(rack.compiled)
+        self._before = 0  # cycles of the epochs before
+
+    @property
+    def clock(self) -> int:
+        """The cycle that has been reached: nothing that is yet to come happens before it."""
+        return self._before + self._dispatcher.now
+
+    @property
+    def running(self) -> list[Completion]:
+        """The completions in flight, by slot."""
+        return [self._running[slot] for slot in sorted(self._running)]
+
+    @property
+    def full(self) -> bool:
+        """Every slot is taken."""
+        return len(self._running) == self.compiled.sequences
+
+    def admit(self, completion: Completion, cycle: int | None = None) -> None:
+        """Give a completion a slot, at a cycle not before `clock` (now, if not given).
+
+        Raises RackError if no slot is free.
+        """
+        if self.full:
+            raise RackError(f"slots: wanted a free one, got {self.compiled.sequences} in use")
+        if not self._running:
+            self._anew()
+        at = max(self.clock, cycle or 0) - self._before
+        slot, reused = self.slots.take(completion.prompt_token_ids)
+        self._running[slot] = completion
+        completion.enter(at, reused)
+        self._want(slot, at + self.compiled.network.start_cycles)
+
+    def leave(self, completion: Completion) -> None:
+        """Give up a completion: nothing more is begun for it, and its slot is free."""
+        for slot, one in self._running.items():
+            if one is completion:
+                self._free(slot)
+                return
+
+    def advance(self, until: int | None = None) -> list[Emitted]:
+        """Begin a step, or end one; return the tokens that this gave.
+
+        With `until`, what has not begun before that cycle waits; nothing may be left to do.
+        """
+        limit = None if until is None else until - self._before
+        begin = self._dispatcher.begin(limit)
+        if begin is not None:
+            while self._flights and self._flights[0].begin.end <= begin.base:
+                self._end(self._flights[0])  # prompts', and those of who has left
+            self._start(begin)
+            return []
+        if not self._flights:
+            return []
+        return self._end(min(self._flights, key=lambda one: one.begin.end))
+
+    def next_begin(self) -> int | None:
+        """Return the cycle of the step that `advance` begins; None if it will not begin one."""
+        base = self._dispatcher.peek()
+        return None if base is None else self._before + base
+
+    def _anew(self) -> None:
+        """Begin an epoch: frames that are still on their way are of no use to anybody."""
+        self._before = self.clock
+        self.rack.reset()
+        self._flights.clear()
+        self._dispatcher = Dispatcher(self.compiled)
+
+    def _free(self, slot: int) -> None:
+        completion = self._running.pop(slot)
+        self._wanted.pop(slot, None)
+        self._dispatcher.drop(slot)
+        self.slots.give_back(slot, completion.cached)
+
+    def _want(self, slot: int, ready: int) -> None:
+        wanted = self._wanted[slot] = self._running[slot].wanted(slot, ready)
+        self._dispatcher.want(wanted)
+
+    def _start(self, begin: Begin) -> None:
+        rows: list[tuple[int, int, int]] = []
+        parts = [self._wanted.pop(slot) for slot in begin.slots]
+        for wanted in parts:
+            row = self._running[wanted.slot].begin(wanted, begin.base, begin.end)
+            rows += [(wanted.slot, position, token) for position, token in row]
+        slots, positions, tokens = zip(*rows, strict=True)
+        order = StepOrder(
+            name=begin.name, base=begin.base, slots=slots, positions=positions, tokens=tokens
+        )
+        self.rack.start(order)
+        owners = tuple(self._running[slot] for slot in begin.slots)
+        flight = _Flight(begin=begin, decode=parts[0].decode, owners=owners)
+        self._flights.append(flight)
+        if not flight.decode:
+            self._want_after(begin)
+
+    def _want_after(self, begin: Begin) -> None:
+        """Want what follows a chunk of a prompt: the next chunk may begin before this one's end."""
+        (slot,) = begin.slots
+        wanted, ready = self._running[slot].wanted(slot, begin.end), begin.end
+        if not wanted.decode:
+            following = self.compiled.step(wanted.rows, wanted.context, decode=False)
+            ready = begin.base + self.compiled.interval(begin.name, following.name)
+        self._want(slot, ready)
+
+    def _end(self, flight: _Flight) -> list[Emitted]:
+        """End a step; those that began before it give their results first, and are kept."""
+        while flight.results is None:
+            oldest = next(one for one in self._flights if one.results is None)
+            oldest.results = self.rack.finish()
+        self._flights.remove(flight)
+        end, out = flight.begin.end, list[Emitted]()
+        self._dispatcher.reach(end)
+        for slot, owner, result in zip(
+            flight.begin.slots, flight.owners, flight.results, strict=True
+        ):
+            if self._running.get(slot) is not owner:
+                continue  # it has left
+            if not flight.decode:
+                owner.prefilled()
+                continue
+            token = self._token(owner, result, end)
+            if owner.finish_reason is None and isinstance(token, TokenEvent):
+                self._want(slot, end)
+            else:
+                self._free(slot)
+            out.append(Emitted(completion=owner, token=token, cycle=self._before + end))
+        return out
+
+    def _token(self, owner: Completion, result: StepResult, end: int) -> TokenEvent | RequestError:
+        try:
+            return owner.take(result, end)
+        except RequestError as error:
+            return error
