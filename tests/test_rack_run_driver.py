@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from interconnect.frame import Control, Frame
 from interconnect.transport import LocalHub, LocalTransport, Message
 from rack.run.driver import Driver, rope_frequencies
 from rack.run.local import LocalRack
+from rack.run.steps import StepOrder
 
 
 def driver(model: CompiledModel) -> tuple[Driver, list[LocalTransport]]:
@@ -63,6 +65,7 @@ def test_a_step_starts_with_messages_then_rows_for_the_first_group() -> None:
         assert isinstance(step, Control)
         assert step.values == {
             "sequence": 1, "step": schedule.name, "base": 0, "positions": [0, 1, 2],
+            "slots": [0, 0, 0],
         }  # fmt: skip
         assert all(isinstance(frame, Frame) for frame in frames)
         assert bool(frames) == (chip in model.layout.stage_chips(0)) or not frames

@@ -25,6 +25,7 @@ from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
 from rack.machines.profile import load_hardware
 from rack.run.local import LocalRack
+from rack.run.steps import StepOrder
 
 CHIP = load_hardware("lesson").chip
 PROMPTS = ([5, 93, 17, 44, 8], [61, 2, 240])
@@ -54,11 +55,13 @@ def serve(rack: LocalRack, tokens: list[int], slot: int, start: int = 0) -> tupl
 
 
 def run(rack: LocalRack, name: str, positions: Any, tokens: Any, slots: tuple[int, ...]) -> Any:
-    schedule, driver = rack.compiled.steps[name], rack.driver
-    driver.start_step(schedule, list(positions), tokens, slots=slots)
-    while not driver.node.chip.advance():
-        rack._pump()
-    return driver.finish_step(schedule, None)
+    rack.start(
+        StepOrder(
+            name=name, base=rack.turns.base, slots=slots, positions=tuple(positions),
+            tokens=tuple(tokens),
+        )
+    )  # fmt: skip
+    return rack.finish()[0]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])

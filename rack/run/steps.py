@@ -53,13 +53,12 @@ class Turns:
         self.base = self._starting = self._compiled.network.start_cycles
 
     def order(
-        self, name: str, positions: Sequence[int], tokens: Sequence[int], types: Sequence[int] = ()
+        self, name: str, positions: Sequence[int], tokens: Sequence[int]
     ) -> StepOrder:  # fmt: skip
-        """Return the order of the next step. Raises KeyError for an unknown one."""
-        self._compiled.steps[name]
+        """Return the order of the next step."""
         return StepOrder(
             name=name, base=self.base, slots=(0,) * len(positions), positions=tuple(positions),
-            tokens=tuple(tokens), types=tuple(types),
+            tokens=tuple(tokens),
         )  # fmt: skip
 
     def began(self, order: StepOrder) -> None:
@@ -73,8 +72,8 @@ class Turns:
         `following` may begin before this step has ended (`CompiledModel.cycles_until`). The first
         one's cycles have its start too.
         """
-        whole, cycles = self._compiled.steps[name].cycles, self._compiled.cycles_until(name, following)
-        self.base += cycles - whole
+        cycles = self._compiled.cycles_until(name, following)
+        self.base += cycles - self._compiled.steps[name].cycles
         cycles, self._starting = cycles + self._starting, 0
         return replace(result, cycles=cycles)
 
