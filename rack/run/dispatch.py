@@ -123,13 +123,13 @@ class Dispatcher:
             (one for one in self._wanted.values() if not one.starting), key=lambda one: one.turn
         )
         choices = []
-        if running:
-            choices.append(self._decode(running))
         starts = (one for one in self._wanted.values() if one.starting)
         if (first := min(starts, key=lambda one: one.turn, default=None)) is not None:
             start = self._placed((first,))
             if not self._holds_up(start, running):
                 choices.append(start)
+        if running:
+            choices.append(self._decode(running))
         return min(choices, key=lambda one: one.base, default=None)
 
     def _decode(self, running: list[Wanted]) -> Begin:
