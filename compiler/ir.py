@@ -119,7 +119,9 @@ class StepKind:
     def name(self) -> str:
         if self.encode:
             return f"encode{self.rows}/{self.bucket}"
-        return f"decode/{self.bucket}" if self.decode else f"prefill{self.rows}/{self.bucket}"
+        if self.decode:
+            return f"decode{self.rows if self.rows > 1 else ''}/{self.bucket}"
+        return f"prefill{self.rows}/{self.bucket}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,7 @@ class HostMemory:
 
     embedding: int
     rope: int
-    results: dict[int, int]  # head chip -> offset
+    results: dict[int, int]  # head chip -> offset; of a decode step that of its first row's result
     size: int
 
 

@@ -38,6 +38,7 @@ from compiler.schedule.interval import initiation_cycles
 from compiler.schedule.movement import forward_rows
 from compiler.schedule.scheduler import Scheduler
 from compiler.schedule.steps import StepPlanner, slower_paces
+from compiler.verify.pairs import check_pairs
 from compiler.verify.verifier import verify
 
 FORMAT_VERSION = 4
@@ -133,16 +134,16 @@ class CompiledModel:
     )
 
     def step(self, rows: int, context: int, *, decode: bool) -> StepSchedule:
-        """Return the step for up to `rows` rows whose last position is `context` - 1."""
+        """Return the step for so many rows or more, for contexts up to `context`.
+
+        A decode step's rows are of different slots, all up to `batch` of them.
+        """
         bucket = next((b for b in self.buckets if b >= context), None)
         if bucket is None:
             raise CompilerError(f"context: wanted at most {self.max_model_len}, got {context}")
-        size = 1 if decode else next(s for s in sorted(self.prefill_sizes) if s >= rows)
+        sizes = self.decode_sizes if decode else sorted(self.prefill_sizes)
+        size = next(size for size in sizes if size >= rows)
         return self.steps[StepKind(rows=size, bucket=bucket, decode=decode).name]
-
-    @property
-    def decode_sizes(self) -> tuple[int, ...]:
-        return (1,)
 
     def cycles_until(self, name: str, following: str | None) -> int:
         """Return the cycles from the base of step `name` to the base of the next step.
@@ -182,6 +183,11 @@ class CompiledModel:
     def prefill_sizes(self) -> tuple[int, ...]:
         return prefill_sizes(self.prefill_chunk)
 
+    @property
+    def decode_sizes(self) -> tuple[int, ...]:
+        """Row counts of decode steps, rising."""
+        return decode_sizes(self.batch)
+
 
 def prefill_sizes(chunk: int) -> tuple[int, ...]:
     """Return the row counts of prefill steps: the chunk, then quarters of it down to 4."""
@@ -189,6 +195,14 @@ def prefill_sizes(chunk: int) -> tuple[int, ...]:
     while sizes[-1] > 4:
         sizes.append(sizes[-1] // 4)
     return tuple(sizes)
+
+
+def decode_sizes(batch: int) -> tuple[int, ...]:
+    """Return the row counts of decode steps, rising: the powers of two below `batch`, and it."""
+    sizes = [1]
+    while 2 * sizes[-1] < batch:
+        sizes.append(2 * sizes[-1])
+    return tuple(sorted({*sizes, batch}))
 
 
 def encode_sizes(context: int) -> tuple[int, ...]:
@@ -219,9 +233,14 @@ def context_buckets(
     return (*out, context)
 
 
-def step_kinds(sizes: Sequence[int], buckets: Sequence[int]) -> list[StepKind]:
+def step_kinds(
+    sizes: Sequence[int], buckets: Sequence[int], decode_rows: Sequence[int] = (1,)
+) -> list[StepKind]:
     """Return every step of a model: decode, then prefill sizes, for every bucket."""
-    decode = [StepKind(rows=1, bucket=bucket, decode=True) for bucket in buckets]
+    decode = [
+        StepKind(rows=rows, bucket=bucket, decode=True)
+        for rows in decode_rows for bucket in buckets
+    ]  # fmt: skip
     return decode + [
         StepKind(rows=size, bucket=bucket, decode=False) for size in sizes for bucket in buckets
     ]
@@ -307,11 +326,12 @@ def _rows_at_once(split: Partition, network: Network) -> int:
 def _memory_options(
     options: Options, context: int, chunk: int, forward: dict[int, int]
 ) -> MemoryOptions:
-    rows = tuple(sorted({1, *prefill_sizes(chunk)}))
+    decode_rows = decode_sizes(options.batch)
+    rows = tuple(sorted({*decode_rows, *prefill_sizes(chunk)}))
     return MemoryOptions(
         dtype=options.rows_dtype, context=context, rows=rows, forward_row_bytes=forward,
         top_k=options.top_k, group=options.group, sequences=options.sequences,
-        batch=options.batch,
+        decode_rows=decode_rows, prefill_rows=chunk,
     )  # fmt: skip
 
 
@@ -370,14 +390,14 @@ class Ground:
     @property
     def chunk(self) -> int:
         """Rows of the largest prefill step."""
-        return self.memory.rows[-1]
+        return self.memory.prefill_rows or self.memory.rows[-1]
 
     @property
     def kinds(self) -> list[StepKind]:
         """Every step of the model."""
         if self.partition.config.encoder is not None:
             return [encode_kind(size) for size in self.buckets]
-        return step_kinds(prefill_sizes(self.chunk), self.buckets)
+        return step_kinds(prefill_sizes(self.chunk), self.buckets, self.memory.decode_rows)
 
 
 def roomy(config: ModelConfig, target: Target) -> ChipSpec:
@@ -514,8 +534,11 @@ def compile_model(
                 shapes = list(ground.costs.known)
                 checks.add(partial(check_laws, shapes[lawful:], ground.costs.spec))
                 lawful = len(shapes)
+        compiled = compiled_model(config, target, layout, ground, steps)
+        if kinds != "estimate":
+            every = list(steps.values())
+            checks.add(partial(check_pairs, every, compiled.interval, ground.costs, network.links))
     progress(len(steps), len(wanted))
-    compiled = compiled_model(config, target, layout, ground, steps)
     if kinds == "estimate":
         return compiled
     return replace(compiled, schedule_hash=schedule_digest(compiled))
@@ -539,7 +562,7 @@ def compiled_model(
         prefill_chunk=ground.chunk, buckets=ground.buckets, top_k=ground.memory.top_k,
         partition=ground.partition, network=ground.network, memories=ground.memories, steps=steps,
         schedule_hash="", costs=ground.costs, sequences=ground.memory.sequences,
-        batch=ground.memory.batch,
+        batch=ground.memory.decode_rows[-1],
     )  # fmt: skip
 
 
@@ -558,7 +581,8 @@ def _wanted(kinds: str, ground: Ground, buckets: tuple[int, ...]) -> list[StepKi
         kind
         for kind in ground.kinds
         if kind.bucket in buckets and (kinds == "all" or kind.decode or kind.encode)
-    ]
+        and (kinds != "estimate" or kind.rows == 1 or kind.encode)
+    ]  # fmt: skip
 
 
 def schedule_digest(compiled: CompiledModel) -> str:

@@ -65,6 +65,7 @@ def test_every_key_has_a_flag_a_variable_and_a_place_in_the_file(tmp_path: Path)
         "executor": "timing", "transport": "local", "max_model_len": 64, "prefill_chunk": 8,
         "seed": 5, "int4_group": 64, "returns": "topk:4", "step_timeout_s": 2.5,
         "tokenizer": "folder", "answer_tokens": "fixed:3",
+        "sequences": 6, "batch": 2,
     }  # fmt: skip
     wanted = RunConfig(model="tiny", **given)
     assert {field.name for field in fields(RunConfig)} == {"model", "given", *given}

@@ -80,7 +80,9 @@ class Attend:
     with `horizon`, all rows see those up to the position of that row. With `window` it sees only so
     many of them, the last ones, and with `ring` the cache is a ring of so many slots. `scale`: of
     fp16 scores, if it is not 1 / sqrt(head_dim). `cap`: scores become cap * tanh(score / cap).
-    `sinks` [heads] fp32: a score of no token for each head, which takes part in the softmax.
+    `sinks` [heads] fp32: a score of no token for each head, which takes part in the softmax. `row`:
+    which row of the step the only one is, and of its slot the cache; a step without it does nothing
+    here.
     """
 
     opcode: ClassVar[Opcode] = Opcode.ATTEND
@@ -110,6 +112,7 @@ class Attend:
     slots: int | None = field(default=None, metadata=BOUND)
     kv_step: int | None = field(default=None, metadata=BOUND)
     kvs_step: int | None = field(default=None, metadata=BOUND)
+    row: int | None = field(default=None, metadata=BOUND)
 
     @property
     def layout(self) -> KvLayout:

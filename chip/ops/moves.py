@@ -11,7 +11,10 @@ from chip.spec import VECTOR_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """Send the vectors at src; `forward`: the transfer that brought them, if they pass on."""
+    """Send the vectors at src; `forward`: the transfer that brought them, if they pass on.
+
+    `row`: of which they are the result, in a step of several rows.
+    """
 
     opcode: ClassVar[Opcode] = Opcode.SEND
     part: ClassVar[str] = "exchange"
@@ -19,6 +22,7 @@ class Send:
     transfer: int
     vectors: int
     forward: int | None = None
+    row: int | None = None
     src: int = field(metadata=BOUND)
 
     @property
@@ -35,7 +39,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receive:
-    """Put the vectors of a transfer at dst."""
+    """Put the vectors of a transfer at dst. `row`: as its Send has it."""
 
     opcode: ClassVar[Opcode] = Opcode.RECEIVE
     part: ClassVar[str] = "exchange"
@@ -43,6 +47,7 @@ class Receive:
     link: int
     transfer: int
     vectors: int
+    row: int | None = None
     dst: int = field(metadata=BOUND)
 
     def reads(self) -> list[Use]:

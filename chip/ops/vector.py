@@ -178,7 +178,10 @@ class Apply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopK:
-    """The k largest of x [n] fp32: y has their columns, `first_column` added, then their values."""
+    """The k largest of x [n] fp32: y has their columns, `first_column` added, then their values.
+
+    `row`: whose logits these are, in a step of several rows.
+    """
 
     opcode: ClassVar[Opcode] = Opcode.TOPK
     part: ClassVar[str] = "vector"
@@ -188,6 +191,7 @@ class TopK:
     x: int = field(metadata=BOUND)
     y: int = field(metadata=BOUND)
     first_column: int = field(metadata=BOUND)
+    row: int | None = field(default=None, metadata=BOUND)
 
     def reads(self) -> list[Use]:
         return [("x", (self.x, row_bytes(self.n, 4)))]

@@ -107,7 +107,7 @@ class Chip:
         self.sequences = sequences  # slots of the KV cache
         self.index, self.spec, self.sram, self.links, self.costs = index, spec, sram, links, costs
         self.state = StepState()
-        self.checks = 0  # sum of hash shares received in this step
+        self.checks: list[int] = []  # of each row, the sum of hash shares received in this step
         self.kernels, self._binder = kernels, Binder(sram, kernels)
         self._bound: dict[Operation, Bound] = {}
         self._send = send
@@ -160,12 +160,14 @@ class Chip:
     def _bind_send(self, op: Send, start: int) -> Callable[[], bool]:
         payload = self.sram.memory(op.src, op.vectors * VECTOR_BYTES)
         link, transfer, state, send = op.link, op.transfer, self.state, self._send
+        row = op.row or 0
 
         def action() -> bool:
             message = self._message
             assert message is not None
             cycle = message.base_cycle + start
-            send(link, transfer, message.sequence, cycle, state.hash_share, payload)
+            share = state.hash_shares[row] if row < state.rows else 0
+            send(link, transfer, message.sequence, cycle, share, payload)
             return True
 
         return action
@@ -187,7 +189,7 @@ class Chip:
             return None
         arrival = inbox.popleft()
         self._check_arrival(operation, op, arrival)
-        self.checks += arrival.check
+        self.checks[op.row or 0] += arrival.check
         self._consumed[arrival.link] = (arrival.sequence, arrival.transfer)
         return arrival
 
@@ -274,7 +276,7 @@ class Chip:
         self._hold_units(message)
         self._message = message
         self.state.begin(message.positions, message.slots)
-        self.checks = 0
+        self.checks = [0] * self._programs[message.step].program.rows
         self._actions = self._programs[message.step].actions
 
     def _hold_units(self, message: StepMessage) -> None:

@@ -36,7 +36,7 @@ class StepState:
     rows: int = 0
     positions: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     slots: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    hash_share: int = 0  # of this chip's logits, modulo 2^64
+    hash_shares: list[int] = field(default_factory=list)  # of each row's logits here, modulo 2^64
     saturated: int = 0  # fp16 roundings that saturated, since the chip was loaded
     runs: list[tuple[int, slice]] = field(init=False)
 
@@ -46,7 +46,8 @@ class StepState:
     def begin(self, positions: ArrayLike, slots: ArrayLike) -> None:
         """Begin a step whose rows stand at `positions` of the sequences in `slots`."""
         self.positions, self.slots = np.asarray(positions, np.int64), np.asarray(slots, np.int64)
-        self.rows, self.hash_share = len(self.positions), 0
+        self.rows = len(self.positions)
+        self.hash_shares = [0] * self.rows
         edges = (np.flatnonzero(np.diff(self.slots)) + 1).tolist()
         ends = zip([0, *edges], [*edges, self.rows], strict=True)
         self.runs = [(int(self.slots[a]), slice(a, b)) for a, b in ends if a < b]
@@ -197,7 +198,8 @@ class Binder:
             if after is not None:
                 after(state)
             if first_column is not None:  # logits: this chip's share of data_hash (law 5)
-                state.hash_share = kernels.logit_hash(y[0], first_column)
+                shares = [kernels.logit_hash(row, first_column) for row in y[: state.rows]]
+                state.hash_shares = shares
 
         return run
 
@@ -321,8 +323,8 @@ class Binder:
         kernels, kv_of, packed = self.kernels, op.kv_of, self.views.queries(op)
         q = packed.heads
         out = self.views.f16(op.y, op.rows, op.heads * op.head_dim)
-        caches = self.views.caches(op, op.bucket)
-        last = _last_seen(op.horizon)
+        caches, row = self.views.caches(op, op.bucket), op.row
+        last = _last_seen(op)
         sinks = None if op.sinks is None else self.views.vector(op.sinks, op.heads)
         mask = (op.window, op.bucket == op.ring, op.cap, sinks)
         if op.dtype == "int8":
@@ -330,26 +332,24 @@ class Binder:
             sq = packed_scales.heads[:, :, 0]
 
             def run(state: StepState) -> None:
-                n = state.rows
+                n, cache = state.rows if row is None else 1, caches[int(state.slots[row or 0])]
                 packed.load(n)
                 packed_scales.load(n)
-                ((slot, _),) = state.runs
                 state.saturated += kernels.masked_attention_i8(
-                    q[:n], sq[:n], *caches[slot], kv_of, last(state), *mask, out[:n]
+                    q[:n], sq[:n], *cache, kv_of, last(state), *mask, out[:n]
                 )
 
-            return run
+            return _of_row(row, run)
         scale = op.head_dim**-0.5 if op.scale is None else op.scale
 
         def run_f16(state: StepState) -> None:
-            n = state.rows
+            n, cache = state.rows if row is None else 1, caches[int(state.slots[row or 0])]
             packed.load(n)
-            ((slot, _),) = state.runs
             state.saturated += kernels.masked_attention_f16(
-                q[:n], caches[slot].k, caches[slot].v, kv_of, last(state), scale, *mask, out[:n]
+                q[:n], cache.k, cache.v, kv_of, last(state), scale, *mask, out[:n]
             )
 
-        return run_f16
+        return _of_row(row, run_f16)
 
     def _add(self, op: Add) -> Bound:
         x, kernels = self.views.f32(op.x, op.rows, sum(op.shares)), self.kernels
@@ -493,7 +493,7 @@ class Binder:
             ids[:] = best + first
             values[:] = best_values
 
-        return run
+        return _of_row(op.row, run)
 
 
 def _by_expert(
@@ -519,8 +519,23 @@ def _kept_at(op: Rope) -> Callable[[StepState], NDArray[np.int64]]:
     return places
 
 
-def _last_seen(horizon: int | None) -> Callable[[StepState], NDArray[np.int64]]:
+def _last_seen(op: Attend) -> Callable[[StepState], NDArray[np.int64]]:
     """Return what gives the last position that each row sees: its own, or the horizon's."""
+    row, horizon = op.row, op.horizon
+    if row is not None:
+        return lambda state: state.positions[row : row + 1]
     if horizon is None:
         return lambda state: state.positions
     return lambda state: np.full(state.rows, state.positions[horizon])
+
+
+def _of_row(row: int | None, run: Bound) -> Bound:
+    """Return what does nothing in a step without this row."""
+    if row is None:
+        return run
+
+    def run_if_there(state: StepState) -> None:
+        if row < state.rows:
+            run(state)
+
+    return run_if_there

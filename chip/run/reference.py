@@ -23,7 +23,7 @@ from chip.ops.moves import Receive, Send
 from chip.ops.product import Capped, Matmul, Plain
 from chip.ops.program import Move, Program, Scheduled
 from chip.run.chip import Chip, Loaded, StepMessage
-from chip.spec import VECTOR_BYTES
+from chip.spec import VECTOR_BYTES, vectors
 from chip.sram import places
 
 Lower = Callable[[Program, Sequence[int]], Sequence[Issue]]
@@ -126,7 +126,7 @@ class ReferenceChip(Chip):
 
             return take
         assert isinstance(op, Send)
-        link, transfer = op.link, op.transfer
+        link, transfer, row = op.link, op.transfer, op.row or 0
         first = action.crossing.cycles[0]
 
         def depart() -> bool:
@@ -135,16 +135,16 @@ class ReferenceChip(Chip):
             hashed(operation)
             payload = memoryview(pool[rows].tobytes())
             cycle = message.base_cycle + first
-            share = self.state.hash_share
+            share = self.state.hash_shares[row] if row < self.state.rows else 0
             self._send(link, transfer, message.sequence, cycle, share, payload)
             return True
 
         return depart
 
     def _hashed(self, program: Program, machine: Machine) -> Callable[[Scheduled], None]:
-        """Return the update of the state's hash share, to be called before an operation departs.
+        """Return the update of the state's hash shares, to be called before an operation departs.
 
-        The share belongs to the emulator, not to the chip: it is computed from the logits that the
+        A share belongs to the emulator, not to the chip: it is computed from the logits that the
         program leaves in memory.
         """
         heads = [
@@ -157,14 +157,16 @@ class ReferenceChip(Chip):
             return lambda _: None
         ((place, product, y, first_column),) = heads
         after = program.operations[place:]
-        vector, n = y // VECTOR_BYTES, product.n
+        vector, n, each = y // VECTOR_BYTES, product.n, vectors(product.n * 4)
         row_of = dict(zip(*(array.tolist() for array in machine.commits), strict=True))
-        rows = np.array([row_of[vector + i] for i in range(-(-n * 4 // VECTOR_BYTES))])
+        stored = np.array([row_of[vector + i] for i in range(product.rows * each)])
 
         def update(operation: Scheduled) -> None:
             if operation in after:
-                logits = machine.pool[rows].reshape(-1).view(np.float32)[:n]
-                self.state.hash_share = self.kernels.logit_hash(logits, first_column)
+                logits = machine.pool[stored].reshape(product.rows, -1).view(np.float32)[:, :n]
+                self.state.hash_shares = [
+                    self.kernels.logit_hash(row, first_column) for row in logits[: self.state.rows]
+                ]
 
         return update
 

@@ -9,10 +9,12 @@ all cycles the operation's start. Transfers are placed around the computations
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from chip.floorplan import Queue
-from chip.isa.instructions import RuntimeDeskew
+from chip.isa.instructions import Alu, Instruction, RuntimeDeskew
 from chip.isa.issue import Issue
+from chip.isa.operands import Position, Source
 from chip.ops.attention import Attend, Rope, cache_of
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import bound_values
@@ -64,10 +66,26 @@ def lower_operation(
             f"{operation.name}: {op.opcode} has no instructions for {_kind(op)} and this shape; "
             "its cost is an estimate"
         )
+    issues = bind(found, bases_of(op, row_slots), bound_values(op), spec)
+    if isinstance(op, Attend) and op.row is not None:
+        issues = [replace(i, instruction=_of_row(i.instruction, op.row)) for i in issues]
     return [
         Issue(i.queue, i.cycle + operation.start, i.instruction, i.n, i.d, operation.name)
-        for i in bind(found, bases_of(op, row_slots), bound_values(op), spec)
+        for i in issues
     ]
+
+
+def _of_row(instruction: Instruction, row: int) -> Instruction:
+    """Return an instruction that takes the position of another row than the first."""
+    if not isinstance(instruction, Alu):
+        return instruction
+    a, b, c = (_at_row(source, row) for source in (instruction.a, instruction.b, instruction.c))
+    assert a is not None
+    return replace(instruction, a=a, b=b, c=c)
+
+
+def _at_row(source: Source | None, row: int) -> Source | None:
+    return replace(source, row=source.row + row) if isinstance(source, Position) else source
 
 
 def _kind(op: object) -> str:
@@ -87,10 +105,11 @@ def bases_of(op: object, row_slots: Sequence[int] = ()) -> dict[str, int]:
         for number, offset in enumerate(segment_offsets(of.shares, rows)[:-1]):
             bases[f"src:{number}"] = (of.src + offset) // VECTOR_BYTES
     if isinstance(op, Rope | Attend):
-        slots = row_slots or (0,) * op.rows
+        first = (op.row or 0) if isinstance(op, Attend) else 0
+        slots = row_slots or (0,) * (first + op.rows)
         for row in range(op.rows):
-            bases |= _caches(op, slots[row], f":{row}")
-        bases |= _caches(op, slots[0], "")
+            bases |= _caches(op, slots[first + row], f":{row}")
+        bases |= _caches(op, slots[first], "")
     return bases
 
 

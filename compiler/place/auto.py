@@ -22,6 +22,7 @@ from compiler.pipeline import (
     asked_context,
     compile_model,
     context_buckets,
+    decode_sizes,
     prefill_sizes,
     roomy,
 )
@@ -63,10 +64,11 @@ class _Search:
             )  # fmt: skip
         longest = asked or self.config.max_position_embeddings
         chunk = min(self.options.prefill_chunk or min(MIN_CHUNK, context), longest)
+        decoded = decode_sizes(self.options.batch)
         return MemoryOptions(
-            dtype=self.options.rows_dtype, context=context, rows=(1, *prefill_sizes(chunk)),
+            dtype=self.options.rows_dtype, context=context, rows=(*decoded, *prefill_sizes(chunk)),
             forward_row_bytes={}, top_k=self.options.top_k, group=self.options.group,
-            sequences=self.options.sequences, batch=self.options.batch,
+            sequences=self.options.sequences, decode_rows=decoded,
         )  # fmt: skip
 
     def excess(self, layout: Layout) -> int:

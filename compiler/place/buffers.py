@@ -55,12 +55,13 @@ class MemoryOptions:
 
     dtype: str  # of activations and cache
     context: int  # tokens of KV cache
-    rows: tuple[int, ...]  # row counts of the steps; 1 is decode
+    rows: tuple[int, ...]  # row counts of the steps, rising
     forward_row_bytes: dict[int, int]  # chip -> the widest row that passes through it
     top_k: int = 0
     group: int | None = None  # of int4 weights
     sequences: int = 1  # slots, each with a KV cache of its own
-    batch: int = 1  # most rows of a decode step, each of another slot
+    decode_rows: tuple[int, ...] = (1,)  # those of decode steps, rising; each row has its own slot
+    prefill_rows: int | None = None  # of the largest prefill step, if that is not the last of rows
 
 
 def tokens_kept(config: ModelConfig, layer: int, context: int) -> int:
@@ -135,7 +136,8 @@ class _Sizes:
     def buffers(self) -> list[Buffer]:
         """Return the buffers of all values, and those that hold no value of the graph."""
         config, layers = self.partition.config, len(self.group.layers) > 0
-        head = self.group.has_head and (self.rows == 1 or config.encoder is not None)
+        ends = config.encoder is not None or self.rows in self.options.decode_rows
+        head = self.group.has_head and ends
         order, lives = _order(config, layers=layers, head=head)
         results = len(order)
         out = self._entering((ENTERED, results))
@@ -147,7 +149,8 @@ class _Sizes:
             if op.kind is Kind.ATTEND:
                 out += self._between_passes(op, (place, place))
         if head and self.options.top_k:
-            out.append(_buffer("top_k", row_bytes(2 * self.options.top_k, 4), (results, results)))
+            size = self.rows * row_bytes(2 * self.options.top_k, 4)
+            out.append(_buffer("top_k", size, (results, results)))
         return out
 
     def _entering(self, always: Lifetime) -> list[Buffer]:

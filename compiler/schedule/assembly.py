@@ -7,7 +7,7 @@ What is done comes from the plan, when it is done from `Times`: those that the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from chip.ops.moves import Receive, Send
 from chip.ops.program import Program, Scheduled
@@ -91,7 +91,9 @@ class Assembly:
             arrive=first + (item.vectors - 1) * link.slot_cycles,
         )  # fmt: skip
         self._transfers.append(transfer)
-        at: dict[str, int] = {"link": link.id, "transfer": transfer.id, "vectors": item.vectors}
+        at: dict[str, Any] = {
+            "link": link.id, "transfer": transfer.id, "vectors": item.vectors, "row": item.row,
+        }  # fmt: skip
         send = Scheduled(
             op=Send(**at, src=src, forward=None if arrived is None else arrived.id),
             name=item.name, start=start, end=start + item.vectors * link.slot_cycles, nop=nop,

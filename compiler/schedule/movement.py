@@ -24,13 +24,17 @@ PIECE_VECTORS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """A message: `vectors` from `src_address` on one node to an address on each target."""
+    """A message: `vectors` from `src_address` on one node to an address on each target.
+
+    `row`: of which it is the result, in a step of several.
+    """
 
     name: str
     src: int
     src_address: int
     targets: tuple[tuple[int, int], ...]  # (node, address)
     vectors: int
+    row: int | None = None
 
 
 def vectors_of(n_bytes: int) -> int:
@@ -38,7 +42,7 @@ def vectors_of(n_bytes: int) -> int:
 
 
 def result_bytes(partition: Partition, rank: int, top_k: int) -> int:
-    """Return the bytes of a head chip's decode result: its logits, or its largest (id, logit)."""
+    """Return the bytes of a row's result on a head chip: its logits, or its largest (id, logit)."""
     start, stop = partition.groups[-1].vocab[rank]
     return row_bytes(2 * min(top_k, stop - start) if top_k else stop - start, 4)
 
@@ -59,7 +63,7 @@ def pieces(n_vectors: int, senders: int) -> list[tuple[int, int]]:
 
 
 def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
-    """Lay out the host's buffer: embedding rows, RoPE rows, then the results."""
+    """Lay out the host's buffer: embedding rows, RoPE rows, then the results, chip by chip."""
     config = partition.config
     end = rope = kind.rows * row_bytes(config.hidden_size, 4)
     if ROPE in entering(config):
@@ -69,7 +73,7 @@ def host_memory(partition: Partition, kind: StepKind, top_k: int) -> HostMemory:
         for rank, chip in enumerate(partition.groups[-1].chips):
             if size := result_bytes(partition, rank, top_k):
                 results[chip] = end
-                end += size
+                end += kind.rows * size
     elif kind.encode:
         chips, total = partition.groups[-1].chips, hidden_vectors(partition, kind)
         for chip, (first, _) in zip(chips, pieces(total, len(chips)), strict=False):
@@ -114,11 +118,13 @@ class Movement:
         self.config = partition.config
 
     def send(
-        self, name: str, src: tuple[int, int], targets: Sequence[tuple[int, int]], n_vectors: int
-    ) -> None:
+        self, name: str, src: tuple[int, int], targets: Sequence[tuple[int, int]],
+        n_vectors: int, row: int | None = None,
+    ) -> None:  # fmt: skip
         transfer = Transfer(
-            name=name, src=src[0], src_address=src[1], targets=tuple(targets), vectors=n_vectors
-        )
+            name=name, src=src[0], src_address=src[1], targets=tuple(targets), vectors=n_vectors,
+            row=row,
+        )  # fmt: skip
         self.items.append(transfer)
 
     def enter(self, group: Group) -> None:

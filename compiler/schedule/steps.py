@@ -314,11 +314,19 @@ class StepPlanner:
         )
 
     def _attention(self, group: Group, op: GraphOp) -> None:
-        """List ROPE or ATTEND on the ranks that have heads."""
+        """List ROPE or ATTEND on the ranks that have heads.
+
+        A decode step's rows attend one by one, each to the cache of its own slot.
+        """
+        alone = self.kind.decode and self.kind.rows > 1
         for rank, chip in enumerate(group.chips):
-            if group.heads[rank][0] < group.heads[rank][1]:
-                make = self._rope if op.kind is Kind.ROPE else self._attend
-                self._op(chip, op.name, self._in_slots(make(group, rank, op)))
+            if group.heads[rank][0] == group.heads[rank][1]:
+                continue
+            if op.kind is Kind.ROPE:
+                self._op(chip, op.name, self._in_slots(self._rope(group, rank, op)))
+                continue
+            for row in range(self.kind.rows) if alone else [None]:
+                self._op(chip, op.name, self._in_slots(self._attend(group, rank, op, row)))
 
     def _rope(self, group: Group, rank: int, op: GraphOp) -> Rope:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
@@ -336,14 +344,15 @@ class StepPlanner:
             **{operand: constants[f"{op.name}.{operand}"] for operand, _ in op.vectors},
         )  # fmt: skip
 
-    def _attend(self, group: Group, rank: int, op: GraphOp) -> Attend:
+    def _attend(self, group: Group, rank: int, op: GraphOp, row: int | None) -> Attend:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]
         buffers, (kv, kvs) = self.buffers[group.chips[rank]], self._cache(group.chips[rank], op)
         (query,), constants = op.inputs, self.constants[group.chips[rank]]
         ring = ring_of(op.window, self.context)
-        return Attend(
-            rows=self.kind.rows, dtype=self.dtype, heads=last - first, kv_heads=kv_last - kv_first,
-            head_dim=self.config.head_dim, context=self.context,
+        attend = Attend(
+            rows=self.kind.rows if row is None else 1, row=row, dtype=self.dtype,
+            heads=last - first, kv_heads=kv_last - kv_first, head_dim=self.config.head_dim,
+            context=self.context,
             bucket=min(self.kind.bucket, ring or self.context),
             kv_of=self.partition.kv_of(group, rank),
             window=op.window, ring=ring, cap=op.cap,
@@ -355,6 +364,7 @@ class StepPlanner:
             scratch=buffers["scores"], stats=buffers["stats"] if self.dtype == "int8" else None,
             **{operand: constants[f"{op.name}.{operand}"] for operand, _ in op.vectors},
         )  # fmt: skip
+        return attend if row is None else _one_row(attend, row)
 
     def _add(self, chips: Sequence[int], op: GraphOp, group: Group, source: str) -> None:
         """Add the segments of a group's ranks to the residual, on the group's chips or others."""
@@ -425,32 +435,36 @@ class StepPlanner:
 
         In a decode step it leaves while the MLP runs. Then only the MLP's result is left to send,
         and the next group adds it. A single chip does not go ahead: it adds without an exchange.
-        Neither do chunks of a prompt, which follow each other: the next group would wait with half
-        of its input.
+        Neither do steps of several rows, which follow each other: the next group would wait with
+        half of its input.
         """
-        return self.kind.decode and len(group.chips) > 1
+        return self.kind.decode and self.kind.rows == 1 and len(group.chips) > 1
 
     def _head(self, group: Group) -> None:
         ops = self.partition.graph.head
         for _ in self._operations(group, ops, None if self.top_k else ops[-1]):
             pass
-        host, buffer = self.partition.layout.chips, ops[-1].output
-        for rank, chip in enumerate(group.chips):
-            size = result_bytes(self.partition, rank, self.top_k)
-            first, last = group.vocab[rank]
-            if last == first:
-                continue
-            if self.top_k:
-                buffer = "top_k"
-                top = TopK(
-                    k=min(self.top_k, last - first), n=last - first,
-                    x=self.buffers[chip][ops[-1].output], y=self.buffers[chip][buffer],
-                    first_column=first,
-                )  # fmt: skip
-                self._op(chip, "sample.top_k", top)
-            dst = (host, self.host.results[chip])
-            src = (chip, self.buffers[chip][buffer])
-            self.moves.send("host.result", src, [dst], vectors_of(size))
+        for row in range(self.kind.rows) if self.kind.rows > 1 else [None]:
+            for rank, chip in enumerate(group.chips):
+                if group.vocab[rank][0] < group.vocab[rank][1]:
+                    self._row_result(group, rank, chip, ops[-1].output, row)
+
+    def _row_result(
+        self, group: Group, rank: int, chip: int, logits: str, row: int | None
+    ) -> None:  # fmt: skip
+        """Send a row's logits, or the largest of them, from one head chip to the host."""
+        (first, last), buffers, nth = group.vocab[rank], self.buffers[chip], row or 0
+        size = result_bytes(self.partition, rank, self.top_k)
+        at = buffers[logits] + nth * row_bytes(last - first, 4)
+        if self.top_k:
+            x, at = at, buffers["top_k"] + nth * size
+            top = TopK(
+                k=min(self.top_k, last - first), n=last - first, x=x, y=at, first_column=first,
+                row=row,
+            )  # fmt: skip
+            self._op(chip, "sample.top_k", top)
+        dst = (self.partition.layout.chips, self.host.results[chip] + nth * size)
+        self.moves.send("host.result", (chip, at), [dst], vectors_of(size), row)
 
     def _hidden(self, group: Group) -> None:
         """An encode step ends with hidden states: a part of the rows from each chip."""
@@ -466,6 +480,17 @@ class StepPlanner:
         host, chip = self.partition.layout.chips, group.chips[0]
         src = (chip, self.buffers[chip][RESIDUAL])
         self.moves.send("host.done", src, [(host, self.host.results[chip])], 1)
+
+
+def _one_row(attend: Attend, row: int) -> Attend:
+    """Return an ATTEND, whose operands are at their first rows, with them at another row."""
+    layout, heads = attend.layout, attend.heads
+    scales = row * layout.query_scale_bytes(heads)
+    return replace(
+        attend, q=attend.q + row * layout.query_bytes(heads),
+        sq=None if attend.sq is None else attend.sq + scales,
+        y=attend.y + row * row_bytes(heads * attend.head_dim, 2),
+    )  # fmt: skip
 
 
 def _each(op: GraphOp) -> int | None:

@@ -16,6 +16,7 @@ from chip.ops.cost import CostModel
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Region
 from chip.ops.program import Scheduled
+from chip.spec import VECTOR_BYTES
 from compiler.errors import ScheduleError
 from compiler.ir import LinkUse, Memory, StepSchedule, Tensor
 from compiler.verify.accesses import Access, Node, collect, shares_of
@@ -60,7 +61,8 @@ def _check_host(schedule: StepSchedule, links: Sequence[LinkUse], host: int) -> 
         if isinstance(op, Send):
             wanted, got = sources.get(place), op.src
         elif isinstance(op, Receive):
-            wanted, got = memory.results.get(links[op.link].src), op.dst
+            first, got = memory.results.get(links[op.link].src), op.dst
+            wanted = None if first is None else first + (op.row or 0) * op.vectors * VECTOR_BYTES
         if wanted != got:
             raise ScheduleError(
                 f"host, {operation.name} ({operation.opcode}): at {got} of its memory, the "

@@ -29,6 +29,7 @@ from compiler.model.config import ModelConfig
 from compiler.verify.clock import check_clocks
 from compiler.verify.features import check_features
 from compiler.verify.memory import check_memory
+from compiler.verify.rows import check_rows
 from interconnect.clock import EXACT, ClockSpec, SyncPath
 
 
@@ -60,6 +61,8 @@ def verify(
     _check_links(steps, links)
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
+    for schedule, _ in steps:
+        check_rows(schedule, memories, costs.spec)
     check_memory(steps, costs, links, memories)
     check_clocks(steps, costs.spec, links, clock, sync)
 

@@ -35,6 +35,7 @@ from compiler.model.layer import embedding_scale, embeddings
 from compiler.model.rope import LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling
 from compiler.model.weights import WeightSource
 from compiler.pipeline import CompiledModel
+from compiler.schedule.movement import result_bytes
 from interconnect.frame import Control
 from interconnect.transport import Transport
 from rack.run.control import ControlKind
@@ -175,41 +176,50 @@ class Driver:
         chip.begin(message)
         while not chip.advance():
             wait()
-        kind, cycles, share = schedule.kind, schedule.cycles, chip.checks % (1 << 64)
+        kind, cycles, rows = schedule.kind, schedule.cycles, len(message.positions)
         if kind.encode:
-            hidden = self._hidden(schedule, len(message.positions))
+            hidden = self._hidden(schedule, rows)
             return [StepResult(cycles=cycles, hidden=hidden)]
         if not kind.decode:
             return [StepResult(cycles=cycles)]
-        if self.compiled.top_k:
-            return [StepResult(cycles=cycles, top=self._top(schedule), hash_share=share)]
-        return [StepResult(cycles=cycles, logits=self._logits(schedule), hash_share=share)]
+        return [self._row_result(schedule, row) for row in range(rows)]
 
     @property
     def oldest(self) -> str:
         """The name of the step that `finish` ends, or "none"."""
         return self._under_way[0].step if self._under_way else "none"
 
-    def _results(self, schedule: StepSchedule) -> list[tuple[int, tuple[int, int]]]:
+    def _row_result(self, schedule: StepSchedule, row: int) -> StepResult:
+        """Return what a decode step gave for one of its rows."""
+        cycles, share = schedule.cycles, self.node.chip.checks[row] % (1 << 64)
+        if self.compiled.top_k:
+            return StepResult(cycles=cycles, top=self._top(schedule, row), hash_share=share)
+        return StepResult(cycles=cycles, logits=self._logits(schedule, row), hash_share=share)
+
+    def _results(self, schedule: StepSchedule, row: int) -> list[tuple[int, tuple[int, int]]]:
         """Return (offset in the host's memory, vocabulary span) of every head chip's result."""
-        group = self.compiled.partition.groups[-1]
-        spans = dict(zip(group.chips, group.vocab, strict=True))
-        return [(offset, spans[chip]) for chip, offset in schedule.host.results.items()]
+        partition, top_k, found = self.compiled.partition, self.compiled.top_k, []
+        group = partition.groups[-1]
+        for rank, (chip, span) in enumerate(zip(group.chips, group.vocab, strict=True)):
+            if chip in schedule.host.results:
+                offset = row * result_bytes(partition, rank, top_k)
+                found.append((schedule.host.results[chip] + offset, span))
+        return found
 
     def _hidden(self, schedule: StepSchedule, rows: int) -> F32:
         hidden = self.compiled.config.hidden_size
         first, stride = min(schedule.host.results.values()), row_bytes(hidden, 4)
         return self.received.rows(first, np.float32, rows, hidden, stride).copy()
 
-    def _logits(self, schedule: StepSchedule) -> F32:
+    def _logits(self, schedule: StepSchedule, row: int) -> F32:
         logits = np.empty(self.compiled.config.vocab_size, np.float32)
-        for offset, (first, last) in self._results(schedule):
+        for offset, (first, last) in self._results(schedule, row):
             logits[first:last] = self.received.view(offset, np.float32, (last - first,), (4,))
         return logits
 
-    def _top(self, schedule: StepSchedule) -> tuple[NDArray[np.int64], F32]:
+    def _top(self, schedule: StepSchedule, row: int) -> tuple[NDArray[np.int64], F32]:
         ids, values = [], []
-        for offset, (first, last) in self._results(schedule):
+        for offset, (first, last) in self._results(schedule, row):
             k = min(self.compiled.top_k, last - first)
             ids.append(self.received.view(offset, np.uint32, (k,), (4,)).astype(np.int64))
             values.append(self.received.view(offset + 4 * k, np.float32, (k,), (4,)).copy())
