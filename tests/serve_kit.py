@@ -36,10 +36,12 @@ DEADLINE_SECONDS = 30.0
 
 
 @cache
-def tiny(executor: str = "fast") -> Prepared:
-    """Compile the tiny preset for one chip in this process."""
-    config = RunConfig(model="tiny", layout="1x1", transport="local", executor=executor, seed=7)
-    return prepare(config)
+def tiny(executor: str = "fast", sequences: int = 1, layout: str = "1x1", **more: Any) -> Prepared:
+    """Compile the tiny preset in this process, for one chip unless told otherwise."""
+    return prepare(RunConfig(
+        model="tiny", layout=layout, transport="local", executor=executor, seed=7,
+        sequences=sequences, **more,
+    ))  # fmt: skip
 
 
 @cache
@@ -131,7 +133,7 @@ async def serving(
     max_queue: int = 8, opening: Callable[[Progress], None] = lambda report: None,
     names: Sequence[str] = (), limiter: Limiter | None = None, pauses: Sequence[float] = (0.0,),
     judge_limits: Limits | None = None, pacer: Unpaced | None = None,
-    read: ReadBounds | None = None, **options: Any,
+    read: ReadBounds | None = None, prefix_cache: bool = False, **options: Any,
 ) -> AsyncIterator[Served]:  # fmt: skip
     """Serve a model in this process; on leaving, the rack's thread must have ended."""
     prepared = prepared or tiny()
@@ -151,9 +153,10 @@ async def serving(
     runner = Runner(
         open_session, max_queue=max_queue, on_ready=ready.set, on_given_up=fatal.append,
         on_failure=lambda error, pause: losses.append((str(error), pause)), pauses=pauses,
-        pacer=pacer,
+        pacer=pacer, reuse=prefix_cache,
     )  # fmt: skip
-    identity, racks = identify(prepared, names), Dispatcher([runner])
+    identity = identify(prepared, names, prefix_cache=prefix_cache)
+    racks = Dispatcher([runner])
     words = Words.of(prepared.tokenizer)
     grammars = Grammars(prepared.tokenizer, Judge(words, judge_limits))
     said: list[str] = []

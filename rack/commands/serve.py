@@ -53,11 +53,15 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("service")
     group.add_argument(
         "--max-queue", type=count(MOST_TOKENS), default=64, metavar="N",
-        help="requests that may wait for a rack; more are answered 503 (%(default)s)",
+        help="requests that may wait for a slot; more are answered 503 (%(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--replicas", type=count(MOST_REPLICAS), default=1, metavar="N",
         help="racks; a request goes to the shortest queue (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--prefix-cache", action="store_true",
+        help="a prompt goes on from what a free slot holds of it, in whole prefill chunks",
     )  # fmt: skip
     group.add_argument(
         "--pace", choices=("none", "emulated"), default="none",
@@ -114,7 +118,7 @@ def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         host=args.host, names=args.served_model_name, limits=args.limits,
         origins=args.allowed_origins, max_queue=args.max_queue, replicas=args.replicas,
-        pace=args.pace, log=args.log, log_probes=args.log_probes,
+        prefix_cache=args.prefix_cache, pace=args.pace, log=args.log, log_probes=args.log_probes,
         executor_asked_for=executor_asked_for(args, os.environ),
     )  # fmt: skip
 

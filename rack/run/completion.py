@@ -150,6 +150,13 @@ class Completion:
             return self.prompt_token_ids[: self._filled]
         return [*self.prompt_token_ids, *self.token_ids[:-1]]
 
+    @property
+    def cached_tokens(self) -> int:
+        """How many these are."""
+        if self._filled < len(self.prompt_token_ids) - 1 or not self.token_ids:
+            return self._filled
+        return len(self.prompt_token_ids) + len(self.token_ids) - 1
+
     def begin(self, wanted: Wanted, base: int, end: int) -> Sequence[tuple[int, int]]:
         """Take note that the wanted step begins; return its (position, token) pairs."""
         self.waited_cycles += base - wanted.ready
@@ -225,14 +232,19 @@ class Completion:
         return digest.hexdigest()
 
     @property
+    def clock_hz(self) -> float:
+        """Cycles in an emulated second."""
+        return self._picker.compiled.chip.clock_hz
+
+    @property
     def prompt_seconds(self) -> float:
         """Emulated seconds of prefill."""
-        return self.prompt_cycles / self._picker.compiled.chip.clock_hz
+        return self.prompt_cycles / self.clock_hz
 
     @property
     def completion_seconds(self) -> float:
         """Emulated seconds of all decode steps."""
-        return sum(self.decode_cycles) / self._picker.compiled.chip.clock_hz
+        return sum(self.decode_cycles) / self.clock_hz
 
 
 class Picker:

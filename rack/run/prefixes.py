@@ -17,7 +17,7 @@ class Slots:
     """The free slots. With `reuse`, prompts go on from what slots hold."""
 
     def __init__(self, compiled: CompiledModel, *, reuse: bool) -> None:
-        self._compiled, self._reuse = compiled, reuse
+        self._compiled, self.reuse = compiled, reuse
         self._held: dict[int, list[int]] = {slot: [] for slot in range(compiled.sequences)}
         # Free slots, the one longest without use first.
 
@@ -27,9 +27,9 @@ class Slots:
         The slot is the one that holds the most, of equal ones the one longest without use.
         """
         kept = {slot: self._shared(held, prompt) for slot, held in self._held.items()}
-        slot = max(kept, key=lambda one: kept[one]) if self._reuse else min(kept)
+        slot = max(kept, key=lambda one: kept[one]) if self.reuse else min(kept)
         self._held.pop(slot)
-        return slot, kept[slot] if self._reuse else 0
+        return slot, kept[slot] if self.reuse else 0
 
     def give_back(self, slot: int, tokens: list[int]) -> None:
         """Free a slot that holds the keys and values of these tokens."""

@@ -108,13 +108,22 @@ class Sequences:
             return []
         return self._end(min(self._flights, key=lambda one: one.begin.end))
 
-    def next_begin(self) -> int | None:
-        """Return the cycle of the step that `advance` begins; None if it will not begin one."""
+    def upcoming(self) -> int:
+        """Return the cycle of what `advance` does next; a step that it ends has run by then."""
         base = self._dispatcher.peek()
-        return None if base is None else self._before + base
+        if base is None:
+            ends = min(self._flights, key=lambda one: one.begin.end)
+            self._run(ends)
+            base = ends.begin.end
+        return self._before + base
 
     def _anew(self) -> None:
-        """Begin an epoch: frames that are still on their way are of no use to anybody."""
+        """Begin an epoch: frames that are still on their way are of no use to anybody.
+
+        But to a slot whose tokens are reused: it counts as holding those of every step begun.
+        """
+        if self.slots.reuse and self._flights:
+            self._run(self._flights[-1])
         self._before = self.clock
         self.rack.reset()
         self._flights.clear()
@@ -157,15 +166,13 @@ class Sequences:
         self._want(slot, ready)
 
     def _end(self, flight: _Flight) -> list[Emitted]:
-        """End a step; those that began before it give their results first, and are kept."""
-        while flight.results is None:
-            oldest = next(one for one in self._flights if one.results is None)
-            oldest.results = self.rack.finish()
+        """End a step, and give its results to those whose rows it had."""
+        results = self._run(flight)
         self._flights.remove(flight)
         end, out = flight.begin.end, list[Emitted]()
         self._dispatcher.reach(end)
         for slot, owner, result in zip(
-            flight.begin.slots, flight.owners, flight.results, strict=True
+            flight.begin.slots, flight.owners, results, strict=True
         ):
             if self._running.get(slot) is not owner:
                 continue  # it has left
@@ -179,6 +186,13 @@ class Sequences:
                 self._free(slot)
             out.append(Emitted(completion=owner, token=token, cycle=self._before + end))
         return out
+
+    def _run(self, flight: _Flight) -> Sequence[StepResult]:
+        """Return a step's results; those that began before it give theirs first, and are kept."""
+        while flight.results is None:
+            oldest = next(one for one in self._flights if one.results is None)
+            oldest.results = self.rack.finish()
+        return flight.results
 
     def _token(self, owner: Completion, result: StepResult, end: int) -> TokenEvent | RequestError:
         try:

@@ -14,11 +14,18 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class PromptTokensDetails(_Answer):
+    """Of the prompt's tokens, those that were found in the cache and not run again."""
+
+    cached_tokens: int
+
+
 class Usage(_Answer):
     """Tokens, and emulated seconds; total_time leaves the queue out."""
 
     queue_time: float
     prompt_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     prompt_time: float
     completion_tokens: int
     completion_time: float
@@ -26,24 +33,38 @@ class Usage(_Answer):
     total_time: float
 
 
+class XGroqUsage(_Answer):
+    """Of the prompt's tokens, those that were found in SRAM."""
+
+    sram_cached_tokens: int
+
+
 class XGroq(_Answer):
-    """GroqCloud's own part."""
+    """GroqCloud's own part; `usage` with a prefix cache alone."""
 
     id: str
     seed: int
+    usage: XGroqUsage | None = Field(default=None, exclude_if=lambda usage: usage is None)
 
 
 class XRack(BaseModel):
-    """What made the answer: executor, weights, exact cycles, wall seconds, lost pace."""
+    """What made the answer: executor, weights, exact cycles, wall seconds, lost pace.
+
+    `waited_seconds` is emulated, and a part of the answer's times: other sequences held the rack.
+    """
 
     executor: str
     pace: str
+    sequences: int
+    batch: int
+    prefix_cache: bool
     tokens: Literal["model", "random"]
     weights: Literal["real", "synthetic", "synthetic, repeated"]
     layers: str  # "all", or how many of how many
     schedule_hash: str
     data_hash: str | None
     emulated_cycles: dict[str, int]
+    waited_seconds: float
     wall_seconds: dict[str, float]
     slipped_seconds: dict[str, float] | None
 

@@ -31,6 +31,7 @@ class Identity:
     fingerprint: str
     pace: str = "none"
     replicas: int = 1
+    prefix_cache: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str) -> None:
@@ -76,6 +77,9 @@ class Identity:
             "transport": "none" if self.random_tokens else config.transport,
             "pace": self.pace,
             "replicas": self.replicas,
+            "sequences": compiled.sequences,
+            "batch": compiled.batch,
+            "prefix_cache": self.prefix_cache,
             "tokens": "random" if self.random_tokens else "model",
             "weights": _kind(weights),
             "layers": f"{compiled.config.num_layers} of {weights.of_layers}"
@@ -91,7 +95,7 @@ class Identity:
 
 def identify(
     prepared: Prepared, names: Sequence[str] = (), notices: Sequence[str] = (), *,
-    pace: str = "none", replicas: int = 1,
+    pace: str = "none", replicas: int = 1, prefix_cache: bool = False,
 ) -> Identity:  # fmt: skip
     """Return the identity of a prepared model; `names` and `notices` come on top of its own."""
     own = prepared.compiled.config.name
@@ -102,6 +106,7 @@ def identify(
         fingerprint=_fingerprint(prepared),
         pace=pace,
         replicas=replicas,
+        prefix_cache=prefix_cache,
     )
 
 

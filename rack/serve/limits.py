@@ -4,7 +4,8 @@ Each limit is a bucket that empties at a constant rate: of 6,000 tokens per minu
 every second. A request is taken in when one more request and the tokens it may need (its prompt
 and its max_tokens, where given) fit into every bucket of its key and model; when it ends, the
 tokens that it asked for but did not make are given back. A failed one is given back entirely.
-(There is no prompt cache yet; its tokens would not count.)
+Prompt tokens that were found in the cache do not count: they are given back as soon as that is
+known.
 
 Not thread-safe: everything happens on the server's event loop.
 """
@@ -84,6 +85,15 @@ class Reservation:
         self._open = True
         for bucket in buckets:
             bucket.add(self._asked(bucket), clock())
+
+    def give_back(self, tokens: int) -> None:
+        """Give back a part, which will not be used; nothing once it is settled."""
+        if not self._open:
+            return
+        self._tokens -= tokens
+        for bucket in self._buckets:
+            if bucket.window.counts == "tokens":
+                bucket.add(-tokens, self._clock())
 
     def settle(self, tokens: int | None) -> None:
         """End with the tokens used; None gives back everything. Later calls do nothing."""

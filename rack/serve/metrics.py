@@ -97,14 +97,19 @@ class Metrics:
         model = identity.names[0]
         self._wall = _Times("vllm", registry, model)
         self._rack = _Times("rack", registry, model)
-        context = identity.prepared.compiled.max_model_len * len(racks.runners)
+        compiled, self._reuse = identity.prepared.compiled, identity.prefix_cache
+        slots = compiled.sequences * len(racks.runners)
+        context = compiled.max_model_len * slots
         for name, text, value in (
-            ("num_requests_running", "Requests on a rack", lambda: racks.running),
-            ("num_requests_waiting", "Requests in a queue", lambda: racks.waiting),
-            ("kv_cache_usage_perc", "Part of the KV cache in use; 1 is all of it",
+            ("vllm:num_requests_running", "Requests in a slot of a rack", lambda: racks.running),
+            ("vllm:num_requests_waiting", "Requests that wait for a slot", lambda: racks.waiting),
+            ("vllm:kv_cache_usage_perc", "Part of the KV cache in use; 1 is all of it",
              lambda: sum(runner.kv_tokens for runner in racks.runners) / context),
+            ("rack:slots", "Sequence slots of all racks", lambda: slots),
+            ("rack:slot_usage_perc", "Part of the slots in use; 1 is all of them",
+             lambda: racks.running / slots),
         ):  # fmt: skip
-            gauge = Gauge(f"vllm:{name}", text, ["model_name"], registry=registry)
+            gauge = Gauge(name, text, ["model_name"], registry=registry)
             gauge.labels(model).set_function(value)
 
         def counter(name: str, text: str) -> Counter:
@@ -118,6 +123,12 @@ class Metrics:
 
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens")
         self._generation_tokens = counter("generation_tokens", "Tokens made")
+        self._looked_up = counter(
+            "prefix_cache_queries", "Prompt tokens that were looked for in the prefix cache"
+        )
+        self._found = counter(
+            "prefix_cache_hits", "Prompt tokens that were found in the prefix cache"
+        )
         self._prompt_sizes = sizes("request_prompt_tokens", "Prompt tokens of a request")
         self._generation_sizes = sizes("request_generation_tokens", "Tokens made for a request")
         success = Counter(
@@ -158,6 +169,9 @@ class Metrics:
             self._generation_tokens.inc(len(stamps))
         if not stamps or totals is None:
             return
+        if self._reuse:
+            self._looked_up.inc(meter.prompt_tokens)
+            self._found.inc(totals.cached_tokens)
         self._prompt_sizes.observe(meter.prompt_tokens)
         self._generation_sizes.observe(len(stamps))
         start = meter.arrived_seconds + totals.wall_queue_seconds

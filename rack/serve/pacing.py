@@ -67,8 +67,8 @@ class Unpaced:
     def wait(self) -> None:
         """Return when the steps accounted so far have ended in emulated time."""
 
-    def cycles_after(self, seconds: float) -> int:
-        """Return how many cycles behind those accounted a moment lies; 0 where nothing says."""
+    def cycles_at(self, seconds: float) -> int:
+        """Return how many cycles after `begin` a moment lies; 0 where nothing says."""
         return 0
 
     @property
@@ -105,8 +105,8 @@ class Pacer(Unpaced):
         self._start_seconds, self._cycles = max(arrived_seconds, self.due_seconds), 0
         self._begun_seconds = self.promised_seconds = self._start_seconds
 
-    def cycles_after(self, seconds: float) -> int:
-        return max(0, int((seconds - self.due_seconds) * self.clock_hz))
+    def cycles_at(self, seconds: float) -> int:
+        return max(0, int((seconds - self._start_seconds) * self.clock_hz))
 
     @property
     def moved_seconds(self) -> float:

@@ -9,7 +9,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -86,7 +86,7 @@ class Answer:
             "choices": [self._choice(index, *result) for index, result in enumerate(results)],
             "usage": self.usage(total),
             "service_tier": self.parsed.service_tier,
-            "x_groq": self.x_groq(),
+            "x_groq": self.x_groq(total),
             "x_rack": self.x_rack(total),
         }
 
@@ -144,7 +144,7 @@ class Answer:
             return chunk
         return chunk | {
             "service_tier": self.parsed.service_tier,
-            "x_groq": self.x_groq() | {"usage": self.usage(total)},
+            "x_groq": self.x_groq(total, self.usage(total)),
             "x_rack": self.x_rack(total),
         }
 
@@ -161,6 +161,7 @@ class Answer:
         return {
             "queue_time": self._seconds(totals.queue_cycles),
             "prompt_tokens": prompt,
+            "prompt_tokens_details": {"cached_tokens": totals.cached_tokens},
             "prompt_time": prompt_time,
             "completion_tokens": completion,
             "completion_time": completion_time,
@@ -174,6 +175,7 @@ class Answer:
             **self.identity.marks(),
             "data_hash": totals.data_hash,
             "emulated_cycles": emulated_cycles(totals),
+            "waited_seconds": self._seconds(totals.waited_cycles),
             "wall_seconds": {
                 "queue": round(totals.wall_queue_seconds, 6),
                 "prompt": round(totals.wall_prompt_seconds, 6),
@@ -209,9 +211,18 @@ class Answer:
             chunk["usage"] = None
         return chunk
 
-    def x_groq(self) -> dict[str, Any]:
-        """Return GroqCloud's own part: the request's id and seed."""
-        return {"id": self.request_id, "seed": self.parsed.seed}
+    def x_groq(
+        self, totals: Finished | None = None, usage: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return GroqCloud's own part: the request's id and seed, and at the end its usage.
+
+        Of a server with a prefix cache that tells of the tokens that were found: in SRAM, as all is.
+        """
+        told = dict(usage or {})
+        if totals is not None and self.identity.prefix_cache:
+            told["sram_cached_tokens"] = totals.cached_tokens
+        head = {"id": self.request_id, "seed": self.parsed.seed}
+        return head | {"usage": told} if told else head
 
     def _seconds(self, cycles: int) -> float:
         return round(cycles / self.identity.prepared.compiled.chip.clock_hz, 9)

@@ -4,12 +4,12 @@ Rules: requests get a slot in the order they came; a cancelled one frees its slo
 step; a step that fails, or a chip that dies while nothing runs, ends all that run, closes the
 session, and a fresh one is opened. What cannot be opened is tried again after pauses, each longer
 than the one before, and given up after the last of them; at once if it never ran, because then it
-is the configuration. Events reach
-whoever asked through `QueuedRequest.emit`, which is called in this thread and must not block. Queue
-time is counted in emulated cycles: those that passed on the rack between a request's arrival and
-its slot. (When a request arrives is the client's doing; what the rack runs before it is not
-measured in wall time.)
-With a pacer no step begins, and no token is given out, before its cycle has come by the wall clock.
+is the configuration. Events reach whoever asked through `QueuedRequest.emit`, which is called in
+this thread and must not block. Queue time is counted in emulated cycles: those that passed on the
+rack between a request's arrival and its slot, none where a slot was free. (When a request arrives
+is the client's doing; what the rack runs before it is not measured in wall time.)
+With a pacer no step begins, and no token is given out, before its cycle has come by the wall clock;
+and a request that finds a slot free begins at the cycle at which it came.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Finished:
     prompt_cycles: int
     completion_cycles: int
     data_hash: str | None
+    cached_tokens: int = 0  # of the prompt: found in a slot, and not run again
+    waited_cycles: int = 0  # of the two above: while steps of others held the rack
     wall_queue_seconds: float
     wall_prompt_seconds: float
     wall_completion_seconds: float
@@ -73,6 +75,8 @@ def together(parts: Sequence[Finished]) -> Finished:
         prompt_cycles=sum(part.prompt_cycles for part in parts),
         completion_cycles=sum(part.completion_cycles for part in parts),
         data_hash=hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None,
+        cached_tokens=sum(part.cached_tokens for part in parts),
+        waited_cycles=sum(part.waited_cycles for part in parts),
         wall_queue_seconds=min(part.wall_queue_seconds for part in parts),
         wall_prompt_seconds=sum(part.wall_prompt_seconds for part in parts),
         wall_completion_seconds=sum(part.wall_completion_seconds for part in parts),
@@ -107,9 +111,14 @@ class QueuedRequest:
         self.prompt, self.params, self.emit = prompt, params, emit
         self.arrived_seconds = time.perf_counter() if arrived_seconds is None else arrived_seconds
         self.cancelled = False
-        self.cycles_at_submit = 0
+        self.cycles_at_submit = self.cycles_at_slot = 0
         self.started: Started | None = None  # with its slot
         self.promised_seconds: float | None = None  # of the event that is emitted, where paced
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens of the prompt were found in its slot; 0 until it has one."""
+        return 0 if self.started is None else self.started.completion.reused_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +126,6 @@ class Started:
     """A request in its slot, and how long it waited for that."""
 
     completion: Completion
-    queue_cycles: int
     wall_queue_seconds: float
     moved_seconds: float  # by which the pacer's schedule had moved before
 
@@ -152,7 +160,7 @@ class Runner:
         self.stage: str | None = "starting"  # None once ready
         self.given_up = False
         self._before = 0  # cycles on racks that were lost
-        self._paced = 0  # cycles of this rack that the pacer knows of
+        self._begun = self._paced = 0  # cycles of this rack: where the pacer began, and is
         self.cycles = 0  # emulated, since the start
         self.kv_tokens = 0  # tokens of the running sequences in the cache
 
@@ -188,7 +196,9 @@ class Runner:
     def _claim(self) -> None:
         """Let requests that wait take the free slots."""
         while self._waiting and len(self.running) < self.slots:
-            self.running.append(self._waiting.popleft())
+            job = self._waiting.popleft()
+            job.cycles_at_slot = self.cycles
+            self.running.append(job)
 
     def cancel(self, job: QueuedRequest) -> None:
         """Forget a request: no further event, and its slot is free before its next step."""
@@ -276,7 +286,7 @@ class Runner:
         prepared = session.prepared
         engine = Engine(session.rack, prepared.tokenizer, prepared.answers)
         sequences = Sequences(session.rack, reuse=self._reuse)
-        self._before, self._paced = self.cycles, 0
+        self._before, self._begun, self._paced = self.cycles, 0, 0
         with self._changed:
             if self._stopping:
                 return None
@@ -290,34 +300,38 @@ class Runner:
                 )
                 if self._stopping:
                     return None
-                jobs = list(self.running)
-            error = self._turn(engine, sequences, jobs) if jobs else self._check(session.rack)
+                works = bool(self.running)
+            error = self._turn(engine, sequences) if works else self._check(session.rack)
             if error is not None:
                 self._lose(error)
                 return error
 
-    def _turn(
-        self, engine: Engine, sequences: Sequences, jobs: Sequence[QueuedRequest]
-    ) -> Exception | None:
+    def _turn(self, engine: Engine, sequences: Sequences) -> Exception | None:
         """Begin or end one step. Return why the rack can no longer be trusted, if so."""
-        for job in jobs:
-            if job.cancelled:
-                self._leave(sequences, job)
-            elif job.started is None:
-                self._start(engine, sequences, job)
         try:
+            for job in self._comers_and_leavers():
+                if job.cancelled:
+                    self._leave(sequences, job)
+                else:
+                    self._start(engine, sequences, job)
             if not sequences.running:
                 return None
-            if (begins := sequences.next_begin()) is not None:
-                self._pace(begins)
+            self._pace(sequences.upcoming())
+            if self._comers_and_leavers():  # meanwhile: something else may be next
+                return None
             emitted = sequences.advance()
         except Exception as error:
             return error
-        self.kv_tokens = sum(len(one.cached) for one in sequences.running)
+        self.kv_tokens = sum(one.cached_tokens for one in sequences.running)
         self.cycles = self._before + sequences.clock
         for one in emitted:
             self._give_out(one)
         return None
+
+    def _comers_and_leavers(self) -> list[QueuedRequest]:
+        """Return who has a slot and has not begun, or has one and is gone."""
+        with self._changed:
+            return [job for job in self.running if job.started is None or job.cancelled]
 
     def _start(self, engine: Engine, sequences: Sequences, job: QueuedRequest) -> None:
         """Give a request its slot."""
@@ -328,12 +342,10 @@ class Runner:
             return
         if not sequences.running:
             self.pacer.begin(job.arrived_seconds)
-            self._paced = sequences.clock
-        cycle = sequences.clock + self.pacer.cycles_after(job.arrived_seconds)
-        sequences.admit(completion, cycle)
+            self._begun = self._paced = sequences.clock
+        sequences.admit(completion, self._begun + self.pacer.cycles_at(job.arrived_seconds))
         job.started = Started(
             completion=completion,
-            queue_cycles=self._before + cycle - job.cycles_at_submit,
             wall_queue_seconds=time.perf_counter() - job.arrived_seconds,
             moved_seconds=self.pacer.moved_seconds,
         )
@@ -361,14 +373,15 @@ class Runner:
         )  # fmt: skip
         started = job.started
         assert started is not None
-        promised = self.pacer.promised_seconds
-        job.promised_seconds = None if promised is None else promised + started.moved_seconds
+        if (promised := self.pacer.promised_seconds) is not None:
+            ahead = (self._paced - emitted.cycle) / started.completion.clock_hz
+            job.promised_seconds = promised - ahead + started.moved_seconds
         if isinstance(emitted.token, RequestError):
             self._end(job, Failed(error=emitted.token))
             return
         self._emit(job, emitted.token)
         if emitted.token.finish_reason is not None:
-            self._end(job, _finished(started))
+            self._end(job, _finished(job, started))
 
     def _end(self, job: QueuedRequest, event: Event | None) -> None:
         """Free a request's slot, and give out its last event."""
@@ -381,14 +394,18 @@ class Runner:
                 self._emit(job, event)
 
     def _lose(self, error: Exception) -> None:
-        """End what runs with the error of the rack; what waits is for the next one."""
+        """End what runs with the error of the rack; what has not begun is for the next one."""
         with self._changed:
             self._out_of_service()
             jobs, self.kv_tokens = list(self.running), 0
             self.running.clear()
+            for job in reversed(jobs):
+                if job.started is None and not job.cancelled:
+                    self._waiting.appendleft(job)
             self._claim()
             for job in jobs:
-                self._emit(job, Failed(error=error))
+                if job.started is not None:
+                    self._emit(job, Failed(error=error))
 
     def _check(self, rack: Rack) -> Exception | None:
         """Look at the chips of a rack without work."""
@@ -405,16 +422,18 @@ class Runner:
                 job.emit(event)
 
 
-def _finished(started: Started) -> Finished:
+def _finished(job: QueuedRequest, started: Started) -> Finished:
     completion = started.completion
     return Finished(
         prompt_tokens=len(completion.prompt_token_ids),
         completion_tokens=len(completion.token_ids),
         finish_reason=completion.finish_reason or "",
-        queue_cycles=started.queue_cycles,
+        queue_cycles=job.cycles_at_slot - job.cycles_at_submit,
         prompt_cycles=completion.prompt_cycles,
         completion_cycles=sum(completion.decode_cycles),
         data_hash=completion.data_hash,
+        cached_tokens=completion.reused_tokens,
+        waited_cycles=completion.waited_cycles,
         wall_queue_seconds=started.wall_queue_seconds,
         wall_prompt_seconds=completion.wall_prefill_seconds,
         wall_completion_seconds=sum(completion.wall_decode_seconds),

@@ -148,6 +148,8 @@ class Ticket:
         """Take an event, in the rack's thread."""
         ended = not isinstance(event, TokenEvent)
         if isinstance(event, TokenEvent):
+            if not self.meter.stamps and (cached := self._job.cached_tokens):
+                self._loop.call_soon_threadsafe(self._reservation.give_back, cached)
             self.meter.token(event)
         self._events.append((event, self._job.promised_seconds))
         if (ended or self._each) and not self._woken:  # once for all that it has not seen yet
@@ -201,7 +203,7 @@ class Ticket:
             reason = "abort" if totals is None else totals.finish_reason
         if not self._closed:
             self._closed = True
-            used = made + (meter.prompt_tokens if made else 0)
+            used = made + (meter.prompt_tokens - self._job.cached_tokens if made else 0)
             self._reservation.settle(None if reason == "error" else used)
             self._service.metrics.observe(meter, reason)
         return {

@@ -46,6 +46,7 @@ class ServeOptions:
     origins: Sequence[str]
     max_queue: int
     replicas: int
+    prefix_cache: bool
     pace: str
     log: str
     log_probes: bool
@@ -111,7 +112,7 @@ class Serving:
         )  # fmt: skip
         identity = identify(
             prepared, options.names, [notice] if notice else [],
-            pace=options.pace, replicas=options.replicas,
+            pace=options.pace, replicas=options.replicas, prefix_cache=options.prefix_cache,
         )  # fmt: skip
         limits = (
             load_limits(options.limits, self._keys.names, identity.names)
@@ -167,6 +168,7 @@ class Serving:
             lambda report: self._open(prepared, number, report),
             max_queue=self._options.max_queue,
             pacer=Pacer(clock_hz) if self._options.pace == "emulated" else None,
+            reuse=self._options.prefix_cache,
             on_ready=lambda: self._on_ready(number),
             on_failure=lambda error, pause: self._on_failure(number, error, pause),
             on_given_up=lambda error: self._on_given_up(number, error),
@@ -241,9 +243,10 @@ def usage(identity: Identity, host: str, port: int) -> str:
     shown = f"[{host}]" if ":" in host else host
     url, compiled = f"http://{shown}:{port}", identity.prepared.compiled
     name = identity.names[-1]
+    slots = f", {compiled.sequences} sequences" if compiled.sequences > 1 else ""
     return (
         f"ready: {', '.join(identity.names)} ({compiled.dtype}, {compiled.layout}, context "
-        f"{compiled.max_model_len}, {identity.prepared.config.executor} executor) on {url}\n"
+        f"{compiled.max_model_len}{slots}, {identity.prepared.config.executor} executor) on {url}\n"
         f"  groq:    GROQ_BASE_URL={url}\n"
         f"  openai:  OPENAI_BASE_URL={url}/openai/v1\n"
         f"  curl {url}/openai/v1/chat/completions -d '"

@@ -63,14 +63,16 @@ class Reply:
         return body | {
             "usage": {
                 "input_tokens": totals.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "input_tokens_details": {
+                    "cached_tokens": totals.cached_tokens, "cache_write_tokens": 0,
+                },
                 "output_tokens": totals.completion_tokens,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": totals.prompt_tokens + totals.completion_tokens,
             },
-            "x_groq": self.chat.x_groq(),
+            "x_groq": self.chat.x_groq(totals),
             "x_rack": self.chat.x_rack(totals),
-        }
+        }  # fmt: skip
 
     def failed(self, output: list[dict[str, Any]], error: ApiError) -> dict[str, Any]:
         """Return the response object of an answer that failed after its stream had begun."""
