@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from chip.kernels import BEST, INSTRUCTION_SETS, NAMES, Kernels, load, synthetic
 from chip.kernels.quant import quantize_weight
+from chip.spec import INT4_GROUPS
 
 COLUMNS, KP = 14336, 4160  # an up projection of llama-8b, K padded
 COPIES = 4  # 240 MB of weights: more than any cache
@@ -125,6 +126,37 @@ def memory_and_products(kernels: Kernels) -> list[Case]:
             macs = rows * columns * KP / 1e9
             name = f"matmul_i8 {rows} rows, {plural}"
             cases.append(Case(name, "GMAC/s", macs, product(rows, columns), n))
+    return cases + [case for n in (1, THREADS) for case in packed_products(kernels, weights, n)]
+
+
+def packed_products(
+    kernels: Kernels, weights: list[NDArray[np.int8]], threads: int
+) -> list[Case]:  # fmt: skip
+    """Measure the same with int4 weights, two columns a byte: scales are bytes that are read."""
+    rng, group = np.random.default_rng(0), INT4_GROUPS[0]
+    scales = [np.full((KP // group, 2 * COLUMNS), 1e-3, np.float32) for _ in weights]
+
+    def product(rows: int, columns: int) -> Work:
+        x = rng.integers(-127, 128, (rows, KP)).astype(np.int8)
+        sx = np.full(rows, 1e-3, np.float32)
+        ys = [np.empty((rows, columns), np.float32) for _ in range(THREADS)]
+        size = columns // 2 * KP
+
+        def work(thread: int) -> None:
+            pairs = list(zip(weights, scales, strict=True))
+            for w, sw in pairs[thread::THREADS] if rows == 1 else pairs[thread : thread + 1]:
+                kernels.matmul_i4(x, sx, w[:size], sw[:, :columns], ys[thread])
+
+        return work
+
+    plural = f"{threads} thread{'s' * (threads > 1)}"
+    half = len(weights) // THREADS * (weights[0].nbytes + scales[0].nbytes) / 1e9
+    cases = [Case(f"matmul_i4 1 row, {plural}", "GB/s", half, product(1, 2 * COLUMNS), threads)]
+    for rows in (2, 4, 16, 128):
+        columns = 6400 if rows < 128 else 1920
+        macs = rows * columns * KP / 1e9
+        name = f"matmul_i4 {rows} rows, {plural}"
+        cases.append(Case(name, "GMAC/s", macs, product(rows, columns), threads))
     return cases
 
 
@@ -190,9 +222,11 @@ def ratios(figures: list[Figure]) -> dict[str, float]:
     by_name = {figure.name: figure for figure in figures}
     found = {}
     for threads in ("1 thread", f"{THREADS} threads"):
-        read, product = by_name[f"read, {threads}"], by_name[f"matmul_i8 1 row, {threads}"]
-        found[f"matmul_i8 1 row / read, {threads}"] = product.median / read.median
-        found[f"matmul_i8 1 row / read, {threads}, best"] = product.best / read.best
+        read = by_name[f"read, {threads}"]
+        for kernel in ("matmul_i8", "matmul_i4"):
+            product = by_name[f"{kernel} 1 row, {threads}"]
+            found[f"{kernel} 1 row / read, {threads}"] = product.median / read.median
+            found[f"{kernel} 1 row / read, {threads}, best"] = product.best / read.best
     return found
 
 

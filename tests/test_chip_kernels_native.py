@@ -135,7 +135,7 @@ def test_matmul_i8(native, rows, n, tiles, kind, half, seed):
 
 @thorough
 @given(
-    rows=st.integers(0, 5) | st.sampled_from([16, 130]),
+    rows=st.integers(0, 5) | st.sampled_from([8, 9, 10, 11, 16, 130]),
     n=st.integers(1, 35) | st.sampled_from([319, 640, 641, 1285]), tiles=st.integers(1, 5),
     group=st.sampled_from(INT4_GROUPS), kind=st.sampled_from(["any", "largest", "signs"]),
     half=st.booleans(), seed=seeds,

@@ -137,3 +137,5 @@ static void FN(packed_sums)(const int8_t *x, const int8_t *w, ptrdiff_t vectors,
         for (ptrdiff_t c = 0; c < 2 * vectors; c++) sums[g][c] -= eight;
     }
 }
+
+#include "packed_rows.h"

@@ -234,3 +234,130 @@ static void FN(packed_sums)(const int8_t *x, const int8_t *w, ptrdiff_t vectors,
             FN(packed_vectors)(1, &terms, g, w + v * LANES, 1, sums[g] + v,
                                sums[g] + vectors + v);
 }
+
+/* Many rows: a tile is unpacked once, so that a vector has four lanes of 16 columns. No vector is
+   summed across then, and four lanes of x meet them as one item. */
+
+#define PACKED_ROWS 4   /* rows at once */
+#define WORTH_OPENING 8 /* rows for which a tile is unpacked */
+#define FOURS (LANES / 4)
+
+typedef struct { /* a tile: low columns, then high ones, each in sixteens; weights + 8 */
+    uint8_t at[2 * LANES / 16][FOURS][64];
+} FN(Opened);
+
+/* Transpose 16 vectors of 16 items. */
+INLINE void FN(transpose)(const __m512i from[16], uint8_t (*to)[64]) {
+    __m512i pairs[16], fours[16];
+    for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi32(from[i], from[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(from[i], from[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) /* item 4q + j of from[i] to from[i + 3]: quarter q of j */
+        for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + 2 + j]);
+            fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + 2 + j]);
+        }
+    for (int j = 0; j < 4; j++) {
+        const __m512i even = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0x88);
+        const __m512i odd = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0xDD);
+        const __m512i later_even = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0x88);
+        const __m512i later_odd = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0xDD);
+        _mm512_storeu_si512(to[j], _mm512_shuffle_i32x4(even, later_even, 0x88));
+        _mm512_storeu_si512(to[4 + j], _mm512_shuffle_i32x4(odd, later_odd, 0x88));
+        _mm512_storeu_si512(to[8 + j], _mm512_shuffle_i32x4(even, later_even, 0xDD));
+        _mm512_storeu_si512(to[12 + j], _mm512_shuffle_i32x4(odd, later_odd, 0xDD));
+    }
+}
+
+static void FN(open_tile)(const int8_t *w, ptrdiff_t vectors, FN(Opened) * out) {
+    const __m512i flip = _mm512_set1_epi8((char)0x88), low = _mm512_set1_epi8(15);
+    const ptrdiff_t sixteens = (vectors + 15) / 16;
+    for (ptrdiff_t s = 0; s < sixteens; s++)
+        for (int i = 0; i < STEPS; i++) {
+            __m512i halves[2][16];
+            for (int v = 0; v < 16; v++) {
+                const ptrdiff_t from = 16 * s + v < vectors ? 16 * s + v : vectors - 1;
+                const __m512i both = _mm512_loadu_si512(w + from * LANES + 64 * i);
+                halves[0][v] = _mm512_ternarylogic_epi32(both, flip, low, 0x28);
+                halves[1][v] = _mm512_ternarylogic_epi32(_mm512_srli_epi32(both, 4), flip, low,
+                                                         0x28);
+            }
+            for (int half = 0; half < 2; half++)
+                FN(transpose)(halves[half], out->at[half * sixteens + s] + 16 * i);
+        }
+}
+
+/* sum[r][c] += the dot of fours `from` to `end` of x[r] with 16 columns w[c]; `rows` <= 4 and
+   `sixteens` <= 4 are constants where this is expanded. */
+INLINE void FN(opened_fours)(const int rows, const int sixteens, Rows x,
+                             const uint8_t (*w)[FOURS][64], ptrdiff_t from, ptrdiff_t end,
+                             __m512i sum[4][4]) {
+    for (ptrdiff_t k = from; k < end; k++)
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x.at + r * x.stride + 4 * k, 4);
+            const __m512i lanes = _mm512_set1_epi32(four);
+            for (int c = 0; c < sixteens; c++)
+                sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], _mm512_loadu_si512(w[c][k]), lanes);
+        }
+}
+
+/* `sixteens` times 16 columns of sums; `eight` is 8 * sum(x) of each row's groups. */
+INLINE void FN(opened_columns)(const int rows, const int sixteens, Rows x,
+                               const uint8_t (*w)[FOURS][64], ptrdiff_t groups,
+                               const int32_t (*eight)[MOST_GROUPS], ptrdiff_t column,
+                               int32_t (*sums)[MOST_GROUPS][PACKED]) {
+    for (ptrdiff_t g = 0; g < groups; g++) {
+        __m512i sum[4][4];
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < sixteens; c++) sum[r][c] = _mm512_setzero_si512();
+        FN(opened_fours)(rows, sixteens, x, w, g * FOURS / groups, (g + 1) * FOURS / groups, sum);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < sixteens; c++)
+                _mm512_storeu_si512(sums[r][g] + column + 16 * c,
+                                    _mm512_sub_epi32(sum[r][c], _mm512_set1_epi32(eight[r][g])));
+    }
+}
+
+INLINE int32_t FN(lane_total)(const int8_t *x, ptrdiff_t n) {
+    int32_t total = 0;
+    for (ptrdiff_t i = 0; i < n; i++) total += x[i];
+    return total;
+}
+
+/* A last sixteen that is not full writes into columns that are written later, or that nobody
+   reads. */
+INLINE void FN(opened_rows)(const int rows, Rows x, const FN(Opened) * tile, ptrdiff_t vectors,
+                            ptrdiff_t groups, int32_t (*sums)[MOST_GROUPS][PACKED]) {
+    const ptrdiff_t sixteens = (vectors + 15) / 16, group = LANES / groups;
+    int32_t eight[4][MOST_GROUPS];
+    for (int r = 0; r < rows; r++)
+        for (ptrdiff_t g = 0; g < groups; g++)
+            eight[r][g] = 8 * FN(lane_total)((int8_t *)x.at + r * x.stride + g * group, group);
+    for (int half = 0; half < 2; half++) {
+        const uint8_t(*w)[FOURS][64] = tile->at + half * sixteens;
+        const ptrdiff_t first = half * vectors;
+        ptrdiff_t s = 0;
+        for (; s + 4 <= sixteens; s += 4)
+            FN(opened_columns)(rows, 4, x, w + s, groups, (const int32_t(*)[MOST_GROUPS])eight,
+                               first + 16 * s, sums);
+        for (; s < sixteens; s++)
+            FN(opened_columns)(rows, 1, x, w + s, groups, (const int32_t(*)[MOST_GROUPS])eight,
+                               first + 16 * s, sums);
+    }
+}
+
+/* sums[r][g][c] = the dot of group g of x[r] with column c of a tile w, for up to PACKED_ROWS rows.
+   `tile` is the same one opened; NULL if it was not worth it. */
+static void FN(packed_rows)(ptrdiff_t rows, Rows x, const int8_t *w, const FN(Opened) * tile,
+                            ptrdiff_t vectors, ptrdiff_t groups,
+                            int32_t (*sums)[MOST_GROUPS][PACKED]) {
+    if (tile == NULL)
+        for (ptrdiff_t r = 0; r < rows; r++)
+            FN(packed_sums)((const int8_t *)x.at + r * x.stride, w, vectors, groups, sums[r]);
+    else if (rows == 4) FN(opened_rows)(4, x, tile, vectors, groups, sums);
+    else if (rows == 3) FN(opened_rows)(3, x, tile, vectors, groups, sums);
+    else if (rows == 2) FN(opened_rows)(2, x, tile, vectors, groups, sums);
+    else FN(opened_rows)(1, x, tile, vectors, groups, sums);
+}

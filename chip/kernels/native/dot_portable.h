@@ -29,3 +29,5 @@ static void FN(packed_sums)(const int8_t *x, const int8_t *w, ptrdiff_t vectors,
             sums[g][vectors + v] = high;
         }
 }
+
+#include "packed_rows.h"

@@ -4,9 +4,10 @@
 INLINE void FN(mark)(const float *x, ptrdiff_t n, ptrdiff_t chosen, char *marked) {
     memset(marked, 0, (size_t)n);
     for (ptrdiff_t c = 0; c < chosen; c++) {
-        ptrdiff_t best = -1;
-        for (ptrdiff_t i = 0; i < n; i++)
-            if (!marked[i] && (best < 0 || x[i] > x[best])) best = i;
+        ptrdiff_t best = 0;
+        while (marked[best]) best++;
+        for (ptrdiff_t i = best + 1; i < n; i++)
+            if (!marked[i] && x[i] > x[best]) best = i;
         marked[best] = 1;
     }
 }

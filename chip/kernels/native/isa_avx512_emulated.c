@@ -83,6 +83,11 @@ INLINE Vector512 emulated_srav(Vector512 a, Vector512 shifts) {
     return a;
 }
 
+INLINE Vector512 emulated_srli(Vector512 a, int by) {
+    for (int i = 0; i < 16; i++) a.u32[i] >>= by;
+    return a;
+}
+
 INLINE Vector512 emulated_set1_epi32(int32_t value) {
     Vector512 v;
     for (int i = 0; i < 16; i++) v.u32[i] = (uint32_t)value;
@@ -111,6 +116,7 @@ INLINE int32_t emulated_reduce_add(Vector512 v) {
 #define _mm512_ternarylogic_epi32 emulated_ternarylogic
 #define _mm512_shuffle_i32x4 emulated_shuffle_quarters
 #define _mm512_srav_epi32 emulated_srav
+#define _mm512_srli_epi32 emulated_srli
 #define _mm512_set1_epi32 emulated_set1_epi32
 #define _mm_prefetch(at, hint) ((void)(at))
 

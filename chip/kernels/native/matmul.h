@@ -59,25 +59,31 @@ INLINE void FN(add_scaled)(const Matmul *m, ptrdiff_t first, ptrdiff_t columns, 
 static long FN(matmul_i4)(const Matmul *m) {
     const ptrdiff_t some = m->rows < ROWS_AT_ONCE ? m->rows : ROWS_AT_ONCE, tiles = m->kp / LANES;
     const ptrdiff_t groups = LANES / m->group;
+    const int opens = m->rows >= WORTH_OPENING;
     float(*total)[PACKED] = malloc((size_t)some * sizeof *total);
-    int32_t sums[MOST_GROUPS][PACKED];
-    long saturated = 0;
-    if (total == NULL) return -1;
-    for (ptrdiff_t first = 0; first < m->columns; first += PACKED) {
+    int32_t(*sums)[MOST_GROUPS][PACKED] = malloc(PACKED_ROWS * sizeof *sums);
+    FN(Opened) *opened = opens ? malloc(sizeof *opened) : NULL;
+    const int there = total && sums && (opened || !opens);
+    long saturated = there ? 0 : -1;
+    for (ptrdiff_t first = 0; there && first < m->columns; first += PACKED) {
         const ptrdiff_t columns = m->columns - first < PACKED ? m->columns - first : PACKED;
         const ptrdiff_t vectors = (columns + 1) / 2;
-        const int8_t *w = (const int8_t *)m->w + first / 2 * m->kp;
+        const int8_t *block = (const int8_t *)m->w + first / 2 * m->kp;
         for (ptrdiff_t top = 0; top < m->rows; top += some) {
             const ptrdiff_t rows = m->rows - top < some ? m->rows - top : some;
             memset(total, 0, (size_t)rows * sizeof *total);
-            for (ptrdiff_t t = 0; t < tiles; t++)
-                for (ptrdiff_t r = 0; r < rows; r++) {
-                    const char *x = m->x.at + (top + r) * m->x.stride + t * LANES;
-                    FN(packed_sums)((const int8_t *)x, w + t * vectors * LANES, vectors, groups,
-                                    sums);
-                    FN(add_scaled)(m, first, columns, t * groups, groups,
-                                   (const int32_t(*)[PACKED])sums, total[r]);
+            for (ptrdiff_t t = 0; t < tiles; t++) {
+                const int8_t *w = block + t * vectors * LANES;
+                if (opens) FN(open_tile)(w, vectors, opened);
+                for (ptrdiff_t r = 0; r < rows; r += PACKED_ROWS) {
+                    const Rows x = {m->x.at + (top + r) * m->x.stride + t * LANES, m->x.stride};
+                    const ptrdiff_t few = rows - r < PACKED_ROWS ? rows - r : PACKED_ROWS;
+                    FN(packed_rows)(few, x, w, opened, vectors, groups, sums);
+                    for (ptrdiff_t i = 0; i < few; i++)
+                        FN(add_scaled)(m, first, columns, t * groups, groups,
+                                       (const int32_t(*)[PACKED])sums[i], total[r + i]);
                 }
+            }
             for (ptrdiff_t r = 0; r < rows; r++) {
                 for (ptrdiff_t c = 0; c < columns; c++) total[r][c] *= m->sx[top + r];
                 saturated += FN(put)(total[r], columns, m->y, top + r, first, m->half);
@@ -85,6 +91,8 @@ static long FN(matmul_i4)(const Matmul *m) {
         }
     }
     free(total);
+    free(sums);
+    free(opened);
     return saturated;
 }
 
