@@ -54,8 +54,9 @@ class StepState:
 
 
 Bound = Callable[[StepState], None]
-ExpertProduct = Callable[[int, NDArray[np.int64]], NDArray[np.float32]]
-"""(expert, numbers of the rows that go through it) to their products."""
+Which = slice | NDArray[np.int64]  # a slice is a view: nothing is copied
+ExpertProduct = Callable[[int, Which, NDArray[np.float32]], None]
+"""Multiplies by an expert's weights the rows that go through it, into an output [rows, n]."""
 
 
 class Binder:
@@ -428,7 +429,7 @@ class Binder:
         return self.sram.rows(address, np.int32, op.rows, op.chosen, stride)
 
     def _experts(self, op: ExpertsEach | ExpertsSum, rows: int) -> ExpertProduct:
-        """Return what multiplies rows by one expert's weights, and adds its bias: [rows, n] fp32.
+        """Return what multiplies rows by one expert's weights, and adds its bias.
 
         `rows`: how many there are at most.
         """
@@ -447,25 +448,30 @@ class Binder:
         multiply = kernels.matmul_i8 if op.group is None else kernels.matmul_i4
         s = None if op.s is None else self.views.vector(op.s, rows)
 
-        def product(e: int, which: NDArray[np.int64]) -> NDArray[np.float32]:
-            y = np.empty((len(which), op.n), np.float32)
+        def product(e: int, which: Which, y: NDArray[np.float32]) -> None:
             if s is not None and scales is not None:
                 multiply(x[which], s[which], weights[e], scales[e], y)
             else:
                 kernels.matmul_f16(x[which], weights[e], y)
             if biases is not None:
                 kernels.add_bias(y, biases[e], y)
-            return y
 
         return product
 
     def _experts_each(self, op: ExpertsEach) -> Bound:
         chosen, product = self._chosen(op.e, op), self._experts(op, op.rows)
         y = self.views.f32(op.y, op.rows * op.chosen, op.n)
+        one, to = slice(0, 1), _each_row(y[: op.chosen])
 
         def run(state: StepState) -> None:
+            if state.rows == 1:
+                for e, row in zip(chosen[0].tolist(), to, strict=True):
+                    product(e, one, row)
+                return
             for e, rows, slots in _by_expert(chosen[: state.rows]):
-                y[rows * op.chosen + slots] = product(e, rows)
+                part = np.empty((len(rows), op.n), np.float32)
+                product(e, rows, part)
+                y[rows * op.chosen + slots] = part
 
         return run
 
@@ -473,11 +479,18 @@ class Binder:
         chosen, product = self._chosen(op.e, op), self._experts(op, op.rows * op.chosen)
         g, out = self.views.f32(op.g, op.rows, op.chosen), self.views.f16(op.y, op.rows, op.n)
         parts, kernels = np.empty((op.rows, op.chosen, op.n), np.float32), self.kernels
+        to = _each_row(parts[0])
 
         def run(state: StepState) -> None:
             n = state.rows
-            for e, rows, slots in _by_expert(chosen[:n]):
-                parts[rows, slots] = product(e, rows * op.chosen + slots)
+            if n == 1:
+                for slot, (e, row) in enumerate(zip(chosen[0].tolist(), to, strict=True)):
+                    product(e, slice(slot, slot + 1), row)
+            else:
+                for e, rows, slots in _by_expert(chosen[:n]):
+                    part = np.empty((len(rows), op.n), np.float32)
+                    product(e, rows * op.chosen + slots, part)
+                    parts[rows, slots] = part
             state.saturated += kernels.weighted_sum(parts[:n], g[:n], out[:n])
 
         return run
@@ -494,6 +507,11 @@ class Binder:
             values[:] = best_values
 
         return _of_row(op.row, run)
+
+
+def _each_row(y: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Return views of the rows of y, each [1, n]."""
+    return [y[i : i + 1] for i in range(len(y))]
 
 
 def _by_expert(
