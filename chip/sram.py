@@ -42,6 +42,11 @@ def work_start(spec: ChipSpec) -> int:
     return spec.sram_bytes // spec.slices * (spec.slices - spec.hemispheres * spec.work_slices)
 
 
+def work_turn(spec: ChipSpec) -> int:
+    """Return the bytes after which a vector of work memory lies in the same slice again."""
+    return spec.hemispheres * spec.work_slices * VECTOR_BYTES
+
+
 def feed_start(spec: ChipSpec) -> int:
     """Return the byte address at which the feed slices begin; they end where work slices begin.
 

@@ -22,6 +22,7 @@ from chip.sram import Sram, feed_start, work_start
 from compiler.codegen.lower import lower_operation
 
 BULK = ("w", "kv")
+PRODUCTS = (Opcode.MATMUL, Opcode.EXPERTS_EACH, Opcode.EXPERTS_SUM)
 
 
 def placed(
@@ -34,7 +35,7 @@ def placed(
     a = dict(shape)
     known = ("x", "s", "sw", "b", "gamma", "beta", "src", "r", "qs", "qkv", "rope", "q", "sq",
              "kvs", "scratch", "stats", "y", "w", "kv", "gq", "gk", "post", "sinks", "e",
-             "g")  # fmt: skip
+             "g", "t")  # fmt: skip
     names = [name for name in known if a.get(name) is True]
     bulk, work = 0, work_start(spec) + first * VECTOR_BYTES
     sizes = dict.fromkeys(names, 0)
@@ -46,7 +47,7 @@ def placed(
     for name in names:
         if name in BULK or (name == "scratch" and a["dtype"] == "int8"):
             a[name], bulk = bulk, bulk + -(-sizes[name] // (64 * VECTOR_BYTES)) * 64 * VECTOR_BYTES
-        elif name == "x" and opcode is Opcode.MATMUL and spec.feed_slices:
+        elif name == "x" and opcode in PRODUCTS and spec.feed_slices:
             a[name] = feed_start(spec)
         else:
             a[name], work = work, work + pad_vector(sizes[name])
@@ -82,7 +83,7 @@ def both(
             state = StepState(rows=len(positions), positions=np.array(positions, np.int64))
             Binder(sram, Kernels()).bind(operation.op)(state)
             counts.append(state.saturated)
-        wanted = [region for name, region in touched[1] if name not in ("scratch", "stats")]
+        wanted = [region for name, region in touched[1] if name not in ("scratch", "stats", "t")]
         results.append([bytes(sram.bytes[at : at + size]) for at, size in wanted])
         sram.close()
     assert counts[0] == counts[1]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
+from chip.ops.experts import columns_apart, expert_stride
 from chip.ops.opcodes import Function, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
@@ -199,6 +200,8 @@ def data_for(opcode: Opcode, a: Shape) -> dict[str, NDArray[Any]]:
     rng, rows, int8 = np.random.default_rng(len(str(a))), a.get("rows", 1), a.get("dtype") == "int8"
     if opcode is Opcode.ATTEND:
         return _attended(a, rng)
+    if opcode in (Opcode.EXPERTS_EACH, Opcode.EXPERTS_SUM):
+        return _experts(opcode, a, rng)
     if opcode is Opcode.ROUTE:  # with some that are equal
         return {"x": padded(np.round(2 * rng.normal(size=(rows, a["experts"]))) / 2, F32)}
     widths = {"qkv": 0, "rope": a.get("head_dim"), "gamma": a.get("hidden", a.get("k")),
@@ -257,6 +260,37 @@ def _attended(a: Shape, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     scales = rng.uniform(0, 0.02, layout.scales_bytes // 4).astype(np.float32)
     sq = rng.uniform(0.5, 2, (rows * heads, 1)) / (20 * a["head_dim"] ** 0.5)
     return {"sq": np.repeat(sq, VECTOR_BYTES // 4, axis=1).astype(F32), "kvs": scales, **sinks}
+
+
+def _experts(opcode: Opcode, a: Shape, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """Return rows, the experts of each in ascending order, and every expert's weights."""
+    count, chosen, n, int8 = a["experts"], a["chosen"], a["n"], a["dtype"] == "int8"
+    rows = a["rows"] * (chosen if opcode is Opcode.EXPERTS_SUM else 1)
+    kind = np.int8 if int8 else np.float16
+    draw = (40 if int8 else 1) * rng.normal(size=(rows + count * n, a["k"]))
+    values = np.clip(draw, -127, 127).astype(kind)
+    tiles = [tile_weights(values[rows + e * n : rows + (e + 1) * n]) for e in range(count)]
+    stride = expert_stride(a["k"], n, a["dtype"]) // np.dtype(kind).itemsize
+    apart = a["apart"] // 4
+    picked = [np.sort(rng.permutation(count)[:chosen]) for _ in range(a["rows"])]
+    columns = {"sw": 0.02 * rng.random((count, n)), "b": rng.normal(size=(count, n))}
+    out = {
+        "x": np.pad(values[:rows], ((0, 0), (0, -a["k"] % VECTOR_BYTES))),
+        "s": rng.random(rows, np.float32),
+        "w": np.stack([np.pad(one.reshape(-1), (0, stride - one.size)) for one in tiles]),
+        "e": padded(np.stack(picked), np.int32),
+        "g": padded(rng.random((a["rows"], chosen)), np.float32),
+        **{key: np.pad(one, ((0, 0), (0, apart - n))).astype(F32) for key, one in columns.items()},
+    }
+    return {key: value for key, value in out.items() if a.get(key) is not None}
+
+
+def mixture(opcode: Opcode, rows: int, k: int, n: int, names: str = "", **extra: Any) -> Case:
+    """Products of chosen experts, on chips with one work slice a side."""
+    shape = {"rows": rows, "experts": 4, "chosen": 2, "k": k, "n": n, "dtype": "int8", **extra}
+    shape["apart"] = columns_apart(n, 2 * VECTOR_BYTES)
+    own = "x s e w sw y" if shape["dtype"] == "int8" else "x e w y"
+    return opcode, operand(shape, f"{own} {names} {'g t' * (opcode is Opcode.EXPERTS_SUM)}")
 
 
 def positions_for(a: Shape) -> tuple[int, ...]:

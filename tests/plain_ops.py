@@ -45,7 +45,7 @@ MAY_LACK = ("first_column", "b", "post", "gq", "gk", "sinks")  # operands that n
 SOURCES = {None: Activations, "norm": NormFirst, "gather": GatherFirst}
 RESULTS = {None: Plain, "add": AddTo, "cap": Capped} | dict.fromkeys(Activation, Gated)
 WIDTHS = {"rows": 1, "hidden": 64, "k": 64, "n": 64, "eps": 1e-5, "out": "f32", "dtype": "int8",
-          "experts": 4, "chosen": 2, "after": False}  # fmt: skip
+          "experts": 4, "chosen": 2, "after": False, "apart": 640}  # fmt: skip
 
 
 def args(operation: Scheduled) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 from chip.isa.operands import (
     INTEGER_OPERANDS,
     ITEM_BYTES,
+    Address,
     At,
+    Chosen,
     Group,
     Immediate,
     In,
@@ -99,7 +101,7 @@ _IMMEDIATE_F32, _IMMEDIATE_I32 = 8, 9
 _INTEGERS = 16
 
 
-def _pack_source(writer: ByteWriter, source: Source | At) -> None:
+def _pack_source(writer: ByteWriter, source: Source | At | Chosen) -> None:
     if isinstance(source, In):
         writer.data.append(_DTYPES.index(source.dtype))
         _pack_group(writer, source.taps)
@@ -114,7 +116,7 @@ def _pack_source(writer: ByteWriter, source: Source | At) -> None:
             writer.number(number)
 
 
-def _unpack_source(reader: ByteReader) -> Source | At:
+def _unpack_source(reader: ByteReader) -> Source | At | Chosen:
     tag = reader.byte()
     if tag < len(_DTYPES):
         return In(_unpack_group(reader), _DTYPES[tag])
@@ -125,7 +127,7 @@ def _unpack_source(reader: ByteReader) -> Source | At:
     if not _INTEGERS <= tag < _INTEGERS + len(INTEGER_OPERANDS):
         raise ValueError(f"operand: no kind {tag}")
     kind, _, names = INTEGER_OPERANDS[tag - _INTEGERS]
-    made: Source | At = kind(*(reader.number() for _ in names))
+    made: Source | At | Chosen = kind(*(reader.number() for _ in names))
     return made
 
 
@@ -186,13 +188,13 @@ _SOURCE = Coder(_pack_source, _unpack_source)
 _OPTIONAL_INT = _optional(_INT)
 
 
-def _pack_address(writer: ByteWriter, value: int | At) -> None:
+def _pack_address(writer: ByteWriter, value: Address) -> None:
     _OPTIONAL_INT.pack(writer, value if isinstance(value, int) else None)
-    if isinstance(value, At):
+    if isinstance(value, (At, Chosen)):
         _pack_source(writer, value)
 
 
-def _unpack_address(reader: ByteReader) -> Source | int | At:
+def _unpack_address(reader: ByteReader) -> Source | Address:
     return reader.number() if reader.byte() else _unpack_source(reader)
 
 
@@ -201,6 +203,7 @@ CODERS: Mapping[str, Coder] = {
     "bool": Coder(lambda w, value: w.data.append(value), lambda reader: bool(reader.byte())),
     "int | None": _OPTIONAL_INT,
     "int | At": Coder(_pack_address, _unpack_address),
+    "Address": Coder(_pack_address, _unpack_address),
     "Stream": _STREAM,
     "Stream | None": _optional(_STREAM),
     "Group": Coder(_pack_group, _unpack_group),

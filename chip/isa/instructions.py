@@ -36,7 +36,7 @@ from chip.isa.control import (
     Sync,
     mnemonic,
 )
-from chip.isa.operands import At, Group, Source, Stream
+from chip.isa.operands import Address, At, Group, Source, Stream
 from chip.spec import VECTOR_BYTES
 
 TILES = 20  # superlanes of a vector
@@ -81,7 +81,7 @@ ARITY: Mapping[AluOp, int] = (
 class Read(Instruction):
     """MEM: put word `address` (0 to 8191) on a stream; zeros if `At` is in another slice."""
 
-    address: int | At
+    address: Address
     stream: Stream
     step: int = 0  # words an issue, by the address counter
 
@@ -109,6 +109,17 @@ class Scatter(Instruction):
 
     map: Stream
     stream: Stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index(Instruction):
+    """MEM: the slice's index is the low half of i32 value `lane` of a vector (`Chosen`).
+
+    assumption: address counters, which step by a constant, may begin at a step that a stream names.
+    """
+
+    stream: Stream
+    lane: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +272,7 @@ C2C = (Send, Receive)
 ICU = (Deskew, RuntimeDeskew, Sync, Notify, Ifetch, Config)
 SXM = (Shift, Rotate, Permute, Distribute, Select, Transpose)
 ISSUED_BY: Mapping[Unit | Role, tuple[type[Instruction], ...]] = {
-    Unit.MEM: MEM,
+    Unit.MEM: (*MEM, Index),
     Unit.VXM: (Alu,),
     Unit.SXM: (*SXM, *C2C),
     Role.LOAD: (LW,),
@@ -271,6 +282,7 @@ ISSUED_BY: Mapping[Unit | Role, tuple[type[Instruction], ...]] = {
 MNEMONICS = (
     *(mnemonic(kind) for kind in (*MEM, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)),
     *(op.value for op in AluOp),
+    mnemonic(Index),
 )
 """Every instruction that has delays; NOP and Repeat belong to the queues' text and binary forms."""
 

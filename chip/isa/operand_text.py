@@ -14,7 +14,9 @@ from typing import Any
 from chip.isa.operands import (
     INTEGER_OPERANDS,
     ITEM_BYTES,
+    Address,
     At,
+    Chosen,
     Group,
     Immediate,
     In,
@@ -55,7 +57,7 @@ def _parse_group(text: str) -> Group:
     return tuple(taps)
 
 
-def _source_text(source: Source | At) -> str:
+def _source_text(source: Source | At | Chosen) -> str:
     if isinstance(source, In):
         return f"{_group_text(source.taps)}:{source.dtype}"
     if isinstance(source, Immediate):
@@ -64,7 +66,7 @@ def _source_text(source: Source | At) -> str:
     return f"{word}({','.join(map(str, numbers))})"
 
 
-def _parse_source(text: str) -> Source | At:
+def _parse_source(text: str) -> Source | At | Chosen:
     if text.startswith("#"):
         whole = text.endswith("i")
         return Immediate(int(text[1:-1]), "i32") if whole else Immediate(float(text[1:]))
@@ -72,7 +74,7 @@ def _parse_source(text: str) -> Source | At:
         for kind, word, names in INTEGER_OPERANDS:
             numbers = match[2].split(",")
             if word == match[1] and len(numbers) == len(names):
-                made: Source | At = kind(*map(int, numbers))
+                made: Source | At | Chosen = kind(*map(int, numbers))
                 return made
     taps, colon, dtype = text.partition(":")
     if not colon or dtype not in ITEM_BYTES:
@@ -112,11 +114,11 @@ def _optional(operand: OperandText) -> OperandText:
     )
 
 
-def _address_text(value: int | At) -> str:
+def _address_text(value: Address) -> str:
     return str(value) if isinstance(value, int) else _source_text(value)
 
 
-def _parse_address(text: str) -> Source | int | At:
+def _parse_address(text: str) -> Source | Address:
     return _parse_source(text) if text.startswith("at") else int(text)
 
 
@@ -128,6 +130,7 @@ TEXTS: Mapping[str, OperandText] = {
     "bool": OperandText(lambda value: str(int(value)), lambda text: bool(int(text))),
     "int | None": _optional(_INT),
     "int | At": OperandText(_address_text, _parse_address),
+    "Address": OperandText(_address_text, _parse_address),
     "Stream": _STREAM,
     "Stream | None": _optional(_STREAM),
     "Group": OperandText(_group_text, _parse_group),

@@ -143,6 +143,25 @@ class At:
     modulus: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Vectors of one of `choices` blocks of memory, which lie `apart` vectors from each other.
+
+    The slice's index says which block (INDEX). Of the first block they are `count` vectors from
+    `base` on, `spread` of the hemisphere's vectors from one to the next. The Read stands in the
+    queue of every slice that may hold one of them, where the value that would be on the stream
+    passes; a slice puts the vector that it holds on the stream as many further as its number says.
+    """
+
+    base: int
+    apart: int
+    choices: int
+    count: int = 1
+    spread: int = 1
+
+
+Address = int | At | Chosen
+"""Of a MEM instruction: a word of its slice, or what is known at run time only."""
 LaneMap = tuple[int | None, ...]
 """The source lane of each result lane, None for zero."""
 
@@ -153,12 +172,13 @@ INTEGER_OPERANDS: tuple[tuple[type[Any], str, tuple[str, ...]], ...] = (
     (Position, "pos", ("row", "step", "offset", "modulus")),
     (At, "at", ("base", "num", "den", "row", "limit", "step")),
     (At, "atring", ("base", "num", "den", "row", "limit", "step", "modulus")),
+    (Chosen, "atchosen", ("base", "apart", "choices", "count", "spread")),
 )
 """Operands made of integers: class, word in the text form, fields in order. The binary form numbers
 them by their place here. Fields that are left out are 0."""
 
 
-def integers_of(operand: Source | At) -> tuple[int, str, tuple[int, ...]]:
+def integers_of(operand: Source | At | Chosen) -> tuple[int, str, tuple[int, ...]]:
     """Return an operand's place in `INTEGER_OPERANDS`, word and integers: all that are not 0."""
     for number, (kind, word, names) in enumerate(INTEGER_OPERANDS):
         if isinstance(operand, kind):

@@ -31,7 +31,7 @@ from chip.isa.instructions import (
     Write,
 )  # fmt: skip
 from chip.isa.issue import Issue, culprit, delays
-from chip.isa.operands import At, Lane, Position, Source
+from chip.isa.operands import At, Chosen, Lane, Position, Source
 from chip.spec import ChipSpec
 
 MOST_WAIT = (1 << 16) - 1  # cycles of one NOP; ISCA 2020, III.A.1: a count of 16 bits
@@ -89,6 +89,8 @@ def advanced(instruction: Instruction, count: int) -> Instruction:
             return replace(
                 instruction, address=replace(address, row=address.row + count * address.step)
             )
+        if isinstance(address, Chosen):
+            return instruction
         return replace(instruction, address=address + count * instruction.step)
     if isinstance(instruction, LW):
         return replace(instruction, column=instruction.column + count * instruction.step)

@@ -15,6 +15,7 @@ from chip.isa.instructions import (
     AluOp,
     Config,
     Deskew,
+    Index,
     Instruction,
     Lanes,
     Notify,
@@ -28,9 +29,10 @@ from chip.isa.instructions import (
     issues,
 )
 from chip.isa.issue import Issue, culprit
-from chip.isa.operands import ITEM_BYTES, STREAMS, Chain, Group, Held, Immediate, In, streams_of
+from chip.isa.operands import ITEM_BYTES, STREAMS, Chain, Chosen, Group, Held, Immediate, In, streams_of
 from chip.spec import VECTOR_BYTES, ChipSpec
 
+INDICES = VECTOR_BYTES // 4  # values of a vector from which a slice may take its index
 PLANE_STREAMS = 16  # that a plane takes weights from; a pair of planes takes twice as many
 
 
@@ -59,7 +61,11 @@ class Checker:
     def _words(self, issue: Issue) -> None:
         instruction = issue.instruction
         assert isinstance(instruction, (Read, Write))
-        if isinstance(instruction.address, int):
+        if isinstance(instruction.address, Chosen):
+            if issue.n > 1:
+                what = f"repeat: wanted one read of the chosen block, got {issue.n}"
+                raise IssueError(what, culprit(issue))
+        elif isinstance(instruction.address, int):
             words = self.spec.banks * self.spec.words_per_bank
             last = instruction.address + (issue.n - 1) * instruction.step
             if not (0 <= instruction.address < words and 0 <= last < words):
@@ -83,6 +89,10 @@ class Checker:
             return "an instruction that a program may have only before its queues are released"
         if isinstance(instruction, Receive):
             return self._receive(instruction)
+        if isinstance(instruction, Index) and not 0 <= instruction.lane < INDICES:
+            return f"lane: wanted 0 to {INDICES - 1}, got {instruction.lane}"
+        if isinstance(instruction, Read) and isinstance(instruction.address, Chosen):
+            return _chosen(instruction.address, instruction)
         if isinstance(instruction, Transpose):
             return _transpose(instruction)
         return None
@@ -147,6 +157,14 @@ class Checker:
         elif mxm.out:
             return _taps(mxm.out, mxm.lanes, "f32")
         return None
+
+
+def _chosen(block: Chosen, read: Read) -> str | None:
+    if min(block.choices, block.apart, block.count, block.spread) < 1 or block.base < 0:
+        return f"the chosen block: wanted vectors of one block at least, got {block}"
+    if read.stream.number + block.count > STREAMS:
+        return f"streams: wanted 1 to {STREAMS - read.stream.number}, got {block.count}"
+    return None
 
 
 def _joined(mxm: LW | IW | ABC | ACC) -> bool:

@@ -23,6 +23,7 @@ from chip.isa.instructions import (
     AluOp,
     Gather,
     Ifetch,
+    Index,
     Lanes,
     Read,
     Receive,
@@ -33,7 +34,7 @@ from chip.isa.instructions import (
     Write,
 )  # fmt: skip
 from chip.isa.issue import Delay, Issue, culprit, delays
-from chip.isa.operands import ITEM_BYTES, At, Chain, Group, Held, In, Tap, group
+from chip.isa.operands import ITEM_BYTES, At, Chain, Chosen, Group, Held, In, Tap, group
 from chip.machine.check import Checker
 from chip.machine.events import (
     I64,
@@ -87,6 +88,14 @@ def slice_of(issue: Issue, spec: ChipSpec) -> int:
     return issue.queue.hemisphere * (spec.slices // spec.hemispheres) + issue.queue.number
 
 
+def leads(issue: Issue, spec: ChipSpec) -> bool:
+    """Tell whether a read of a chosen block makes the values of all slices that it stands in."""
+    read, bulk = issue.instruction, bulk_slices(spec)
+    assert isinstance(read, Read)
+    outward = read.stream.eastward == (issue.queue.hemisphere == 1)
+    return issue.queue.number not in bulk or issue.queue.number == bulk[0 if outward else -1]
+
+
 def landing(issue: Issue, spec: ChipSpec, table: dict[str, Delay]) -> int:
     """Return when the first vector of a Receive is written."""
     receive = issue.instruction
@@ -128,6 +137,9 @@ class Collector:
         self.port_uses = EventTable(PortEvents, once())
         self.dynamic: list[Burst] = []  # bursts whose address comes with the step
         self.mapped: list[Burst] = []  # bursts whose addresses come from a stream
+        self.chosen: list[Burst] = []  # reads of a block that the slice's index says
+        self.indices = EventTable(ResultEvents, once("value", value))
+        self.index_reads = EventTable(RegisterEvents, once("operand", operand))
         self.received: list[Burst] = []  # bursts whose one operand is what they receive
         self.results = EventTable(ResultEvents, once("value", value))
         self.register_reads = EventTable(RegisterEvents, once("operand", operand))
@@ -195,6 +207,8 @@ class Collector:
             self._alu(burst, instruction)
         elif isinstance(instruction, (Read, Write, Gather, Scatter)):
             self._mem(burst, instruction)
+        elif isinstance(instruction, Index):
+            self._index(burst, instruction)
         elif isinstance(instruction, (Lanes, Transpose)):
             self._sxm(burst, instruction)
         elif isinstance(instruction, (Send, Receive)):
@@ -303,6 +317,9 @@ class Collector:
     def _mem(self, burst: Burst, mem: Read | Write | Gather | Scatter) -> None:
         issue, slice_ = burst.issue, slice_of(burst.issue, self.spec)
         reads = isinstance(mem, (Read, Gather))
+        if isinstance(mem, Read) and isinstance(mem.address, Chosen):
+            self._chosen(burst, mem, mem.address)
+            return
         if isinstance(mem, (Gather, Scatter)):
             self._take(burst, (Tap(mem.map),))
             self.mapped.append(burst)
@@ -323,6 +340,35 @@ class Collector:
             data=burst.base if reads else burst.operands[0].first,
         )  # fmt: skip
         (self.sram_reads if reads else self.sram_writes).add(burst.number, issue.n, access)
+
+    def _chosen(self, burst: Burst, read: Read, block: Chosen) -> None:
+        """Add a read that stands in many slices' queues: the first that the stream passes leads.
+
+        Vectors that the others read are its values. A slice near the VXM reads by itself.
+        """
+        issue, slice_ = burst.issue, slice_of(burst.issue, self.spec)
+        self.chosen.append(burst)
+        found = RegisterEvents.run(
+            alu=slice_, cycle=issue.cycle, period=issue.d, operand=self._operand(burst, 1).first,
+            chained=False,
+        )  # fmt: skip
+        self.index_reads.add(burst.number, issue.n, found)
+        cycle = access_cycle(issue, self.delays)
+        use = PortEvents.run(slice_=slice_, writes=False, cycle=cycle, period=issue.d)
+        self.port_uses.add(burst.number, issue.n, use)
+        if leads(issue, self.spec):
+            self._make(burst, block.count)
+            self._put(burst, group(read.stream, block.count))
+
+    def _index(self, burst: Burst, index: Index) -> None:
+        issue = burst.issue
+        self._take(burst, (Tap(index.stream),))
+        self._make(burst, 1)
+        set_ = ResultEvents.run(
+            alu=slice_of(issue, self.spec), cycle=issue.cycle + self.delays["INDEX"].d_func,
+            period=issue.d, value=burst.base, value_step=1,
+        )  # fmt: skip
+        self.indices.add(burst.number, issue.n, set_)
 
     def _alu(self, burst: Burst, alu: Alu) -> None:
         issue, delay = burst.issue, self.delays[alu.name]

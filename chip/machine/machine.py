@@ -10,17 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chip.errors import IssueError
-from chip.floorplan import plane_of
-from chip.isa.instructions import ACC, MEM, Alu, Instruction, Lanes, Read, Transpose, Write
+from chip.floorplan import alu, hops, plane_of
+from chip.isa.instructions import (
+    ACC,
+    MEM,
+    Alu,
+    Index,
+    Instruction,
+    Lanes,
+    Read,
+    Transpose,
+    Write,
+)  # fmt: skip
 from chip.isa.issue import culprit
-from chip.isa.operands import At, integers_of
+from chip.isa.operands import At, Chosen, integers_of
 from chip.machine.accumulators import Accumulators
-from chip.machine.collect import Burst, slice_of
+from chip.machine.collect import Burst, leads, slice_of
 from chip.machine.crossings import Crossing, match
 from chip.machine.data import BoundCall
 from chip.machine.events import I64
 from chip.machine.live import LiveSlices
-from chip.machine.memory import MemoryMap
+from chip.machine.memory import MemoryMap, block_vectors
 from chip.machine.order import (
     CrossingTask,
     IssueTask,
@@ -92,7 +102,7 @@ class Machine:
         self._crossed = [row[values] for values in match(crossings, bursts, resolved.source)]
         self.crossings = list(crossings)
         self._valid_rows = 0
-        self._groups = self._run_time_writes()
+        self._groups = self._run_time_writes() | self._chosen_reads()
         tasks = order(list(self._tasks()), self, len(self.pool))
         self.actions = [self._action(task) for task in tasks]
         self.commits = resolved.commits.vectors, row[resolved.commits.values]
@@ -137,7 +147,7 @@ class Machine:
             elif isinstance(instruction, ACC) and not self._accumulators.whole(burst, task):
                 yield from task.split()
             elif (
-                isinstance(instruction, (Alu, Lanes, Transpose, ACC))
+                isinstance(instruction, (Alu, Lanes, Transpose, ACC, Index))
                 or burst.number in self.resolved.late_reads
                 or burst.number in self._groups
             ):
@@ -198,6 +208,8 @@ class Machine:
         burst, instruction = self._of(task)
         if isinstance(instruction, Alu):
             return self.units.alu(burst, task)
+        if isinstance(instruction, Index):
+            return self._index(burst, instruction, task)
         if isinstance(instruction, Lanes):
             return self.units.lanes(burst, task)
         if isinstance(instruction, Transpose):
@@ -215,6 +227,8 @@ class Machine:
         assert isinstance(read, Read)
         if isinstance(read.address, At):
             return self._run_time_read(burst, read.address)
+        if isinstance(read.address, Chosen):
+            return self._chosen_read(burst, read.address)
         slice_ = slice_of(burst.issue, self.resolved.spec)
         vectors = self.memory.vectors(slice_, read.address + read.step * np.arange(n))
         first = int(self.row[burst.base])
@@ -232,6 +246,75 @@ class Machine:
                 vector = self._vector(at, i, burst)
                 here = vector is not None and int(held_by[vector]) == slice_
                 self.pool[first + i] = self.sram[vector] if here else 0
+
+        return get
+
+    def _index(self, burst: Burst, index: Index, task: IssueTask) -> BoundCall:
+        """Bind the taking of an index: it is kept as the first bytes of a row."""
+        rows, pool = self.units.rows(burst, 0, task)[:, 0], self.pool
+        made = self.row[burst.base] + np.arange(task.first, task.last)
+        first = 4 * index.lane
+
+        def take() -> None:
+            pool[made, :2] = pool[rows, first : first + 2]
+
+        return take
+
+    def _chosen_reads(self) -> dict[int, list[Burst]]:
+        """Group the bursts that stand in many slices' queues for one read, by the one that leads.
+
+        They meet the values of one diagonal of their stream.
+        """
+        spec = self.resolved.spec
+        groups: dict[object, list[Burst]] = {}
+        for number in self.resolved.chosen:
+            burst = self.resolved.bursts[number]
+            issue = burst.issue
+            alone = issue.queue.number < spec.near_slices
+            ahead = hops(issue.queue, alu(0), spec)
+            outward = issue.instruction.stream.eastward == (issue.queue.hemisphere == 1)
+            key = (
+                issue.queue.hemisphere, issue.cycle - (ahead if outward else -ahead),
+                issue.instruction, number if alone else None,
+            )  # fmt: skip
+            groups.setdefault(key, []).append(burst)
+        out = {}
+        for group in groups.values():
+            leading = [burst for burst in group if leads(burst.issue, spec)]
+            if not leading:
+                what = "a read of a chosen block that no slice on the stream's way leads"
+                raise IssueError(what, culprit(group[0].issue))
+            out[leading[0].number] = group
+        return out
+
+    def _chosen_read(self, burst: Burst, block: Chosen) -> BoundCall:
+        """Bind a read of the block that the slices' indices say: each slice reads what it holds."""
+        spec, pool, sram, held_by = self.resolved.spec, self.pool, self.sram, self.memory.slice_of
+        own = np.array([block.base])
+        if burst.issue.queue.number >= spec.near_slices:
+            own = block_vectors(block, spec)
+        into = int(self.row[burst.base])
+        members = [
+            (one.issue, int(self.units.rows(one, 0, IssueTask(one.number, 0, 1, 0))[0, 0]),
+             slice_of(one.issue, spec))
+            for one in self._groups[burst.number]
+        ]  # fmt: skip
+
+        def get() -> None:
+            found = np.zeros(len(own), np.bool_)
+            for issue, row, slice_ in members:
+                number = int(pool[row, 0]) | int(pool[row, 1]) << 8
+                if number >= block.choices:
+                    what = f"the slice's index: wanted 0 to {block.choices - 1}, got {number}"
+                    raise IssueError(what, culprit(issue))
+                vectors = own + number * block.apart
+                mine = np.flatnonzero(held_by[vectors] == slice_)
+                pool[into + mine] = sram[vectors[mine]]
+                found[mine] = True
+            if not found.all():
+                lane = int(np.argmin(found))
+                what = f"no slice that has this read holds vector {lane} of the chosen block"
+                raise IssueError(what, culprit(burst.issue))
 
         return get
 

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from chip.errors import IssueError
 from chip.isa.instructions import Read, Write
 from chip.isa.issue import culprit
-from chip.isa.operands import At
-from chip.machine.collect import Burst, Collector, slice_of
+from chip.isa.operands import At, Chosen
+from chip.machine.collect import Burst, Collector, leads, slice_of
 from chip.machine.events import I64, IssueIndex, WordEvents, keys, latest, order_of, place_of
 from chip.machine.ports import EITHER, Accesses, check_ports
 from chip.spec import ChipSpec
+from chip.sram import RUN
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,45 @@ def _late_reads(
             late.add(burst.number)
         else:
             late |= _reads_after(table, reads, burst, at.address)
+    for burst in table.chosen:
+        if leads(burst.issue, table.spec):
+            late.add(burst.number)
+            _check_blocks(table, memory, writes, burst, live_slices)
     return late
+
+
+def block_vectors(block: Chosen, spec: ChipSpec) -> I64:
+    """Return the vectors of the first block that a read may mean."""
+    at = _place(block.base, spec) + block.spread * np.arange(block.count)
+    run, place = np.divmod(at, RUN)
+    side = block.base // RUN % spec.hemispheres
+    out: I64 = (run * spec.hemispheres + side) * RUN + place
+    return out
+
+
+def _place(vector: int, spec: ChipSpec) -> int:
+    """Return a vector of bulk memory's number among those of its hemisphere."""
+    return vector // (RUN * spec.hemispheres) * RUN + vector % RUN
+
+
+def _check_blocks(
+    table: Collector, memory: MemoryMap, writes: _Known, burst: Burst, live_slices: I64
+) -> None:  # fmt: skip
+    """Check the vectors of every block that an index may name."""
+    read = burst.issue.instruction
+    assert isinstance(read, Read)
+    assert isinstance(read.address, Chosen)
+    block, named = read.address, culprit(burst.issue)
+    first = block_vectors(block, table.spec) if block.count > 1 else np.array([block.base])
+    every = (first + block.apart * np.arange(block.choices)[:, None]).reshape(-1)
+    if int(every[-1]) >= len(memory.valid) or not memory.valid[every].all():
+        raise IssueError("a chosen block among vectors that were never written", named)
+    if np.isin(memory.slice_of[every], live_slices).any():
+        what = "a chosen block in a slice whose words are gathered or scattered"
+        raise IssueError(what, named, culprit(table.mapped[0].issue))
+    if (hit := np.isin(writes.vector, every)).any():
+        what = "a write among words whose addresses are known at run time only"
+        raise IssueError(what, table.culprit(writes.issue, int(np.argmax(hit))), named)
 
 
 def _check_range(

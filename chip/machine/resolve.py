@@ -39,6 +39,7 @@ class Resolved:
     dynamic: list[int]  # bursts whose addresses come with the step
     late_reads: set[int]  # bursts that read what those may have hit
     live: set[int]  # bursts of MEM in slices with addresses from streams
+    chosen: list[int]  # bursts that read the block that an index says
     cycles: int  # to the end of the last issue in the last tile
     busy_cycles: int  # in which an instruction is issued, or a value is on its way to its reader
 
@@ -57,6 +58,7 @@ def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resol
     check_stops(table.bursts, flights, table.delays, spec)
     flow = resolve_memory(table, source, memory)
     resolve_registers(table, source)
+    resolve_indices(table, source)
     tiles = resolve_planes(table, source)
     source = np.where(source >= 0, flow.alias[source], -1)
     last = max((burst.issue.last_cycle for burst in table.bursts), default=0)  # skew: + TILES
@@ -64,7 +66,8 @@ def resolve(issues: Iterable[Issue], spec: ChipSpec, memory: MemoryMap) -> Resol
         spec=spec, bursts=table.bursts, values=table.values, source=source, initial=flow.initial,
         commits=flow.commits, tiles=np.where(tiles.operands >= 0, source[tiles.operands], -1),
         tile_of=tiles.of, dynamic=[burst.number for burst in table.dynamic],
-        late_reads=flow.late_reads, live=flow.live, cycles=last + 1 + TILES,
+        late_reads=flow.late_reads, live=flow.live,
+        chosen=[burst.number for burst in table.chosen], cycles=last + 1 + TILES,
         busy_cycles=_busy(issued, flights),
     )  # fmt: skip
 
@@ -98,6 +101,18 @@ def resolve_registers(table: Collector, source: I64) -> None:
         what = f"no result in ALU {int(reads.alu[event])}'s register"
         raise table.refusal(what, reads.issue, event)
     source[reads.operand] = results.value[order[found]]
+
+
+def resolve_indices(table: Collector, source: I64) -> None:
+    """A slice's index holds until the next one comes."""
+    indices, reads = table.indices.expand(), table.index_reads.expand()
+    key = keys(indices.alu, indices.cycle)
+    order = order_of(key)
+    found = latest(key[order], keys(reads.alu, reads.cycle), now=True)
+    if (found < 0).any():
+        event = int(np.argmax(found < 0))
+        raise table.refusal("no index in the slice's register", reads.issue, event)
+    source[reads.operand] = indices.value[order[found]]
 
 
 def _busy(issued: I64, flights: Flights) -> int:

@@ -3,7 +3,9 @@
 Each row has `chosen` experts, in ascending order of their numbers. Route works them out; which they
 are depends on data, how many there are does not, and so neither do cycles. The weights of all
 experts lie one behind the other, `expert_stride` bytes apart, so that an expert's number is its
-address: the list of addresses is fixed, and the router's result selects from it.
+address: the list of addresses is fixed, and the router's result selects from it. Their scales and
+biases lie in the work slices, `apart` bytes from one expert's to the next one's: whole turns of
+these slices, so that a vector comes from the same slice whichever expert is meant.
 
 There are two programs of the same result. In one, the weights of each row's chosen experts are
 read, row by row. In the other (`every`) those of all experts are read once, and all rows go through
@@ -29,6 +31,14 @@ def expert_stride(k: int, n: int, dtype: str, group: int | None = None) -> int:
     """Bytes from one expert's weights [k, n] to the next one's: whole windows of vectors."""
     size = weight_bytes(k, n, dtype, group)
     return -(-size // WINDOW_BYTES) * WINDOW_BYTES
+
+
+def columns_apart(n: int, turn: int) -> int:
+    """Bytes from one expert's n scales, or biases, to the next one's: whole turns of work slices.
+
+    `turn`: bytes of one (`chip.sram.work_turn`).
+    """
+    return -(-row_bytes(n, 4) // turn) * turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +86,7 @@ class ExpertsEach:
     n: int
     dtype: str
     group: int | None = None  # of int4 weights, as in `Matmul`
+    apart: int  # bytes from one expert's scales, and biases, to the next one's
     every: bool = False
     x: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
@@ -102,8 +113,8 @@ class ExpertsEach:
 class ExpertsSum:
     """y [rows, n] fp16: the sum over a row's experts, in order, of g times its product.
 
-    x [rows chosen, k] has a row for each of them. Products, with b, are fp32 and so are sums.
-    `every`: see above.
+    x [rows chosen, k] has a row for each of them. Products, with b, are fp32 and so are sums: t [n]
+    has a row's, as far as they are. `every`: see above.
     """
 
     opcode: ClassVar[Opcode] = Opcode.EXPERTS_SUM
@@ -116,6 +127,7 @@ class ExpertsSum:
     n: int
     dtype: str
     group: int | None = None  # of int4 weights, as in `Matmul`
+    apart: int  # bytes from one expert's scales, and biases, to the next one's
     every: bool = False
     x: int = field(metadata=BOUND)
     s: int | None = field(default=None, metadata=BOUND)
@@ -125,6 +137,7 @@ class ExpertsSum:
     sw: int | None = field(default=None, metadata=BOUND)
     b: int | None = field(default=None, metadata=BOUND)
     y: int = field(metadata=BOUND)
+    t: int = field(metadata=BOUND)
 
     @property
     def weight_bytes(self) -> int:
@@ -137,7 +150,7 @@ class ExpertsSum:
         return [*rows, _chosen(self), g, *_weights(self)]
 
     def writes(self) -> list[Use]:
-        return [("y", (self.y, self.rows * row_bytes(self.n, 2)))]
+        return [("y", (self.y, self.rows * row_bytes(self.n, 2))), ("t", (self.t, row_bytes(self.n, 4)))]
 
 
 def programs(op: ExpertsEach | ExpertsSum) -> tuple[ExpertsEach | ExpertsSum, ...]:
@@ -157,7 +170,12 @@ def _chosen(op: ExpertsEach | ExpertsSum) -> Use:
 def _weights(op: ExpertsEach | ExpertsSum) -> list[Use]:
     uses = [("w", (op.w, op.experts * expert_stride(op.k, op.n, op.dtype, op.group)))]
     if op.sw is not None:
-        uses.append(("sw", (op.sw, op.experts * weight_scale_bytes(op.k, op.n, op.group))))
+        uses.append(("sw", (op.sw, op.experts * scales_apart(op))))
     if op.b is not None:
-        uses.append(("b", (op.b, op.experts * row_bytes(op.n, 4))))
+        uses.append(("b", (op.b, op.experts * op.apart)))
     return uses
+
+
+def scales_apart(op: ExpertsEach | ExpertsSum) -> int:
+    """Bytes from one expert's scales to the next one's: those of int4 lie beside the weights."""
+    return op.apart if op.group is None else weight_scale_bytes(op.k, op.n, op.group)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from chip.kernels import Kernels
 from chip.ops.attention import Attend, Rope
-from chip.ops.experts import ExpertsEach, ExpertsSum, Route, expert_stride
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route, expert_stride, scales_apart
 from chip.ops.opcodes import Activation
 from chip.ops.product import Activations, AddTo, Capped, Gated, Matmul, NormFirst
 from chip.ops.program import Computation
@@ -440,11 +440,10 @@ class Binder:
         weights = [self.sram.view(op.w + e * stride, kind, shape, (item,)) for e in numbers]
         scales = biases = None
         if op.sw is not None:
-            size = weight_scale_bytes(op.k, op.n, op.group)
-            scales = [self.views.weight_scales(op.sw + e * size, op) for e in numbers]
+            apart = scales_apart(op)
+            scales = [self.views.weight_scales(op.sw + e * apart, op) for e in numbers]
         if op.b is not None:
-            size = row_bytes(op.n, 4)
-            biases = [self.views.vector(op.b + e * size, op.n) for e in numbers]
+            biases = [self.views.vector(op.b + e * op.apart, op.n) for e in numbers]
         multiply = kernels.matmul_i8 if op.group is None else kernels.matmul_i4
         s = None if op.s is None else self.views.vector(op.s, rows)
 

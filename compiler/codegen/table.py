@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from chip.ops.attention import Attend, Rope
-from chip.ops.experts import Route
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route
 from chip.ops.opcodes import described, shape_of
 from chip.ops.product import Matmul
 from chip.ops.program import Computation
@@ -19,7 +19,7 @@ from compiler.codegen.core.law import obey
 from compiler.codegen.core.template import Template, laid_out
 from compiler.codegen.core.uses import check
 from compiler.codegen.estimate import estimate
-from compiler.codegen.products import matmul, product16, streamed
+from compiler.codegen.products import experts, matmul, product16, streamed
 from compiler.codegen.products.row_passes import SCALES, in_passes, rows_at_once
 from compiler.codegen.unlowered import is_unlowered, unlowered
 
@@ -93,6 +93,8 @@ def _build(op: Computation, spec: ChipSpec) -> Template:  # a case an operation
         return topk.topk(op, spec)
     if isinstance(op, Route):
         return route.route(op, spec)
+    if isinstance(op, ExpertsEach | ExpertsSum):
+        return experts.experts(op, spec)
     if isinstance(op, Attend):
         return (attend.attend if op.dtype == "int8" else attend16.attend16)(op, spec)
     assert isinstance(op, Matmul), op.opcode  # the others are estimates (unlowered.py)
@@ -119,7 +121,7 @@ def shares(op: Matmul, spec: ChipSpec) -> bool:
 
 def has_instructions(op: Computation, spec: ChipSpec) -> bool:
     """Tell whether an operation can be lowered; the others' cost is an estimate."""
-    if is_unlowered(op):
+    if is_unlowered(op, spec):
         return False
     if isinstance(op, Norm | LayerNorm | Gather):
         return op.dtype != "int8" or op.rows <= LANES  # scales: one a lane

@@ -17,16 +17,19 @@ from chip.ops.vector import TopK
 from chip.spec import ChipSpec
 from compiler.codegen.core.template import Template
 from compiler.codegen.estimate import latencies, mxm_pass_cycles, packed_pass_cycles
+from compiler.codegen.products import experts
 from compiler.codegen.route import fits
 
 Lay = Callable[[Computation], Template]
 
 
-def is_unlowered(op: Computation) -> bool:
+def is_unlowered(op: Computation, spec: ChipSpec) -> bool:
     """Tell whether an operation is one of these."""
     if isinstance(op, Matmul):
         return op.group is not None
-    return isinstance(op, ExpertsEach | ExpertsSum) or (isinstance(op, Route) and not fits(op))
+    if isinstance(op, ExpertsEach | ExpertsSum):
+        return not experts.fits(op, spec)
+    return isinstance(op, Route) and not fits(op)
 
 
 def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
@@ -34,7 +37,7 @@ def unlowered(op: Computation, spec: ChipSpec, lay: Lay) -> Template | None:
 
     `lay` gives the template of an operation that is like it, and has instructions.
     """
-    if not is_unlowered(op):
+    if not is_unlowered(op, spec):
         return None
     if isinstance(op, Matmul):
         return _packed(op, spec, lay(replace(op, group=None)))

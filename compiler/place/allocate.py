@@ -14,12 +14,12 @@ from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 
-from chip.ops.experts import expert_stride
+from chip.ops.experts import columns_apart, expert_stride
 from chip.ops.kv import WINDOW_VECTORS, KvLayout, slot_steps
 from chip.ops.rows import row_bytes
 from chip.ops.weights import weight_bytes, weight_scale_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import feed_start, work_start
+from chip.sram import feed_start, work_start, work_turn
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
 from compiler.model.operation import GraphOp, Kind
@@ -33,11 +33,13 @@ GROUP_SCALE = "group scale"  # of int4 weights: too many for work slices
 
 
 def constants(
-    partition: Partition, chip: int, dtype: str, group: int | None = None
-) -> list[tuple[str, str, int]]:
+    partition: Partition, chip: int, dtype: str, group: int | None = None,
+    turn: int = VECTOR_BYTES,
+) -> list[tuple[str, str, int]]:  # fmt: skip
     """Return (name, kind, bytes) of each weight, scale, bias and norm of a chip, by address.
 
-    `group`: weights are int4, with so many rows of K to a scale.
+    `group`: weights are int4, with so many rows of K to a scale. `turn`: bytes of one of the work
+    slices, of which experts' scales and biases take whole ones.
     """
     out: list[tuple[str, str, int]] = []
     for chips, rank in partition.groups_of(chip):
@@ -51,25 +53,28 @@ def constants(
                 out += [(name, "norm", row_bytes(op.features, 4)) for name in names]
             if op.is_product:
                 weight = weight_of(partition.config, chips, rank, op)
-                out += _product(op, weight, dtype, group)
+                out += _product(op, weight, dtype, group, turn)
     return out
 
 
 def _product(
-    op: GraphOp, weight: Weight, dtype: str, group: int | None
+    op: GraphOp, weight: Weight, dtype: str, group: int | None, turn: int
 ) -> list[tuple[str, str, int]]:
     """Return the same of a product: its matrix, or those of all experts one behind the other."""
     if not weight.n:
         return []
-    size = weight_bytes(weight.k, weight.n, dtype, group)
+    size, columns = weight_bytes(weight.k, weight.n, dtype, group), row_bytes(weight.n, 4)
     if op.experts is not None:
         size = op.matrices * expert_stride(weight.k, weight.n, dtype, group)
+        columns = op.matrices * columns_apart(weight.n, turn)
     out = [(op.name, "weight", size)]
-    if dtype == "int8":
+    if dtype == "int8" and group is None:
+        out.append((f"{op.name}.scale", "scale", columns))
+    elif dtype == "int8":
         scales = op.matrices * weight_scale_bytes(weight.k, weight.n, group)
-        out.append((f"{op.name}.scale", "scale" if group is None else GROUP_SCALE, scales))
+        out.append((f"{op.name}.scale", GROUP_SCALE, scales))
     if op.biases:
-        out.append((f"{op.name}.bias", "bias", op.matrices * row_bytes(weight.n, 4)))
+        out.append((f"{op.name}.bias", "bias", columns))
     return out
 
 
@@ -127,7 +132,7 @@ def _place(
 ) -> tuple[Memory, int]:
     """Place everything even if it does not fit; return the memory and the bytes missing."""
     work = work_start(spec)
-    fixed = constants(partition, chip, options.dtype, options.group)
+    fixed = constants(partition, chip, options.dtype, options.group, work_turn(spec))
     caches = kv_tensors(partition, chip, options, spec)
     bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
     groups, end = _lay([t for t in fixed if t[1] == GROUP_SCALE], bulk_end, VECTOR_BYTES)

@@ -24,6 +24,7 @@ from compiler.place.partition import Group, Partition, weight_of
 
 ENTERED = -1
 HANDED = "handed"  # the gather buffer of segments that the group before hands over
+PARTIAL = "partial"  # sum over the experts of a row so far
 FORWARD_SLOTS = 4  # messages that may pass through a chip at once; a fifth one waits
 
 Lifetime = tuple[int, int]
@@ -148,6 +149,9 @@ class _Sizes:
                 out += self._output(op, lives[op.output])
             if op.kind is Kind.ATTEND:
                 out += self._between_passes(op, (place, place))
+            if op.kind is Kind.EXPERTS_SUM:
+                own = weight_of(config, self.group, self.rank, op).n
+                out.append(_buffer(PARTIAL, row_bytes(own, 4), (place, place)))
         if head and self.options.top_k:
             size = self.rows * row_bytes(2 * self.options.top_k, 4)
             out.append(_buffer("top_k", size, (results, results)))

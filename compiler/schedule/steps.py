@@ -12,7 +12,7 @@ from typing import Any
 
 from chip.ops.attention import Attend, Rope
 from chip.ops.cost import C2C_TURN, TURNS, CostModel
-from chip.ops.experts import ExpertsEach, ExpertsSum, Route, programs
+from chip.ops.experts import ExpertsEach, ExpertsSum, Route, columns_apart, programs
 from chip.ops.kv import ring_of, slot_steps
 from chip.ops.product import (
     Activations,
@@ -29,9 +29,10 @@ from chip.ops.program import Computation
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
 from chip.spec import VECTOR_BYTES
+from chip.sram import work_turn
 from compiler.ir import Memory, StepKind
 from compiler.model.operation import RESIDUAL, GraphOp, Kind, Split
-from compiler.place.buffers import HANDED, MemoryOptions
+from compiler.place.buffers import HANDED, PARTIAL, MemoryOptions
 from compiler.place.network import Network
 from compiler.place.partition import Group, Partition, weight_of
 from compiler.schedule.movement import (
@@ -283,13 +284,13 @@ class StepPlanner:
             shape: dict[str, Any] = {
                 "rows": self.kind.rows, "experts": experts.count, "chosen": experts.chosen,
                 "k": op.in_features, "n": weight.n, "dtype": self.dtype,
-                "group": self.weight_group,
+                "group": self.weight_group, "apart": columns_apart(weight.n, work_turn(self.costs.spec)),
                 "x": buffers[source], "s": self._scale(chip, source), "e": buffers[chosen],
                 "w": constants[op.name], "sw": constants.get(f"{op.name}.scale"),
                 "b": constants.get(f"{op.name}.bias"), "y": buffers[op.output] + offsets[rank],
             }  # fmt: skip
             made = (
-                ExpertsSum(**shape, g=buffers[f"{chosen}.weight"]) if summed
+                ExpertsSum(**shape, g=buffers[f"{chosen}.weight"], t=buffers[PARTIAL]) if summed
                 else ExpertsEach(**shape)
             )  # fmt: skip
             self._op(chip, op.name, min(programs(made), key=self.costs.cycles))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from chip.floorplan import alu, mem, sxm
 from chip.isa.instructions import Alu, Permute, Read, Write
 from chip.isa.issue import Issue
-from chip.isa.operands import Group, Held, Immediate, In, Position, Source, Stream, Tap
+from chip.isa.operands import Chosen, Group, Held, Immediate, In, Position, Source, Stream, Tap
 from chip.spec import ChipSpec
 from chip.sram import near_place
 from compiler.codegen.core.builder import (
@@ -23,10 +23,14 @@ from compiler.codegen.core.builder import (
     Ref,
     Row,
 )
+from compiler.codegen.core.chosen import chosen_reads
 from compiler.codegen.core.control import one_by_one
 from compiler.codegen.core.parts import Fixed
-from compiler.codegen.core.template import Placed, Template
+from compiler.codegen.core.template import Choice, Placed, Template
 from compiler.codegen.core.traffic import BLOCKS
+
+
+NONE_CHOSEN: Mapping[str, Choice] = {}
 
 
 class Place(NamedTuple):
@@ -37,6 +41,7 @@ class Place(NamedTuple):
     word: int
     beat: int
     nth: int  # of the slices of its kind
+    vector: int = 0
 
 
 def bind(
@@ -49,10 +54,15 @@ def bind(
     issues: list[Issue] = []
     for placed in found.placed:
         for n in range(placed.n):
-            binder = Binder(spec, placed, placed.row + n, bases, found.row_vectors, given)
+            binder = Binder(
+                spec, placed, placed.row + n, bases, found.row_vectors, given, found.chosen
+            )
             issues += binder.issues(placed.start + n * placed.interval)
     for stream in found.streams:
-        issues += one_by_one(stream.issues(bases.__getitem__), bases.__getitem__, spec)
+        ways = stream.issues(bases.__getitem__)
+        if found.chosen:
+            ways = chosen_reads(ways, bases.__getitem__, found.chosen, spec)
+        issues += one_by_one(ways, bases.__getitem__, spec)
     return issues
 
 
@@ -62,9 +72,11 @@ class Binder:
     def __init__(
         self, spec: ChipSpec, placed: Placed, row: int, bases: Mapping[str, int] | None,
         row_vectors: Mapping[str, int], given: Mapping[str, int],
+        chosen: Mapping[str, Choice] = NONE_CHOSEN,
     ) -> None:  # fmt: skip
         self.spec, self.block, self.row, self.given = spec, placed.block, row, given
         self.shift, self.bases, self.row_vectors = placed.shift, bases, row_vectors
+        self.chosen = chosen
 
     def places(self, ref: Ref, *, sxm: bool = False) -> Iterator[Place]:
         """Yield where the vectors that a reference means in this row are."""
@@ -78,7 +90,7 @@ class Binder:
         for n in range(ref.count):
             side, slice_, word = near_place(self.spec, first + n)
             nth = slice_ if slice_ < work else slice_ - work
-            yield Place(side, slice_, word, n // wide, nth)
+            yield Place(side, slice_, word, n // wide, nth, first + n)
 
     def _anywhere(self, ref: Ref, wide: int, *, sxm: bool) -> Iterator[Place]:
         """Yield all slices that a beat may take: it has their streams and ports to itself."""
@@ -156,7 +168,12 @@ class Binder:
             stream = self._stream(access.ref, at, write=False)
             if access.sxm is not None:
                 stream = self._to_sxm(at, access.wide)
-            yield Issue(queue, cycle, Read(address=at.word, stream=stream))
+            yield Issue(queue, cycle, Read(address=self._address(access.ref, at), stream=stream))
+
+    def _address(self, ref: Ref, at: Place) -> int | Chosen:
+        """Return the address of a vector that is read: that of a chosen block, if it is of one."""
+        choice = self.chosen.get(ref.operand)
+        return at.word if choice is None else Chosen(at.vector, choice.apart, choice.choices)
 
     def _to_sxm(self, at: Place, wide: int) -> Stream:
         """Return the stream of a vector to the eastern SXM, `wide` of which go in a cycle."""

@@ -22,9 +22,9 @@ from functools import partial
 
 from chip.errors import IssueError, TemplateError
 from chip.floorplan import Queue, Unit, bulk_slices, position
-from chip.isa.instructions import Read, Write
+from chip.isa.instructions import Index, Read, Write
 from chip.isa.issue import Issue, delays
-from chip.isa.operands import At, Stream
+from chip.isa.operands import Stream
 from chip.machine.bulk import BulkEvents, bulk_events, check_bulk
 from chip.machine.check import Checker
 from chip.machine.collect import EDGE, Collector
@@ -128,11 +128,16 @@ class _Asked:
     def _single(self, issue: Issue) -> None:
         """Add accesses of one slice of bulk memory at an address: to no operand's vectors."""
         access = issue.instruction
-        if not isinstance(access, (Read, Write)) or isinstance(access.address, At):
-            return  # it stands in all slices that it may mean
+        first, step = 0, 0  # of an Index: no read of its slice may be in the queue then
+        if isinstance(access, (Read, Write)):
+            if not isinstance(access.address, int):
+                return  # it stands in all slices that it may mean
+            first, step = access.address, access.step
+        elif not isinstance(access, Index):
+            return
         slices = len(bulk_slices(self.spec))
         for nth in range(issue.n):
-            cycle, word = issue.cycle + nth * issue.d, access.address + nth * access.step
+            cycle, word = issue.cycle + nth * issue.d, first + nth * step
             events = BulkEvents.run(
                 way=2 * issue.queue.hemisphere + access.stream.eastward, operand=NO_OPERAND,
                 diagonal=self._diagonal(issue.queue, cycle, access.stream), apart=0,

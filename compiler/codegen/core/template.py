@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -54,12 +54,20 @@ def parts_of(stream: Stream, base: Callable[[str], int]) -> Iterator[Part]:
         yield Part((0,), stream.issues(base))
 
 
+class Choice(NamedTuple):
+    """Blocks of an operand: how many there are, and vectors from one to the next."""
+
+    choices: int
+    apart: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
     """Placed blocks. `row_vectors`: vectors between an operand's rows, by operand name.
 
     `needed`: operand -> cycles after the start at which its first and last vectors are taken;
-    others are taken from cycle 0 on. `stream_cycles`: from the first to the last result.
+    others are taken from cycle 0 on. `stream_cycles`: from the first to the last result. Vectors of
+    operands that are `chosen` are those of one of several blocks, which the slices' indices say.
     """
 
     placed: tuple[Placed, ...]
@@ -69,6 +77,7 @@ class Template:
     stream_cycles: int = 0
     streams: tuple[Stream, ...] = ()
     uses: tuple[Uses, ...] = ()  # of ALUs by streams
+    chosen: Mapping[str, Choice] = field(default_factory=dict)  # operands of chosen blocks
     lowered: bool = True  # False: an estimate without instructions
 
     def asked(self) -> list[Uses]:

@@ -21,7 +21,8 @@ from compiler.codegen.core.template import Placed
 from compiler.codegen.gates import ACTIVATIONS, ANY, risen
 from compiler.codegen.products.columns import Columns, blocks_of, gated_groups, row_groups
 from compiler.codegen.products.gaps import link_turns
-from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE
+from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE, SHARE
+from compiler.codegen.products.shares import Share
 from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised, limited
 from compiler.codegen.products.timeline import ColumnGroup
 from compiler.codegen.vector import Run, joined
@@ -39,6 +40,7 @@ class Drains:
 
     op: Matmul
     clock: Clock
+    share: Share | None = None  # of a weighted sum
     _blocks: dict[object, Block] = field(default_factory=dict)
 
     @property
@@ -56,6 +58,8 @@ class Drains:
         return gated_groups(columns, self._pairs) if self._gated else row_groups(columns)
 
     def _kind(self, blocks: tuple[Columns, ...]) -> str:
+        if self.share is not None:
+            return "share"
         if not self._gated:
             return "add" if isinstance(self.op.result, AddTo) else self.op.out
         place = blocks[0].first // LANES
@@ -99,7 +103,7 @@ class Drains:
         scales, result = column * 4 // VECTOR_BYTES, column * self.op.out_bytes // VECTOR_BYTES
         if self._gated:
             result = (column - LANES * (self._kind(blocks) == "up")) // LANES
-        return {"sw": scales, "b": scales, "y": result, "r": scales}
+        return {"sw": scales, "b": scales, "y": result, "r": scales, "t": scales}
 
     def block(
         self, blocks: tuple[Columns, ...], start: int, busy: frozenset[int] = frozenset()
@@ -112,6 +116,7 @@ class Drains:
                 self.clock.spec,
                 pinned=FEED.pinned
                 | {ROW_SCALE.scale}
+                | ({SHARE.weight} if self.share is not None else set())
                 | (GATE.pinned if kind in FOLLOWED else set()),
                 busy=lambda cycle: cycle in busy or (start + cycle) % C2C_TURN in turns,
             )
@@ -129,7 +134,10 @@ class Drains:
 
     def _follow(self, b: Block, kind: str, scaled: list[Node]) -> None:
         """Do with a group's dequantised sums what follows the product."""
-        if kind == "gate" and isinstance(self.op.result, Gated):
+        if self.share is not None:
+            for j, y in enumerate(scaled):
+                self.share.follow(b, y, j)
+        elif kind == "gate" and isinstance(self.op.result, Gated):
             ACTIVATIONS[self.op.result.activation](b, scaled[0], GATE.chain)
         elif isinstance(self.op.result, Gated):
             activation = self.op.result.activation

@@ -11,7 +11,8 @@ from chip.spec import vectors
 from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.products.columns16 import Columns
-from compiler.codegen.products.resources import FEED, SUMS16
+from compiler.codegen.products.resources import FEED, SHARE, SUMS16
+from compiler.codegen.products.shares import Share
 from compiler.codegen.products.sums import biased, limited
 
 
@@ -21,6 +22,7 @@ class Drains16:
 
     op: Matmul
     clock: Clock
+    share: Share | None = None  # of a weighted sum
     _blocks: dict[object, Block] = field(default_factory=dict)
 
     @property
@@ -48,7 +50,8 @@ class Drains16:
                 return fed or cycle % C2C_TURN == C2C_TURN - 1
 
             stride = 1 if alone else 2
-            b = Block(self.clock.spec, pinned=FEED.pinned, busy=busy, stride=stride)
+            pinned = FEED.pinned | ({SHARE.weight} if self.share is not None else set())
+            b = Block(self.clock.spec, pinned=pinned, busy=busy, stride=stride)
             joined = [_join(b, block, j, arrival) for j, block in enumerate(blocks)]
 
             def of_columns(j: int) -> Load:
@@ -56,6 +59,9 @@ class Drains16:
 
             joined = limited(b, self.op, biased(b, self.op, joined, of_columns))
             for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
+                if self.share is not None:
+                    self.share.follow(b, total, j)
+                    continue
                 out = Ref("y", item * j, vectors(block.width * item))
                 op = AluOp.COPY if item == 4 else AluOp.CVT_F16
                 b.alu(op, total, lanes=block.width, out=out)

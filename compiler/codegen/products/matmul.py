@@ -14,11 +14,12 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.codegen.core.template import Placed, Template, even_stream
 from compiler.codegen.products import row, rows
 from compiler.codegen.products.prologue import arrivals
+from compiler.codegen.products.shares import Share
 
 
 def matmul(op: Matmul, spec: ChipSpec) -> Template:
     """x . w, scaled, fp32 or fp16."""
-    return _row(op, spec) if op.rows == 1 else _rows(op, spec)
+    return one_row(op, spec) if op.rows == 1 else _rows(op, spec)
 
 
 def _rows(op: Matmul, spec: ChipSpec) -> Template:
@@ -34,11 +35,15 @@ def _rows(op: Matmul, spec: ChipSpec) -> Template:
     )
 
 
-def _row(op: Matmul, spec: ChipSpec) -> Template:
-    product = row.lay_out(op, spec)
+def one_row(
+    op: Matmul, spec: ChipSpec, share: Share | None = None, scales: int = 1
+) -> Template:  # fmt: skip
+    """x . w of one row. `share`: of a weighted sum; `scales`: rows that share a vector of these."""
+    product = row.lay_out(op, spec, share, scales)
     drains = product.drains
     end = max(p.start + p.block.end for p in drains)
-    ready = _ready(drains, "r" if isinstance(op.result, AddTo) else "y")
+    written = share.out if share else "r" if isinstance(op.result, AddTo) else "y"
+    ready = _ready(drains, written)
     needed: dict[str, tuple[int, int]] = {}
     if product.prologue is None:
         first, last = (product.filled[n] - product.clock.feed for n in (0, -1))

@@ -33,6 +33,7 @@ from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
 from compiler.codegen.products.drains16 import Drains16, turned
 from compiler.codegen.products.resources import FEED, FEED_BESIDE, SUMS16, WEIGHTS16
+from compiler.codegen.products.shares import Share
 
 BESIDE = 31  # columns that a pair loads in a cycle beside activations
 FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
@@ -156,10 +157,10 @@ def _summed(g: ColumnGroup, half: int, rows: int, clock: Clock) -> int:
     return _fed(g, half, rows) + (2 if rows == 1 else 0) + clock.of["ABC"]
 
 
-def lay_out(op: Matmul, spec: ChipSpec) -> Product16:
+def lay_out(op: Matmul, spec: ChipSpec, share: Share | None = None) -> Product16:
     """Place the groups one after another, each as early as the ones before leave room."""
     clock, rows, halves = Clock(spec), op.rows, 2 * vectors(op.k)
-    drains, groups = Drains16(op, clock), list[ColumnGroup]()
+    drains, groups = Drains16(op, clock, share), list[ColumnGroup]()
     at, drained = 0, (0, 0)  # of the last two groups: when their sums have left
     for number, blocks in enumerate(groups_of(op.n, vectors(op.k), alike=rows > 1)):
         rate, load, interval = _pace(rows, blocks)
@@ -225,7 +226,7 @@ def _placed(
         near = frozenset(cycle - start for cycle in feeds if 0 <= cycle - start < SPAN)
         column = g.blocks[0].first
         shift = {"y": column * drains.op.out_bytes // VECTOR_BYTES,
-                 "b": column * 4 // VECTOR_BYTES}  # fmt: skip
+                 **dict.fromkeys("bt", column * 4 // VECTOR_BYTES)}  # fmt: skip
         block = drains.block(g.blocks, near, drain)
         placed.append(Placed(block=block, start=start, n=rows, interval=g.pace, shift=shift))
     return placed, out
@@ -237,9 +238,9 @@ def fits(spec: ChipSpec) -> bool:
     return slices % 2 == 1 and slices >= 2 * RUN
 
 
-def matmul16(op: Matmul, spec: ChipSpec) -> Template:
+def matmul16(op: Matmul, spec: ChipSpec, share: Share | None = None) -> Template:
     """x . w in fp16, fp32 or fp16 out."""
-    product = lay_out(op, spec)
+    product = lay_out(op, spec, share)
     end = max(p.start + (p.n - 1) * p.interval + p.block.end for p in product.drains)
     first = product.groups[0]
     lead = min(LEAD, product.fed(first, 0) - product.clock.feed) if first.blocks[0].even else 0

@@ -61,6 +61,13 @@ class RowScale:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareWeight:
+    """What is kept of a product that is one of a weighted sum."""
+
+    weight: int = alu(14, "what the product is multiplied by")
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Weights on their way from bulk memory to the planes."""
 
@@ -160,7 +167,7 @@ class Sums16:
 FEED, QUANTISER, ROW_SCALE, WEIGHTS = Feed(), Quantiser(), RowScale(), Weights()
 SUMS, GATE, WEIGHTS16, SUMS16 = Sums(), GateChain(), Weights16(), Sums16()
 STREAMED, FEED_BESIDE, WEIGHTS_BESIDE = Streamed(), FeedBeside(), WeightsBeside()
-COLUMN_SCALES = ColumnScales()
+COLUMN_SCALES, SHARE = ColumnScales(), ShareWeight()
 
 _PHASES = ("feed", "drain")
 _FEEDING, _DRAINING, _ALWAYS = range(1), range(1, 2), range(2)
@@ -176,6 +183,18 @@ ONE_ROW = Resources(
         Owner("row scale", ROW_SCALE, _ALWAYS),
         Owner("sums", SUMS, _DRAINING),
         Owner("gate", GATE, _DRAINING),
+    ),
+)
+SHARE_ROW = Resources(
+    "MATMUL one row, one of a weighted sum",
+    _PHASES,
+    (
+        Owner("blocks", BLOCKS, _ALWAYS),
+        Owner("weights", WEIGHTS, _ALWAYS),
+        Owner("feed", FEED, _ALWAYS),
+        Owner("row scale", ROW_SCALE, _ALWAYS),
+        Owner("share", SHARE, _ALWAYS),
+        Owner("sums", SUMS, _DRAINING),
     ),
 )
 ROWS = Resources(

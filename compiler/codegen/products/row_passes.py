@@ -19,7 +19,7 @@ SCALES = VECTOR_BYTES // 4  # rows whose scales share a vector
 
 
 @dataclass(frozen=True, slots=True)
-class _Later:
+class Later:
     """A stream of instructions, so many cycles later."""
 
     stream: Stream
@@ -58,7 +58,7 @@ def in_passes(
         for block in part.placed:
             shift = {name: block.shift.get(name, 0) + more for name, more in moved.items()}
             placed.append(replace(block, start=at + block.start, shift=shift))
-        streams += [_Later(stream, at) for stream in part.streams]
+        streams += [Later(stream, at) for stream in part.streams]
         needed = needed or part.needed
         at += part.cycles
     return replace(
