@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from machine_kit import CHIP
 from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
@@ -18,7 +19,8 @@ from chip.ops.experts import columns_apart, expert_stride
 from chip.ops.opcodes import Function, Opcode
 from chip.ops.rows import row_bytes, segment_offsets
 from chip.ops.scratch import Scratch
-from chip.spec import VECTOR_BYTES
+from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.sram import work_turn
 from compiler.codegen.gates import ACTIVATIONS
 
 F32 = np.float32
@@ -185,6 +187,26 @@ def routes() -> Iterator[Case]:
             yield Opcode.ROUTE, operand(shape, "x e g")
 
 
+def mixture(
+    opcode: Opcode, rows: int, k: int, n: int, names: str = "", spec: ChipSpec = CHIP, **extra: Any
+) -> Case:  # fmt: skip
+    """Products of chosen experts."""
+    shape = {"rows": rows, "experts": 4, "chosen": 2, "k": k, "n": n, "dtype": "int8", **extra}
+    shape["apart"] = columns_apart(n, work_turn(spec))
+    own = "x s e w sw y" if shape["dtype"] == "int8" else "x e w y"
+    return opcode, operand(shape, f"{own} {names} {'g t' * (opcode is Opcode.EXPERTS_SUM)}")
+
+
+def mixtures() -> Iterator[Case]:
+    """Products of chosen experts, of few rows."""
+    for opcode, dtype, rows, (k, n), chosen in product(
+        (Opcode.EXPERTS_EACH, Opcode.EXPERTS_SUM), ("int8", "fp16"), (1, 2, 3),
+        ((64, 64), (64, 24), (330, 1000), (700, 1300), (1000, 16), (2880, 360)), (1, 2, 4),
+    ):  # fmt: skip
+        for names in ("", "b"):
+            yield mixture(opcode, rows, k, n, names, dtype=dtype, chosen=chosen)
+
+
 def name(case: Case) -> str:
     """Return a case's name, for pytest."""
     opcode, shape = case
@@ -283,14 +305,6 @@ def _experts(opcode: Opcode, a: Shape, rng: np.random.Generator) -> dict[str, ND
         **{key: np.pad(one, ((0, 0), (0, apart - n))).astype(F32) for key, one in columns.items()},
     }
     return {key: value for key, value in out.items() if a.get(key) is not None}
-
-
-def mixture(opcode: Opcode, rows: int, k: int, n: int, names: str = "", **extra: Any) -> Case:
-    """Products of chosen experts, on chips with one work slice a side."""
-    shape = {"rows": rows, "experts": 4, "chosen": 2, "k": k, "n": n, "dtype": "int8", **extra}
-    shape["apart"] = columns_apart(n, 2 * VECTOR_BYTES)
-    own = "x s e w sw y" if shape["dtype"] == "int8" else "x e w y"
-    return opcode, operand(shape, f"{own} {names} {'g t' * (opcode is Opcode.EXPERTS_SUM)}")
 
 
 def positions_for(a: Shape) -> tuple[int, ...]:

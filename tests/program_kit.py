@@ -12,7 +12,7 @@ from chip.floorplan import mem, queues
 from chip.isa.assembly import KINDS, text_of
 from chip.isa.instructions import Alu, AluOp, Instruction, Read
 from chip.isa.issue import Issue
-from chip.isa.operands import At, Chain, Held, Immediate, In, Lane, Position, Stream, Tap
+from chip.isa.operands import At, Chain, Chosen, Held, Immediate, In, Lane, Position, Stream, Tap
 from chip.isa.queues import Named, Nop, QueueProgram, Repeat, advanced
 
 CHIP = machine("groqrack").chip
@@ -20,6 +20,7 @@ whole = st.integers(-(1 << 20), 1 << 20)
 streams = st.builds(Stream, st.booleans(), st.integers(0, 31))
 groups = st.lists(st.builds(Tap, streams, st.integers(0, 7)), max_size=4).map(tuple)
 ats = st.builds(At, whole, whole, whole, whole, whole, whole, whole)
+chosen = st.builds(Chosen, whole, whole, whole, whole, whole)
 floats = st.floats(width=32, allow_nan=False)
 sources = st.one_of(
     st.builds(In, groups, st.sampled_from(["i8", "f16", "i32", "f32"])),
@@ -29,6 +30,7 @@ sources = st.one_of(
 )  # fmt: skip
 BY_TYPE: dict[str, st.SearchStrategy[Any]] = {
     "int": whole, "bool": st.booleans(), "int | None": st.none() | whole, "int | At": whole | ats,
+    "Address": whole | ats | chosen,
     "Stream": streams, "Stream | None": st.none() | streams, "Group": groups, "Source": sources,
     "Source | None": st.none() | sources,
     "tuple[int | None, ...]": st.lists(st.none() | st.integers(0, 319), max_size=40).map(tuple),

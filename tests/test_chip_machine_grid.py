@@ -14,6 +14,8 @@ from operation_grid import (
     attention,
     attentions,
     data_for,
+    mixture,
+    mixtures,
     name,
     one_row,
     operand,
@@ -105,6 +107,16 @@ DEFAULT = [
             (3, 5, 1, False),
         )
     ),
+    # products of chosen experts: one after another overlap; uneven blocks, and biases
+    *(
+        mixture(opcode, rows, k, n, names, dtype=dtype)
+        for opcode in (Opcode.EXPERTS_EACH, Opcode.EXPERTS_SUM)
+        for dtype in ("int8", "fp16")
+        for rows, k, n, names in ((1, 64, 64, ""), (1, 330, 400, "b"), (3, 320, 40, ""))
+    ),
+    mixture(Opcode.EXPERTS_SUM, 1, 6000, 40, chosen=4),  # more tiles than slots
+    mixture(Opcode.EXPERTS_SUM, 1, 64, 64, "b", chosen=1),
+    mixture(Opcode.EXPERTS_EACH, 81, 64, 24, experts=2, chosen=1),  # scales of two vectors
     # other models': windows, caps, sinks
     *(
         attention(*heads, bucket, rows, dtype, **extra)
@@ -196,7 +208,7 @@ def every() -> list[Case]:
     """The whole grid."""
     return [
         *attentions("int8"), *attentions("fp16"), *products(), *prefills(), *vector_work(),
-        *top_k(), *routes(),
+        *top_k(), *routes(), *mixtures(),
     ]  # fmt: skip
 
 
@@ -214,6 +226,15 @@ def test_equals_the_fast_executor(case: Case) -> None:
         pytest.skip("its cost is an estimate, and the product says so")
     a = placed(opcode, shape, first=len(name(case)) % 2)
     results, _ = both(opcode, a, data_for(opcode, a), positions_for(a))
+    assert all(any(result) for result in results)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.EXPERTS_EACH, Opcode.EXPERTS_SUM])
+def test_chosen_experts_where_there_are_two_work_slices(opcode: Opcode) -> None:
+    _, shape = mixture(opcode, 2, 330, 360, "b", spec=WIDER)
+    a = placed(opcode, shape, first=1, spec=WIDER)
+    assert template(opcode, shape, WIDER).lowered
+    results, _ = both(opcode, a, data_for(opcode, a), positions_for(a), WIDER)
     assert all(any(result) for result in results)
 
 

@@ -25,6 +25,10 @@ CASES = [  # folder, dtype, layout, rows of the chunk, the first's position
     ("qwen3_odd", "int8", "1x2", 3, 0),  # norms of heads
     ("qwen3", "fp16", "1x1", 3, 0),
     ("qwen2_window", "int8", "1x1", 5, 318),  # a ring's end
+    ("mixtral", "int8", "1x2", 3, 0),  # chosen experts
+    ("mixtral", "fp16", "1x1", 2, 0),
+    ("gpt_oss", "int8", "1x1", 1, 0),  # with biases
+    ("gpt_oss", "fp16", "1x2", 1, 0),
 ]
 
 

@@ -22,9 +22,11 @@ from chip.isa.instructions import (
     mnemonic,
 )  # fmt: skip
 
-KINDS: Mapping[str, type[Instruction]] = {
-    mnemonic(kind): kind for kind in (*MEM, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)
-} | dict.fromkeys((op.value for op in AluOp), Alu) | {mnemonic(Index): Index}
+KINDS: Mapping[str, type[Instruction]] = (
+    {mnemonic(kind): kind for kind in (*MEM, LW, IW, ABC, ACC, *SXM, *C2C, *ICU)}
+    | dict.fromkeys((op.value for op in AluOp), Alu)
+    | {mnemonic(Index): Index}
+)
 """The class of each mnemonic. The binary form numbers mnemonics by their place here."""
 
 

@@ -29,7 +29,17 @@ from chip.isa.instructions import (
     issues,
 )
 from chip.isa.issue import Issue, culprit
-from chip.isa.operands import ITEM_BYTES, STREAMS, Chain, Chosen, Group, Held, Immediate, In, streams_of
+from chip.isa.operands import (
+    ITEM_BYTES,
+    STREAMS,
+    Chain,
+    Chosen,
+    Group,
+    Held,
+    Immediate,
+    In,
+    streams_of,
+)
 from chip.spec import VECTOR_BYTES, ChipSpec
 
 INDICES = VECTOR_BYTES // 4  # values of a vector from which a slice may take its index

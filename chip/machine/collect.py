@@ -335,6 +335,7 @@ class Collector:
             if isinstance(mem, (Read, Write)):
                 self.dynamic.append(burst)
             return
+        assert isinstance(mem.address, int)
         access = WordEvents.run(
             slice_=slice_, word=mem.address, word_step=mem.step, cycle=cycle, period=issue.d,
             data=burst.base if reads else burst.operands[0].first,

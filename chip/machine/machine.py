@@ -269,13 +269,14 @@ class Machine:
         groups: dict[object, list[Burst]] = {}
         for number in self.resolved.chosen:
             burst = self.resolved.bursts[number]
-            issue = burst.issue
+            issue, read = burst.issue, burst.issue.instruction
+            assert isinstance(read, Read)
             alone = issue.queue.number < spec.near_slices
             ahead = hops(issue.queue, alu(0), spec)
-            outward = issue.instruction.stream.eastward == (issue.queue.hemisphere == 1)
+            outward = read.stream.eastward == (issue.queue.hemisphere == 1)
             key = (
-                issue.queue.hemisphere, issue.cycle - (ahead if outward else -ahead),
-                issue.instruction, number if alone else None,
+                issue.queue.hemisphere, issue.cycle - (ahead if outward else -ahead), read,
+                number if alone else None,
             )  # fmt: skip
             groups.setdefault(key, []).append(burst)
         out = {}

@@ -150,7 +150,10 @@ class ExpertsSum:
         return [*rows, _chosen(self), g, *_weights(self)]
 
     def writes(self) -> list[Use]:
-        return [("y", (self.y, self.rows * row_bytes(self.n, 2))), ("t", (self.t, row_bytes(self.n, 4)))]
+        return [
+            ("y", (self.y, self.rows * row_bytes(self.n, 2))),
+            ("t", (self.t, row_bytes(self.n, 4))),
+        ]
 
 
 def programs(op: ExpertsEach | ExpertsSum) -> tuple[ExpertsEach | ExpertsSum, ...]:

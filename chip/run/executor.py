@@ -20,7 +20,7 @@ from chip.ops.product import Activations, AddTo, Capped, Gated, Matmul, NormFirs
 from chip.ops.program import Computation
 from chip.ops.rows import gated_widths, row_bytes
 from chip.ops.vector import Add, Apply, Gate, Gather, LayerNorm, Norm, TopK
-from chip.ops.weights import weight_bytes, weight_scale_bytes
+from chip.ops.weights import weight_bytes
 from chip.run.views import Views
 from chip.spec import VECTOR_BYTES
 from chip.sram import Sram

@@ -281,10 +281,11 @@ class StepPlanner:
             weight = weight_of(self.config, group, rank, op)
             if not weight.n:
                 continue
+            apart = columns_apart(weight.n, work_turn(self.costs.spec))
             shape: dict[str, Any] = {
                 "rows": self.kind.rows, "experts": experts.count, "chosen": experts.chosen,
                 "k": op.in_features, "n": weight.n, "dtype": self.dtype,
-                "group": self.weight_group, "apart": columns_apart(weight.n, work_turn(self.costs.spec)),
+                "group": self.weight_group, "apart": apart,
                 "x": buffers[source], "s": self._scale(chip, source), "e": buffers[chosen],
                 "w": constants[op.name], "sw": constants.get(f"{op.name}.scale"),
                 "b": constants.get(f"{op.name}.bias"), "y": buffers[op.output] + offsets[rank],

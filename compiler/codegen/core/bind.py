@@ -29,7 +29,6 @@ from compiler.codegen.core.parts import Fixed
 from compiler.codegen.core.template import Choice, Placed, Template
 from compiler.codegen.core.traffic import BLOCKS
 
-
 NONE_CHOSEN: Mapping[str, Choice] = {}
 
 

@@ -87,19 +87,10 @@ def _number(vector: int, spec: ChipSpec) -> int:
     return vector // (RUN * spec.hemispheres) * RUN + vector % RUN
 
 
-def indices(
-    spec: ChipSpec, cycle: int, stream: int, lane: int, near: bool
-) -> Iterator[Issue]:  # fmt: skip
-    """Yield what gives the slices an index that leaves the VXM on both sides at a cycle.
-
-    `near`: to the work slices, too.
-    """
-    numbers = [*(range(spec.work_slices) if near else ()), *bulk_slices(spec)]
+def indices(spec: ChipSpec, cycle: int, stream: int, lane: int, slices: range) -> Iterator[Issue]:
+    """Yield what gives slices an index that leaves the VXM on both sides at a cycle."""
     for side in (0, 1):
-        for number in numbers:
+        for number in slices:
             queue = mem(side, number)
             index = Index(stream=Stream(side == 1, stream), lane=lane)
             yield Issue(queue, cycle + hops(queue, alu(0), spec), index)
-
-
-

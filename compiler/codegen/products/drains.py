@@ -21,8 +21,8 @@ from compiler.codegen.core.template import Placed
 from compiler.codegen.gates import ACTIVATIONS, ANY, risen
 from compiler.codegen.products.columns import Columns, blocks_of, gated_groups, row_groups
 from compiler.codegen.products.gaps import link_turns
-from compiler.codegen.products.resources import FEED, GATE, ROW_SCALE, SHARE
-from compiler.codegen.products.shares import Share
+from compiler.codegen.products.resources import FEED, GATE
+from compiler.codegen.products.shares import ALONE, Registers, Share
 from compiler.codegen.products.sums import ARRIVAL, Outputs, added, biased, dequantised, limited
 from compiler.codegen.products.timeline import ColumnGroup
 from compiler.codegen.vector import Run, joined
@@ -41,6 +41,7 @@ class Drains:
     op: Matmul
     clock: Clock
     share: Share | None = None  # of a weighted sum
+    registers: Registers = ALONE
     _blocks: dict[object, Block] = field(default_factory=dict)
 
     @property
@@ -115,8 +116,7 @@ class Drains:
             b = Block(
                 self.clock.spec,
                 pinned=FEED.pinned
-                | {ROW_SCALE.scale}
-                | ({SHARE.weight} if self.share is not None else set())
+                | self.registers.pinned
                 | (GATE.pinned if kind in FOLLOWED else set()),
                 busy=lambda cycle: cycle in busy or (start + cycle) % C2C_TURN in turns,
             )
@@ -125,7 +125,7 @@ class Drains:
                 run = Run(operand, sum(outputs.widths[:j]), outputs.widths[j])
                 return joined(b, [run], 4, ARRIVAL + LEAD)
 
-            sums, scale = added(b, outputs, ARRIVAL), Held(ROW_SCALE.scale)
+            sums, scale = added(b, outputs, ARRIVAL), Held(self.registers.scale)
             scaled = dequantised(b, sums, scale, partial(of_columns, "sw"))
             summed = biased(b, self.op, scaled, partial(of_columns, "b"))
             self._follow(b, kind, limited(b, self.op, summed))
@@ -136,7 +136,7 @@ class Drains:
         """Do with a group's dequantised sums what follows the product."""
         if self.share is not None:
             for j, y in enumerate(scaled):
-                self.share.follow(b, y, j)
+                self.share.follow(b, y, j, self.registers.weight)
         elif kind == "gate" and isinstance(self.op.result, Gated):
             ACTIVATIONS[self.op.result.activation](b, scaled[0], GATE.chain)
         elif isinstance(self.op.result, Gated):

@@ -11,8 +11,8 @@ from chip.spec import vectors
 from compiler.codegen.core.builder import C2C_TURN, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.products.columns16 import Columns
-from compiler.codegen.products.resources import FEED, SHARE, SUMS16
-from compiler.codegen.products.shares import Share
+from compiler.codegen.products.resources import FEED, SUMS16
+from compiler.codegen.products.shares import ALONE, Registers, Share
 from compiler.codegen.products.sums import biased, limited
 
 
@@ -23,6 +23,7 @@ class Drains16:
     op: Matmul
     clock: Clock
     share: Share | None = None  # of a weighted sum
+    registers: Registers = ALONE
     _blocks: dict[object, Block] = field(default_factory=dict)
 
     @property
@@ -50,7 +51,7 @@ class Drains16:
                 return fed or cycle % C2C_TURN == C2C_TURN - 1
 
             stride = 1 if alone else 2
-            pinned = FEED.pinned | ({SHARE.weight} if self.share is not None else set())
+            pinned = FEED.pinned | (set() if self.registers is ALONE else self.registers.pinned)
             b = Block(self.clock.spec, pinned=pinned, busy=busy, stride=stride)
             joined = [_join(b, block, j, arrival) for j, block in enumerate(blocks)]
 
@@ -60,7 +61,7 @@ class Drains16:
             joined = limited(b, self.op, biased(b, self.op, joined, of_columns))
             for j, (total, block) in enumerate(zip(joined, blocks, strict=True)):
                 if self.share is not None:
-                    self.share.follow(b, total, j)
+                    self.share.follow(b, total, j, self.registers.weight)
                     continue
                 out = Ref("y", item * j, vectors(block.width * item))
                 op = AluOp.COPY if item == 4 else AluOp.CVT_F16

@@ -14,7 +14,7 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.codegen.core.template import Placed, Template, even_stream
 from compiler.codegen.products import row, rows
 from compiler.codegen.products.prologue import arrivals
-from compiler.codegen.products.shares import Share
+from compiler.codegen.products.shares import ALONE, Registers, Share
 
 
 def matmul(op: Matmul, spec: ChipSpec) -> Template:
@@ -36,10 +36,11 @@ def _rows(op: Matmul, spec: ChipSpec) -> Template:
 
 
 def one_row(
-    op: Matmul, spec: ChipSpec, share: Share | None = None, scales: int = 1
+    op: Matmul, spec: ChipSpec, share: Share | None = None, scales: int = 1,
+    registers: Registers = ALONE,
 ) -> Template:  # fmt: skip
     """x . w of one row. `share`: of a weighted sum; `scales`: rows that share a vector of these."""
-    product = row.lay_out(op, spec, share, scales)
+    product = row.lay_out(op, spec, share, scales, registers)
     drains = product.drains
     end = max(p.start + p.block.end for p in drains)
     written = share.out if share else "r" if isinstance(op.result, AddTo) else "y"

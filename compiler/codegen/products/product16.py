@@ -33,7 +33,7 @@ from compiler.codegen.products.activations import feed_block
 from compiler.codegen.products.columns16 import ColumnGroup, Columns, groups_of, lanes_of
 from compiler.codegen.products.drains16 import Drains16, turned
 from compiler.codegen.products.resources import FEED, FEED_BESIDE, SUMS16, WEIGHTS16
-from compiler.codegen.products.shares import Share
+from compiler.codegen.products.shares import ALONE, Registers, Share
 
 BESIDE = 31  # columns that a pair loads in a cycle beside activations
 FAR_COLUMNS = 8  # columns that a pair loads in a cycle where western weights cross the chip
@@ -157,10 +157,12 @@ def _summed(g: ColumnGroup, half: int, rows: int, clock: Clock) -> int:
     return _fed(g, half, rows) + (2 if rows == 1 else 0) + clock.of["ABC"]
 
 
-def lay_out(op: Matmul, spec: ChipSpec, share: Share | None = None) -> Product16:
+def lay_out(
+    op: Matmul, spec: ChipSpec, share: Share | None = None, registers: Registers = ALONE
+) -> Product16:  # fmt: skip
     """Place the groups one after another, each as early as the ones before leave room."""
     clock, rows, halves = Clock(spec), op.rows, 2 * vectors(op.k)
-    drains, groups = Drains16(op, clock, share), list[ColumnGroup]()
+    drains, groups = Drains16(op, clock, share, registers), list[ColumnGroup]()
     at, drained = 0, (0, 0)  # of the last two groups: when their sums have left
     for number, blocks in enumerate(groups_of(op.n, vectors(op.k), alike=rows > 1)):
         rate, load, interval = _pace(rows, blocks)
@@ -238,9 +240,11 @@ def fits(spec: ChipSpec) -> bool:
     return slices % 2 == 1 and slices >= 2 * RUN
 
 
-def matmul16(op: Matmul, spec: ChipSpec, share: Share | None = None) -> Template:
+def matmul16(
+    op: Matmul, spec: ChipSpec, share: Share | None = None, registers: Registers = ALONE
+) -> Template:  # fmt: skip
     """x . w in fp16, fp32 or fp16 out."""
-    product = lay_out(op, spec, share)
+    product = lay_out(op, spec, share, registers)
     end = max(p.start + (p.n - 1) * p.interval + p.block.end for p in product.drains)
     first = product.groups[0]
     lead = min(LEAD, product.fed(first, 0) - product.clock.feed) if first.blocks[0].even else 0

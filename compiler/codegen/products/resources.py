@@ -68,6 +68,14 @@ class ShareWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class Second:
+    """The same of every second of products that overlap."""
+
+    scale: int = alu(6, "the second row's scale")
+    weight: int = alu(4, "what the second product is multiplied by")
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Weights on their way from bulk memory to the planes."""
 
@@ -167,7 +175,7 @@ class Sums16:
 FEED, QUANTISER, ROW_SCALE, WEIGHTS = Feed(), Quantiser(), RowScale(), Weights()
 SUMS, GATE, WEIGHTS16, SUMS16 = Sums(), GateChain(), Weights16(), Sums16()
 STREAMED, FEED_BESIDE, WEIGHTS_BESIDE = Streamed(), FeedBeside(), WeightsBeside()
-COLUMN_SCALES, SHARE = ColumnScales(), ShareWeight()
+COLUMN_SCALES, SHARE, SECOND = ColumnScales(), ShareWeight(), Second()
 
 _PHASES = ("feed", "drain")
 _FEEDING, _DRAINING, _ALWAYS = range(1), range(1, 2), range(2)
@@ -186,7 +194,7 @@ ONE_ROW = Resources(
     ),
 )
 SHARE_ROW = Resources(
-    "MATMUL one row, one of a weighted sum",
+    "MATMUL one row, one of several",
     _PHASES,
     (
         Owner("blocks", BLOCKS, _ALWAYS),
@@ -194,6 +202,7 @@ SHARE_ROW = Resources(
         Owner("feed", FEED, _ALWAYS),
         Owner("row scale", ROW_SCALE, _ALWAYS),
         Owner("share", SHARE, _ALWAYS),
+        Owner("second", SECOND, _ALWAYS),
         Owner("sums", SUMS, _DRAINING),
     ),
 )

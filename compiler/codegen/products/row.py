@@ -28,9 +28,9 @@ from compiler.codegen.products.columns import Columns
 from compiler.codegen.products.drains import Drains
 from compiler.codegen.products.gaps import Gaps
 from compiler.codegen.products.prologue import Prologue, outward, prologue
-from compiler.codegen.products.resources import FEED, ROW_SCALE
+from compiler.codegen.products.resources import FEED
 from compiler.codegen.products.row_tiles import TileCursor, TileTimes
-from compiler.codegen.products.shares import Share
+from compiler.codegen.products.shares import ALONE, Registers, Share
 from compiler.codegen.products.timeline import PLANES, ColumnGroup, columns_of_plane
 
 SUMS = 8  # accumulator rows that groups take in turn
@@ -50,6 +50,7 @@ class RowProduct:
     filled: Sequence[int]  # when the activations of tiles with a slot of their own come
     prologue: Prologue | None
     scales: int  # of rows, among which the row's is
+    registers: Registers
     drains: tuple[Placed, ...]
 
     def window_cycle(self, number: int, tile: int, window: int, plane: int) -> int:
@@ -111,7 +112,7 @@ class RowProduct:
         ]  # fmt: skip
         if before is None:
             fed += enumerate(self.filled)
-            first = _scale(spec, _scale_cycle(self.filled), self.scales)
+            first = _scale(spec, _scale_cycle(self.filled), self.scales, self.registers.scale)
         else:
             first = Placed(block=before.block, start=0)
         return [
@@ -122,14 +123,15 @@ class RowProduct:
 
 
 def lay_out(
-    op: Matmul, spec: ChipSpec, share: Share | None = None, scales: int = 1
+    op: Matmul, spec: ChipSpec, share: Share | None = None, scales: int = 1,
+    registers: Registers = ALONE,
 ) -> RowProduct:  # fmt: skip
     """Time tile by tile, group by group; each group's sums leave when the VXM is free for them.
 
     `share`: of a weighted sum; `scales`: rows that share a vector of scales.
     """
     clock, tiles = Clock(spec), vectors(op.k)
-    drains, source = Drains(op, clock, share), op.source
+    drains, source = Drains(op, clock, share, registers), op.source
     columns = drains.groups()
     before = None if isinstance(source, Activations) else prologue(source, op.k, spec)
     cursor = _first_cursor(op, clock, columns, before)
@@ -151,7 +153,8 @@ def lay_out(
     again = {one.filled - clock.feed for one in times.values() if one.filled is not None}
     return RowProduct(
         clock=clock, tiles=tiles, groups=tuple(groups), times=times, filled=cursor.filled,
-        prologue=before, scales=scales, drains=tuple(drains.place(g, again) for g in groups),
+        prologue=before, scales=scales, registers=registers,
+        drains=tuple(drains.place(g, again) for g in groups),
     )  # fmt: skip
 
 
@@ -191,9 +194,9 @@ def _scale_cycle(filled: Sequence[int]) -> int:
     return filled[-1] + 1
 
 
-def _scale(spec: ChipSpec, cycle: int, scales: int) -> Placed:
+def _scale(spec: ChipSpec, cycle: int, scales: int, on: int) -> Placed:
     """Fetch the row's scale, once: it passes the planes' streams at a cycle."""
-    block = Block(spec, pinned=FEED.pinned | {ROW_SCALE.scale}, busy=never)
-    row_scale(block, scales, ROW_SCALE.scale)
+    block = Block(spec, pinned=FEED.pinned | {on}, busy=never)
+    row_scale(block, scales, on)
     (step,) = block.finish().passes
     return Placed(block=block, start=cycle - 1 - step.cycle)
