@@ -10,8 +10,8 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from machine_kit import CHIP
+from numpy.typing import NDArray
 from plain_ops import GATES, kv_layout
 
 from chip.kernels.quant import tile_weights
