@@ -19,6 +19,7 @@ from interconnect.errors import PortsExhaustedError
 from interconnect.spec import LinkSpec
 from interconnect.topology import LinkKind
 from rack.errors import MachineError, ProfileError, RackError
+from rack.machines import profile
 from rack.machines.hardware import Cabling, SharedEgress
 from rack.machines.profile import GRADES, load_hardware, profile_names
 
@@ -206,7 +207,7 @@ def test_a_user_adds_a_machine(tmp_path: Path) -> None:
 HEAD = 'name = "mine"\ninherits = "groqrack"\n'
 SOURCED = 'source = "assumption: a try"'
 SHAPE = '{ value, grade, source } or { value, source = "assumption: ..." }'
-TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host]"
+TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host], [economics]"
 GRADED = "a grade (A, B, C, D, M) or a source that starts with 'assumption:'"
 CHOICES = "no such key with system.cabling = 'dragonfly', link.rate = 'per_link'"
 FIT = "numbers that fit together"
@@ -455,3 +456,69 @@ def test_a_long_line_of_files(tmp_path: Path) -> None:
     assert load_hardware(tmp_path / "m2.toml").chip == GROQ.chip
     with pytest.raises(ProfileError, match="inherits: wanted at most 8 files, got"):
         load_hardware(tmp_path / "m0.toml")
+
+
+def test_power_and_price_are_the_data_sheet_s_or_assumed() -> None:
+    """HARDWARE: 185 W average, 215 TDP, 300 maximum; nobody publishes what a chip costs today."""
+    for name in profile_names():
+        found = load_hardware(name).economics
+        assert [found.watts(key) for key in ("average_w", "tdp_w", "max_w")] == [185, 215, 300]
+        assert {found.average_w.grade, found.tdp_w.grade, found.max_w.grade} == {"A"}
+        assert (found.unit_usd.grade, found.life_years.grade) == ("assumption", "assumption")
+        assert (found.price, found.life) == ((5_000, 20_000, 20_000), (3, 5, 7))
+        assert found.to_dict()["tdp_w"]["value"] == 215
+
+
+def test_a_price_moves_no_cycle(tmp_path: Path) -> None:
+    path = tmp_path / "dear.toml"
+    path.write_text(
+        'name = "dear"\ninherits = "lesson"\n[economics]\n'
+        f"unit_usd = {{ value = [1, 2, 3], {SOURCED} }}\n"
+    )
+    dear, lesson = load_hardware(path), load_hardware("lesson")
+    assert dear.economics.price == (1, 2, 3)
+    assert dear.economics.life == lesson.economics.life
+    assert dear.digest() == lesson.digest()
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "wanted", "got"),
+    [
+        ("tdp_w = {{ value = 1.5, {} }}", "economics.tdp_w", "watts, 1 to 100000", "1.5"),
+        (
+            "max_w = {{ value = 200, {} }}",
+            "economics", "average_w <= tdp_w <= max_w", "185, 215, 200",
+        ),
+        (
+            "unit_usd = {{ value = 20_000, {} }}",
+            "economics.unit_usd", "[low, usual, high], integers of 1 to 1000000000", "20000",
+        ),
+        (
+            "life_years = {{ value = [5, 4, 6], {} }}",
+            "economics.life_years", "[low, usual, high], rising", "[5, 4, 6]",
+        ),
+        (
+            "watts = {{ value = 5, {} }}",
+            "economics.watts", "one of average_w, life_years, max_w, tdp_w, unit_usd",
+            "an unknown key",
+        ),
+    ],
+)  # fmt: skip
+def test_power_and_price_that_cannot_be(
+    tmp_path: Path, line: str, key: str, wanted: str, got: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'name = "x"\ninherits = "lesson"\n[economics]\n{line.format(SOURCED)}\n')
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(path)
+    assert str(caught.value) == f"{path}: {key}: wanted {wanted}, got {got}"
+
+
+def test_a_profile_of_its_own_needs_power_and_price(tmp_path: Path) -> None:
+    shipped = Path(profile.__file__).parent / "profiles" / "groqrack.toml"
+    text = shipped.read_text(encoding="utf-8").partition("[economics]")[0]
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ProfileError) as caught:
+        load_hardware(path)
+    assert str(caught.value) == f"{path}: economics.average_w: wanted a value, got nothing"

@@ -19,6 +19,7 @@ from rack.commands.page import marks, put_page, read_page
 from rack.commands.validate_conv import conv
 from rack.commands.validate_dtypes import dtypes
 from rack.commands.validate_encoder import encoder
+from rack.commands.validate_gpus import gpus
 from rack.commands.validate_lstm import lstm
 from rack.commands.validate_matmul import matmul
 from rack.commands.validate_models import models
@@ -44,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         f"{called_as('validate')} conv --help: cycles of residual blocks; "
         f"{called_as('validate')} encoder --help: latencies of many runs of one sequence; "
         f"{called_as('validate')} models --help: the presets on both machines; "
-        f"{called_as('validate')} dtypes --help: what int8 and int4 cost in exactness.",
+        f"{called_as('validate')} dtypes --help: what int8 and int4 cost in exactness; "
+        f"{called_as('validate')} gpus --help: GPUs' efficiencies, fitted and held against points.",
     )
     parser.add_argument_group("machine").add_argument(
         "--hardware", default="groqrack", metavar=profile_choices(),
@@ -75,7 +77,7 @@ def table(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Main] = {
     "table": table, "lstm": lstm, "matmul": matmul, "conv": conv, "encoder": encoder,
-    "models": models, "dtypes": dtypes,
+    "models": models, "dtypes": dtypes, "gpus": gpus,
 }  # fmt: skip
 """The first word of the command line; without one it is `table`."""
 

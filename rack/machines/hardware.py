@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from chip.spec import USES, ChipSpec
 from interconnect.clock import ClockSpec
@@ -22,6 +22,8 @@ from interconnect.dragonfly import Dragonfly, multi_rack
 from interconnect.spec import LinkSpec
 from interconnect.topology import LinkKind, Topology, free_cabling
 from rack.errors import MachineError
+from rack.machines.economics import Economics
+from rack.machines.sourced import Sourced as Sourced
 
 
 class Cabling(StrEnum):
@@ -29,18 +31,6 @@ class Cabling(StrEnum):
 
     FREE = "free"  # the layout
     DRAGONFLY = "dragonfly"  # the machine
-
-
-class Sourced(NamedTuple):
-    """A value of a profile and where it comes from; `grade` is "assumption" for one of ours.
-
-    `fitted` names the published figure that the value was chosen to meet; "" when there is none.
-    """
-
-    value: int | str | list[int]
-    grade: str
-    source: str
-    fitted: str = ""
 
 
 @lru_cache(maxsize=4)
@@ -78,6 +68,7 @@ class Hardware:
     clock: ClockSpec
     host_turnaround_cycles: int  # result at the host to next step message
     sources: dict[str, Sourced] = field(hash=False, compare=False, repr=False)
+    economics: Economics = field(hash=False, compare=False, repr=False)
 
     @property
     def chips_per_rack(self) -> int:
@@ -159,7 +150,10 @@ class Hardware:
         return slot // self.chips_per_rack
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every value, nested, in JSON's types; a Fraction as "numerator/denominator"."""
+        """Return every value that moves a cycle, nested, in JSON's types.
+
+        A Fraction is "numerator/denominator".
+        """
         link = {
             key: str(value) if isinstance(value, Fraction) else value
             for key, value in asdict(self.chip_link).items()

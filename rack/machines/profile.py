@@ -1,8 +1,8 @@
 """Read a machine from TOML: `load_hardware("lesson")`, `load_hardware("my.toml")`.
 
 A file has `name`, optionally `inherits` (a shipped profile's name, or a path beside the file), and
-the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock and host. Every
-value in them is an inline table that says where it comes from:
+the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock, host and
+economics. Every value in them is an inline table that says where it comes from:
 `{ value = 4, grade = "A", source = "..." }` or `{ value = 4, source = "assumption: ..." }`; a value
 without is refused. So are an unknown key, a number out of bounds (`profile_keys`), a value
 that is not modelled, and a key of the file's own that changes nothing beside the others, as
@@ -15,7 +15,6 @@ are; here they become cycles.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from fractions import Fraction
@@ -25,13 +24,12 @@ from typing import Any, TypeVar
 from chip.isa.instructions import MNEMONICS
 from chip.isa.issue import delays
 from chip.spec import USES, ChipSpec
-from compiler.files import shown
-from compiler.regular import read_file
 from interconnect.clock import ClockSpec
 from interconnect.spec import LinkSpec
 from interconnect.topology import LinkKind
 from rack.errors import ProfileError
-from rack.machines.hardware import Cabling, Hardware, SharedEgress, Sourced
+from rack.machines.economics import ECONOMIC_KEYS, economics_of
+from rack.machines.hardware import Cabling, Hardware, SharedEgress
 from rack.machines.profile_keys import (
     COMMON,
     KNOWN,
@@ -44,14 +42,13 @@ from rack.machines.profile_keys import (
     UNUSED_DELAYS,
     check,
 )
+from rack.machines.sourced import GRADES as GRADES
+from rack.machines.sourced import Sourced, entry, parse, text_of
 
 _T = TypeVar("_T")
 _FOLDER = Path(__file__).parent / "profiles"
-GRADES = ("A", "B", "C", "D", "M")
 STRAYING = "groqrack-drift"  # has what a profile leaves open of clocks that stray
-MOST_BYTES = 1 << 20  # of a file
 MOST_HEIRS = 8  # files that inherit from each other
-MOST_TEXT = 1000  # characters of a name or a source
 
 _CHIP = tuple(f.name for f in fields(ChipSpec) if f.name not in ("delays", *USES))
 
@@ -70,7 +67,7 @@ def load_hardware(name_or_path: str | Path) -> Hardware:
     name, values, own = _read(path, ())
     profile = _Profile(str(path), values)
     for key in own:
-        if key not in profile.used:
+        if key not in profile.used and key not in ECONOMIC_KEYS:
             wanted = f"no such key with {profile.choices}"
             raise ProfileError(file=str(path), key=key, wanted=wanted, got="one")
     return profile.build(name)
@@ -87,13 +84,6 @@ def _find(name: str, beside: str, key: str) -> Path:
     raise ProfileError(file=f"{name:.200}", key=key, wanted=wanted, got="no such profile")
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_file(path, MOST_BYTES).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # bad UTF-8, deep nesting, long numbers
-        raise ProfileError(file=str(path), key="file", wanted="TOML", got=str(error)) from error
-
-
 def _read(path: Path, heirs: tuple[str, ...]) -> tuple[str, dict[str, Sourced], list[str]]:
     """Return the file's name, its values over those it inherits, and its own keys."""
     here = os.path.realpath(path)
@@ -101,22 +91,14 @@ def _read(path: Path, heirs: tuple[str, ...]) -> tuple[str, dict[str, Sourced], 
         wanted = "an end" if here in heirs else f"at most {MOST_HEIRS} files"
         got = " -> ".join((*heirs, here))
         raise ProfileError(file=str(path), key="inherits", wanted=wanted, got=got)
-    document = _parse(path)
-    name, values = _text(path, document, "name"), _tables(path, document)
+    document = parse(path)
+    name, values = text_of(path, document, "name"), _tables(path, document)
     own = list(values)
     if "inherits" in document:
-        parent = _text(path, document, "inherits")
+        parent = text_of(path, document, "inherits")
         found = _find(parent, os.path.dirname(path), f"inherits in {path}")
         values = _read(found, (*heirs, here))[1] | values
     return name, values, own
-
-
-def _text(path: Path, document: dict[str, Any], key: str) -> str:
-    value = document.get(key)
-    if not isinstance(value, str) or not 1 <= len(value) <= MOST_TEXT or not value.isprintable():
-        got = "nothing" if value is None else shown(value)
-        raise ProfileError(file=str(path), key=key, wanted="a text", got=got)
-    return value
 
 
 def _tables(path: Path, document: dict[str, Any]) -> dict[str, Sourced]:
@@ -130,10 +112,10 @@ def _tables(path: Path, document: dict[str, Any]) -> dict[str, Sourced]:
             raise ProfileError(
                 file=str(path), key=f"{table:.80}", wanted=wanted, got="an unknown key"
             )
-        for entry, content in entries.items():
-            key = f"{table}.{entry:.80}"
+        for name, content in entries.items():
+            key = f"{table}.{name:.80}"
             _check_known(str(path), table, key)
-            values[key] = _entry(str(path), key, content)
+            values[key] = entry(str(path), key, content, check)
     return values
 
 
@@ -145,37 +127,6 @@ def _check_known(file: str, table: str, key: str) -> None:
         known = sorted(k for k in KNOWN if k.startswith(f"{table}."))
         near = ", ".join(k.partition(".")[2] for k in known)
         raise ProfileError(file=file, key=key, wanted=f"one of {near}", got="an unknown key")
-
-
-def _entry(file: str, key: str, content: object) -> Sourced:
-    """Check one inline table."""
-    shape = '{ value, grade, source } or { value, source = "assumption: ..." }'
-    if not isinstance(content, dict) or not {"value", "source"} <= set(content):
-        raise ProfileError(file=file, key=key, wanted=shape, got=shown(content))
-    if extra := sorted(set(content) - {"value", "grade", "source", "fitted"}):
-        got = f"also {', '.join(extra):.80}"
-        raise ProfileError(file=file, key=key, wanted=shape, got=got)
-    value, source, grade = content["value"], content["source"], content.get("grade")
-    check(file, key, value)
-    if not _words(source) or not source.removeprefix("assumption:").strip():
-        raise ProfileError(file=file, key=key, wanted="a source in words", got=shown(source))
-    fitted = content.get("fitted", "")
-    if "fitted" in content and not _words(fitted):
-        wanted = "the figure it was fitted to, in words"
-        raise ProfileError(file=file, key=key, wanted=wanted, got=shown(fitted))
-    assumed = source.startswith("assumption:")
-    if assumed and grade is not None:
-        wanted = "no grade on an assumption"
-        raise ProfileError(file=file, key=key, wanted=wanted, got=shown(grade))
-    if not assumed and grade not in GRADES:
-        wanted = f"a grade ({', '.join(GRADES)}) or a source that starts with 'assumption:'"
-        got = "neither" if grade is None else shown(grade)
-        raise ProfileError(file=file, key=key, wanted=wanted, got=got)
-    return Sourced(value, grade or "assumption", source, fitted)
-
-
-def _words(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip()) and len(text) <= MOST_TEXT
 
 
 class _Profile:
@@ -295,6 +246,7 @@ class _Profile:
             clock=self._built("clock", lambda: ClockSpec(**clock)),
             host_turnaround_cycles=self._cycles("host.turnaround_ns"),
             sources=self.used,
+            economics=economics_of(self._file, self._values),
             **system,
         )
         self._check_slots(hardware)

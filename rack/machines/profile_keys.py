@@ -11,8 +11,9 @@ from chip.isa.instructions import MNEMONICS
 from chip.spec import MODELLED, VECTOR_BYTES
 from compiler.files import shown
 from rack.errors import ProfileError
+from rack.machines.economics import ECONOMIC_KEYS, check_economics
 
-TABLES = ("chip", "delays", "system", "link", "clock", "host")
+TABLES = ("chip", "delays", "system", "link", "clock", "host", "economics")
 MOST_CYCLES = 1_000_000  # of a latency: a millisecond and more
 MOST_TIME = 1_000_000  # ns of a latency, ps of what strays
 MOST_DELAY = 64  # of one instruction
@@ -94,7 +95,7 @@ COMMON = (
 )
 """Keys that every profile has."""
 
-KNOWN = _CONDITIONAL.union(COMMON)
+KNOWN = _CONDITIONAL.union(COMMON, ECONOMIC_KEYS)
 REMOVED = {
     **dict.fromkeys(
         (
@@ -116,7 +117,9 @@ REMOVED = {
 def check(file: str, key: str, value: object) -> None:
     """Raise ProfileError for a value that a key of KNOWN cannot have."""
     table, _, name = key.partition(".")
-    if key in TEXTS:
+    if key in ECONOMIC_KEYS:
+        check_economics(file, key, value)
+    elif key in TEXTS:
         if not isinstance(value, str) or value not in TEXTS[key]:
             raise _wrong(file, key, " or ".join(map(repr, TEXTS[key])), value)
     elif table == "delays":
