@@ -21,6 +21,7 @@ from fuzz_kit import MOST_SECONDS, ends, examples
 
 from rack.commands import (
     bench,
+    compare,
     compile,
     disasm,
     encode,
@@ -44,6 +45,7 @@ VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] 
     "encode": (encode.main, encode.build_parser, ["--executor", "timing"]),
     "plan": (plan.main, plan.build_parser, []),
     "bench": (bench.main, bench.build_parser, ["--decode-tokens", "1", "--repeats", "1"]),
+    "compare": (compare.main, compare.build_parser, ["--dry-run"]),
     "compile": (compile.main, compile.build_parser, ["--dry-run"]),
     "trace": (trace.main, trace.build_parser, ["--dry-run"]),
     "disasm": (disasm.main, disasm.build_parser, []),

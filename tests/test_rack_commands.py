@@ -33,6 +33,7 @@ LINES: dict[str, list[str]] = {
     "encode": [*ENCODER, "--tokens", "1,2"],
     "serve": [*RUN],
     "bench": [*RUN, "--decode-tokens", "2", "--repeats", "1"],
+    "compare": [*CHEAP, "--batch", "1,4", "--gpu", "h200"],
     "trace": [*CHEAP, "-o", "{folder}/trace.json"],
     "validate": [],
     "compile": [*CHEAP, "-o", "{folder}/artifact"],
@@ -77,7 +78,7 @@ def test_no_such_verb(capsys: pytest.CaptureFixture[str], words: list[str], got:
     assert caught.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
     assert usage == "usage: python -m rack VERB ..."
-    known = "known: plan, generate, encode, serve, bench, trace, validate, compile, disasm"
+    known = "known: plan, generate, encode, serve, bench, compare, trace, validate, compile, disasm"
     assert error == f"python -m rack: error: wanted a verb, got {got}; {known}"
 
 
@@ -133,7 +134,9 @@ def test_usage_names_the_program_that_was_called(
     assert verb_module("plan").build_parser().prog == shown
 
 
-@pytest.mark.parametrize("verb", ["plan", "generate", "encode", "bench", "compile", "validate"])
+@pytest.mark.parametrize(
+    "verb", ["plan", "generate", "encode", "bench", "compare", "compile", "validate"]
+)
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
     assert f"`{verb}`" in promised("--json")
     assert main([*line(verb, tmp_path), "--json"]) == 0

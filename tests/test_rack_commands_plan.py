@@ -21,7 +21,7 @@ from rack.commands.trace import main as trace
 KEYS = {
     "model", "weights", "dtype", "hardware", "hardware_digest", "layout", "chips", "racks",
     "max_model_len", "prefill_chunk", "buckets", "sram_bytes_per_chip", "decode",
-    "config", "notices", "code", "synchronisation",
+    "config", "notices", "code", "synchronisation", "cost",
 }  # fmt: skip
 DECODE = {
     "step", "cycles", "microseconds", "tokens_per_second", "parts", "bounds", "roofline_cycles",
@@ -285,3 +285,52 @@ def test_bad_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     text = refused(capsys, 2, main, "tiny", "--context", "x")
     assert text == "argument --context: invalid int value: 'x'"
     assert refused(capsys, 2, main) == "the following arguments are required: MODEL"
+
+
+def test_costs_with_their_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["llama-8b", "--layers", "2", "--layout", "2x4+4"]
+    flags = ["--usd-per-kwh", "0.2", "--pue", "1.5", "--utilisation", "0.5"]
+    found = plan(capsys, *words, *flags)
+    cost, decode = found["cost"], found["decode"]
+    watts = 12 * 185 * 1.5
+    joules = watts / (decode["tokens_per_second"] * 0.5)
+    assert cost["alone"]["joules_per_million_tokens"] == pytest.approx(joules * 1e6)
+    given = cost["inputs"]
+    assert [given[key] for key in ("chips", "usd_per_kwh", "pue", "utilisation")] == [
+        12, 0.2, 1.5, 0.5,
+    ]  # fmt: skip
+    assert given["chip"]["unit_usd"]["source"].startswith("assumption: ")
+    many = cost["in_flight_when_full"]
+    assert many > 1
+    ratio = (
+        cost["alone"]["usd_per_million_tokens"] / cost["pipeline_full"]["usd_per_million_tokens"]
+    )
+    assert many - 1 < ratio <= many
+    assert cost["groqcloud"] == {
+        "usd_per_million_tokens_in": 0.05, "usd_per_million_tokens_out": 0.08
+    }  # fmt: skip
+    assert main([*words, *flags]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "costs of lesson's chip: 12 of it alone, each of 185 W on average (TDP 215, most 300), "
+        "20,000 USD (5,000 to 20,000, assumed) and 5 years (3 to 7, assumed), at 0.2 USD a kWh, "
+        "PUE 1.5, 50% of the hours in use",
+        "one sequence alone: ",
+        f"pipeline full, {many} sequences in flight: ",
+        "for reference, GroqCloud's published prices of llama-8b: 0.05 USD a million tokens in, "
+        "0.08 out",
+    ):
+        assert part in said
+    text = refused(capsys, 1, main, *words, "--pue", "0")
+    assert text == "pue: wanted 1 to 10, got 0.0"
+
+
+def test_costs_of_an_encoder_are_of_its_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny-bert", "--layout", "2x1", "--max-model-len", "32", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    encode, found = report["encode"], report["cost"]
+    tokens = encode["tokens"] * encode["sequences_per_second"]
+    watts = 2 * 185 * 1.2
+    assert found["pipeline_full"]["joules_per_million_tokens"] == pytest.approx(
+        watts / tokens * 1e6
+    )

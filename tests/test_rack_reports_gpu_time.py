@@ -8,8 +8,8 @@ import pytest
 
 from compiler.model.presets import PRESETS
 from rack.machines.gpu import Efficiency, GpuDtype, load_gpu
-from rack.reports.gpu_fit import EXACT
 from rack.reports.gpu_time import (
+    EXACT,
     Load,
     Terms,
     balance,

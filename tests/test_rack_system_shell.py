@@ -159,8 +159,8 @@ def test_a_broken_pipe_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 VERBS = (
-    "bench", "compile", "disasm", "encode", "generate", "plan", "serve.__main__", "trace",
-    "validate",
+    "bench", "compare", "compile", "disasm", "encode", "generate", "plan", "serve.__main__",
+    "trace", "validate",
 )  # fmt: skip
 
 

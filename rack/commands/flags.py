@@ -16,6 +16,7 @@ from compiler.pipeline import DTYPES
 from rack.commands.verbs import VERBS, called_as
 from rack.errors import ConfigError
 from rack.machines.profile import profile_names
+from rack.reports.costs import Prices
 from rack.run.answer_lengths import DEFAULT
 from rack.run.config import (
     ENV_PREFIX,
@@ -131,6 +132,29 @@ def output_flags(*, json: bool = True, dry_run: bool = True) -> argparse.Argumen
             "--dry-run", action="store_true", help="show what is placed where; start nothing"
         )
     return parser
+
+
+def cost_flags() -> argparse.ArgumentParser:
+    """Return the flags that costs are worked out with."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("cost")
+    texts = {
+        "usd_per_kwh": ("USD", "price of electricity"),
+        "pue": ("RATIO", "power of the whole building over that of the chips"),
+        "utilisation": ("SHARE", "of the hours in which the machine makes tokens, 0 to 1"),
+    }
+    for field in fields(Prices):
+        metavar, text = texts[field.name]
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}", type=float, default=field.default,
+            metavar=metavar, help=f"{text} (default %(default)s, an assumption)",
+        )  # fmt: skip
+    return parser
+
+
+def prices_of(args: argparse.Namespace) -> Prices:
+    """Return what `cost_flags` gave. Raises ConfigError."""
+    return Prices(**{field.name: getattr(args, field.name) for field in fields(Prices)})
 
 
 def count(most: int) -> Callable[[str], int]:

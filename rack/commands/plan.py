@@ -16,10 +16,20 @@ from compiler.codegen.table import has_instructions
 from compiler.ir import StepSchedule
 from compiler.pipeline import CompiledModel, Options, compile_model
 from rack.commands.command import model_command, show_placement
-from rack.commands.flags import model_flags, output_flags, verb_parser
+from rack.commands.flags import cost_flags, model_flags, output_flags, prices_of, verb_parser
 from rack.errors import ConfigError
+from rack.reports.costs import (
+    Prices,
+    cost,
+    cost_text,
+    input_lines,
+    inputs,
+    reference,
+    reference_lines,
+)
 from rack.reports.experts import expert_lines, expert_programs
 from rack.reports.instructions import step_sizes
+from rack.reports.lpu_batches import pipeline
 from rack.reports.tables import columns, shown
 from rack.run.config import RunConfig
 from rack.run.session import Prepared, prepare
@@ -32,7 +42,7 @@ SMALL = 0.01  # share of a token from which on what bounds it is named
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.plan`."""
-    parser = verb_parser("plan", model_flags(), output_flags())
+    parser = verb_parser("plan", model_flags(), cost_flags(), output_flags())
     group = parser.add_argument_group("step")
     group.add_argument(
         "--context",
@@ -52,6 +62,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     """Print the plan, or the placement alone."""
     if args.context is not None and args.context < 1:
         raise ConfigError(f"context: wanted 1 or more, got {args.context}")
+    prices = prices_of(args)
     prepared = prepare(
         config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
     )
@@ -62,6 +73,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     schedule = prepared.compiled.step_for(context)
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
+    report["cost"] = costs(prepared, schedule, prices)
     if prepared.compiled.int4_group is not None:
         report["int4"] = int4_loads(prepared)
     if (experts := expert_programs(prepared.compiled, schedule)) is not None:
@@ -108,6 +120,31 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
         "config": prepared.config.to_dict(),
         "notices": prepared.notices,
         "code": code_version(),
+    }
+
+
+def costs(prepared: Prepared, schedule: StepSchedule, prices: Prices) -> dict[str, Any]:
+    """Return energy and money a million tokens: of one sequence alone, and of a full pipeline.
+
+    The pipeline is as full as KV caches allow.
+    """
+    compiled, economics = prepared.compiled, prepared.hardware.economics
+    if schedule.kind.encode:
+        interval = compiled.cycles_until(schedule.name, schedule.name)
+        in_flight = -(-schedule.cycles // interval)
+        per_cycle = schedule.kind.rows * compiled.chip.clock_hz
+        alone, full = per_cycle / schedule.cycles, per_cycle / interval
+    else:
+        found = pipeline(compiled, schedule.kind.bucket)
+        in_flight = found.in_flight(found.full)
+        alone, full = found.tokens_per_s(1), found.tokens_per_s(in_flight)
+    chips = compiled.layout.chips
+    return {
+        "inputs": inputs(economics, chips, prices),
+        "alone": cost(economics, chips, alone, prices).to_dict(),
+        "pipeline_full": cost(economics, chips, full, prices).to_dict(),
+        "in_flight_when_full": in_flight,
+        "groqcloud": reference(compiled.config.name),
     }
 
 
@@ -264,8 +301,19 @@ def text_of(report: dict[str, Any]) -> str:
         f"stream roofline: {decode['roofline_cycles']:,} cycles; the schedule takes "
         f"{decode['roofline_ratio']:.2f} times that; {_rate(decode)}"
     )
+    lines += _cost_lines(report["cost"], report)
     lines += [f"NOTE: {notice}" for notice in report["notices"]]
     return shown(head, _memory_table(report), _cycles_table(decode), *lines)
+
+
+def _cost_lines(found: dict[str, Any], report: dict[str, Any]) -> list[str]:
+    return [
+        *input_lines(f"{report['hardware']}'s chip", found["inputs"]),
+        f"one sequence alone: {cost_text(found['alone'])}",
+        f"pipeline full, {found['in_flight_when_full']} sequences in flight: "
+        f"{cost_text(found['pipeline_full'])}",
+        *reference_lines(report["model"], found["groqcloud"]),
+    ]
 
 
 def _int4_line(loads: dict[str, Any]) -> str:

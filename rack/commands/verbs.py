@@ -14,6 +14,7 @@ VERBS = {
     "encode": "Run one sequence through an encoder; hidden states, their hash, the timing.",
     "serve": "Serve an emulated rack with the API of GroqCloud and OpenAI.",
     "bench": "Measure decode, prefill, start-up and memory in one run.",
+    "compare": "Set a rack beside GPUs: speed, cost and energy by batch, and verdicts.",
     "trace": "Write a compiled model's schedule as Chrome trace events, or draw it.",
     "validate": "Hold the emulator against published figures.",
     "compile": "Compile a model and write it with one SRAM image per chip.",

@@ -28,7 +28,7 @@ from compiler.model.presets import PRESETS
 from rack.errors import ConfigError
 from rack.machines.gpu import MILLE, Efficiency, Gpu, GpuDtype
 from rack.reports.accuracy_rows import LLAMA_2
-from rack.reports.gpu_time import SIZES, Load, Terms, terms
+from rack.reports.gpu_time import EXACT, SIZES, Load, Terms, terms
 
 MEASURED = Path(__file__).parents[1] / "machines" / "gpus" / "measured.csv"
 COLUMNS = (
@@ -47,7 +47,6 @@ SMALL_CACHE = ("trtllm",)
 QUEUED_MS = 10_000.0
 ROUNDS = 200
 LEAST_ERROR = 0.01  # a point nearer than that weighs no more
-EXACT = Efficiency(memory=1.0, compute=1.0, layer_s=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from compiler.model.presets import PRESETS
 from rack.machines.gpu import MILLE, Efficiency, Gpu, GpuDtype, load_gpu
-from rack.reports.gpu_fit import EXACT, ErrorRow, Points, error_rows, fit, read_points, split
-from rack.reports.gpu_time import Load, balance
+from rack.reports.gpu_fit import ErrorRow, Points, error_rows, fit, read_points, split
+from rack.reports.gpu_time import EXACT, Load, balance
 
 SHIPPED = ("a100-80", "h100-sxm", "h200")
 """GPUs with measured points."""

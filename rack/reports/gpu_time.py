@@ -29,6 +29,7 @@ ONE_GPU = 0.5  # of layer_s, where nobody is waited for
 EXPERTS = 2  # times layer_s, for routing and gathering
 USABLE = 0.9
 """Of a GPU's memory; the rest is the engine's and its buffers' (assumption: vLLM's default)."""
+EXACT = Efficiency(memory=1.0, compute=1.0, layer_s=0.0)  # all of the data sheet
 SIZES = (1, 2, 4, 8)  # GPUs of a host that a model is split over
 
 

@@ -26,12 +26,13 @@ COLOURS = (
 """Of the series in their order; those after the last begin again."""
 ACROSS = 2  # panels side by side
 WIDTH, HEIGHT = 7.6, 4.6  # inches of a panel
+MARKED = (0.02, 0.35, 0.68)  # of the height: where labels of marks begin, in turn
 TICKED = 12  # places on an axis that get a tick of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: y over x, in the order given. `dashed` for what was not measured or computed."""
+    """One line: y over x, in the order given; dashed where it is there to compare others with."""
 
     label: str
     x: tuple[float | str, ...]
@@ -90,7 +91,7 @@ def draw_panels(panels: Sequence[Panel], title: str, kind: str) -> bytes:
     colours = {label: COLOURS[n % len(COLOURS)] for n, label in enumerate(labels)}
     handles: dict[str, Line2D] = {}
     for panel, axes in zip(panels, places, strict=False):
-        handles |= _draw(axes, panel, colours)
+        handles = _draw(axes, panel, colours) | handles  # a label's first line is in the legend
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     figure.legend(
@@ -108,8 +109,9 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> dict[str, Line2D
     lines: dict[str, Line2D] = {}
     for line in panel.series:
         lines[line.label] = axes.plot(
-            line.x, line.y, color=colours[line.label], linewidth=1.8, marker="o", markersize=4,
-            linestyle="--" if line.dashed else "-", label=line.label,
+            line.x, line.y, color=colours[line.label], linewidth=1.8, label=line.label,
+            marker="" if line.dashed else "o", markersize=4,
+            linestyle="--" if line.dashed else "-",
         )[0]  # fmt: skip
     axes.set_title(panel.title, fontsize=11, loc="left")
     axes.set_xlabel(panel.x_label)
@@ -124,11 +126,11 @@ def _draw(axes: Axes, panel: Panel, colours: dict[str, str]) -> dict[str, Line2D
             if values is not None and len(values) <= TICKED:
                 axis.set_ticks(sorted(values))
                 axis.set_minor_formatter(NullFormatter())
-    for mark in panel.marks:
+    for place, mark in enumerate(sorted(panel.marks, key=lambda mark: mark.x)):
         axes.axvline(mark.x, color="#8d99ae", linewidth=1, linestyle=":")
         axes.annotate(
-            mark.label, (mark.x, 0.02), xycoords=("data", "axes fraction"), rotation=90,
-            fontsize=8, color="#5c677d", ha="right", va="bottom",
+            mark.label, (mark.x, MARKED[place % len(MARKED)]), xycoords=("data", "axes fraction"),
+            rotation=90, fontsize=8, color="#5c677d", ha="right", va="bottom",
         )  # fmt: skip
     axes.grid(color="#e3e3e3", linewidth=0.5)
     axes.set_axisbelow(True)
