@@ -516,14 +516,27 @@ def compile_model(
     is called often with the steps done and the steps in all; an error that it raises ends the
     compilation. Raises LayoutError, CapacityError or CompilerError. A ScheduleError is our own bug.
     """
-    options = options or Options()
-    ground = lay_out(config, target, layout, options)
+    ground = lay_out(config, target, layout, options or Options())
+    return compile_on(ground, config, target, layout, kinds, contexts, progress)
+
+
+@collector_off()
+def compile_on(
+    ground: Ground, config: ModelConfig, target: Target, layout: Layout, kinds: str = "all",
+    contexts: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, steps: None,
+    *, forks: bool = True,
+) -> CompiledModel:  # fmt: skip
+    """Compile steps on a ground of the same model, machine and layout, as `compile_model` does.
+
+    Several compilations may share one ground. Without `forks` all checks run in this process.
+    """
     network = ground.network
     wanted = _wanted(kinds, ground, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
     about = (ground.costs, network.links, ground.memories, network.clock, network.sync, config)
     lawful = 0  # shapes whose templates are checked
-    forked = layout.chips * len(wanted) > WORTH_FORKING
+    forked = forks and layout.chips * len(wanted) > WORTH_FORKING
     with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:
         for kind in wanted:
             progress(len(steps), len(wanted))

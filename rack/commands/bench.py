@@ -25,6 +25,7 @@ from compiler.pipeline import CompiledModel
 from rack.commands.command import at_least, model_command, show_placement
 from rack.commands.flags import model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
+from rack.machines.hardware import Hardware
 from rack.run.completion import Completion
 from rack.run.config import RunConfig
 from rack.run.host_memory import fit_to_memory
@@ -126,11 +127,14 @@ def room(prompt: int | None, decode: int, limit: int) -> int:
     return min(PROMPT_TOKENS, left) if prompt is None else prompt
 
 
-def measure(config: RunConfig, prompt: int | None, decode: int, repeats: int) -> dict[str, Any]:
-    """Measure a run; return the report. Raises KNOWN_ERRORS."""
+def measure(
+    config: RunConfig, prompt: int | None, decode: int, repeats: int,
+    hardware: Hardware | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a run, on `hardware` if it is given; return the report. Raises KNOWN_ERRORS."""
     stages: dict[str, float] = {}
     started = time.perf_counter()
-    prepared = of_task(Task.GENERATE, prepare(config))
+    prepared = of_task(Task.GENERATE, prepare(config, hardware=hardware))
     stages["compiled"] = time.perf_counter() - started
     for notice in prepared.notices:
         say(notice)

@@ -102,14 +102,18 @@ def verb_parser(
     )
 
 
-def model_flags() -> argparse.ArgumentParser:
-    """Return MODEL and the flags of `RunConfig`; absent flags stay None."""
+def model_flags(*, needed: bool = True) -> argparse.ArgumentParser:
+    """Return MODEL, which may be left out unless `needed`, and the flags of `RunConfig`; absent
+    flags stay None."""
     parser = argparse.ArgumentParser(add_help=False)
     defaults = {field.name: field.default for field in fields(RunConfig)}
     for title, keys in _groups().items():
         group = parser.add_argument_group(title)
         if title == "model":
-            group.add_argument("model", metavar="MODEL", help="a preset (llama-8b, …) or a folder")
+            group.add_argument(
+                "model", metavar="MODEL", nargs=None if needed else "?",
+                help="a preset (llama-8b, …) or a folder",
+            )  # fmt: skip
         for key, (metavar, text) in keys.items():
             flag = "--" + FLAG_NAMES.get(key, key).replace("_", "-")
             told = "" if defaults[key] is None else f" (default {defaults[key]})"

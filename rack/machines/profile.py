@@ -15,7 +15,7 @@ are; here they become cycles.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +49,7 @@ _T = TypeVar("_T")
 _FOLDER = Path(__file__).parent / "profiles"
 STRAYING = "groqrack-drift"  # has what a profile leaves open of clocks that stray
 MOST_HEIRS = 8  # files that inherit from each other
+ASKED = "assumption: a value that was asked for in place of the profile's"
 
 _CHIP = tuple(f.name for f in fields(ChipSpec) if f.name not in ("delays", *USES))
 
@@ -58,15 +59,22 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-def load_hardware(name_or_path: str | Path) -> Hardware:
+def load_hardware(
+    name_or_path: str | Path, changes: Mapping[str, int | str | list[int]] | None = None
+) -> Hardware:
     """Read a shipped profile by name, or a `.toml` file by path.
 
-    Raises ProfileError, naming file and key, for anything that is not as described above.
+    `changes`: other values of some of its keys, by "table.key". Raises ProfileError, naming file
+    and key, for anything that is not as described above.
     """
     path = _find(str(name_or_path), "", "profile")
     name, values, own = _read(path, ())
+    for key, value in (changes or {}).items():
+        _check_known(str(path), key.partition(".")[0], key)
+        check(str(path), key, value)
+        values[key] = Sourced(value, "assumption", ASKED)
     profile = _Profile(str(path), values)
-    for key in own:
+    for key in changes or own:  # changes may leave keys of the file without effect
         if key not in profile.used and key not in ECONOMIC_KEYS:
             wanted = f"no such key with {profile.choices}"
             raise ProfileError(file=str(path), key=key, wanted=wanted, got="one")

@@ -56,3 +56,26 @@ def start_actor(
         scheduling_strategy=strategy, memory=memory_bytes, name=None
     ).remote(root)
     return actor, actor.run.remote(job, seat)
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _task(root: str, sources: str, pickled: bytes) -> Any:
+    if os.path.isdir(os.path.join(root, "rack")) and root not in sys.path:
+        sys.path.insert(0, root)
+    import pickle
+
+    from rack.errors import RackError
+    from rack.system.provenance import source_digest
+
+    if source_digest() != sources:
+        raise RackError(
+            f"{node_address()}: wanted the driver's code, got other: copy it to this machine"
+        )
+    work, given = pickle.loads(pickled)
+    return work(given)
+
+
+def start_task(root: str, sources: str, pickled: bytes) -> Any:
+    """Start a pickled function on its pickled argument, in code like the driver's; return its
+    reference. It raises RackError where the code differs."""
+    return _task.remote(root, sources, pickled)

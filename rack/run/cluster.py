@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -19,12 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rack.errors import RackError
 from rack.machines.hardware import Hardware
-from rack.run.actor import node_address, start_actor
+from rack.run.actor import node_address, start_actor, start_task
 from rack.run.job import PROCESS_BYTES, ChipJob
 from rack.run.membership import MEMBERSHIP
 from rack.run.worker import Seat, one_blas_thread
 from rack.system.progress import Progress
-from rack.system.provenance import ROOT
+from rack.system.provenance import ROOT, source_digest
 
 PLACE_TIMEOUT_S = 60.0
 
@@ -128,3 +130,38 @@ class RayLauncher:
         if self._joined:
             self._joined = False
             MEMBERSHIP.leave()
+
+
+class RayTasks:
+    """Lanes of a sweep that are tasks of a Ray cluster, as many as it has CPUs."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work, self.count = work, 0
+
+    def __enter__(self) -> RayTasks:
+        MEMBERSHIP.join(1)
+        self.count = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        MEMBERSHIP.leave()
+
+    def submit(self, lane: int, task: object) -> Future[Any]:
+        """Begin a task. Its future raises RackError where the cluster or its code is at fault."""
+        reference = start_task(str(ROOT), source_digest(), pickle.dumps((self._work, task)))
+        done: Future[Any] = Future()
+        reference.future().add_done_callback(lambda found: _settle(done, found))
+        return done
+
+
+def _settle(done: Future[Any], found: Future[Any]) -> None:
+    """Give a task's outcome on; errors of Ray become ours."""
+    error = found.exception()
+    if isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause if isinstance(error.cause, Exception) else RackError(str(error))
+    elif isinstance(error, ray.exceptions.RayError):
+        error = RackError(f"Ray: {str(error).strip().splitlines()[0]}")
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(found.result())

@@ -105,7 +105,8 @@ class Prepared:
 def prepare(
     config: RunConfig, *, kinds: str = "all", contexts: Sequence[int] | None = None,
     progress: Progress = quiet, runs: bool = True, task: Task | None = None,
-    text: bool | None = None,
+    text: bool | None = None, hardware: Hardware | None = None,
+    compiled: CompiledModel | None = None,
 ) -> Prepared:  # fmt: skip
     """Resolve the model and the machine, choose the layout, compile. Raises KNOWN_ERRORS.
 
@@ -113,7 +114,8 @@ def prepare(
     CapacityError names the smallest layout that would fit. MODEL may be an artifact's folder.
     A `task` refuses models that are not for it. `text`: whether the tokenizer will be needed; it
     is, unless the model is an encoder, which can be given tokens.
-    An error that `progress` raises ends the preparation.
+    An error that `progress` raises ends the preparation. `hardware` stands in for the machine that
+    the configuration names, and `compiled` for what would be compiled on it.
     """
     images: Images | None = None
     found: tuple[str, ...] = ()
@@ -126,9 +128,9 @@ def prepare(
         model = resolve_model(config.model, config.weights, config.seed, config.layers)
         if task is not None:
             task.check(model.config)
-        hardware = load_hardware(config.hardware)
+        hardware = hardware or load_hardware(config.hardware)
         found = _check_weights(config, model, runs)
-        compiled = _compile(config, model, hardware, kinds, contexts, progress)
+        compiled = compiled or _compile(config, model, hardware, kinds, contexts, progress)
     return Prepared(
         config=config,
         model=model,
