@@ -34,6 +34,8 @@ LINES: dict[str, list[str]] = {
     "serve": [*RUN],
     "bench": [*RUN, "--decode-tokens", "2", "--repeats", "1"],
     "compare": [*CHEAP, "--batch", "1,4", "--gpu", "h200"],
+    "sweep": [*CHEAP, "--grid", "context=16"],
+    "report": [],
     "trace": [*CHEAP, "-o", "{folder}/trace.json"],
     "validate": [],
     "compile": [*CHEAP, "-o", "{folder}/artifact"],
@@ -78,7 +80,10 @@ def test_no_such_verb(capsys: pytest.CaptureFixture[str], words: list[str], got:
     assert caught.value.code == 2
     usage, error = capsys.readouterr().err.splitlines()
     assert usage == "usage: python -m rack VERB ..."
-    known = "known: plan, generate, encode, serve, bench, compare, trace, validate, compile, disasm"
+    known = (
+        "known: plan, generate, encode, serve, bench, compare, sweep, report, trace, validate, "
+        "compile, disasm"
+    )
     assert error == f"python -m rack: error: wanted a verb, got {got}; {known}"
 
 

@@ -159,7 +159,8 @@ def test_a_broken_pipe_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 VERBS = (
-    "bench", "compare", "compile", "disasm", "encode", "generate", "plan", "serve.__main__",
+    "bench", "compare", "compile", "disasm", "encode", "generate", "plan", "report",
+    "serve.__main__", "sweep",
     "trace", "validate",
 )  # fmt: skip
 

@@ -71,6 +71,17 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         return
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     schedule = prepared.compiled.step_for(context)
+    report = whole_report(prepared, schedule)
+    if args.instructions:
+        report["instructions"] = instructions(prepared, schedule)
+    if args.json:
+        put(json.dumps(report))
+    else:
+        put(text_of(report))
+
+
+def whole_report(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
+    """Return the plan of one step, and what there is to say of its clocks, types and experts."""
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
     report["cost"] = costs(prepared, schedule, prices)
@@ -80,12 +91,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         report["experts"] = experts
     if names := estimated(prepared.compiled, schedule):
         report["estimated"] = names
-    if args.instructions:
-        report["instructions"] = instructions(prepared, schedule)
-    if args.json:
-        put(json.dumps(report))
-    else:
-        put(text_of(report))
+    return report
 
 
 def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:

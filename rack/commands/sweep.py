@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from compiler.errors import CompilerError
+from compiler.place.layout import parse_layout
 from rack.commands.command import UsageError, at_least, command, show_placement
 from rack.commands.flags import model_flags, output_flags, run_config, verb_parser
 from rack.commands.sweep_points import bare, machine, row
@@ -18,7 +20,7 @@ from rack.errors import KNOWN_ERRORS, ConfigError, ProfileError
 from rack.machines.changes import DERIVED, changed
 from rack.reports.plots import draw_panels
 from rack.run.config import KEYS, resolve
-from rack.run.session import prepare
+from rack.run.session import options_of, prepare
 from rack.sweeps.columns import Plot, about, panel_of, parse_plot
 from rack.sweeps.grid import OWN, Plan, Run, known, named, parse_axis, parts, read_sweep
 from rack.sweeps.lanes import Processes, Row, in_order
@@ -60,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         for name, default in counts.items():
             group.add_argument(
                 f"--{name.replace('_', '-')}", type=int, metavar="N",
-                help=f"of each {run} (default {default})",
+                help=f"as of rack.{run}" + (f" (default {default})" if default else ""),
             )  # fmt: skip
     group.add_argument(
         "--jobs", type=int, metavar="N",
@@ -129,9 +131,8 @@ def _sweep(args: argparse.Namespace) -> tuple[Plan, Plot | None]:
 def _tasks(args: argparse.Namespace, plan: Plan) -> list[Task]:
     """Resolve every point before there is any work. Raises UsageError."""
     given = {name: getattr(args, name) for name in KEYS}
-    counts = {
-        name: getattr(args, name) or default for name, default in OWN[plan.run].items()
-    }  # fmt: skip
+    asked = {name: getattr(args, name) or default for name, default in OWN[plan.run].items()}
+    counts = {name: count for name, count in asked.items() if count is not None}
     machines: dict[object, str] = {}
     tasks: list[Task] = []
     keys: dict[str, dict[str, Any]] = {}
@@ -143,10 +144,13 @@ def _tasks(args: argparse.Namespace, plan: Plan) -> list[Task]:
                 raise ConfigError("model: wanted MODEL, or model in the file, got nothing")
             read = resolve if tasks else run_config  # which tells of foreign variables, once
             config = read(argparse.Namespace(**flags, config=args.config))
+            options_of(config)
+            if config.layout != "auto":
+                parse_layout(config.layout)
             changes = bare(changed(keyed))
             if (config.hardware, changes) not in machines:
                 machines[config.hardware, changes] = machine(config.hardware, changes).name
-        except (ConfigError, ProfileError) as error:
+        except (CompilerError, ConfigError, ProfileError) as error:
             raise UsageError(str(error)) from error
         task = Task(
             run=plan.run, point=point, config=config, changes=changes,

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compiler.analyse import analyse
 from compiler.artifact import is_artifact
 from compiler.errors import CapacityError, CompilerError
 from compiler.model.config import ModelConfig
@@ -21,7 +20,7 @@ from compiler.pipeline import Ground, Options, compile_on, lay_out
 from compiler.place.auto import choose_layout, smallest_layout
 from compiler.place.layout import Layout, parse_layout
 from rack.commands.bench import measure
-from rack.commands.plan import plan_report
+from rack.commands.plan import DEFAULT_CONTEXT, whole_report
 from rack.errors import KNOWN_ERRORS, ConfigError
 from rack.machines.changes import Value
 from rack.machines.hardware import Hardware
@@ -72,14 +71,15 @@ def machine(name: str, changes: Changes) -> Hardware:
 
 def _planned(task: Task) -> dict[str, Any]:
     """Return what `rack.plan --json` says of a point, and the hash of its schedule."""
-    (context,) = dict(task.counts).values()
-    ground = _site(task.config, task.changes).ground
-    bucket = next((size for size in ground.buckets if size >= context), None)
+    buckets = _site(task.config, task.changes).ground.buckets
+    context = dict(task.counts).get("context") or min(DEFAULT_CONTEXT, buckets[-1])
+    bucket = next((size for size in buckets if size >= context), None)
     if bucket is None:
         raise CompilerError(
-            f"context: wanted at most {ground.buckets[-1]}, which is what fits, got {context}"
+            f"context: wanted at most {buckets[-1]}, which is what fits, got {context}"
         )
-    return {**_report(task.config, task.changes, bucket), "config": task.config.to_dict()}
+    report = _report(task.config, task.changes, bucket)
+    return {"context": context, **report, "config": task.config.to_dict()}
 
 
 @lru_cache(maxsize=REPORTS)
@@ -89,8 +89,7 @@ def _report(config: RunConfig, changes: Changes, bucket: int) -> dict[str, Any]:
         ground, model, hardware, layout, kinds="decode", contexts=(bucket,), forks=False
     )
     prepared = prepare(config, runs=False, hardware=hardware, compiled=compiled)
-    step = compiled.step_for(bucket)
-    report = plan_report(prepared, analyse(compiled, step))
+    report = whole_report(prepared, compiled.step_for(bucket))
     parts = {"stages": layout.stages, "group": layout.group, "head": layout.head}
     return {**report, **parts, "schedule_hash": compiled.schedule_hash}
 
@@ -128,7 +127,7 @@ def _measured(task: Task) -> dict[str, Any]:
     """Return what `rack.bench --json` says of a point; wall figures stand apart."""
     counts = dict(task.counts)
     report = measure(
-        task.config, counts["prompt_tokens"], counts["decode_tokens"], counts["repeats"],
+        task.config, counts.get("prompt_tokens"), counts["decode_tokens"], counts["repeats"],
         machine(task.config.hardware, task.changes),
     )  # fmt: skip
     wall = {key: report.pop(key) for key in WALL}

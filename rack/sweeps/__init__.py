@@ -1,4 +1,4 @@
 """Grids of plans and measurements: points, the processes that work on them, the file of rows.
 
-May import: compiler.*, rack, rack.system, rack.machines, rack.run.
+May import: compiler.*, rack, rack.system, rack.machines, rack.run, rack.reports.
 """

@@ -6,6 +6,7 @@ path that no other path of the row ends with (`tokens_per_second`).
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rack.reports.plots import Panel, Series
 WIDE = 8  # times: numbers that spread further are drawn on a logarithmic axis
 FAR = 50  # the same of y
 MOST_LINES = 20  # of a picture
+NEAR = 3  # columns that an unknown one may have been meant for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,13 @@ def column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     flat = [dict(paths(row)) for row in rows]
     every = list(dict.fromkeys(path for row in flat for path in row))
     found = [name] if name in every else [p for p in every if p.endswith(f".{name}")]
-    if len(found) != 1:
-        wanted = "one of " + ", ".join(found or every)
-        raise ConfigError(f"column {name}: wanted {wanted}, got {'several' if found else 'none'}")
+    if len(found) > 1:
+        raise ConfigError(f"column {name}: wanted one of {', '.join(found)}, got several")
+    if not found:
+        ends = {path.rpartition(".")[2]: path for path in reversed(every)} | {p: p for p in every}
+        near = [ends[one] for one in difflib.get_close_matches(name, ends, NEAR)]
+        told = f"near: {', '.join(dict.fromkeys(near))}" if near else "rack.plan --json has them"
+        raise ConfigError(f"column {name:.80}: wanted one of the rows', got none; {told}")
     return [row.get(found[0]) for row in flat]
 
 

@@ -37,11 +37,12 @@ class Run(StrEnum):
     BENCH = "bench"
 
 
-OWN = {
-    Run.PLAN: {"context": 512},
-    Run.BENCH: {"prompt_tokens": 128, "decode_tokens": 16, "repeats": 3},
+OWN: dict[Run, dict[str, int | None]] = {
+    Run.PLAN: {"context": None},
+    Run.BENCH: {"prompt_tokens": None, "decode_tokens": 16, "repeats": 3},
 }
-"""Keys of what a point is, beside those of every run; all are counts, with their defaults."""
+"""Keys of what a point is, beside those of every run; all are counts, with their defaults, None
+for those of the verb: 512 tokens of context and 128 of prompt, or as many as fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,7 @@ def _one(work: Work, task: Task) -> Row:
 
 def in_order(lanes: Lanes, tasks: Sequence[Task]) -> Iterator[Row]:
     """Yield the rows of tasks in their order. Raises RackError for a process that died."""
-    waiting = {number: task.family for number, task in enumerate(tasks)}
+    waiting: dict[int, object] = {number: task.family for number, task in enumerate(tasks)}
     owners: dict[object, int] = {}
     running: dict[Future[Row], tuple[int, int]] = {}  # -> (lane, number of the task)
     free, done, first = list(range(lanes.count)), dict[int, Row](), 0

@@ -97,15 +97,17 @@ def adding(path: str, code: dict[str, str]) -> Iterator[Rows]:
         except BlockingIOError:
             wanted = "a file that no other sweep adds to"
             raise ConfigError(f"{name}: wanted {wanted}, got one in use") from None
-        found = list(_lines(path))
-        for row, _ in found:
+        there, end = set(), 0
+        for row, after in _lines(path):
             if row.get("code") != code:
                 wanted, got = _told(code), _told(row.get("code"))
                 raise ConfigError(
                     f"{name}: wanted rows of this code ({wanted}), got {got}: name another file"
                 )
-        os.truncate(path, found[-1][1] if found else 0)
-        yield Rows(file, frozenset(row["key"] for row, _ in found))
+            there.add(row["key"])
+            end = after
+        os.truncate(path, end)
+        yield Rows(file, frozenset(there))
 
 
 def _is_regular(path: str) -> bool:
