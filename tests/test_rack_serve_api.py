@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serve_kit import Served, Steps, asgi, chat, events, serving, tiny
+from serve_kit import Served, asgi, chat, events, serving, tiny
 
 from rack.errors import RequestError
 from rack.run.completion import Picker

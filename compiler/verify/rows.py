@@ -53,7 +53,8 @@ def _steps(op: Rope | Attend, spec: ChipSpec) -> dict[str, tuple[int, int]]:
     sizes = {"kv": layout.total_bytes, "kvs": layout.scales_bytes}
     return {
         name: (size, math.ceil(size / (turns[name] * VECTOR_BYTES)) * turns[name] * VECTOR_BYTES)
-        for name, size in sizes.items() if getattr(op, name) is not None
+        for name, size in sizes.items()
+        if getattr(op, name) is not None
     }
 
 
@@ -110,7 +111,7 @@ def _check_each(where: str, found: Sequence[Scheduled], rows: int) -> None:
 
 
 def _check_results(where: str, program: Program) -> None:
-    """Check that every row's logits, or the largest of them, leave for the host from their place."""
+    """Check that every row's logits, or the largest of them, leave for the host as they lie."""
     logits = next(
         (o.op for o in program.operations if isinstance(o.op, Matmul)
          and o.op.first_column is not None), None,
@@ -123,6 +124,7 @@ def _check_results(where: str, program: Program) -> None:
         return
     _check_each(where, sends, program.rows)
     tops = [o for o in program.operations if isinstance(o.op, TopK)]
+    picked = [o.op.y for o in tops if isinstance(o.op, TopK)]
     if tops:
         _check_each(where, tops, program.rows)
     for row, send in enumerate(sends):
@@ -131,7 +133,7 @@ def _check_results(where: str, program: Program) -> None:
         for operation, name in [(tops[row], "x")] if tops else [(send, "src")]:
             if (got := getattr(operation.op, name)) != at:
                 raise _wrong(where, operation, f"{name} of row {row} at", at, got)
-        if tops and (got := getattr(send.op, "src", None)) != (y := tops[row].op.y):
+        if picked and (got := getattr(send.op, "src", None)) != (y := picked[row]):
             raise _wrong(where, send, f"src of row {row} at", y, got)
 
 

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         return
     context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
     schedule = prepared.compiled.step_for(context)
-    report = whole_report(prepared, schedule)
+    report = whole_report(prepared, schedule, prices)
     if args.instructions:
         report["instructions"] = instructions(prepared, schedule)
     if args.json:
@@ -80,8 +80,10 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
         put(text_of(report))
 
 
-def whole_report(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any]:
-    """Return the plan of one step, and what there is to say of its clocks, types and experts."""
+def whole_report(
+    prepared: Prepared, schedule: StepSchedule, prices: Prices
+) -> dict[str, Any]:  # fmt: skip
+    """Return the plan of one step: also its costs, and what there is to say of clocks and types."""
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
     report["cost"] = costs(prepared, schedule, prices)

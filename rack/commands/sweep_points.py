@@ -25,6 +25,7 @@ from rack.errors import KNOWN_ERRORS, ConfigError
 from rack.machines.changes import Value
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
+from rack.reports.costs import Prices
 from rack.run.config import RunConfig
 from rack.run.session import options_of, prepare
 from rack.sweeps.grid import Run
@@ -89,7 +90,7 @@ def _report(config: RunConfig, changes: Changes, bucket: int) -> dict[str, Any]:
         ground, model, hardware, layout, kinds="decode", contexts=(bucket,), forks=False
     )
     prepared = prepare(config, runs=False, hardware=hardware, compiled=compiled)
-    report = whole_report(prepared, compiled.step_for(bucket))
+    report = whole_report(prepared, compiled.step_for(bucket), Prices())
     parts = {"stages": layout.stages, "group": layout.group, "head": layout.head}
     return {**report, **parts, "schedule_hash": compiled.schedule_hash}
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.allocate import kv_tensors
+from compiler.place.buffers import MemoryOptions
 from rack.machines.hardware import Hardware
 
 Progress = Callable[[int, int], None]
@@ -82,9 +83,10 @@ def _places(compiled: CompiledModel, context: int) -> int:
     A cache begins a window of its own on each chip, so a real layout may hold one fewer.
     """
     dtype = "int8" if compiled.dtype == "int4" else compiled.dtype
+    one = MemoryOptions(dtype=dtype, context=context, rows=(), forward_row_bytes={})
     found = []
     for chip, memory in enumerate(compiled.memories):
-        each = sum(size for _, _, size in kv_tensors(compiled.partition, chip, dtype, context))
+        each = sum(size for _, _, size in kv_tensors(compiled.partition, chip, one, compiled.chip))
         if each:
             found.append((memory.kv_bytes + memory.free_bytes) // each)
     return max(1, min(found))

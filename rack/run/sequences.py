@@ -171,9 +171,7 @@ class Sequences:
         self._flights.remove(flight)
         end, out = flight.begin.end, list[Emitted]()
         self._dispatcher.reach(end)
-        for slot, owner, result in zip(
-            flight.begin.slots, flight.owners, results, strict=True
-        ):
+        for slot, owner, result in zip(flight.begin.slots, flight.owners, results, strict=True):
             if self._running.get(slot) is not owner:
                 continue  # it has left
             if not flight.decode:
