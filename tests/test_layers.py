@@ -31,6 +31,7 @@ COMPILER_MAY_IMPORT = (  # what a chip is, does and refuses; not how one runs or
 VERIFIER = (
     *("compiler.verify.verifier", "compiler.verify.accesses", "compiler.verify.clock"),
     *("compiler.verify.memory", "compiler.verify.sources", "compiler.verify.features"),
+    *("compiler.verify.rows", "compiler.verify.pairs"),
 )
 VERIFIER_MAY_IMPORT = {
     *("compiler.errors", "compiler.ir", "compiler.model.architecture", "compiler.model.config"),

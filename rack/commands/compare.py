@@ -54,7 +54,9 @@ LONGEST = 1 << 24  # no model has a longer context
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.compare`."""
-    parser = verb_parser("compare", model_flags(), cost_flags(), output_flags())
+    parser = verb_parser(
+        "compare", model_flags(without=("sequences", "batch")), cost_flags(), output_flags()
+    )
     group = parser.add_argument_group("comparison")
     group.add_argument(
         "--gpu", default=DEFAULT_GPUS, metavar="NAME,...",
@@ -70,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "int8 the KV cache, too; mxfp4: experts alone (default %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--batch", default=DEFAULT_BATCHES, metavar="N,...",
+        "--batch", dest="batches", default=DEFAULT_BATCHES, metavar="N,...",
         help="sequences in flight (default %(default)s)",
     )  # fmt: skip
     group.add_argument(
@@ -88,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace, config: RunConfig) -> None:
     """Print the comparison, and draw it."""
     at_least(args, 1, "context")
-    batches = _batches(args.batch)
+    batches = _batches(args.batches)
     kinds = {path: picture_kind(path) for path in args.plot or ()}
     for path in kinds:
         check_file(path, "a picture")

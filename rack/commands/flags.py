@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 
 from chip.spec import INT4_GROUPS
@@ -102,9 +102,11 @@ def verb_parser(
     )
 
 
-def model_flags(*, needed: bool = True) -> argparse.ArgumentParser:
-    """Return MODEL, which may be left out unless `needed`, and the flags of `RunConfig`; absent
-    flags stay None."""
+def model_flags(
+    *, needed: bool = True, without: Collection[str] = ()
+) -> argparse.ArgumentParser:  # fmt: skip
+    """Return MODEL, which may be left out unless `needed`, and the flags of `RunConfig`, `without`
+    some; absent flags stay None."""
     parser = argparse.ArgumentParser(add_help=False)
     defaults = {field.name: field.default for field in fields(RunConfig)}
     for title, keys in _groups().items():
@@ -115,6 +117,8 @@ def model_flags(*, needed: bool = True) -> argparse.ArgumentParser:
                 help="a preset (llama-8b, …) or a folder",
             )  # fmt: skip
         for key, (metavar, text) in keys.items():
+            if key in without:
+                continue
             flag = "--" + FLAG_NAMES.get(key, key).replace("_", "-")
             told = "" if defaults[key] is None else f" (default {defaults[key]})"
             group.add_argument(flag, dest=key, metavar=metavar, default=None, help=text + told)
