@@ -14,11 +14,14 @@ its prompt, or its first token.
 So a running sequence waits only while another step holds the entry; sequences that wait for each
 other take turns; and nobody waits for more than a turn of each of the others. A step is decided as
 late as can be: not before the result of every step that ends until it begins.
+
+Of a compiled model's steps only names and times matter; they are looked up once, and stay known
+from epoch to epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -47,11 +50,6 @@ class Wanted:
     decode: bool
     starting: bool  # the sequence has no token yet
 
-    @property
-    def turn(self) -> tuple[int, int]:
-        """The order of those that wait."""
-        return self.ready, self.slot
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
@@ -63,16 +61,58 @@ class Begin:
     slots: tuple[int, ...]
 
 
-class Dispatcher:
-    """The steps that are wanted, and those under way, in the emulated time of one rack."""
+class Times:
+    """What is known of the steps: which are for so many rows, and their intervals."""
 
     def __init__(self, compiled: Steps) -> None:
         self._compiled = compiled
+        self.interval = compiled.interval
+        self._steps: dict[tuple[int, int, bool], StepTimes] = {}
+
+    def of(self, rows: int, context: int, *, decode: bool) -> StepTimes:
+        """Return the step for so many rows, the last at position context - 1."""
+        key = rows, context, decode
+        if (found := self._steps.get(key)) is None:
+            step = self._compiled.step(rows, context, decode=decode)
+            turns = step.cycles // self.interval(step.name, step.name)
+            found = StepTimes(name=step.name, cycles=step.cycles, turns=turns)
+            self._steps[key] = found
+        return found
+
+    def after(self, context: int) -> int:
+        """Return the context of the next decode step."""
+        return min(context + 1, self._compiled.max_model_len)
+
+    def rows(self, sequences: int, context: int) -> int:
+        """Return the fewest rows of a step with which the pipeline has room for all sequences."""
+        rows = 1
+        for rows in self._compiled.decode_sizes:
+            if rows * self.of(rows, context, decode=True).turns >= sequences:
+                break
+        return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """A step: how long it takes, and how many of its kind are in the pipeline when it is full."""
+
+    name: str
+    cycles: int
+    turns: int
+
+
+class Dispatcher:
+    """The steps that are wanted, and those under way, in the emulated time of one rack."""
+
+    def __init__(self, times: Times) -> None:
+        self._times = times
         self.now = 0  # the cycle up to which everything is decided
         self._under_way: list[Begin] = []
+        self._entries: dict[str, int] = {}  # step -> from when on those under way let it begin
         self._wanted: dict[int, Wanted] = {}
         self._expected: dict[int, Wanted] = {}  # what may follow decode steps under way
         self._went_before: dict[int, set[int]] = {}  # slot that starts -> those that ran meanwhile
+        self._decision: tuple[Begin | None] | None = None  # the last one, while it holds
 
     @property
     def idle(self) -> bool:
@@ -81,10 +121,12 @@ class Dispatcher:
 
     def reach(self, cycle: int) -> None:
         """Take note that what happened up to a cycle is known: nothing begins before it."""
-        self.now = max(self.now, cycle)
+        if cycle > self.now:
+            self.now, self._decision = cycle, None
 
     def want(self, wanted: Wanted) -> None:
         """Take a sequence's next step. With it, the step that it had under way is over."""
+        self._decision = None
         self._expected.pop(wanted.slot, None)
         self._wanted[wanted.slot] = wanted
         if wanted.starting:
@@ -92,6 +134,7 @@ class Dispatcher:
 
     def drop(self, slot: int) -> None:
         """Forget a sequence that has ended, or was given up."""
+        self._decision = None
         self._wanted.pop(slot, None)
         self._expected.pop(slot, None)
         self._went_before.pop(slot, None)
@@ -112,58 +155,55 @@ class Dispatcher:
         return None if found is None else found.base
 
     def _decided(self) -> Begin | None:
-        found = self._next()
-        if found is None or any(one.ready <= found.base for one in self._expected.values()):
-            return None
-        return found
+        if self._decision is None:
+            found = self._next()
+            if found is not None and any(
+                one.ready <= found.base for one in self._expected.values()
+            ):
+                found = None
+            self._decision = (found,)
+        return self._decision[0]
 
     def _next(self) -> Begin | None:
         """Return what goes next of all that is wanted; None if one must be waited for."""
-        running = sorted(
-            (one for one in self._wanted.values() if not one.starting), key=lambda one: one.turn
-        )
+        running, starts = list[Wanted](), list[Wanted]()
+        for one in self._wanted.values():
+            (starts if one.starting else running).append(one)
         choices = []
-        starts = (one for one in self._wanted.values() if one.starting)
-        if (first := min(starts, key=lambda one: one.turn, default=None)) is not None:
-            start = self._placed((first,))
+        if starts:
+            start = self._placed((min(starts, key=_turn),))
             if not self._holds_up(start, running):
                 choices.append(start)
         if running:
-            choices.append(self._decode(running))
+            choices.append(self._decode(sorted(running, key=_turn)))
         return min(choices, key=lambda one: one.base, default=None)
 
-    def _decode(self, running: list[Wanted]) -> Begin:
+    def _decode(self, running: Sequence[Wanted]) -> Begin:
         """Return the next step of running sequences, which are in the order of their turns."""
         first = self._placed(running[:1])
-        most = self._rows(len(running) + len(self._expected), running[0].context)
+        most = self._times.rows(len(running) + len(self._expected), running[0].context)
         ready = [one for one in running[:most] if one.ready <= first.base]
         return first if len(ready) < 2 else self._placed(ready)
 
-    def _rows(self, sequences: int, context: int) -> int:
-        """Return the fewest rows of a step with which the pipeline has room for all sequences."""
-        rows = 1
-        for rows in self._compiled.decode_sizes:
-            step = self._compiled.step(rows, context, decode=True)
-            turns = step.cycles // self._compiled.interval(step.name, step.name)
-            if rows * turns >= sequences:
-                break
-        return rows
-
-    def _placed(self, wanted: Iterable[Wanted]) -> Begin:
+    def _placed(self, parts: Sequence[Wanted]) -> Begin:
         """Return the step of these, as soon as it may begin."""
-        parts = tuple(wanted)
-        rows, context = sum(one.rows for one in parts), max(one.context for one in parts)
-        step = self._compiled.step(rows, context, decode=parts[0].decode)
-        base = max(self.now, *(one.ready for one in parts), self._entry(step.name))
-        return Begin(
-            name=step.name, base=base, end=base + step.cycles,
-            slots=tuple(one.slot for one in parts),
-        )  # fmt: skip
+        rows, context, base = 0, 0, self.now
+        for one in parts:
+            rows += one.rows
+            context = max(context, one.context)
+            base = max(base, one.ready)
+        step = self._times.of(rows, context, decode=parts[0].decode)
+        base, slots = max(base, self._entry(step.name)), tuple([one.slot for one in parts])
+        return Begin(name=step.name, base=base, end=base + step.cycles, slots=slots)
 
     def _entry(self, name: str) -> int:
         """Return the cycle from which on the steps under way let one of this name begin."""
-        interval = self._compiled.interval
-        return max((one.base + interval(one.name, name) for one in self._under_way), default=0)
+        if name not in self._entries:
+            interval = self._times.interval
+            self._entries[name] = max(
+                (one.base + interval(one.name, name) for one in self._under_way), default=0
+            )
+        return self._entries[name]
 
     def _holds_up(self, start: Begin, running: Iterable[Wanted]) -> bool:
         """Tell whether a running sequence that has not gone before it would wait for a start.
@@ -171,27 +211,36 @@ class Dispatcher:
         Of a sequence whose step is under way the next one counts as wanted.
         """
         (slot,) = start.slots
-        went, interval = self._went_before[slot], self._compiled.interval
+        went, of, interval = self._went_before[slot], self._times.of, self._times.interval
         for other in (*running, *self._expected.values()):
             if other.slot not in went:
-                alone = self._placed((other,))
-                if alone.base < start.base + interval(start.name, alone.name):
+                name = of(other.rows, other.context, decode=True).name
+                alone = max(self.now, other.ready, self._entry(name))
+                if alone < start.base + interval(start.name, name):
                     return True
         return False
 
     def _take(self, begin: Begin) -> None:
         """Put a step under way."""
-        self.now = begin.base
+        self.now, self._decision = begin.base, None
         self._under_way = [one for one in self._under_way if one.end > self.now]
         self._under_way.append(begin)
+        interval = self._times.interval
+        for name, entry in self._entries.items():
+            self._entries[name] = max(entry, begin.base + interval(begin.name, name))
         for slot in begin.slots:
             wanted = self._wanted.pop(slot)
             self._went_before.pop(slot, None)
             if wanted.decode:
-                context = min(wanted.context + 1, self._compiled.max_model_len)
                 self._expected[slot] = replace(
-                    wanted, ready=begin.end, context=context, starting=False
-                )
+                    wanted, ready=begin.end, context=self._times.after(wanted.context),
+                    starting=False,
+                )  # fmt: skip
             if not wanted.starting:
                 for went in self._went_before.values():
                     went.add(slot)
+
+
+def _turn(wanted: Wanted) -> tuple[int, int]:
+    """Return the order of those that wait."""
+    return wanted.ready, wanted.slot

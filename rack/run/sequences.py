@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from rack.errors import RackError, RequestError
 from rack.run.completion import Completion, TokenEvent
-from rack.run.dispatch import Begin, Dispatcher, Wanted
+from rack.run.dispatch import Begin, Dispatcher, Times, Wanted
 from rack.run.prefixes import Slots
 from rack.run.steps import Rack, StepOrder, StepResult
 
@@ -52,7 +52,8 @@ class Sequences:
         self._running: dict[int, Completion] = {}
         self._wanted: dict[int, Wanted] = {}
         self._flights: list[_Flight] = []  # in the order in which they began
-        self._dispatcher = Dispatcher(rack.compiled)
+        self._times = Times(rack.compiled)
+        self._dispatcher = Dispatcher(self._times)
         self._before = 0  # cycles of the epochs before
 
     @property
@@ -127,7 +128,7 @@ class Sequences:
         self._before = self.clock
         self.rack.reset()
         self._flights.clear()
-        self._dispatcher = Dispatcher(self.compiled)
+        self._dispatcher = Dispatcher(self._times)
 
     def _free(self, slot: int) -> None:
         completion = self._running.pop(slot)
@@ -161,8 +162,8 @@ class Sequences:
         (slot,) = begin.slots
         wanted, ready = self._running[slot].wanted(slot, begin.end), begin.end
         if not wanted.decode:
-            following = self.compiled.step(wanted.rows, wanted.context, decode=False)
-            ready = begin.base + self.compiled.interval(begin.name, following.name)
+            following = self._times.of(wanted.rows, wanted.context, decode=False)
+            ready = begin.base + self._times.interval(begin.name, following.name)
         self._want(slot, ready)
 
     def _end(self, flight: _Flight) -> list[Emitted]:
