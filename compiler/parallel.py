@@ -15,6 +15,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from compiler.errors import CompilerError
 
@@ -37,8 +38,16 @@ def collector_off() -> Iterator[None]:
             gc.enable()
 
 
+class Copy(NamedTuple):
+    """A copy of this process that runs a check."""
+
+    pid: int
+    pipe: int  # of its answer
+    until: float  # when it has to have answered
+
+
 class Checks:
-    """Checks that run in copies while this process goes on. Leaving the context runs the rest.
+    """Checks that run in copies while this process goes on. Leaving the context waits for them all.
 
     Leaving raises the error of the first check that fails, in the order of `add`. It raises
     CompilerError for a copy that ends without an answer or takes over half an hour. Without
@@ -53,7 +62,7 @@ class Checks:
         self._checks: list[Check] = []
         self._next = 0  # checks before it have begun
         self._failed: dict[int, Exception] = {}
-        self._copies: list[tuple[int, int]] = []  # (process, pipe of its answer)
+        self._copies: list[Copy] = []
 
     def __enter__(self) -> Checks:
         return self
@@ -65,42 +74,60 @@ class Checks:
 
     def __exit__(self, failed: type[BaseException] | None, *rest: object) -> None:
         try:
-            while failed is None and self._next < len(self._checks):
-                self._tick()
-                self._begin()
-                if self._next < len(self._checks):
-                    self._next += 1
-                    self._failed |= _failures(self._checks, [self._next - 1])
-            until = time.monotonic() + DEADLINE_SECONDS
-            while failed is None and self._copies:
-                self._collect(self._copies[0], until)
+            if failed is None:
+                self._finish()
         finally:
             for copy in list(self._copies):
                 self._end(copy)
         if self._failed and failed is None:
             raise self._failed[min(self._failed)]
 
+    def _finish(self) -> None:
+        """Run what is left: in copies, for which this process leaves them its core, or here."""
+        self._most += self._most > 0
+        while self._next < len(self._checks) or self._copies:
+            self._tick()
+            if not self._most:
+                self._next += 1
+                self._failed |= _failures(self._checks, [self._next - 1])
+                continue
+            self._begin()
+            if self._copies and not self._answered(TICK_SECONDS):
+                self._refuse_late()
+
     def _begin(self) -> None:
         """Start copies for waiting checks, as many as may run at once."""
-        for copy in list(self._copies):
-            if select.select([copy[1]], [], [], 0)[0]:
-                self._collect(copy, time.monotonic() + DEADLINE_SECONDS)
+        for copy in self._answered(0.0):
+            self._collect(copy)
         while self._next < len(self._checks) and len(self._copies) < self._most:
             self._next += 1
             self._copies.append(_fork(self._checks, [self._next - 1]))
 
-    def _collect(self, copy: tuple[int, int], until: float) -> None:
+    def _answered(self, seconds: float) -> list[Copy]:
+        """Return the copies that have begun to answer, or none after so many seconds."""
+        poller = select.poll()  # unlike select(), takes descriptors beyond 1024
+        for copy in self._copies:
+            poller.register(copy.pipe, select.POLLIN)
+        ready = {pipe for pipe, _ in poller.poll(seconds * 1e3)} if self._copies else set()
+        return [copy for copy in self._copies if copy.pipe in ready]
+
+    def _refuse_late(self) -> None:
+        if time.monotonic() > min(copy.until for copy in self._copies):
+            raise CompilerError(
+                f"schedule check: wanted an answer within {DEADLINE_SECONDS} s, got none"
+            )
+
+    def _collect(self, copy: Copy) -> None:
         try:
-            self._failed |= _answer(copy[1], until, self._tick)
+            self._failed |= _answer(copy.pipe)
         finally:
             self._end(copy)
 
-    def _end(self, copy: tuple[int, int]) -> None:
-        pid, pipe = copy
+    def _end(self, copy: Copy) -> None:
         self._copies.remove(copy)
-        os.close(pipe)
-        os.kill(pid, signal.SIGKILL)  # it has answered, or its answer is not wanted any more
-        os.waitpid(pid, 0)
+        os.close(copy.pipe)
+        os.kill(copy.pid, signal.SIGKILL)  # it has answered, or its answer is not wanted any more
+        os.waitpid(copy.pid, 0)
 
 
 def _failures(checks: Sequence[Check], share: Sequence[int]) -> dict[int, Exception]:
@@ -113,15 +140,15 @@ def _failures(checks: Sequence[Check], share: Sequence[int]) -> dict[int, Except
     return {}
 
 
-def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
-    """Start a copy that runs a share; return its process and the pipe of its answer."""
+def _fork(checks: Sequence[Check], share: Sequence[int]) -> Copy:
+    """Start a copy that runs a share."""
     reads, writes = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the copy takes no locks of threads
         pid = os.fork()
     if pid:
         os.close(writes)
-        return pid, reads
+        return Copy(pid, reads, time.monotonic() + DEADLINE_SECONDS)
     try:
         os.closerange(3, writes)  # the copy must not keep a server's sockets open
         os.closerange(writes + 1, _MOST_DESCRIPTORS)
@@ -132,20 +159,10 @@ def _fork(checks: Sequence[Check], share: Sequence[int]) -> tuple[int, int]:
         os._exit(0)
 
 
-def _answer(pipe: int, until: float, tick: Callable[[], None]) -> dict[int, Exception]:
+def _answer(pipe: int) -> dict[int, Exception]:
+    """Read a copy's answer, which it writes at once and as its last work."""
     data = b""
-    poller = select.poll()  # unlike select(), takes descriptors beyond 1024
-    poller.register(pipe, select.POLLIN)
-    while True:
-        while not poller.poll(TICK_SECONDS * 1e3):
-            tick()
-            if time.monotonic() > until:
-                raise CompilerError(
-                    f"schedule check: wanted an answer within {DEADLINE_SECONDS} s, got none"
-                )
-        part = os.read(pipe, 1 << 16)
-        if not part:
-            break
+    while part := os.read(pipe, 1 << 16):
         data += part
     if not data:
         raise CompilerError("schedule check: wanted an answer from its process, got none")
