@@ -3,7 +3,8 @@
 `rate`: requests per second of the front end alone: timing executor, unpaced, one token, not
 streaming, load generator beside it on the same machine. `storm`: many clients at once on a real
 model, some leaving in mid-stream; every request must get exactly one complete answer or a
-documented error, equal requests equal text, and nothing may be left behind or grow.
+documented error, with the text that the same request got alone, and nothing may be left behind or
+grow. With `--sequences` a rack has so many slots.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import psutil
 READY_SECONDS = 120.0
 REQUEST_SECONDS = 120.0
 LEAVE_EVERY = 4  # one request in so many leaves in mid-stream
+SEEDS = 13  # so many different requests
 
 
 @contextmanager
@@ -108,6 +110,12 @@ class Storm:
         self.outcomes: Counter[str] = Counter()
         self.texts: dict[int, str] = {}  # by seed: equal requests must have equal answers
 
+    async def ask_alone(self) -> None:
+        """Make every kind of request once, one after the other: the texts that others must get."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=REQUEST_SECONDS) as client:
+            for number in range(0, 2 * SEEDS, 2):  # even ones do not stream
+                assert await self._ask(client, number) == "whole"
+
     async def run(self, clients: int, requests: int) -> None:
         """Have `requests` requests made by `clients` at a time."""
         numbers = iter(range(requests))
@@ -124,7 +132,7 @@ class Storm:
 
     async def _ask(self, client: httpx.AsyncClient, number: int) -> str:
         """Make one request; return what became of it. AssertionError for anything else."""
-        seed = number % 13
+        seed = number % SEEDS
         body: dict[str, Any] = {
             "model": self.model, "prompt": "Once upon a time", "seed": seed,
             "max_tokens": 4 + seed, "stream": number % 2 == 1, "ignore_eos": True,
@@ -167,11 +175,16 @@ def storm(args: argparse.Namespace) -> None:
     if args.model is None:
         raise SystemExit("storm: wanted --model, the folder of a small trained model")
     clients, requests = args.clients or 200, args.requests or 2000
-    arguments = ("--transport", "local", "--layout", "1x1", "--max-queue", str(clients))
+    arguments = (
+        "--transport", "local", "--layout", "1x1", "--max-queue", str(clients),
+        "--sequences", str(args.sequences),
+    )  # fmt: skip
     with server(args.model, *arguments) as (url, process):
         model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         for _ in range(args.rounds):
-            one, started = Storm(url, model), time.perf_counter()
+            one = Storm(url, model)
+            asyncio.run(one.ask_alone())
+            started = time.perf_counter()
             asyncio.run(one.run(clients, requests))
             out = {
                 **one.outcomes,
@@ -191,6 +204,7 @@ def main() -> None:
     parser.add_argument("--model", help="a preset or a folder")
     parser.add_argument("--clients", type=int, help="at a time (rate: 32, storm: 200)")
     parser.add_argument("--requests", type=int, help="in a round (rate: 4000, storm: 2000)")
+    parser.add_argument("--sequences", type=int, default=1, help="slots of the rack (storm)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     {"rate": rate, "storm": storm}[args.what](args)

@@ -69,6 +69,10 @@ class Steps:
         assert self._permits is not None
         self._permits.release(count)
 
+    def hold(self) -> None:
+        """Hold back the steps to come."""
+        self._permits = threading.Semaphore(0)
+
     def end(self) -> None:
         """Let a step go on that still waits; its request has been cancelled."""
         if self._permits is not None:

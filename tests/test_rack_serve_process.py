@@ -1,6 +1,7 @@
 """The real thing: `python -m rack.serve` as a process: signals, ports, what is refused at start."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -54,6 +55,52 @@ def test_an_idle_chip_that_dies_is_replaced_and_the_other_rack_answers(tmp_path:
         assert httpx.get(f"{url}/health/ready").json()["racks"] == ["ready", "ready"]
         assert len(running.others()) == 4
         running.process.send_signal(signal.SIGHUP)  # the terminal is closed
+        assert running.process.wait(DEADLINE_SECONDS) == 0
+        running.nothing_is_left()
+    finally:
+        running.kill()
+
+
+def test_a_chip_that_dies_under_eight_streams_ends_each_and_the_rack_is_ready_again(
+    tmp_path: Path,
+) -> None:
+    words = ("--transport", "process", "--layout", "2x1", "--sequences", "8", "--port", "0")
+    running = Verb(tmp_path, "-m", "rack.serve", "tiny", *words)
+
+    async def killed(url: str) -> list[list[Any]]:
+        began = [asyncio.Event() for _ in range(8)]
+
+        async def stream(client: httpx.AsyncClient, number: int) -> list[Any]:
+            body = {
+                "model": "tiny", "prompt": "hi", "max_tokens": 250, "ignore_eos": True,
+                "stream": True, "seed": number,
+            }  # fmt: skip
+            seen: list[Any] = []
+            async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+                async for line in answer.aiter_lines():
+                    if line:
+                        seen.append(json.loads(line.removeprefix("data: ")))
+                        began[number].set()
+            return seen
+
+        async with httpx.AsyncClient(timeout=DEADLINE_SECONDS) as client:
+            tasks = [asyncio.create_task(stream(client, number)) for number in range(8)]
+            await asyncio.gather(*(event.wait() for event in began))
+            running.others()[0].kill()
+            return await asyncio.gather(*tasks)
+
+    try:
+        url = running.said("ready: ").split()[-1]
+        for seen in asyncio.run(killed(url)):
+            *tokens, last = seen
+            assert not any("error" in token for token in tokens)
+            assert last["error"]["code"] == "rack_failed"
+            assert "its process ended (exit code -9)" in last["error"]["message"]
+        running.said("rack 0 is ready again")
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+        got = httpx.post(f"{url}/v1/completions", json=body, timeout=DEADLINE_SECONDS)
+        assert got.status_code == 200
+        running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(DEADLINE_SECONDS) == 0
         running.nothing_is_left()
     finally:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server_process import DEADLINE_SECONDS, server
 
-from benchmarks.serve import Storm
+from benchmarks.serve import SEEDS, Storm
 
 pytestmark = pytest.mark.slow
 REQUESTS = 240
@@ -33,19 +33,21 @@ def until(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline, "deadline passed"
 
 
-def test_a_storm(stories260k: Path) -> None:
-    arguments = ("--transport", "local", "--layout", "1x1", "--max-queue", "20", "--replicas", "2")
+@pytest.mark.parametrize("racks", [("--replicas", "2"), ("--sequences", "8")])
+def test_a_storm(stories260k: Path, racks: tuple[str, ...]) -> None:
+    arguments = ("--transport", "local", "--layout", "1x1", "--max-queue", "20", *racks)
     with server(str(stories260k), *arguments) as running:
         process = psutil.Process(running.process.pid)
         threads, children = process.num_threads(), process.children()
         storm = Storm(running.url, "stories260K")
+        asyncio.run(storm.ask_alone())
         asyncio.run(storm.run(clients=60, requests=REQUESTS))
         got = storm.outcomes
         assert sum(got.values()) == REQUESTS
         assert set(got) == {"whole", "streamed", "left", "refused"}  # queues are shorter than 60
         assert len(storm.texts) > 1
         # The server hears of the last clients' leaving a little later.
-        until(lambda: sum(ended(running.url).values()) == REQUESTS - got["refused"])
+        until(lambda: sum(ended(running.url).values()) == SEEDS + REQUESTS - got["refused"])
         by_reason = ended(running.url)
         assert by_reason["error"] == 0
         assert by_reason["length"] >= got["whole"] + got["streamed"]

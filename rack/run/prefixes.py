@@ -39,7 +39,8 @@ class Slots:
         """Return how many tokens of a prompt can be taken from a slot.
 
         The last token of a prompt always runs. A ring must still hold the window before the
-        boundary: what came later is written over what was `ring` tokens before it.
+        boundary: what came later is written over what was `ring` tokens before it. One token more
+        than is held may have come: the step of a sequence that was given up.
         """
         most = min(len(held), len(prompt) - 1)
         same = next((n for n in range(most) if held[n] != prompt[n]), most)
@@ -47,6 +48,6 @@ class Slots:
         boundary = same // chunk * chunk
         for window in {window for window in config.windows if window is not None}:
             ring = ring_of(window, self._compiled.max_model_len)
-            if ring is not None and len(held) - ring > max(0, boundary - window + 1):
+            if ring is not None and len(held) + 1 - ring > max(0, boundary - window + 1):
                 return 0
         return boundary
