@@ -17,7 +17,8 @@ import pytest
 from chip import kernels
 from chip.kernels import extension
 from rack.errors import ConfigError
-from rack.run.native import native_notices
+from rack.run import native
+from rack.run.native import native_notices, stale_notices
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["tiny", "--layout", "1x1", "--prompt", "Hi", "--max-tokens", "2", "--json"]
@@ -99,3 +100,35 @@ def test_the_variable_that_chooses_kernels(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(kernels.ENVIRONMENT, "fast")
     with pytest.raises(ConfigError, match=r"\$LPU_KERNELS: kernels: unknown implementation 'fast'"):
         list(native_notices("fast", "local"))
+
+
+@pytest.mark.skipif(kernels.BEST is None, reason="native code was not built")
+def test_extensions_are_made_of_the_sources_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(stale_notices()) == []  # otherwise: build again
+    monkeypatch.setattr(native, "ROOT", tmp_path)
+    assert list(stale_notices()) == []  # an installed package has none
+    for folder in native.NATIVE.values():
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    assert list(native_notices("fast", "local")) == []
+    source = tmp_path / "chip" / "kernels" / "native" / "vmath.h"
+    source.write_bytes(source.read_bytes() + b"/* later */")
+    (line,) = native_notices("fast", "local")
+    assert f" is not made of the sources in {source.parent}; to build them, install" in line
+
+
+def test_a_build_that_fails_leaves_no_older_one(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    older = []
+    for module, folder in native.NATIVE.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "broken.c").write_text("#error\n")
+        older.append(tmp_path / f"{module.replace('.', '/')}{SUFFIX}")
+        older[-1].write_bytes(b"older")
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0  # the package does without
+    assert [file for file in older if file.exists()] == []
+    for module in native.NATIVE:
+        assert f'building extension "{module}" failed' in done.stdout + done.stderr

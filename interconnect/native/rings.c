@@ -231,7 +231,13 @@ static PyObject *sleep_(PyObject *self, PyObject *args) {
     return PyBool_FromLong(may);
 }
 
+static PyObject *sources(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyUnicode_FromString(LPU_SOURCES);
+}
+
 static PyMethodDef methods[] = {
+    {"sources", sources, METH_NOARGS, "Return the digest of what this is made of (setup.py)."},
     {"lay_out", lay_out, METH_VARARGS, NULL}, {"put", put, METH_VARARGS, NULL},
     {"take", take, METH_VARARGS, NULL},       {"listen", listen, METH_VARARGS, NULL},
     {"sleep", sleep_, METH_VARARGS, NULL},    {NULL, NULL, 0, NULL},

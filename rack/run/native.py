@@ -7,6 +7,7 @@ for the product's.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,11 +18,17 @@ from pathlib import Path
 from chip import kernels
 from interconnect import rings
 from rack.errors import ConfigError
+from rack.system.provenance import ROOT
 
 AGAIN = (
     "to build them, install a C compiler and Python's headers (gcc, python3-dev), then lpu-rack "
     "again: pip install --force-reinstall --no-deps FOLDER"
 )
+NATIVE = {
+    "chip.kernels._native": "chip/kernels/native",
+    "interconnect._rings": "interconnect/native",
+}
+"""Extension modules, and the folders of their sources."""
 
 
 def native_notices(executor: str, transport: str) -> Iterator[str]:
@@ -40,6 +47,25 @@ def native_notices(executor: str, transport: str) -> Iterator[str]:
     if transport != "local" and sys.platform == "linux" and not rings.available():
         why = why_missing("interconnect._rings")
         yield f"frames between chips go through ZeroMQ, slower, because rings are {why}; {AGAIN}"
+    yield from stale_notices()
+
+
+def stale_notices() -> Iterator[str]:
+    """Yield a notice for each extension that is not made of the sources that lie beside it.
+
+    Installed packages have no sources.
+    """
+    for module, folder in NATIVE.items():
+        sources = sorted((ROOT / folder).glob("*.[ch]"))
+        try:
+            built = import_module(module)
+        except ImportError:
+            continue
+        if not sources:
+            continue
+        found = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+        if getattr(built, "sources", str)() != found:
+            yield f"{built.__file__} is not made of the sources in {ROOT / folder}; {AGAIN}"
 
 
 def why_missing(module: str) -> str:

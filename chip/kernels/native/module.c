@@ -45,6 +45,10 @@ static PyObject *py_instruction_sets(PyObject *Py_UNUSED(self), PyObject *Py_UNU
     return names;
 }
 
+static PyObject *py_sources(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(unused)) {
+    return PyUnicode_FromString(LPU_SOURCES);
+}
+
 /* Call a binding, and give back what it has taken, whether it answers or refuses. */
 static PyObject *run(const char *name, Binding *binding, Py_ssize_t needed, Args args,
                      Py_ssize_t given) {
@@ -75,6 +79,7 @@ FUNCTIONS(FUNCTION)
 static PyMethodDef methods[] = {
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "Return [(name, number)] of what runs here."},
+    {"sources", py_sources, METH_NOARGS, "Return the digest of what this is made of (setup.py)."},
     FUNCTIONS(METHOD){NULL, NULL, 0, NULL},
 };
 
