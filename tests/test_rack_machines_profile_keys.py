@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from plain_ops import cost
 
+from chip.ops.experts import columns_apart
 from chip.ops.opcodes import Opcode
 from chip.spec import MODELLED, ChipSpec
+from chip.sram import work_turn
 from compiler.codegen.lstm_cell import cell_cycles
 from compiler.model.graph import build_graph
 from compiler.model.presets import PRESETS
@@ -34,6 +36,7 @@ KEYS = [
 ]
 WIDE = {"rows": 1, "k": 8192, "n": 64, "dtype": "int8", "out": "f32"}
 LOGITS = {"n": 32_064, "k": 2}
+CHOSEN = {"rows": 1, "k": 64, "n": 64, "dtype": "int8", "experts": 4, "chosen": 2}
 
 
 def with_value(folder: Path, name: str, key: str, value: object) -> Path:
@@ -67,7 +70,11 @@ def cell(chip: ChipSpec) -> object:
 
 
 def wide_products(chip: ChipSpec) -> object:
-    return [cost(Opcode.MATMUL, WIDE, chip), cost(Opcode.TOPK, LOGITS, chip)]
+    experts = {**CHOSEN, "apart": columns_apart(64, work_turn(chip))}
+    return [
+        cost(Opcode.MATMUL, WIDE, chip), cost(Opcode.TOPK, LOGITS, chip),
+        cost(Opcode.EXPERTS_EACH, experts, chip),
+    ]  # fmt: skip
 
 
 def places(hardware: Hardware) -> object:
