@@ -139,18 +139,17 @@ class Dispatcher:
         self._expected.pop(slot, None)
         self._went_before.pop(slot, None)
 
-    def begin(self, until: int | None = None) -> Begin | None:
-        """Return the step that begins next; None if that depends on a step under way, or nothing
-        is wanted. With `until`, one that begins before that cycle; None for a later one.
-        """
-        found = self._decided()
-        if found is None or (until is not None and found.base >= until):
-            return None
-        self._take(found)
+    def begin(self) -> Begin | None:
+        """Return the step that begins next, which is then under way; None as `peek` does."""
+        if (found := self._decided()) is not None:
+            self._take(found)
         return found
 
     def peek(self) -> int | None:
-        """Return the cycle at which the next step begins, if that is decided."""
+        """Return the cycle at which the next step begins.
+
+        None if that depends on a step under way, or nothing is wanted.
+        """
         found = self._decided()
         return None if found is None else found.base
 
@@ -175,15 +174,18 @@ class Dispatcher:
             if not self._holds_up(start, running):
                 choices.append(start)
         if running:
-            choices.append(self._decode(sorted(running, key=_turn)))
+            choices.append(self._decode(running))
         return min(choices, key=lambda one: one.base, default=None)
 
     def _decode(self, running: Sequence[Wanted]) -> Begin:
-        """Return the next step of running sequences, which are in the order of their turns."""
-        first = self._placed(running[:1])
-        most = self._times.rows(len(running) + len(self._expected), running[0].context)
-        ready = [one for one in running[:most] if one.ready <= first.base]
-        return first if len(ready) < 2 else self._placed(ready)
+        """Return the next step of running sequences."""
+        first = min(running, key=_turn)
+        alone = self._placed((first,))
+        most = self._times.rows(len(running) + len(self._expected), first.context)
+        ready = [one for one in running if one.ready <= alone.base]
+        if min(most, len(ready)) < 2:
+            return alone
+        return self._placed(sorted(ready, key=_turn)[:most])
 
     def _placed(self, parts: Sequence[Wanted]) -> Begin:
         """Return the step of these, as soon as it may begin."""

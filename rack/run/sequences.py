@@ -93,13 +93,9 @@ class Sequences:
                 self._free(slot)
                 return
 
-    def advance(self, until: int | None = None) -> list[Emitted]:
-        """Begin a step, or end one; return the tokens that this gave.
-
-        With `until`, what has not begun before that cycle waits; nothing may be left to do.
-        """
-        limit = None if until is None else until - self._before
-        begin = self._dispatcher.begin(limit)
+    def advance(self) -> list[Emitted]:
+        """Begin a step, or end one, at the cycle `upcoming`; return the tokens that this gave."""
+        begin = self._dispatcher.begin()
         if begin is not None:
             while self._flights and self._flights[0].begin.end <= begin.base:
                 self._end(self._flights[0])  # prompts', and those of who has left
@@ -110,7 +106,10 @@ class Sequences:
         return self._end(min(self._flights, key=lambda one: one.begin.end))
 
     def upcoming(self) -> int:
-        """Return the cycle of what `advance` does next; a step that it ends has run by then."""
+        """Return the cycle of what `advance` does next; a step that it ends has run by then.
+
+        Who comes before it is to be admitted first. Something must be in flight.
+        """
         base = self._dispatcher.peek()
         if base is None:
             ends = min(self._flights, key=lambda one: one.begin.end)
