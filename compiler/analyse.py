@@ -6,7 +6,7 @@ All figures are read from the finished schedule, so they cannot differ from what
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,13 +80,14 @@ class _Piece(NamedTuple):
 
 def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> Iterator[_Piece]:
     """Walk back from the last result; yield what cycles were spent on."""
-    nodes = [list(program.operations) for program in schedule.programs]
+    nodes = [program.operations for program in schedule.programs]
     sends = {
         operation.op.transfer: (node, operation)
         for node, operations in enumerate(nodes)
         for operation in operations
         if isinstance(operation.op, Send)
     }
+    given: dict[int, list[_Given]] = {}  # by node
     last = [(op.end, i, op) for i, p in enumerate(schedule.programs) for op in p.operations]
     at, node, current = max(last, key=lambda item: item[0])
     yield _Piece("turnaround", "turnaround", schedule.cycles - at)
@@ -97,7 +98,9 @@ def _critical_path(compiled: CompiledModel, schedule: StepSchedule) -> Iterator[
         at = current.start
         if at <= 0:
             return
-        previous = _before(nodes[node], current, compiled)
+        if node not in given:
+            given[node] = list(_results(nodes[node], compiled))
+        previous = _before(given[node], current, compiled)
         if previous is None:  # a NOP held it back: go on with what ended last before it
             earlier = [o for o in nodes[node] if o.end <= at and not isinstance(o.op, Send)]
             if not earlier:
@@ -130,9 +133,31 @@ def _pieces(compiled: CompiledModel, op: Operation, cycles: int) -> Iterator[_Pi
     yield _Piece(op.part, f"{name} beside loads", cycles - loads)
 
 
+class _Given(NamedTuple):
+    """An operation, and when its first and last results are there; a transfer's have arrived."""
+
+    operation: Scheduled
+    begun: int
+    ended: int
+    arrives: bool
+
+
+def _results(
+    operations: Sequence[Scheduled], compiled: CompiledModel
+) -> Iterator[_Given]:  # fmt: skip
+    """Yield what operations give to others of their node: all but what leaves it."""
+    for operation in operations:
+        op = operation.op
+        if isinstance(op, Receive):
+            yield _Given(operation, operation.start, operation.end, True)
+        elif not isinstance(op, Send):
+            begun = operation.end - compiled.costs.stream_cycles(op)
+            yield _Given(operation, begun, operation.end, False)
+
+
 def _before(
-    operations: list[Scheduled], current: Scheduled, compiled: CompiledModel
-) -> Scheduled | None:
+    results: Sequence[_Given], current: Scheduled, compiled: CompiledModel
+) -> Scheduled | None:  # fmt: skip
     """Return the operation whose first or last vector decided when `current` starts."""
     wanted, op = [], current.op
     passes_on = isinstance(op, Send) and op.forward is not None
@@ -146,23 +171,14 @@ def _before(
             first, last = compiled.costs.needed(op, name)
             wanted.append((current.start + first, current.start + last))
     wanted.append((current.start, current.start))  # its unit
+    landing = 0 if passes_on else receive_cycles(compiled.chip)  # from arrival into SRAM
     for first_at, last_at in wanted:
-        for operation in operations:
-            if isinstance(operation.op, Send) or operation.start >= current.start:
-                continue
-            begun, ended = _given(operation, compiled, landed=not passes_on)
-            if ended == last_at or begun == first_at:
+        for operation, begun, ended, arrives in results:
+            behind = landing if arrives else 0
+            met = ended + behind == last_at or begun + behind == first_at
+            if met and operation.start < current.start:
                 return operation
     return None
-
-
-def _given(operation: Scheduled, compiled: CompiledModel, *, landed: bool) -> tuple[int, int]:
-    """Return when an operation's first and last results are there; `landed`: in SRAM."""
-    op = operation.op
-    if isinstance(op, Send | Receive):
-        behind = receive_cycles(compiled.chip) if landed else 0
-        return operation.start + behind, operation.end + behind
-    return operation.end - compiled.costs.stream_cycles(op), operation.end
 
 
 def _busiest_link(compiled: CompiledModel, schedule: StepSchedule) -> Busiest | None:

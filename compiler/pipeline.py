@@ -408,6 +408,7 @@ def roomy(config: ModelConfig, target: Target) -> ChipSpec:
     return replace(spec, work_slices=ROOMY)
 
 
+@collector_off()
 def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Options) -> Ground:
     """Deal a model over chips, cable the chips and give every tensor its address.
 
@@ -416,26 +417,48 @@ def lay_out(config: ModelConfig, target: Target, layout: Layout, options: Option
     fewest cycles, so that no link is too fast. Raises LayoutError, CapacityError or CompilerError.
     """
     split = partition(build_graph(config), layout)
-    ground = _on_links(split, target, options, 0)
+    placed = _Placed(split, target, options)
+    ground = _on_links(placed, 0)
     slot = max((link.slot_cycles for link in ground.network.links if not link.is_host), default=0)
     if config.encoder is not None or not slot or not (paces := slower_paces(slot)):
         return ground
     grounds = [ground]
     for pace in paces:
         with suppress(CapacityError):  # other ways may take other buffers
-            grounds.append(_on_links(split, target, options, pace))
+            grounds.append(_on_links(placed, pace))
     kind = StepKind(rows=1, bucket=ground.buckets[0], decode=True)
     return min(grounds, key=lambda one: schedule_step(one, kind, target).cycles)
 
 
-def _on_links(split: Partition, target: Target, options: Options, pace: int) -> Ground:
+class _Placed:
+    """A partition in memory. All networks that ask for the same are given the same."""
+
+    def __init__(self, split: Partition, target: Target, options: Options) -> None:
+        self.split, self.target, self.options = split, target, options
+        self._known: dict[object, tuple[MemoryOptions, ChipSpec, tuple[Memory, ...]]] = {}
+
+    def on(self, network: Network) -> tuple[MemoryOptions, ChipSpec, tuple[Memory, ...]]:
+        """Return what memory holds, the chip and the memories. Raises as `lay_out` does."""
+        forward = forward_rows(self.split, network)
+        key = (*sorted(forward.items()), _rows_at_once(self.split, network))
+        if key not in self._known:
+            self._known[key] = self._place(network)
+        return self._known[key]
+
+    def _place(self, network: Network) -> tuple[MemoryOptions, ChipSpec, tuple[Memory, ...]]:
+        split, target = self.split, self.target
+        memory = fit_options(split, network, roomy(split.config, target), self.options)
+        spec = _near_slices(split, memory, target.chip)
+        chips = range(split.layout.chips)
+        return memory, spec, tuple(allocate_chip(split, chip, memory, spec) for chip in chips)
+
+
+def _on_links(placed: _Placed, pace: int) -> Ground:
     """Lay a partition out, links at a pace (`build_network`)."""
+    split, options = placed.split, placed.options
     config = split.config
-    network = build_network(split, target, options.binding, pace)
-    memory = fit_options(split, network, roomy(config, target), options)
-    spec = _near_slices(split, memory, target.chip)
-    chips = range(split.layout.chips)
-    memories = tuple(allocate_chip(split, chip, memory, spec) for chip in chips)
+    network = build_network(split, placed.target, options.binding, pace)
+    memory, spec, memories = placed.on(network)
     context = memory.context
     kept = max(tokens_kept(config, layer, context) for layer in range(config.num_layers))
     return Ground(

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from rack.errors import ConfigError
+from rack.machines.changes import changed
+from rack.machines.profile import load_hardware
+from rack.sweeps.columns import parse_plot
 from rack.sweeps.grid import Axis, Plan, Run, known, named, parse_axis, parts, read_sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
 
 
 def plan(*axes: str, run: Run = Run.PLAN, **fixed: Any) -> Plan:
@@ -174,3 +180,26 @@ def test_a_wrong_file(tmp_path: Path, text: str, said: str) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.toml: wanted a TOML file, got "):
         read_sweep(str(tmp_path / "no.toml"))
+
+
+def test_there_are_experiments() -> None:
+    assert len(EXPERIMENTS) == 6
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_is_a_sweep_with_a_picture(path: Path) -> None:
+    run, fixed, axes = read_sweep(str(path))
+    parse_plot(fixed.pop("plot"))
+    made = Plan(run=run or Run.PLAN, fixed=fixed, axes=axes)
+    assert 4 < len(made) < 50
+    for point in made.points():
+        flags, machine, own = parts({**fixed, **point}, made.run)
+        load_hardware(flags.get("hardware", "lesson"), changed(machine))
+        assert flags["model"] in ("llama-8b", "llama-70b")
+        assert own["context"] >= 512
+    told = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    line = f"python -m rack.sweep --file experiments/{path.name} -o {path.stem}.jsonl"
+    assert line in told
+    assert line in path.read_text(encoding="utf-8")
+    assert f"](experiments/{path.stem}.png)" in told
+    assert (ROOT / "docs" / "experiments" / f"{path.stem}.png").is_file()

@@ -84,6 +84,12 @@ class StepPlanner:
         self.items: list[Planned | Transfer] = []
         self.moves = Movement(partition, network, kind, self.host, self.buffers, self.items)
         self.constants = [memory.addresses() for memory in memories]
+        self._slots = {
+            host: max(
+                (link.slot_cycles for link in network.links if link.is_host == host), default=0
+            )
+            for host in (False, True)
+        }  # cycles that a vector takes on links between chips, and on the host's
 
     def plan(self) -> list[Planned | Transfer]:
         """Return the step's operations and transfers in order."""
@@ -92,7 +98,7 @@ class StepPlanner:
         befores: list[Group | None] = [None, *groups[:-1]]
         for before, group, after in zip(befores, groups, [*groups[1:], None], strict=True):
             if before is None or len(before.chips) == 1:  # whole residuals come, link by link
-                self.arrives = self._slot(host=before is None)
+                self.arrives = self._slots[before is None]
             for index in group.layers:
                 last = index == group.layers[-1]
                 self._layer(group, self.partition.graph.layers[index], after if last else None)
@@ -212,17 +218,13 @@ class StepPlanner:
         plain = after.kind is Kind.ADD and not after.vectors  # of what is not normed before
         return op.kind is Kind.LINEAR and (after.kind is Kind.GATE or plain) and kept
 
-    def _slot(self, *, host: bool) -> int:
-        """Return the cycles that a vector takes on links between chips, or on the host's."""
-        return max(link.slot_cycles for link in self.network.links if link.is_host == host)
-
     def _on_links(self, group: Group, op: GraphOp, n: int, leaves: bool) -> LinkRoom:
         """Return a product's link parameters: the pace of its result, and room for vectors.
 
         The links of a single chip are idle until its result leaves; those of one of several may not
         be.
         """
-        slot = self._slot(host=op.split is Split.VOCAB) if leaves else GAPS
+        slot = self._slots[op.split is Split.VOCAB] if leaves else GAPS
         alone = len(group.chips) == 1
         gaps = max(C2C_TURN, min(slot // C2C_TURN * C2C_TURN, GAPS))
         last = vectors_of(row_bytes(n, 4)) * slot + 4 * GAPS

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from chip.ops.cost import CostModel, receive_cycles, send_lead_cycles
+from chip.ops.cost import Cost, CostModel, receive_cycles, send_lead_cycles
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode, Region
 from chip.ops.product import GatherFirst, Matmul
@@ -54,6 +54,7 @@ def collect(operation: Scheduled, node: Node, step: int, base: int, costs: CostM
     """Add an operation's reads and writes. Raises ScheduleError for one outside the memory."""
     op, start, end = operation.op, base + operation.start, base + operation.end
     reads, writes, spec = op.reads(), op.writes(), costs.spec
+    cost = None if isinstance(op, Send | Receive) else costs.cost(op)
     for name, region in (*reads, *writes):
         if region[0] < 0 or region[0] % VECTOR_BYTES or region[0] + region[1] > node.limit:
             raise ScheduleError(
@@ -61,7 +62,7 @@ def collect(operation: Scheduled, node: Node, step: int, base: int, costs: CostM
                 f"outside {node.limit} bytes of SRAM or not on a vector"
             )
     for name, region in reads:
-        first, last = _taken(operation, name, costs)
+        first, last = _taken(operation, name, cost)
         if isinstance(op, Send) and node.memory is not None and op.forward is None:
             first, last = (cycle - send_lead_cycles(spec) for cycle in (first, last))
         access = Access(operation, name, step, start + first, end, start + first, start + last)
@@ -69,7 +70,7 @@ def collect(operation: Scheduled, node: Node, step: int, base: int, costs: CostM
     arrives = isinstance(op, Receive) and node.memory is not None
     landed = receive_cycles(spec) if arrives else 0
     for name, region in writes:
-        first = start if isinstance(op, Send | Receive) else end - costs.stream_cycles(op)
+        first = start if cost is None else end - cost.stream
         first, last = first + landed, end + landed
         access = Access(operation, name, step, start, last, first, last)
         if region[1]:
@@ -90,9 +91,13 @@ def shares_of(operation: Scheduled) -> tuple[int, ...] | None:
     return op.shares if isinstance(op, Gather | Add) else None
 
 
-def _taken(operation: Scheduled, operand: str, costs: CostModel) -> tuple[int, int]:
-    """Return when an operand's first and last vectors are read, after the operation's start."""
+def _taken(operation: Scheduled, operand: str, cost: Cost | None) -> tuple[int, int]:
+    """Return when an operand's first and last vectors are read, after the operation's start.
+
+    `cost` is None for moves.
+    """
     op = operation.op
     if isinstance(op, Send | Receive):
         return 0, (operation.end - operation.start) // op.vectors * (op.vectors - 1)
-    return costs.needed(op, operand)
+    assert cost is not None
+    return cost.needed.get(operand, (0, 0))
