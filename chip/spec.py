@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 VECTOR_BYTES = 320
+RUN = 16  # neighbouring vectors in one hemisphere: what one plane loads in a cycle
 """Bytes of one SRAM word, one stream value and one C2C packet's payload."""
 
 INT4_GROUPS = (VECTOR_BYTES, 160, 64, 32)

@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from chip.errors import SramError
-from chip.spec import VECTOR_BYTES, ChipSpec
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec
 
 _PRIVATE = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-RUN = 16  # neighbouring vectors in one hemisphere: what one plane loads in a cycle
 
 
 class Location(NamedTuple):

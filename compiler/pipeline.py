@@ -309,9 +309,44 @@ def _fits(
 
     def enough(context: int, chunk: int) -> bool:
         memory = _memory_options(options, context, chunk, forward)
-        return all(bytes_needed(split, c, memory, spec) <= spec.sram_bytes for c in chips)
+        return any(
+            all(bytes_needed(split, c, memory, one) <= spec.sram_bytes for c in chips)
+            for one in ways_to_fit(options, spec)
+        )
 
     return enough
+
+
+def ways_to_fit(options: Options, spec: ChipSpec) -> list[ChipSpec]:
+    """Return the chip in every way to use its near slices in which a layout may fit.
+
+    One is tried for one sequence. For several, whose caches are whole turns apart, turns of more
+    near slices may be so much shorter that more of them fit.
+    """
+    return [spec] if options.sequences == 1 else [spec, wide(options.rows_dtype, spec)]
+
+
+def most_sequences(
+    split: Partition, network: Network, spec: ChipSpec, options: Options, context: int
+) -> int:
+    """Return the most slots of a context that fit, with the chunk asked for, else the smallest.
+
+    0 if not even as many fit as the batch has rows.
+    """
+    chunk = min(options.prefill_chunk or MIN_CHUNK, context)
+
+    def fits(sequences: int) -> bool:
+        asked = replace(options, sequences=sequences)
+        return _fits(split, network, spec, asked)(context, chunk)
+
+    low, high = options.batch - 1, MAX_SEQUENCES
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low if low >= options.batch else 0
 
 
 def _rows_at_once(split: Partition, network: Network) -> int:
@@ -481,7 +516,7 @@ def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> Chi
     choices = [wide(memory.dtype, spec)]
     if split.config.encoder is not None:
         choices += [replace(spec, work_slices=ROOMY)] * (spec.slices_per_hop >= ROOMY)
-    elif not fits(spec):  # what is asked for is refused, however the slices are used
+    elif memory.sequences == 1 and not fits(spec):  # refused, however the slices are used
         return spec
     return next(filter(fits, choices), spec)
 

@@ -41,7 +41,10 @@ OPERATIONS = (
 GATES = {Opcode(activation.value): Gate for activation in Activation}
 APPLIED = {Opcode(function.value): Apply for function in Function}
 TYPES: dict[Opcode, Any] = {of.opcode: of for of in OPERATIONS} | GATES | APPLIED
-MAY_LACK = ("first_column", "b", "post", "gq", "gk", "sinks")  # operands that no dtype decides
+MAY_LACK = (  # operands that no dtype decides
+    *("first_column", "b", "post", "gq", "gk", "sinks"),
+    *("slots", "kv_step", "kvs_step", "row"),
+)
 SOURCES = {None: Activations, "norm": NormFirst, "gather": GatherFirst}
 RESULTS = {None: Plain, "add": AddTo, "cap": Capped} | dict.fromkeys(Activation, Gated)
 WIDTHS = {"rows": 1, "hidden": 64, "k": 64, "n": 64, "eps": 1e-5, "out": "f32", "dtype": "int8",

@@ -1,4 +1,4 @@
-"""100,000 steps of sequences that come, go on, end and leave at random: lawful, whole, repeatable."""
+"""100,000 steps of sequences that come, go on, end and leave at random: lawful and repeatable."""
 
 from __future__ import annotations
 

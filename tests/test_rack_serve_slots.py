@@ -1,7 +1,6 @@
 """Requests that share a rack: slots and queue, cancels, failures, pace, the prefix cache."""
 
 import asyncio
-import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from test_rack_serve_runner import RawClient, settled, waiting
 
 from chip.errors import ChipError
 from rack.run.completion import TokenEvent
-from rack.run.engine import Engine
 from rack.run.session import Prepared, Session
 from rack.serve.answers import ChatCompletion, TextCompletion
 from rack.serve.limits import Limiter
@@ -291,7 +289,7 @@ def test_a_paced_request_that_waits_for_a_slot_is_queued_until_it_is_free() -> N
 def test_a_slow_executor_moves_the_schedule_of_all_streams_alike() -> None:
     prepared = tiny("timing", 2, PIPELINE)
     hz, clock = prepared.compiled.chip.clock_hz, Clock(now=2e6)
-    pacer, late = paced(clock, hz)
+    pacer, _ = paced(clock, hz)
     jobs = [Job(clock, 3, 6, clock.now) for _ in range(2)]
     promised: list[list[float]] = [[], []]
     for job, due in zip(jobs, promised, strict=True):

@@ -21,8 +21,7 @@ from chip.isa.operands import At, Chosen
 from chip.machine.collect import Burst, Collector, leads, slice_of
 from chip.machine.events import I64, IssueIndex, WordEvents, keys, latest, order_of, place_of
 from chip.machine.ports import EITHER, Accesses, check_ports
-from chip.spec import ChipSpec
-from chip.sram import RUN
+from chip.spec import RUN, ChipSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ smaller groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,11 +25,12 @@ from compiler.pipeline import (
     decode_sizes,
     prefill_sizes,
     roomy,
+    ways_to_fit,
 )
 from compiler.place.allocate import bytes_needed, chip_classes
 from compiler.place.buffers import MemoryOptions
 from compiler.place.layout import Layout
-from compiler.place.partition import COLUMN_UNIT, partition
+from compiler.place.partition import COLUMN_UNIT, Partition, partition
 from compiler.place.target import Target
 
 GROUP_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16)
@@ -74,18 +75,21 @@ class _Search:
     def excess(self, layout: Layout) -> int:
         """Return the bytes that the fullest chip lacks; zero or less if the layout fits."""
         split = partition(build_graph(self.config), layout)
-        needed = max(
-            bytes_needed(split, chip, self.memory, self.chip)
-            for chip in chip_classes(split, {}).values()
-        )
-        return needed - self.chip.sram_bytes
+        return self._missing(split, list(chip_classes(split, {}).values()))
 
     def head_excess(self, head: int) -> int:
         """Return the same for a head group alone."""
         layout = Layout(stages=1, group=1, head=head)
         split = partition(build_graph(replace(self.config, num_layers=1)), layout)
         chips = [chip for chip in chip_classes(split, {}).values() if chip in layout.head_chips]
-        needed = max(bytes_needed(split, chip, self.memory, self.chip) for chip in chips)
+        return self._missing(split, chips)
+
+    def _missing(self, split: Partition, chips: Sequence[int]) -> int:
+        """Return the bytes that the fullest of some chips lacks, used as it lacks the least."""
+        needed = min(
+            max(bytes_needed(split, chip, self.memory, spec) for chip in chips)
+            for spec in ways_to_fit(self.options, self.chip)
+        )
         return needed - self.chip.sram_bytes
 
     def fewest_stages(self, group: int, most: int) -> int | None:

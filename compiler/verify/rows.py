@@ -20,6 +20,7 @@ from chip.spec import VECTOR_BYTES, ChipSpec
 from compiler.errors import ScheduleError
 from compiler.ir import Memory, StepSchedule
 
+RESULT = "host.result"  # of transfers of logits
 WINDOW = 64  # vectors that load into the planes in a cycle
 
 
@@ -111,36 +112,41 @@ def _check_each(where: str, found: Sequence[Scheduled], rows: int) -> None:
 
 
 def _check_results(where: str, program: Program) -> None:
-    """Check that every row's logits, or the largest of them, leave for the host as they lie."""
-    logits = next(
-        (o.op for o in program.operations if isinstance(o.op, Matmul)
-         and o.op.first_column is not None), None,
-    )  # fmt: skip
-    sends = [o for o in program.operations if isinstance(o.op, Send) and o.name == "host.result"]
-    if logits is None:
-        received = _received(program)
-        for found in received:
+    """Check that every row's logits, or the largest of them, leave from their place for the host.
+
+    The host must receive as many.
+    """
+    heads = (operation.op for operation in program.operations)
+    logits = [op for op in heads if isinstance(op, Matmul) and op.first_column is not None]
+    for product in logits:
+        sends = [o for o in program.operations if isinstance(o.op, Send) and o.name == RESULT]
+        tops = [o for o in program.operations if isinstance(o.op, TopK)]
+        for found in [sends, tops] if tops else [sends]:
             _check_each(where, found, program.rows)
-        return
-    _check_each(where, sends, program.rows)
-    tops = [o for o in program.operations if isinstance(o.op, TopK)]
-    picked = [o.op.y for o in tops if isinstance(o.op, TopK)]
-    if tops:
-        _check_each(where, tops, program.rows)
-    for row, send in enumerate(sends):
-        (_, (first, _)), *_ = logits.result.writes(logits)
-        at = first + row * math.ceil(logits.n * 4 / VECTOR_BYTES) * VECTOR_BYTES
-        for operation, name in [(tops[row], "x")] if tops else [(send, "src")]:
-            if (got := getattr(operation.op, name)) != at:
-                raise _wrong(where, operation, f"{name} of row {row} at", at, got)
-        if picked and (got := getattr(send.op, "src", None)) != (y := picked[row]):
-            raise _wrong(where, send, f"src of row {row} at", y, got)
+        (_, (at, size)), *_ = product.result.writes(product)
+        at_rows = [at + row * (size // program.rows) for row in range(program.rows)]
+        if tops:
+            _check_places(where, tops, "x", at_rows)
+            at_rows = [top.op.y for top in tops if isinstance(top.op, TopK)]
+        _check_places(where, sends, "src", at_rows)
+    if not logits:
+        for found in _received(program):
+            _check_each(where, found, program.rows)
+
+
+def _check_places(
+    where: str, found: Sequence[Scheduled], name: str, wanted: Sequence[int]
+) -> None:  # fmt: skip
+    """Check where an operand of each row is."""
+    for row, (operation, at) in enumerate(zip(found, wanted, strict=True)):
+        if (got := getattr(operation.op, name)) != at:
+            raise _wrong(where, operation, f"{name} of row {row} at", at, got)
 
 
 def _received(program: Program) -> Iterator[list[Scheduled]]:
     """Yield the host's receives of results, link by link."""
     links: dict[int, list[Scheduled]] = defaultdict(list)
     for operation in program.operations:
-        if isinstance(operation.op, Receive) and operation.name == "host.result":
+        if isinstance(operation.op, Receive) and operation.name == RESULT:
             links[operation.op.link].append(operation)
     yield from links.values()

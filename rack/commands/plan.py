@@ -6,18 +6,24 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from chip.ops.moves import Receive, Send
 from compiler.analyse import PARTS, Analysis, analyse
+from compiler.artifact import is_artifact
 from compiler.codegen.table import has_instructions
 from compiler.ir import StepSchedule
-from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.model.frontend import resolve_model
+from compiler.pipeline import CompiledModel, Options, compile_model, lay_out, most_sequences
+from compiler.place.auto import choose_layout
+from compiler.place.layout import parse_layout
 from rack.commands.command import model_command, show_placement
 from rack.commands.flags import cost_flags, model_flags, output_flags, prices_of, verb_parser
 from rack.errors import ConfigError
+from rack.machines.profile import load_hardware
 from rack.reports.costs import (
     Prices,
     cost,
@@ -30,9 +36,10 @@ from rack.reports.costs import (
 from rack.reports.experts import expert_lines, expert_programs
 from rack.reports.instructions import step_sizes
 from rack.reports.lpu_batches import pipeline
+from rack.reports.sequences import sequences_lines, sequences_report
 from rack.reports.tables import columns, shown
 from rack.run.config import RunConfig
-from rack.run.session import Prepared, prepare
+from rack.run.session import Prepared, options_of, prepare
 from rack.system.provenance import code_version
 from rack.system.shell import put
 
@@ -42,8 +49,13 @@ SMALL = 0.01  # share of a token from which on what bounds it is named
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of `rack.plan`."""
-    parser = verb_parser("plan", model_flags(), cost_flags(), output_flags())
+    parser = verb_parser("plan", model_flags(without=("sequences",)), cost_flags(), output_flags())
     group = parser.add_argument_group("step")
+    group.add_argument(
+        "--sequences", metavar="S|max", action=_Sequences,
+        help="slots of the KV cache; max: as many as fit at --max-model-len (default 1)",
+    )  # fmt: skip
+    parser.set_defaults(most=False)
     group.add_argument(
         "--context",
         type=int,
@@ -57,12 +69,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Sequences(argparse.Action):
+    """Keep a number of slots as any verb does; note the word max apart."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        namespace.most = values == "max"
+        namespace.sequences = None if namespace.most else values
+
+
 @model_command(build_parser)
 def main(args: argparse.Namespace, config: RunConfig) -> None:
     """Print the plan, or the placement alone."""
     if args.context is not None and args.context < 1:
         raise ConfigError(f"context: wanted 1 or more, got {args.context}")
     prices = prices_of(args)
+    if args.most:
+        config = with_most_sequences(config)
     prepared = prepare(
         config, kinds="decode", contexts=(args.context or DEFAULT_CONTEXT,), runs=False
     )
@@ -87,6 +112,8 @@ def whole_report(
     report = plan_report(prepared, analyse(prepared.compiled, schedule))
     report["synchronisation"] = synchronisation(prepared, schedule)
     report["cost"] = costs(prepared, schedule, prices)
+    if schedule.kind.decode:
+        report["sequences"] = sequences_report(prepared.compiled, schedule.kind.bucket)
     if prepared.compiled.int4_group is not None:
         report["int4"] = int4_loads(prepared)
     if (experts := expert_programs(prepared.compiled, schedule)) is not None:
@@ -94,6 +121,29 @@ def whole_report(
     if names := estimated(prepared.compiled, schedule):
         report["estimated"] = names
     return report
+
+
+def with_most_sequences(config: RunConfig) -> RunConfig:
+    """Return the configuration with the most slots of its context that fit, and its layout.
+
+    A layout is chosen as for one batch. Raises ConfigError where there are no slots to count.
+    """
+    if config.max_model_len is None:
+        raise ConfigError("sequences: max wants --max-model-len N, the context of each sequence")
+    if is_artifact(Path(config.model)):
+        raise ConfigError("sequences: an artifact has the slots that it was compiled with, got max")
+    model = resolve_model(config.model, config.weights, config.seed, config.layers).config
+    if model.encoder is not None:
+        raise ConfigError(f"sequences: wanted 1, as {model.name} is an encoder, got max")
+    hardware = load_hardware(config.hardware)
+    options = options_of(replace(config, sequences=config.batch))
+    auto = config.layout == "auto"
+    layout = choose_layout(model, hardware, options) if auto else parse_layout(config.layout)
+    ground = lay_out(model, hardware, layout, options)
+    most = most_sequences(
+        ground.partition, ground.network, hardware.chip, options, config.max_model_len
+    )
+    return replace(config, sequences=most, layout=str(layout))
 
 
 def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
@@ -187,7 +237,7 @@ def synchronisation(prepared: Prepared, schedule: StepSchedule) -> dict[str, Any
             dtype=compiled.dtype, int4_group=compiled.int4_group,
             max_model_len=compiled.max_model_len, top_k=compiled.top_k,
             prefill_chunk=compiled.prefill_chunk, buckets=compiled.buckets,
-            binding=network.binding,
+            binding=network.binding, sequences=compiled.sequences, batch=compiled.batch,
         )  # fmt: skip
         ideal = compile_model(
             compiled.config, replace(hardware, clock=exact), compiled.layout, options,
@@ -298,6 +348,8 @@ def text_of(report: dict[str, Any]) -> str:
             f"slack a hop, {clocks['stops']} stops of {clocks['stall_cycles']} cycles or more; "
             f"a request starts in {clocks['start_cycles']:,} cycles"
         )
+    if "sequences" in report:
+        lines += sequences_lines(report["sequences"])
     if "int4" in report:
         lines.append(_int4_line(report["int4"]))
     if "experts" in report:

@@ -23,6 +23,7 @@ from rack.commands.validate_gpus import gpus
 from rack.commands.validate_lstm import lstm
 from rack.commands.validate_matmul import matmul
 from rack.commands.validate_models import models
+from rack.commands.validate_sequences import sequences
 from rack.commands.verbs import called_as
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
@@ -46,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         f"{called_as('validate')} encoder --help: latencies of many runs of one sequence; "
         f"{called_as('validate')} models --help: the presets on both machines; "
         f"{called_as('validate')} dtypes --help: what int8 and int4 cost in exactness; "
-        f"{called_as('validate')} gpus --help: GPUs' efficiencies, fitted and held against points.",
+        f"{called_as('validate')} gpus --help: GPUs' efficiencies, fitted and held against points; "
+        f"{called_as('validate')} sequences --help: what many users get.",
     )
     parser.add_argument_group("machine").add_argument(
         "--hardware", default="groqrack", metavar=profile_choices(),
@@ -77,7 +79,7 @@ def table(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Main] = {
     "table": table, "lstm": lstm, "matmul": matmul, "conv": conv, "encoder": encoder,
-    "models": models, "dtypes": dtypes, "gpus": gpus,
+    "models": models, "dtypes": dtypes, "gpus": gpus, "sequences": sequences,
 }  # fmt: skip
 """The first word of the command line; without one it is `table`."""
 

@@ -24,8 +24,7 @@ from chip.ops.attention import Attend
 from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.rows import row_bytes
 from chip.ops.scratch import ITEM
-from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import RUN
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.attention.blocks16 import (
     HALF,
     query_block,

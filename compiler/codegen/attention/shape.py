@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from chip.ops.attention import Attend
 from chip.ops.scratch import COLUMN, ITEM, QUAD, TILE
-from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import RUN
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec
 from compiler.codegen.core.parts import LANES
 
 WEST, EAST = 0, 1

@@ -13,8 +13,7 @@ from chip.floorplan import Role, mxm, sxm
 from chip.isa.instructions import IW, LW, Transpose
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream
-from chip.spec import VECTOR_BYTES
-from chip.sram import RUN
+from chip.spec import RUN, VECTOR_BYTES
 from compiler.codegen.attention.resources import TILES
 from compiler.codegen.attention.shape import Attention, Tile, place_of
 from compiler.codegen.core.clock import Clock

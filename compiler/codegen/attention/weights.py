@@ -17,7 +17,7 @@ from chip.isa.instructions import ABC, ACC, AluOp, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Held, In, Stream, Tap, group
 from chip.ops.scratch import COLUMN, QUAD
-from chip.sram import RUN
+from chip.spec import RUN
 from compiler.codegen.attention.quarters import (
     keep,
     mask,

@@ -20,8 +20,8 @@ from chip.isa.instructions import Alu, AluOp, Read, Write
 from chip.isa.issue import Issue
 from chip.isa.operands import Group, Source, Stream, Tap
 from chip.ops.cost import C2C_TURN
-from chip.spec import VECTOR_BYTES
-from chip.sram import RUN, near_place, work_start
+from chip.spec import RUN, VECTOR_BYTES
+from chip.sram import near_place, work_start
 from compiler.codegen.attention.resources import ITEMS
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk

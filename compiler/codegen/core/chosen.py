@@ -14,8 +14,7 @@ from chip.floorplan import Queue, alu, bulk_slices, hops, mem
 from chip.isa.instructions import Index, Read
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Chosen, Stream
-from chip.spec import ChipSpec
-from chip.sram import RUN
+from chip.spec import RUN, ChipSpec
 from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.template import Choice
 

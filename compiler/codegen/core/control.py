@@ -10,8 +10,8 @@ from chip.floorplan import Queue, hops, mem
 from chip.isa.instructions import Read, Write
 from chip.isa.issue import Issue, delays
 from chip.isa.operands import Stream
-from chip.spec import ChipSpec
-from chip.sram import RUN, bulk_place
+from chip.spec import RUN, ChipSpec
+from chip.sram import bulk_place
 
 Of = TypeVar("Of")
 

@@ -29,8 +29,8 @@ from chip.machine.bulk import BulkEvents, bulk_events, check_bulk
 from chip.machine.check import Checker
 from chip.machine.collect import EDGE, Collector
 from chip.machine.law import refuse_unlawful
-from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import RUN, feed_start, work_start
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec
+from chip.sram import feed_start, work_start
 from compiler.codegen.core.bind import Binder
 from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.template import Placed, Template, parts_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from chip.ops.kv import WINDOW_VECTORS
-from chip.sram import RUN
+from chip.spec import RUN
 from compiler.codegen.core.parts import LANES
 
 PLANE_OF_RUN = (0, 2, 1, 3)  # a window's runs of 16 vectors go west, east, west, east

@@ -21,8 +21,7 @@ from chip.isa.operands import In
 from chip.ops.experts import ExpertsEach, ExpertsSum, expert_stride
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.rows import item_bytes
-from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
-from chip.sram import RUN
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec, pad_vector, vectors
 from compiler.codegen.core.builder import Access, Block, Ref
 from compiler.codegen.core.chosen import indices
 from compiler.codegen.core.clock import Clock

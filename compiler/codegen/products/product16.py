@@ -23,8 +23,7 @@ from chip.isa.operands import Stream, group
 from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.product import Matmul
 from chip.ops.rows import row_bytes
-from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import RUN
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.core.builder import C2C_TURN
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Alike, Bulk, Part

@@ -37,8 +37,7 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Held, Stream
 from chip.ops.kv import WINDOW_VECTORS
 from chip.ops.product import Matmul
-from chip.spec import VECTOR_BYTES, ChipSpec, vectors
-from chip.sram import RUN
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec, vectors
 from compiler.codegen.core.builder import C2C_TURN, EAST, Block, Load, Node, Ref
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk, Part

@@ -31,8 +31,8 @@ from chip.isa.issue import Issue
 from chip.isa.operands import Group, Held, In, Source, Stream, Tap, group
 from chip.ops.product import Activations, Matmul, Plain
 from chip.ops.rows import item_bytes, row_bytes
-from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector, vectors
-from chip.sram import RUN, feed_start, near_place
+from chip.spec import RUN, VECTOR_BYTES, ChipSpec, pad_vector, vectors
+from chip.sram import feed_start, near_place
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Bulk
 from compiler.codegen.core.parts import LANES

@@ -16,8 +16,7 @@ from chip.isa.instructions import ACC, LW, Permute
 from chip.isa.issue import Issue
 from chip.isa.operands import Stream, group
 from chip.ops.kv import WINDOW_VECTORS
-from chip.spec import vectors
-from chip.sram import RUN
+from chip.spec import RUN, vectors
 from compiler.codegen.core.clock import Clock
 from compiler.codegen.core.control import Alike, Bulk, Part
 from compiler.codegen.core.parts import LANES

@@ -1,0 +1,71 @@
+"""`python -m rack.validate sequences`: what many users get, as the table in docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rack.commands.command import UsageError, command
+from rack.commands.page import put_page, read_page
+from rack.commands.verbs import called_as
+from rack.machines.profile import load_hardware
+from rack.reports.sequences import BATCHES, CASES, CONTEXT, COUNTS, MACHINES, markdown, rates
+from rack.reports.tables import columns, shown
+from rack.system.progress import start_progress
+from rack.system.provenance import code_version
+from rack.system.shell import put
+
+PAGE = "validate sequences --markdown"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `rack.validate sequences`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{called_as('validate')} sequences",
+        description="Tokens per second of a user by the number of sequences in flight, of "
+        f"{', '.join(f'{model} {layout}' for model, layout in CASES)} on {' and '.join(MACHINES)} "
+        f"at a context of {CONTEXT}. All of them take a quarter of an hour.",
+    )
+    known = sorted({model for model, _ in CASES})
+    parser.add_argument(
+        "models", nargs="*", default=[], metavar="MODEL", help=f"some of {', '.join(known)}"
+    )
+    form = parser.add_argument_group("output").add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", metavar="FILE", help="rewrite the table in this page")
+    form.add_argument("--check", metavar="FILE", help="1 when the table in this page is not true")
+    return parser
+
+
+@command(build_parser)
+def sequences(args: argparse.Namespace) -> None:
+    """Print, write or check the table."""
+    known = sorted({model for model, _ in CASES})
+    for name in args.models:
+        if name not in known:
+            raise UsageError(f"MODEL: wanted one of {', '.join(known)}, got {name}")
+    path = args.markdown or args.check
+    if path is not None and args.models:
+        raise UsageError("MODEL: wanted none with a page, which has them all")
+    write = args.markdown is not None
+    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    wanted = [
+        (model, layout, machine)
+        for model, layout in CASES if model in (args.models or known) for machine in MACHINES
+    ]  # fmt: skip
+    rows = []
+    with start_progress() as progress:
+        for model, layout, machine in wanted:
+            rows.append(rates(model, layout, load_hardware(machine), max(BATCHES)))
+            progress.report("models laid out", len(rows), len(wanted))
+    if page is not None:
+        put_page(Path(path), page, PAGE, markdown(rows), write=write)
+    elif args.json:
+        put(json.dumps({"rates": [row.to_dict() for row in rows], "code": code_version()}))
+    else:
+        out = columns("model", "machine", "chips", "slots", *(f"S = {n}" for n in COUNTS))
+        for row in rows:
+            cells = (f"{row.user(n):,.1f}" if n <= row.most else "-" for n in COUNTS)
+            out.add_row(row.model, row.hardware, str(row.chips), f"{row.most:,}", *cells)
+        put(shown(out))
