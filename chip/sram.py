@@ -23,6 +23,9 @@ from chip.spec import RUN, VECTOR_BYTES, ChipSpec
 _PRIVATE = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 
 
+NONE = frozenset[str]()
+
+
 class Location(NamedTuple):
     """Where a vector lies on the die."""
 
@@ -161,11 +164,14 @@ class Sram:
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         self._tensors: dict[str, tuple[int, int]] = {}
 
-    def reserve(self, name: str, address: int, size: int) -> None:
-        """Name a region. Raises SramError where it is outside or overlaps a named one."""
+    def reserve(self, name: str, address: int, size: int, among: frozenset[str] = NONE) -> None:
+        """Name a region. Raises SramError where it is outside or overlaps a named one.
+
+        Those `among` which it lies in turns it may overlap.
+        """
         self._check(name, address, size)
         for other, (start, length) in self._tensors.items():
-            if address < start + length and start < address + size:
+            if address < start + length and start < address + size and other not in among:
                 raise SramError(
                     f"{name} at [{address}, {address + size}) overlaps {other} at "
                     f"[{start}, {start + length})"

@@ -592,7 +592,10 @@ def compile_on(
     network = ground.network
     wanted = _wanted(kinds, ground, _holding(contexts, ground.buckets))
     steps: dict[str, StepSchedule] = {}
-    about = (ground.costs, network.links, ground.memories, network.clock, network.sync, config)
+    about = (
+        ground.costs, network.links, ground.memories, network.clock, network.sync, config,
+        options.sequences,
+    )  # fmt: skip
     lawful = 0  # shapes whose templates are checked
     forked = forks and layout.chips * len(wanted) > WORTH_FORKING
     with Checks(forked=forked, tick=lambda: progress(len(steps), len(wanted))) as checks:

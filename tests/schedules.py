@@ -54,7 +54,10 @@ def compiled(
 
 def check(model: CompiledModel, schedule: StepSchedule) -> None:
     """Verify one schedule in place of the model's own."""
-    verify([(schedule, 0)], model.costs, model.network.links, model.memories, config=model.config)
+    verify(
+        [(schedule, 0)], model.costs, model.network.links, model.memories, config=model.config,
+        sequences=model.sequences,
+    )  # fmt: skip
 
 
 def find(schedule: StepSchedule, node: int, opcode: Opcode, name: str, nth: int = 0) -> Scheduled:

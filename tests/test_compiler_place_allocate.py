@@ -82,8 +82,8 @@ def test_the_head_group_holds_the_head_and_no_cache() -> None:
     split = partition(build_graph(PRESETS["tiny"]), parse_layout("2x2+1"))
     names = [name for name, _, _ in constants(split, 4, "int8")]
     assert names == ["norm", "lm_head", "lm_head.scale"]
-    assert kv_tensors(split, 4, OPTIONS, CHIP) == []
-    assert [name for name, _, _ in kv_tensors(split, 2, OPTIONS, CHIP)] == [
+    assert kv_tensors(split, 4, "int8", 64) == []
+    assert [name for name, _, _ in kv_tensors(split, 2, "int8", 64)] == [
         "layers.1.kv", "layers.1.kv.scale", "layers.2.kv", "layers.2.kv.scale",
     ]  # fmt: skip
     assert not any("scale" in name for name, _, _ in constants(split, 4, "fp16"))

@@ -6,6 +6,8 @@ The full verifier, which looks at every access of both steps, agrees.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -68,7 +70,10 @@ def test_the_full_verifier_agrees(data: st.DataObject) -> None:
     for n, name in enumerate(names[1:], 1):  # to every step before it: that between may leave out
         bases.append(max(bases[k] + model.interval(names[k], name) for k in range(n)))
     steps = [(model.steps[name], base) for name, base in zip(names, bases, strict=True)]
-    verify(steps, model.costs, model.network.links, model.memories, config=model.config)
+    verify(
+        steps, model.costs, model.network.links, model.memories, config=model.config,
+        sequences=model.sequences,
+    )  # fmt: skip
 
 
 def test_a_step_that_leaves_chips_out_hides_the_one_before_it() -> None:
@@ -94,3 +99,22 @@ def test_links_and_units_are_looked_at() -> None:
         first, last = spans[f"link {name}"]
         assert first == min(t.depart for t in own)
         assert last == max(t.depart + t.vectors * slot for t in own)
+
+
+def test_a_link_that_is_still_in_use() -> None:
+    model = made("2x2+1", "lesson")
+    step = model.steps["decode/16"]
+    often = Counter(transfer.link for transfer in step.transfers).most_common(1)[0][0]
+    *_, last = (transfer for transfer in step.transfers if transfer.link == often)
+    link = model.network.links[last.link]
+    late = replace(last, depart=last.depart + 10**6)
+    spoiled = replace(step, transfers=tuple(late if t is last else t for t in step.transfers))
+    interval = model.interval(step.name, step.name)
+    first = min(t.depart for t in step.transfers if t.link == last.link)
+    until = late.depart + late.vectors * link.slot_cycles
+    with pytest.raises(ScheduleError) as caught:
+        check_pairs([spoiled], model.interval, model.costs, model.network.links)
+    assert str(caught.value) == (
+        f"link {link.name}: decode/16 uses it until {until}, and decode/16 from {first} on, "
+        f"{interval} cycles later: wanted {until - first}"
+    )

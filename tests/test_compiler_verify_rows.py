@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from plain_ops import args, with_args
 from schedules import check, edit, find, machine
 
+from chip.ops.attention import Attend, Rope
 from chip.ops.opcodes import Opcode
 from chip.ops.program import Scheduled
+from chip.sram import turns
 from compiler.errors import ScheduleError
 from compiler.ir import StepSchedule
 from compiler.model.presets import PRESETS
@@ -122,4 +125,48 @@ def test_the_largest_of_another_row() -> None:
     model, schedule, _ = spoiled(Opcode.TOPK, "sample.top_k", 0, chip=2, top_k=3, row=1)
     assert refused(model, schedule) == (
         "chip 2, sample.top_k (topk): wanted one for each of rows [0, 1], got [1, 1]"
+    )
+
+
+def respaced(step: int) -> str:
+    """Compile with caches of keys and values so many bytes from slot to slot; what is said of it.
+
+    Tensors and operations agree, so only where the slots lie is wrong.
+    """
+    model = made()
+    schedule, memories = model.steps[STEP], []
+    for chip, memory in enumerate(model.memories):
+        tensors = list(memory.tensors)
+        for operation in schedule.programs[chip].operations:
+            op = operation.op
+            if isinstance(op, Rope):
+                at = next(n for n, tensor in enumerate(tensors) if tensor.address == op.kv)
+                tensors[at] = replace(tensors[at], size=op.layout.total_bytes + 2 * step)
+            if isinstance(op, Rope | Attend):
+                schedule = edit(schedule, chip, operation, with_args(operation, kv_step=step))
+        memories.append(replace(memory, tensors=tuple(tensors)))
+    with pytest.raises(ScheduleError) as caught:
+        check(replace(model, memories=tuple(memories)), schedule)
+    return str(caught.value)
+
+
+def test_slots_that_are_no_whole_turns_apart() -> None:
+    turn = 320 * turns(made().chip)[0]
+    rope = find(made().steps[STEP], 0, Opcode.ROPE, "layers.0.self_attn.rope")
+    step = args(rope)["kv_step"] + 320 * 64
+    assert respaced(step) == (
+        f"chip 0, layers.0.self_attn.rope (rope): wanted kv_step whole turns of {turn}, got {step}"
+    )
+
+
+def test_a_slot_on_another_layers() -> None:
+    turn = 320 * turns(made().chip)[0]
+    caches = [args(find(made().steps[STEP], 0, Opcode.ROPE, f"layers.{n}.self_attn.rope"))["kv"]
+              for n in range(3)]  # fmt: skip
+    size = caches[1] - caches[0]
+    assert turn < caches[2] - caches[0]
+    where, met = caches[0] + turn, f"until {caches[1] + size}"
+    assert respaced(turn) == (
+        f"chip 0, layers.0.self_attn.attend: the cache of slot 1 at {where} lies on that of "
+        f"layers.1.self_attn.attend, slot 0, {met}"
     )

@@ -5,7 +5,7 @@ The same programs serve every slot. One slot is what there was before: no byte m
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -16,18 +16,15 @@ from sequence_kit import bits, decode, prefill
 
 from chip.errors import ProgramError
 from chip.ops.attention import Attend, Rope, cache_of
-from chip.ops.kv import KvLayout, slot_steps
 from chip.run.chip import StepMessage
 from chip.spec import VECTOR_BYTES
-from chip.sram import locate, work_start
+from chip.sram import locate
 from compiler.errors import CompilerError
 from compiler.model.presets import PRESETS
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
-from rack.machines.profile import load_hardware
 from rack.run.local import LocalRack
 
-CHIP = load_hardware("lesson").chip
 PROMPTS = ([5, 93, 17, 44, 8], [61, 2, 240])
 
 
@@ -49,17 +46,28 @@ def serve(rack: LocalRack, tokens: list[int], slot: int, start: int = 0) -> tupl
 
 @pytest.mark.parametrize("dtype", ["int8", "fp16"])
 def test_a_slot_differs_in_words_alone(dtype: str) -> None:
-    layout = KvLayout(kv_heads=3, head_dim=128, context=100, dtype=dtype)
-    for spec in (CHIP, replace(CHIP, work_slices=2, feed_slices=2)):
-        kv, kvs = slot_steps(layout, spec)
-        assert kv % (64 * VECTOR_BYTES) == 0
-        assert (layout.total_bytes <= kv, layout.scales_bytes <= kvs) == (True, True)
-        for first, step, size in (
-            (0, kv, layout.total_bytes), (work_start(spec), kvs, layout.scales_bytes),
-        ):  # fmt: skip
-            for at in range(first, first + size, VECTOR_BYTES):
-                here, there = locate(spec, at), locate(spec, at + step)
+    model = made("1x1", dtype=dtype)
+    ropes = [o.op for o in model.steps["decode/32"].programs[0].operations
+             if isinstance(o.op, Rope)]  # fmt: skip
+    assert len(ropes) == 3
+    seen: set[int] = set()
+    for op in ropes:
+        sizes = sizes_of(op)
+        for slot, part in itertools.product((0, 1, 2), (0, 1)):
+            first, at = cache_of(op, 0)[part], cache_of(op, slot)[part]
+            assert (first is None) == (at is None) == (dtype == "fp16" and part == 1)
+            if first is None or at is None:
+                continue
+            for offset in range(0, sizes[part], VECTOR_BYTES):
+                here, there = locate(model.chip, first + offset), locate(model.chip, at + offset)
                 assert (here.hemisphere, here.slice) == (there.hemisphere, there.slice)
+            seen |= set(range(at, at + sizes[part], VECTOR_BYTES))
+    assert len(seen) * VECTOR_BYTES == 3 * sum(sum(sizes_of(op)) for op in ropes)  # none twice
+
+
+def sizes_of(op: Rope) -> tuple[int, int]:
+    """Return the bytes of a slot's keys and values, and of their scales."""
+    return op.layout.total_bytes, op.layout.scales_bytes
 
 
 def test_one_slot_is_what_there_was() -> None:

@@ -11,7 +11,7 @@ A layer whose rows see only a window of tokens keeps no more than it needs of th
 cache is in slot p.
 
 With several sequence slots each has a cache of its own, whole turns through the slices apart
-(`slot_steps`), so that slots differ in the words of their addresses and in nothing else.
+(`chip.sram.turns`), so that slots differ in the words of their addresses and in nothing else.
 
 Queries are packed as keys are: head j of a row in vector j div heads_per_group. Its fp32 scale
 fills a vector of its own: 80 times the same.
@@ -20,10 +20,8 @@ fills a vector of its own: 80 times the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import lcm
 
-from chip.spec import VECTOR_BYTES, ChipSpec, pad_vector
-from chip.sram import turns
+from chip.spec import VECTOR_BYTES, pad_vector
 
 HEAD_ALIGN_BYTES = 16  # one superlane: a head never starts inside one
 WINDOW_VECTORS = 64  # that the four planes load in a cycle
@@ -122,13 +120,3 @@ class KvLayout:
         """Bytes that attention over `bucket` tokens reads."""
         scales = 2 * self.kv_heads * pad_vector(bucket * 4) if self.dtype == "int8" else 0
         return 2 * self.groups * bucket * self.row_bytes + scales
-
-
-def slot_steps(layout: KvLayout, spec: ChipSpec) -> tuple[int, int]:
-    """Return the bytes from one slot's cache to the next one's, and the same of their scales.
-
-    Caches begin windows, so that they load into the planes as weights do.
-    """
-    bulk, work = turns(spec)
-    kv, kvs = lcm(WINDOW_VECTORS, bulk) * VECTOR_BYTES, work * VECTOR_BYTES
-    return -(-layout.total_bytes // kv) * kv, -(-layout.scales_bytes // kvs) * kvs

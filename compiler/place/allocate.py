@@ -15,11 +15,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 from chip.ops.experts import columns_apart, expert_stride
-from chip.ops.kv import WINDOW_VECTORS, KvLayout, slot_steps
+from chip.ops.kv import WINDOW_VECTORS, KvLayout
 from chip.ops.rows import row_bytes
 from chip.ops.weights import weight_bytes, weight_scale_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import feed_start, work_start, work_turn
+from chip.sram import feed_start, turns, work_start, work_turn
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
 from compiler.model.operation import GraphOp, Kind
@@ -79,13 +79,10 @@ def _product(
 
 
 def kv_tensors(
-    partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
+    partition: Partition, chip: int, dtype: str, context: int
 ) -> list[tuple[str, str, int]]:
-    """Return (name, kind, bytes) of each layer's KV caches, for a chip that has KV heads.
-
-    A tensor has the caches of all slots, `slot_steps` apart.
-    """
-    out, between = [], options.sequences - 1
+    """Return (name, kind, bytes) of each layer's KV cache, for a chip that has KV heads."""
+    out = []
     for group, rank in partition.groups_of(chip):
         start, stop = group.kv_heads[rank]
         if stop > start:
@@ -93,13 +90,12 @@ def kv_tensors(
                 layout = KvLayout(
                     kv_heads=stop - start,
                     head_dim=partition.config.head_dim,
-                    context=tokens_kept(partition.config, index, options.context),
-                    dtype=options.dtype,
+                    context=tokens_kept(partition.config, index, context),
+                    dtype=dtype,
                 )
-                kv, kvs = (between * step for step in slot_steps(layout, spec))
-                out.append((f"layers.{index}.kv", "kv", kv + layout.total_bytes))
+                out.append((f"layers.{index}.kv", "kv", layout.total_bytes))
                 if layout.scales_bytes:
-                    out.append((f"layers.{index}.kv.scale", "kv", kvs + layout.scales_bytes))
+                    out.append((f"layers.{index}.kv.scale", "kv", layout.scales_bytes))
     return out
 
 
@@ -127,21 +123,38 @@ def _lay(tensors: list[tuple[str, str, int]], start: int, align: int) -> tuple[l
     return out, start
 
 
+def _in_slots(
+    tensors: list[Tensor], start: int, end: int, sequences: int, turn: int
+) -> tuple[list[Tensor], int]:
+    """Give slot 0's caches, from `start` to `end`, one of their kind in every slot.
+
+    The slots follow each other, all layers of each, so many whole turns (of vectors) apart that
+    they do not meet: a layer's tensor goes from its cache in the first slot to the one in the last,
+    past those of other layers. Return the tensors and the end.
+    """
+    step = -(-(end - start) // (turn * VECTOR_BYTES)) * turn * VECTOR_BYTES
+    rest = (sequences - 1) * step
+    return [replace(tensor, size=tensor.size + rest) for tensor in tensors], end + rest
+
+
 def _place(
     partition: Partition, chip: int, options: MemoryOptions, spec: ChipSpec
 ) -> tuple[Memory, int]:
     """Place everything even if it does not fit; return the memory and the bytes missing."""
     work = work_start(spec)
     fixed = constants(partition, chip, options.dtype, options.group, work_turn(spec))
-    caches = kv_tensors(partition, chip, options, spec)
+    caches = kv_tensors(partition, chip, options.dtype, options.context)
     bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
     groups, end = _lay([t for t in fixed if t[1] == GROUP_SCALE], bulk_end, VECTOR_BYTES)
     bulk, bulk_end = bulk + groups, -(-end // WINDOW_BYTES) * WINDOW_BYTES
+    bulk_turn, work_turn = turns(spec)
     kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
+    kv, kv_end = _in_slots(kv, bulk_end, kv_end, options.sequences, bulk_turn)
     small, small_end = _lay(
         [t for t in fixed if t[1] not in ("weight", GROUP_SCALE)], work, VECTOR_BYTES
     )
     scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
+    scales, at = _in_slots(scales, small_end, at, options.sequences, work_turn)
     feed = feed_start(spec)
     starts = {Slices.BULK: kv_end, Slices.FEED: feed, Slices.WORK: at}
     ends = {Slices.BULK: feed, Slices.FEED: work, Slices.WORK: spec.sram_bytes}

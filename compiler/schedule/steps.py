@@ -13,7 +13,7 @@ from typing import Any
 from chip.ops.attention import Attend, Rope
 from chip.ops.cost import C2C_TURN, TURNS, CostModel
 from chip.ops.experts import ExpertsEach, ExpertsSum, Route, columns_apart, programs
-from chip.ops.kv import ring_of, slot_steps
+from chip.ops.kv import ring_of
 from chip.ops.product import (
     Activations,
     AddTo,
@@ -84,6 +84,8 @@ class StepPlanner:
         self.items: list[Planned | Transfer] = []
         self.moves = Movement(partition, network, kind, self.host, self.buffers, self.items)
         self.constants = [memory.addresses() for memory in memories]
+        # bytes of each tensor, by its address
+        self.spans = [{one.address: one.size for one in memory.tensors} for memory in memories]
         self._slots = {
             host: max(
                 (link.slot_cycles for link in network.links if link.is_host == host), default=0
@@ -308,14 +310,17 @@ class StepPlanner:
         scales = constants[f"{layer}.kv.scale"] if self.dtype == "int8" else None
         return constants[f"{layer}.kv"], scales
 
-    def _in_slots(self, made: Rope | Attend) -> Rope | Attend:
+    def _in_slots(self, chip: int, made: Rope | Attend) -> Rope | Attend:
         """Return ROPE or ATTEND with its layer's caches of all slots."""
-        if self.sequences == 1:
+        between = self.sequences - 1
+        if not between:
             return made
-        kv, kvs = slot_steps(made.layout, self.costs.spec)
+        layout, spans = made.layout, self.spans[chip]
+        kvs = None if made.kvs is None else (spans[made.kvs] - layout.scales_bytes) // between
         return replace(
-            made, slots=self.sequences, kv_step=kv, kvs_step=None if made.kvs is None else kvs
-        )
+            made, slots=self.sequences, kvs_step=kvs,
+            kv_step=(spans[made.kv] - layout.total_bytes) // between,
+        )  # fmt: skip
 
     def _attention(self, group: Group, op: GraphOp) -> None:
         """List ROPE or ATTEND on the ranks that have heads.
@@ -327,10 +332,11 @@ class StepPlanner:
             if group.heads[rank][0] == group.heads[rank][1]:
                 continue
             if op.kind is Kind.ROPE:
-                self._op(chip, op.name, self._in_slots(self._rope(group, rank, op)))
+                self._op(chip, op.name, self._in_slots(chip, self._rope(group, rank, op)))
                 continue
             for row in range(self.kind.rows) if alone else [None]:
-                self._op(chip, op.name, self._in_slots(self._attend(group, rank, op, row)))
+                made = self._attend(group, rank, op, row)
+                self._op(chip, op.name, self._in_slots(chip, made))
 
     def _rope(self, group: Group, rank: int, op: GraphOp) -> Rope:
         (first, last), (kv_first, kv_last) = group.heads[rank], group.kv_heads[rank]

@@ -1,15 +1,17 @@
 """Check slots and rows: each row of a step has its own cache, its own operands and its own result.
 
-The verifier's other checks take a buffer or a layer's caches as one. Here each slot's cache lies
-apart from the others', whole turns through the slices on, and in a decode step of several rows an
-ATTEND, and on each head chip a result, is there once for every row, at the row's own place.
+The verifier's other checks take a buffer or a layer's caches as one. Here each slot's cache of each
+layer lies apart from all others, whole turns through the slices on. And in a decode step of several
+rows an ATTEND, and on each head chip a result, is there once for every row, at the row's own place.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from chip.ops.attention import Attend, Rope
 from chip.ops.moves import Receive, Send
@@ -21,17 +23,19 @@ from compiler.errors import ScheduleError
 from compiler.ir import Memory, StepSchedule
 
 RESULT = "host.result"  # of transfers of logits
-WINDOW = 64  # vectors that load into the planes in a cycle
+RUN = 16  # neighbouring vectors in a hemisphere
 
 
-def check_rows(schedule: StepSchedule, memories: Sequence[Memory], spec: ChipSpec) -> None:
+def check_rows(
+    schedule: StepSchedule, memories: Sequence[Memory], spec: ChipSpec, sequences: int
+) -> None:  # fmt: skip
     """Raise ScheduleError for a slot or a row out of its place, by name."""
     several = schedule.kind.decode and schedule.kind.rows > 1
     for program in schedule.programs:
         where = f"chip {program.chip}" if program.chip < len(memories) else "host"
+        if program.chip < len(memories):
+            _check_slots(where, program, memories[program.chip], spec, sequences)
         for operation in program.operations:
-            if isinstance(operation.op, Rope | Attend):
-                _check_slots(where, operation, memories[program.chip], spec)
             if not several and getattr(operation.op, "row", None) is not None:
                 raise _wrong(where, operation, "row", None, getattr(operation.op, "row", None))
         if several:
@@ -46,30 +50,64 @@ def _wrong(where: str, of: Scheduled, what: str, wanted: object, got: object) ->
 # -- slots
 
 
-def _steps(op: Rope | Attend, spec: ChipSpec) -> dict[str, tuple[int, int]]:
-    """Return, by operand, the bytes of a slot's cache, and from one slot to the next."""
-    layout, sides = op.layout, spec.hemispheres
-    bulk = spec.slices // sides - spec.work_slices - spec.feed_slices
-    turns = {"kv": math.lcm(WINDOW, sides * 16, sides * bulk), "kvs": sides * spec.work_slices}
-    sizes = {"kv": layout.total_bytes, "kvs": layout.scales_bytes}
-    return {
-        name: (size, math.ceil(size / (turns[name] * VECTOR_BYTES)) * turns[name] * VECTOR_BYTES)
-        for name, size in sizes.items()
-        if getattr(op, name) is not None
-    }
+class _Cache(NamedTuple):
+    """One operand of an operation: a layer's keys and values, or their scales, in each slot."""
+
+    name: str
+    address: int
+    size: int
+    step: int | None
 
 
-def _check_slots(where: str, operation: Scheduled, memory: Memory, spec: ChipSpec) -> None:
-    """Check that all slots of the layer's tensors are this operation's, and where they are."""
-    op = operation.op
-    assert isinstance(op, Rope | Attend)
+def _caches(op: Rope | Attend) -> Iterator[tuple[str, _Cache]]:
+    layout = op.layout
+    yield "kv", _Cache("kv", op.kv, layout.total_bytes, op.kv_step)
+    if op.kvs is not None:
+        yield "kvs", _Cache("kvs", op.kvs, layout.scales_bytes, op.kvs_step)
+
+
+def _check_slots(
+    where: str, program: Program, memory: Memory, spec: ChipSpec, sequences: int
+) -> None:  # fmt: skip
+    """Check that each layer has a cache in every slot, whole turns apart, and that none meet."""
     tensors = {tensor.address: tensor.size for tensor in memory.tensors}
-    for name, (size, step) in _steps(op, spec).items():
-        between = tensors.get(getattr(op, name), 0) - size  # memory.py says that it is the layer's
-        slots = between // step + 1
-        wanted = (slots, step) if between else (None, None)
-        if (got := (op.slots, getattr(op, f"{name}_step"))) != wanted or between % step:
-            raise _wrong(where, operation, f"(slots, {name}_step)", wanted, got)
+    kept: dict[tuple[int, int, int], str] = {}
+    for operation in program.operations:
+        op = operation.op
+        if not isinstance(op, Rope | Attend):
+            continue
+        for name, cache in _caches(op):
+            wanted: tuple[int | None, ...] = (None, None)
+            if sequences > 1:  # memory.py says that the tensor is the layer's
+                step = (tensors.get(cache.address, 0) - cache.size) // (sequences - 1)
+                wanted = (sequences, step)
+                kept[cache.address, cache.size, step] = operation.name
+            if (got := (op.slots, cache.step)) != wanted:
+                raise _wrong(where, operation, f"(slots, {name}_step)", wanted, got)
+            if cache.step is not None and cache.step % (turn := _turn(name, spec)):
+                raise _wrong(where, operation, f"{name}_step whole turns of", turn, cache.step)
+    _check_apart(where, kept, sequences)
+
+
+def _turn(name: str, spec: ChipSpec) -> int:
+    """Return the bytes after which vectors lie in the same slices again: words alone differ."""
+    sides, near = spec.hemispheres, spec.work_slices + spec.feed_slices
+    bulk = math.lcm(RUN * sides, sides * (spec.slices // sides - near))
+    return VECTOR_BYTES * (bulk if name == "kv" else sides * spec.work_slices)
+
+
+def _check_apart(where: str, kept: Mapping[tuple[int, int, int], str], sequences: int) -> None:
+    """Check that no slot's cache of a layer lies on another one."""
+    places = sorted(
+        (address + slot * step, size, slot, name)
+        for (address, size, step), name in kept.items() for slot in range(sequences)
+    )  # fmt: skip
+    for (at, size, slot, name), (then, _, other, owner) in itertools.pairwise(places):
+        if then < at + size:
+            raise ScheduleError(
+                f"{where}, {owner}: the cache of slot {other} at {then} lies on that of {name}, "
+                f"slot {slot}, until {at + size}"
+            )
 
 
 # -- rows

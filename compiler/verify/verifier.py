@@ -41,11 +41,12 @@ def verify(
     clock: ClockSpec = EXACT,
     sync: Sequence[SyncPath] = (),
     config: ModelConfig | None = None,
+    sequences: int = 1,
 ) -> None:
     """Check `steps`, each with its base cycle. Raises ScheduleError with the culprits' names.
 
     `sync` has each chip's way down the tree that aligns clocks; it is empty for exact clocks.
-    `config`: the model that the steps are of, if it is known.
+    `config`: the model that the steps are of, if it is known. `sequences`: slots of its KV cache.
     """
     for schedule, base in steps:
         _check_shape(schedule, base, len(memories))
@@ -62,7 +63,7 @@ def verify(
     for node in range(len(memories) + 1):
         _check_units(steps, node, _label(node, len(memories)))
     for schedule, _ in steps:
-        check_rows(schedule, memories, costs.spec)
+        check_rows(schedule, memories, costs.spec, sequences)
     check_memory(steps, costs, links, memories)
     check_clocks(steps, costs.spec, links, clock, sync)
 

@@ -10,7 +10,7 @@ from rack.commands.command import UsageError, command
 from rack.commands.page import put_page, read_page
 from rack.commands.verbs import called_as
 from rack.machines.profile import load_hardware
-from rack.reports.sequences import BATCHES, CASES, CONTEXT, COUNTS, MACHINES, markdown, rates
+from rack.reports.sequences import BATCH, CASES, CONTEXT, COUNTS, MACHINES, markdown, rates
 from rack.reports.tables import columns, shown
 from rack.system.progress import start_progress
 from rack.system.provenance import code_version
@@ -57,7 +57,7 @@ def sequences(args: argparse.Namespace) -> None:
     rows = []
     with start_progress() as progress:
         for model, layout, machine in wanted:
-            rows.append(rates(model, layout, load_hardware(machine), max(BATCHES)))
+            rows.append(rates(model, layout, load_hardware(machine), BATCH))
             progress.report("models laid out", len(rows), len(wanted))
     if page is not None:
         put_page(Path(path), page, PAGE, markdown(rows), write=write)

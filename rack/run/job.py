@@ -23,7 +23,7 @@ from chip.ops.program import Program
 from chip.run.chip import Chip, ChipLink, Departure, Watch
 from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import Sram
+from chip.sram import NONE, Sram
 from compiler.ir import LinkUse, Tensor
 from compiler.model.operation import Kind, WeightTensor
 from compiler.model.weights import WeightSource, WeightsRef
@@ -155,9 +155,15 @@ def ports_of(links: Sequence[LinkUse], node: int) -> dict[int, int]:
 
 
 def reserve_tensors(job: ChipJob, sram: Sram) -> None:
-    """Reserve every constant and cache of a chip. Raises SramError if two overlap."""
-    for tensor in (*(load.tensor for load in job.loads), *job.caches):
-        sram.reserve(tensor.name, tensor.address, tensor.size)
+    """Reserve every constant and cache of a chip. Raises SramError if two overlap.
+
+    Only caches of layers may, which lie in turns where there are slots.
+    """
+    for load in job.loads:
+        sram.reserve(load.tensor.name, load.tensor.address, load.tensor.size)
+    turns = frozenset(tensor.name for tensor in job.caches) if job.sequences > 1 else NONE
+    for tensor in job.caches:
+        sram.reserve(tensor.name, tensor.address, tensor.size, turns)
 
 
 def load_weights(job: ChipJob, sram: Sram, source: WeightSource) -> None:
