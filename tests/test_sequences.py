@@ -6,6 +6,7 @@ The same programs serve every slot. One slot is what there was before: no byte m
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,24 +17,29 @@ from sequence_kit import bits, decode, prefill
 
 from chip.errors import ProgramError
 from chip.ops.attention import Attend, Rope, cache_of
+from chip.run import reference
 from chip.run.chip import StepMessage
 from chip.spec import VECTOR_BYTES
 from chip.sram import locate
 from compiler.errors import CompilerError
 from compiler.model.presets import PRESETS
+from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
 from rack.run.local import LocalRack
 
+WEIGHTS_OF_ONE = WeightsRef.synthetic(replace(PRESETS["tiny"], num_layers=1), 7)
 PROMPTS = ([5, 93, 17, 44, 8], [61, 2, 240])
 
 
 @lru_cache(maxsize=16)
-def made(layout: str = "1x2", sequences: int = 3, batch: int = 1, **options: Any) -> CompiledModel:
+def made(
+    layout: str = "1x2", sequences: int = 3, batch: int = 1, layers: int = 3, **options: Any
+) -> CompiledModel:
     """Return `tiny` with slots."""
     asked = {"max_model_len": 32, "prefill_chunk": 4, "buckets": (32,), **options}
     return compile_model(
-        PRESETS["tiny"], machine("lesson"), parse_layout(layout),
+        replace(PRESETS["tiny"], num_layers=layers), machine("lesson"), parse_layout(layout),
         Options(sequences=sequences, batch=batch, **asked),
     )  # fmt: skip
 
@@ -114,8 +120,8 @@ def test_every_slot_gives_the_same_bits(dtype: str) -> None:
 def test_the_reference_machine_has_the_slots_too() -> None:
     results = []
     for executor in ("fast", "reference"):
-        model = made("1x1", max_model_len=8, buckets=(8,), prefill_chunk=2)
-        rack = LocalRack(model, WEIGHTS, executor=executor)
+        model = made("1x1", layers=1, max_model_len=8, buckets=(8,), prefill_chunk=2)
+        rack = LocalRack(model, WEIGHTS_OF_ONE, executor=executor)
         rack.reset()
         found = [serve(rack, prompt, slot) for prompt, slot in ((PROMPTS[1], 2), ([9], 1))]
         cache = rack.nodes[0].chip.sram.tensor("layers.0.kv").tobytes()
@@ -206,3 +212,16 @@ def test_the_cache_of_a_slot_is_the_slots_alone() -> None:
     between = np.any(cache[size:step])
     rack.close()
     assert (used, between) == ([False, True, False], np.False_)
+
+
+def test_the_reference_machine_keeps_what_ran_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "MOST_LOWERED", 2)
+    model = made("1x1", layers=1, max_model_len=8, buckets=(8,), prefill_chunk=1)
+    rack = LocalRack(model, WEIGHTS_OF_ONE, executor="reference")
+    rack.reset()
+    chip = rack.nodes[0].chip
+    assert isinstance(chip, reference.ReferenceChip)
+    for slot in (0, 1, 0, 2):
+        decode(rack, [(slot, 0, 5)])
+    rack.close()
+    assert list(chip._lowered) == [("decode/8", (0,)), ("decode/8", (2,))]

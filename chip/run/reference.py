@@ -26,6 +26,7 @@ from chip.run.chip import Chip, Loaded, StepMessage
 from chip.spec import VECTOR_BYTES, vectors
 from chip.sram import places
 
+MOST_LOWERED = 64  # programs that a chip keeps lowered; rows of other slots are others
 Lower = Callable[[Program, Sequence[int]], Sequence[Issue]]
 """Lowers a program whose rows are of these sequence slots."""
 Actions = tuple[list[Callable[[], bool]], list[Scheduled | None]]
@@ -53,9 +54,13 @@ class ReferenceChip(Chip):
         loaded, slots = self._programs[message.step], message.slots
         rest = loaded.program.rows - len(slots)
         slots += (slots[-1],) * rest  # rows that are not there read a cache, too
-        if (message.step, slots) not in self._lowered:
-            self._lowered[message.step, slots] = self._actions_of(loaded.program, slots)
-        loaded.actions, loaded.operations = self._lowered[message.step, slots]
+        lowered = self._lowered.pop((message.step, slots), None)
+        if lowered is None:
+            lowered = self._actions_of(loaded.program, slots)
+        if len(self._lowered) >= MOST_LOWERED:  # the one that has not run for the longest
+            del self._lowered[next(iter(self._lowered))]
+        self._lowered[message.step, slots] = lowered
+        loaded.actions, loaded.operations = lowered
         super()._start(message)
 
     def machine(
