@@ -150,7 +150,7 @@ def test_rows_that_are_not_there_do_nothing_and_cost_the_same() -> None:
     assert together(model, WEIGHTS, prompts, [0, 1, 4]) == wanted
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_sequences_in_any_order_of_steps(data: st.DataObject) -> None:
     """Each sequence takes a step when it is drawn, alone or with others; its bits are its own."""
