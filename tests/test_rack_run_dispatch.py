@@ -1,4 +1,4 @@
-"""100,000 steps of sequences that come, go on, end and leave at random: lawful and repeatable."""
+"""100,000 steps of sequences that come, end and leave at random: lawful, whole, repeatable."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """`python -m rack.bench MODEL`: wall figures against this machine's memory, and emulated figures.
 
 One run measures everything: read bandwidth of all cores, start-up by stage, prefill, decode, the
-chips' time by part, memory of every process. Figures are medians over the repeats.
+chips' time by part, memory of every process. Figures are medians over the repeats. With
+`--sequences S --batch B` as many sequences are then decoded at once, in steps of B rows.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rack.machines.hardware import Hardware
 from rack.run.completion import Completion
 from rack.run.config import RunConfig
 from rack.run.host_memory import fit_to_memory
+from rack.run.rounds import Rounds
 from rack.run.session import Prepared, Session, Task, of_task, prepare
 from rack.run.shared import sram_in_use
 from rack.system.progress import say, start_progress
@@ -161,9 +163,34 @@ def measure(
                 reads += read_bandwidth() if has_data else []
             after = session.rack.times()
             memory = _memory(prepared)
+            many = _together(session, tokens, params, runs[0], repeats)
     spent = {part: after[part] - before.get(part, 0.0) for part in after}
     bandwidth = statistics.median(reads) if reads else None
-    return _report(prepared, bandwidth, (ready, stages), runs, spent, memory)
+    return _report(prepared, bandwidth, (ready, stages), runs, many, spent, memory)
+
+
+def _together(
+    session: Session, prompt: list[int], params: SamplingParams, alone: Completion, repeats: int
+) -> float | None:
+    """Return the tokens per second of all slots at once; None where there is only one.
+
+    Every sequence has the prompt of the one that ran alone, and must say what that said.
+    """
+    sequences = session.rack.compiled.sequences
+    if sequences == 1:
+        return None
+
+    def rounds() -> tuple[list[Completion], Rounds]:
+        made = [session.engine.generate(prompt, params) for _ in range(sequences)]
+        return made, Rounds(session.rack, made)
+
+    rounds()[1].fill()
+    speeds = []
+    for _ in range(repeats):
+        made, one = rounds()
+        speeds.append(sequences * len(alone.token_ids) / one.decode())
+        assert {each.data_hash for each in made} == {alone.data_hash}
+    return statistics.median(speeds)
 
 
 def _memory(prepared: Prepared) -> dict[str, Any]:
@@ -202,6 +229,7 @@ def _report(
     bandwidth: float | None,
     startup: tuple[float, dict[str, float]],
     runs: list[Completion],
+    many: float | None,
     spent: dict[str, float],
     memory: dict[str, Any],
 ) -> dict[str, Any]:
@@ -225,7 +253,11 @@ def _report(
         "cores": len(os.sched_getaffinity(0)),
         "read_gb_per_s": bandwidth / 1e9 if bandwidth else None,
         "decode": {
-            "tokens_per_s": 1 / token_s,
+            "sequences": compiled.sequences,
+            "batch": compiled.batch,
+            "tokens_per_s": many or 1 / token_s,
+            "one_sequence_tokens_per_s": 1 / token_s,
+            "ratio_to_one_sequence": many * token_s if many else 1.0,
             "ms_per_token": token_s * 1e3,
             "gb_per_s": elements * item / token_s / 1e9 if has_data else None,
             "ratio_to_read_bandwidth": elements * item / token_s / bandwidth if bandwidth else None,
@@ -257,7 +289,13 @@ def text_of(report: dict[str, Any]) -> str:
     decode, prefill, memory = report["decode"], report["prefill"], report["memory"]
     stages = ", ".join(f"{k} at {v:.1f} s" for k, v in report["startup_stages_s"].items())
     head = f"{report['model']} {report['dtype']} on {report['hardware']} {report['layout']}"
-    decoded = f"decode            {decode['tokens_per_s']:.2f} tok/s"
+    decoded = f"decode            {decode['one_sequence_tokens_per_s']:.2f} tok/s"
+    together = []
+    if decode["sequences"] > 1:
+        together = [
+            f"{decode['sequences']:<4} sequences    {decode['tokens_per_s']:.2f} tok/s in all, "
+            f"steps of {decode['batch']}: {decode['ratio_to_one_sequence']:.2f} times one's"
+        ]
     prefilled = f"prefill           {prefill['tokens']} tokens, {prefill['tokens_per_s']:.1f} tok/s"
     started = f"start-up          {report['startup_s']:.1f} s ({stages})"
     taken = f"memory            {memory['total_mb']:.0f} MB"
@@ -267,7 +305,7 @@ def text_of(report: dict[str, Any]) -> str:
     )
     if report["read_gb_per_s"] is None:
         head += ", timing executor: no data, wall figures are the emulator's own"
-        return "\n".join([head, decoded, prefilled, started, taken, emulated])
+        return "\n".join([head, decoded, *together, prefilled, started, taken, emulated])
     parts = ", ".join(f"{k} {v:.2f} s" for k, v in report["chip_seconds_by_part"].items())
     return "\n".join([
         f"{head}, {report['transport']}, kernels {report['kernels']}, {report['cores']} cores",
@@ -275,6 +313,7 @@ def text_of(report: dict[str, Any]) -> str:
         f"memory read       {report['read_gb_per_s']:.1f} GB/s",
         f"{decoded}, {decode['gb_per_s']:.1f} GB/s of weights, "
         f"{decode['ratio_to_read_bandwidth']:.2f} of the read bandwidth",
+        *together,
         f"{prefilled}, {prefill['gmac_per_s']:.0f} GMAC/s",
         started,
         f"chips' time       {parts}",

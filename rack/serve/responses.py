@@ -216,7 +216,7 @@ class Answer:
     ) -> dict[str, Any]:
         """Return GroqCloud's own part: the request's id and seed, and at the end its usage.
 
-        Of a server with a prefix cache it tells of the tokens that were found: in SRAM, as all is.
+        With a prefix cache that has the tokens that were found: in SRAM, where all is.
         """
         told = dict(usage or {})
         if totals is not None and self.identity.prefix_cache:
