@@ -369,7 +369,9 @@ def test_every_route_tells_of_cached_tokens() -> None:
         both = (await served.client.post(TEXT, json=several)).json()
         assert cached(both) == 32  # the other slot was empty
         for wanted in (0, 160):
-            answer = await served.client.post("/v1/responses", json={"model": "tiny", "input": STORY})
+            answer = await served.client.post(
+                "/v1/responses", json={"model": "tiny", "input": STORY}
+            )
             response = Response.model_validate(answer.json())
             assert response.usage is not None
             assert response.usage.input_tokens_details.cached_tokens == wanted
