@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,7 +22,7 @@ STEPS = 100_000
 CONTEXT = 64
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Guest:
     """What is known of a sequence in a slot."""
 
@@ -31,16 +31,21 @@ class Guest:
     arrived: int
     rows: int  # that have begun, the reused ones among them
     free: int = 0  # the cycle from which on its next step may begin
-    given: list[int] = field(default_factory=list)
+    text: list[int]  # the prompt, and what has been given out
+    given: int = 0
+    before: Counter[int] = field(default_factory=Counter)  # who went while it waits, how often
 
 
 class Checked(TimingRack):
     """Holds every step against those under way, and every row against its sequence."""
 
+    sequences: Sequences
+
     def __init__(self, compiled: CompiledModel) -> None:
         super().__init__(compiled)
         self.guests: dict[int, Guest] = {}
         self.digest, self.count = hashlib.sha256(), 0
+        self.most_before = {True: 0, False: 0}  # of a starting, of a running one: turns of another
         self._open: deque[tuple[int, str, int]] = deque()  # (base, name, end) of steps under way
 
     def reset(self) -> None:
@@ -56,11 +61,17 @@ class Checked(TimingRack):
         self._open.append((order.base, order.name, order.base + step.cycles))
         for slot, position, token in zip(order.slots, order.positions, order.tokens, strict=True):
             guest = self.guests[slot]
-            text = [*guest.completion.prompt_token_ids, *guest.given]
-            assert (position, token) == (guest.rows, text[position])
+            assert (position, token) == (guest.rows, guest.text[position])
             assert order.base >= guest.free or not step.kind.decode
             guest.rows += 1
             guest.free = order.base + step.cycles
+            guest.before.clear()
+        for slot, guest in self.guests.items():
+            wanted = self.sequences._wanted.get(slot)
+            if wanted is not None and wanted.ready <= order.base:
+                guest.before.update(id(self.guests[one]) for one in {*order.slots})
+                turns = max(guest.before.values())
+                self.most_before[wanted.starting] = max(self.most_before[wanted.starting], turns)
         assert len(order.positions) <= step.kind.rows
         self.count += 1
         self.digest.update(repr((order.name, order.base, order.slots, order.positions)).encode())
@@ -69,15 +80,17 @@ class Checked(TimingRack):
 
 def story(seed: int, steps: int) -> tuple[str, int, int]:
     """Run so many steps; return the digest of all that happened, and who ended and who left."""
-    rng, rack = random.Random(seed), Checked(made("3x1+1", sequences=8, max_model_len=CONTEXT))
-    engine, sequences = Engine(rack, tokenizer()), Sequences(rack, reuse=True)
+    rng, rack = random.Random(seed), Checked(made("2x2", sequences=8, max_model_len=CONTEXT))
+    engine = Engine(rack, tokenizer())
+    sequences = rack.sequences = Sequences(rack, reuse=True)
     queue, next_at, ended, left = deque[Guest](), 0, 0, 0
     starts = [[rng.randrange(200) for _ in range(CONTEXT)] for _ in range(4)]
 
     def arrive(at: int) -> None:
         prompt, tokens = rng.randint(1, 50), rng.randint(1, 13)
         completion = engine.generate(rng.choice(starts)[:prompt], params(tokens))
-        queue.append(Guest(completion=completion, tokens=tokens, arrived=at, rows=0))
+        text = completion.prompt_token_ids.copy()
+        queue.append(Guest(completion=completion, tokens=tokens, arrived=at, rows=0, text=text))
 
     while rack.count < steps or sequences.running:
         while rack.count < steps and (
@@ -85,7 +98,7 @@ def story(seed: int, steps: int) -> tuple[str, int, int]:
             or (sequences.running and next_at <= sequences.upcoming())
         ):
             arrive(next_at)
-            next_at += rng.randrange(60_000) if rng.random() < 0.99 else 10**6
+            next_at += rng.randrange(260_000) if rng.random() < 0.99 else 10**6
         while rack.count < steps and queue and not sequences.full:
             guest = queue.popleft()
             guest.arrived = max(guest.arrived, sequences.clock)
@@ -96,20 +109,23 @@ def story(seed: int, steps: int) -> tuple[str, int, int]:
             (slot,) = (n for n, one in rack.guests.items() if one.completion is emitted.completion)
             guest, token = rack.guests[slot], emitted.token
             assert isinstance(token, TokenEvent)
-            guest.given.append(token.token_id)
+            guest.text.append(token.token_id)
+            guest.given += 1
             done = guest.completion
-            assert done.token_ids == guest.given
+            assert (done.token_ids[-1], len(done.token_ids)) == (token.token_id, guest.given)
             passed = done.prompt_cycles + sum(done.decode_cycles)
             assert passed == emitted.cycle - guest.arrived
             rack.digest.update(repr((emitted.cycle, token)).encode())
             if token.finish_reason is not None:
-                assert len(guest.given) == guest.tokens
+                assert guest.given == guest.tokens
                 del rack.guests[slot]
                 ended += 1
         if sequences.running and rng.random() < 0.003:
             leaver = rng.choice(sequences.running)
             sequences.leave(leaver)
             left += 1
+    assert rack.most_before[False] == 1  # a running one waits for one turn of each of the others
+    assert rack.most_before[True] <= 3  # a prompt for some more: the others' own first tokens
     return rack.digest.hexdigest(), ended, left
 
 
