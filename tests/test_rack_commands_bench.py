@@ -54,19 +54,19 @@ def test_the_report_has_what_others_rely_on(
 
 
 def test_sequences_together_stand_beside_one_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["tiny", "--layout", "2x1", "--sequences", "4"]
+    argv = ["tiny", "--layout", "2x1", "--sequences", "4", "--batch", "2"]
     for flags, where in ((["--transport", "local"], "local"), (["--executor", "timing"], "none")):
         assert main([*argv, *flags, "--json", *SHORT]) == 0
         report = json.loads(capsys.readouterr().out)
         decode = report["decode"]
-        assert (report["transport"], decode["sequences"], decode["batch"]) == (where, 4, 1)
+        assert (report["transport"], decode["sequences"], decode["batch"]) == (where, 4, 2)
         ratio = decode["tokens_per_s"] / decode["one_sequence_tokens_per_s"]
         assert decode["ratio_to_one_sequence"] == pytest.approx(ratio)
         assert decode["one_sequence_tokens_per_s"] == pytest.approx(1e3 / decode["ms_per_token"])
     assert main([*argv, "--transport", "local", *SHORT]) == 0
     text = capsys.readouterr().out
     assert "\n4    sequences    " in text
-    assert " tok/s in all, steps of 1: " in text
+    assert " tok/s in all, steps of 2: " in text
 
 
 def test_one_sequence_is_all_there_are(capsys: pytest.CaptureFixture[str]) -> None:
