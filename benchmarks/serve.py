@@ -27,6 +27,7 @@ READY_SECONDS = 120.0
 REQUEST_SECONDS = 120.0
 LEAVE_EVERY = 4  # one request in so many leaves in mid-stream
 SEEDS = 13  # so many different requests
+RETRY_SECONDS = 1.0
 
 
 @contextmanager
@@ -103,10 +104,11 @@ def rate(args: argparse.Namespace) -> None:
 
 
 class Storm:
-    """What many clients got."""
+    """What many clients got. A `patient` one that is refused asks again, as the SDKs do."""
 
-    def __init__(self, url: str, model: str) -> None:
-        self.url, self.model = url, model
+    def __init__(self, url: str, model: str, *, patient: bool = False) -> None:
+        self.url, self.model, self.patient = url, model, patient
+        self.asked_again = 0
         self.outcomes: Counter[str] = Counter()
         self.texts: dict[int, str] = {}  # by seed: equal requests must have equal answers
 
@@ -126,7 +128,12 @@ class Storm:
 
             async def one_client() -> None:
                 for number in numbers:
-                    self.outcomes[await self._ask(client, number)] += 1
+                    while (outcome := await self._ask(client, number)) == "refused":
+                        if not self.patient:
+                            break
+                        self.asked_again += 1
+                        await asyncio.sleep(RETRY_SECONDS)
+                    self.outcomes[outcome] += 1
 
             await asyncio.gather(*(one_client() for _ in range(clients)))
 
@@ -182,12 +189,13 @@ def storm(args: argparse.Namespace) -> None:
     with server(args.model, *arguments) as (url, process):
         model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         for _ in range(args.rounds):
-            one = Storm(url, model)
+            one = Storm(url, model, patient=True)
             asyncio.run(one.ask_alone())
             started = time.perf_counter()
             asyncio.run(one.run(clients, requests))
             out = {
                 **one.outcomes,
+                "asked_again": one.asked_again,
                 "seconds": round(time.perf_counter() - started, 1),
                 "rss_mb": round(process.memory_info().rss / 1e6, 1),
                 "sockets": len(process.net_connections()),
