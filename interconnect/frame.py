@@ -28,6 +28,9 @@ _FIELDS = (
 )
 
 
+_numbers = attrgetter(*_FIELDS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """Vectors on their way over one link. All numbers are integers in 0..2^64 - 1.
@@ -47,12 +50,8 @@ class Frame:
     payload: Payload = b""  # [vectors, 320] uint8
 
     def __post_init__(self) -> None:
-        values = (  # every vector that moves comes by here: no getattr
-            *(self.version, self.flags, self.epoch, self.link, self.step),
-            *(self.transfer, self.vectors, self.depart_cycle, self.check),
-        )
-        for place, value in enumerate(values):
-            if type(value) is not int or not 0 <= value <= _MOST:
+        for place, value in enumerate(_numbers(self)):  # every vector that moves comes by here
+            if type(value) is not int or value < 0 or value > _MOST:
                 name = _FIELDS[place]
                 raise FrameError(what=name, wanted="an integer in 0..2^64-1", got=repr(value))
         if self.version != FRAME_VERSION:
@@ -69,9 +68,6 @@ class Control:
 
     kind: str
     values: Mapping[str, Any] = field(default_factory=dict)
-
-
-_numbers = attrgetter(*_FIELDS)
 
 
 def encode(frame: Frame) -> tuple[bytes, Payload]:

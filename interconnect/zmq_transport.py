@@ -176,16 +176,16 @@ class ZmqTransport:
             if (got := inbox.take()) is not None:
                 sender, data = got
                 return _message(data) if data is not None else self._by_socket(sender)
-            if timeout_s != 0 and inbox.listen():
-                continue
-            if (message := self._from_socket(0)) is not None:
-                return message
             left = until - time.monotonic()
             if left <= 0:
-                return None
-            if inbox.may_sleep():
-                self._poller.poll(None if timeout_s is None else math.ceil(left * 1000))
-                inbox.awake()
+                return self._from_socket(0)
+            if inbox.listen() or not inbox.may_sleep():
+                continue
+            woken = self._poller.poll(None if timeout_s is None else math.ceil(left * 1000))
+            inbox.awake()
+            by_socket = any(what is self._pull for what, _ in woken)
+            if by_socket and (message := self._from_socket(0)) is not None:
+                return message
 
     def _from_socket(self, timeout_s: float | None) -> Message | None:
         if self._closed:

@@ -342,7 +342,13 @@ class Chip:
         message = self._message
         assert message is not None
         link = self.links[arrival.link]
-        base, window = message.base_cycle, link.rx_window_cycles
+        identity, got = (message.sequence, op.transfer), (arrival.sequence, arrival.transfer)
+        size, window = op.vectors * VECTOR_BYTES, link.rx_window_cycles
+        first = arrival.first_cycle - message.base_cycle
+        last = arrival.last_cycle - message.base_cycle
+        in_time = 0 <= operation.start - first <= window and 0 <= operation.end - last <= window
+        if got == identity and len(arrival.payload) == size and in_time:
+            return
 
         def violation(what: str, wanted: object, got: object) -> ScheduleViolation:
             return ScheduleViolation(
@@ -350,16 +356,13 @@ class Chip:
                 operation=operation.name, wanted=wanted, got=got, step=message.step,
             )  # fmt: skip
 
-        identity, size = (message.sequence, op.transfer), op.vectors * VECTOR_BYTES
-        if (arrival.sequence, arrival.transfer) != identity:
-            raise violation(
-                "wrong (step number, transfer)", identity, (arrival.sequence, arrival.transfer)
-            )
+        if got != identity:
+            raise violation("wrong (step number, transfer)", identity, got)
         if len(arrival.payload) != size:
             raise violation("payload size in bytes", size, len(arrival.payload))
-        for what, wanted, got in (
-            ("first vector's arrival", operation.start, arrival.first_cycle - base),
-            ("last vector's arrival", operation.end, arrival.last_cycle - base),
+        for what, wanted, came in (
+            ("first vector's arrival", operation.start, first),
+            ("last vector's arrival", operation.end, last),
         ):
-            if not wanted - window <= got <= wanted:
-                raise violation(what, wanted if not window else (wanted - window, wanted), got)
+            if not wanted - window <= came <= wanted:
+                raise violation(what, wanted if not window else (wanted - window, wanted), came)
