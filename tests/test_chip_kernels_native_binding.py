@@ -93,16 +93,20 @@ def test_quantize_weight_names_the_column(monkeypatch, best, bad):
 def test_the_extension_takes_the_arguments_of_the_definition():
     """One order of arguments for Python and C; only `top_k` has no native code."""
     from chip.kernels import _native
+    from chip.kernels.native import NOT_NATIVE
 
     for name, method in vars(Kernels).items():
-        if name[0] != "_" and name not in ("name", "top_k"):
+        if name[0] != "_" and name != "name" and name not in NOT_NATIVE:
             mine = list(inspect.signature(method).parameters)[1:]
             assert list(inspect.signature(getattr(_native, name)).parameters) == ["isa", *mine]
 
 
-def test_everything_but_top_k_is_native(native):
+def test_everything_on_the_path_of_a_token_is_native(native):
+    from chip.kernels.native import NOT_NATIVE
+
     methods = {name for name in vars(Kernels) if name[0] != "_"}
-    assert set(vars(native)) == methods - {"top_k"}
+    assert set(vars(native)) == methods - NOT_NATIVE
+    assert methods > {"top_k", "rope_cache_i8", "attention_i8", "attention_f16"} == NOT_NATIVE
 
 
 def many_heads(heads: int, rows: int = 2) -> tuple[str, list]:
@@ -113,10 +117,11 @@ def many_heads(heads: int, rows: int = 2) -> tuple[str, list]:
     q, sq = rng.integers(-127, 128, (rows, heads, 8)).astype(i8), np.full((rows, heads), 0.1, f32)
     at = np.arange(rows)
     call = [q, sq, caches[0], scales[0], caches[1], scales[1], list(range(heads)), at]
-    return "attention_i8", [*call, np.empty((rows, 8 * heads), f16)]
+    return "masked_attention_i8", [*call, *NO_MASK, np.empty((rows, 8 * heads), f16)]
 
 
-LISTS = (2, 3, 4, 5)  # arguments of `attention_i8` that are lists of arrays; 6 is a list of numbers
+NO_MASK = None, False, None, None
+LISTS = (2, 3, 4, 5)  # arguments of `many_heads` that are lists of arrays; 6 is a list of numbers
 
 
 @pytest.mark.parametrize("heads", [2, 3, 30])
@@ -132,13 +137,14 @@ def test_a_call_may_hold_any_number_of_arrays(native, heads):
     assert not y[:, 20 * heads :].any()
 
 
-@pytest.mark.parametrize("spoil", [None, 0, 2, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("spoil", [None, 0, 2, 3, 5, 6, 7, 12])
 def test_a_call_keeps_nothing(native, spoil):
     """After an answer as after a refusal: every array is free again, and no memory is kept."""
     name, call = many_heads(9)
     if spoil is not None:
         call[spoil] = call[spoil][:1] if spoil != 7 else np.array([0, 99])
-    arrays = [a for i, part in enumerate(call) if i != 6 for a in (part if i in LISTS else [part])]
+    arrays = [a for i in LISTS for a in call[i]]
+    arrays += [part for part in call if isinstance(part, np.ndarray)]
 
     def attempt() -> None:
         try:
@@ -212,8 +218,9 @@ CACHE = [np.zeros((4, 8), f16)]
         (("rope_cache_f16", (np.ones((1, 32), f32), np.ones((1, 2, 4), f32), np.array([0]),
                              np.empty((1, 2, 8), f16), CACHE, CACHE * 2)),
          "cache: wanted the same number of heads, 1, everywhere"),
-        (("attention_f16", (np.ones((1, 1, 9), f16), CACHE, CACHE, [0], np.array([0]), 1.0,
-                            np.empty((1, 9), f16))), "cache: wanted 9 lanes, got shape (4, 8)"),
+        (("masked_attention_f16", (np.ones((1, 1, 9), f16), CACHE, CACHE, [0], np.array([0]), 1.0,
+                                   *NO_MASK, np.empty((1, 9), f16))),
+         "cache: wanted 9 lanes, got shape (4, 8)"),
     ],
 )  # fmt: skip
 def test_the_extension_checks_what_it_is_given(native, call, text):

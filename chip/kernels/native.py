@@ -12,8 +12,9 @@ import chip.kernels._native as _native
 from chip.kernels.extension import BEST, INSTRUCTION_SETS
 from chip.kernels.twin import Kernels
 
-NOT_NATIVE = frozenset({"top_k"})
-"""Methods that stay NumPy: they are not on the path of a token."""
+NOT_NATIVE = frozenset({"top_k", "rope_cache_i8", "attention_i8", "attention_f16"})
+"""Methods that stay Python, as they are not on the path of a token: NumPy's top_k, and those that
+only call a native one without what it can do beside."""
 
 NATIVE = [name for name in vars(Kernels) if name[0] != "_" and callable(getattr(Kernels, name))]
 

@@ -66,18 +66,11 @@ static PyObject *rope_cache(Call *call, const Table *table, RopeArguments a) {
     const Rope p = {.rows = rows, .n_q = q->shape[1], .n_kv = heads, .hd = hd,
                     .qkv = rows_of(qkv), .sq = sq ? rows_of(sq) : (Rows){NULL, 0},
                     .rope = heads_of(rope), .rotates = rope->shape[2] > 0, .q = heads_of(q),
-                    .scale = (float)(a.scale ? scale : 1.0 / sqrt((double)hd)),
+                    .scale = (float)scale,
                     .positions = positions->buf, .k = k, .v = v};
     long saturated;
     UNLOCKED(saturated = table->rope(&p));
     return sq ? done(saturated) : counted(saturated);
-}
-
-PyObject *bind_rope_cache_i8(Call *call, const Table *table, Args a) {
-    const Caches caches = {.k = a[5], .ks = a[6], .v = a[7], .vs = a[8]};
-    const RopeArguments all = {.qkv = a[0], .rope = a[1], .positions = a[2], .q = a[3],
-                               .sq = a[4], .caches = caches};
-    return rope_cache(call, table, all);
 }
 
 PyObject *bind_scaled_rope_cache_i8(Call *call, const Table *table, Args a) {
@@ -128,7 +121,7 @@ typedef struct { /* each but `ring` may be None; NULL: no mask is asked for */
 
 /* Take whether the caches, of so many tokens, are a ring. 0 with an exception set. */
 static int take_ring(PyObject *ring, Py_ssize_t tokens, ptrdiff_t *to) {
-    const int is_ring = ring == NULL ? 0 : PyObject_IsTrue(ring);
+    const int is_ring = PyObject_IsTrue(ring);
     *to = is_ring > 0 ? tokens : 0;
     return is_ring >= 0;
 }
@@ -142,7 +135,7 @@ static int check_ring(Mask mask, const Attention *a) {
 }
 
 static int take_window(PyObject *window, ptrdiff_t *to) {
-    if (window == NULL || window == Py_None) return 1;
+    if (window == Py_None) return 1;
     *to = PyLong_AsSsize_t(window);
     if (*to == -1 && PyErr_Occurred()) return 0;
     if (*to > 0) return 1;
@@ -151,7 +144,7 @@ static int take_window(PyObject *window, ptrdiff_t *to) {
 }
 
 static int take_cap(PyObject *cap, const char *who, float *to, float *per) {
-    if (cap == NULL || cap == Py_None) return 1;
+    if (cap == Py_None) return 1;
     const double value = PyFloat_AsDouble(cap);
     if (PyErr_Occurred()) return 0;
     *to = (float)value;
@@ -166,7 +159,7 @@ static int take_mask(Call *call, Mask mask, Attention *to) {
     if (!take_window(mask.window, &to->window) || !check_ring(mask, to) ||
         !take_cap(mask.cap, "attention: wanted a cap of", &to->cap, &to->per_cap))
         return 0;
-    if (mask.sinks == NULL || mask.sinks == Py_None) return 1;
+    if (mask.sinks == Py_None) return 1;
     const Py_buffer *sinks = take(call, mask.sinks, "sinks", "f", 1, READ);
     if (sinks == NULL) return 0;
     to->sinks = sinks->buf;
@@ -220,20 +213,6 @@ static PyObject *attention(Call *call, const Table *table, AttentionArguments a)
     long saturated;
     UNLOCKED(saturated = sq ? table->attention_i8(&p) : table->attention_f16(&p));
     return counted(saturated);
-}
-
-PyObject *bind_attention_i8(Call *call, const Table *table, Args a) {
-    const Caches caches = {.k = a[2], .ks = a[3], .v = a[4], .vs = a[5]};
-    const AttentionArguments all = {.q = a[0], .sq = a[1], .caches = caches, .kv_of = a[6],
-                                    .positions = a[7], .out = a[8]};
-    return attention(call, table, all);
-}
-
-PyObject *bind_attention_f16(Call *call, const Table *table, Args a) {
-    const Caches caches = {.k = a[1], .v = a[2]};
-    const AttentionArguments all = {.q = a[0], .caches = caches, .kv_of = a[3], .positions = a[4],
-                                    .scale = a[5], .out = a[6]};
-    return attention(call, table, all);
 }
 
 PyObject *bind_masked_attention_i8(Call *call, const Table *table, Args a) {

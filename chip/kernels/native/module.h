@@ -23,11 +23,8 @@
     F(matmul_i4, x, sx, w, sw, y)                                                   \
     F(matmul_f16, x, w, y)                                                          \
     F(add_bias, x, bias, y)                                                         \
-    F(rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs)                     \
     F(scaled_rope_cache_i8, qkv, rope, positions, q, sq, k, ks, v, vs, scale)       \
     F(rope_cache_f16, qkv, rope, positions, q, k, v)                                \
-    F(attention_i8, q, sq, k, ks, v, vs, kv_of, positions, out)                     \
-    F(attention_f16, q, k, v, kv_of, positions, scale, out)                         \
     F(masked_attention_i8, q, sq, k, ks, v, vs, kv_of, positions, window, ring, cap, sinks, out) \
     F(masked_attention_f16, q, k, v, kv_of, positions, scale, window, ring, cap, sinks, out) \
     F(add, x, segments)                                                             \
