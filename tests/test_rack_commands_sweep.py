@@ -83,10 +83,13 @@ def test_what_does_not_fit_is_a_row_that_says_why(
 
 
 def test_too_little_memory_names_the_layout_that_fits(tmp_path: Path) -> None:
-    grid = ["--grid", "layout=1x1", "--grid", "chip.sram_bytes=225280"]
-    (found,) = rows(tmp_path / "rows", *grid)
+    path = tmp_path / "rows"
+    assert main(["llama-8b", "--jobs", "1", "--grid", "layout=2x1", "-o", str(path)]) == 0
+    (found,) = read_rows(str(path))
     assert found["error"]["type"] == "CapacityError"
-    assert "bytes missing" in found["error"]["message"]
+    assert found["error"]["message"].endswith(
+        "bytes missing; the smallest layout that fits is 8x4+3"
+    )
 
 
 def test_it_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ def test_killed_half_way_and_started_again(tmp_path: Path) -> None:
     grid = ["--grid", "layout=1x1,2x1,3x1,1x2,2x2,3x2", "--grid", "seed=0,1"]
     argv = [sys.executable, "-m", "rack.sweep", *TINY[:-1], "2", *grid, "-o"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*argv, str(whole)], cwd=ROOT, check=True, capture_output=True)
+    rows(whole, *grid)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with (
@@ -116,7 +119,7 @@ def test_killed_half_way_and_started_again(tmp_path: Path) -> None:
         cut.write_bytes(reader.readline() + reader.readline() + reader.read(40))
         process.send_signal(signal.SIGKILL)
     assert 2 <= len(read_rows(str(cut))) < 12
-    subprocess.run([*argv, str(cut)], cwd=ROOT, check=True, capture_output=True)
+    rows(cut, *grid)
     assert cut.read_bytes() == whole.read_bytes()
     assert [row["config"]["seed"] for row in read_rows(str(cut))] == [0, 1] * 6
 
