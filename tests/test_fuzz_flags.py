@@ -61,7 +61,7 @@ VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] 
     ),
     "lstm": (lambda argv: validate.main(["lstm", *argv]), LSTM, []),
     "matmul": (lambda argv: validate.main(["matmul", *argv]), MATMUL, []),
-    "validate": (validate.main, validate.build_parser, ["--hardware", "lesson"]),
+    "validate": (validate.main, validate.build_parser, ["--hardware", "none.toml"]),
 }
 """Each verb's main, its parser, and flags that keep a case short."""
 

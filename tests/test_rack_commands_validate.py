@@ -110,9 +110,13 @@ def test_chips_per_model() -> None:
     assert weight_chips(config, "int8", 2 * MACHINE.chip.sram_bytes, table=False) == 17
 
 
-def test_a_machine_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    text = refused(capsys, 1, main, "--hardware", "lesson", "--json")
-    assert text == "lesson: cabling to hold against published figures: wanted dragonfly, got free"
+def test_a_machine_of_another_kind_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\ninherits = "lesson"\n')
+    text = refused(capsys, 1, main, "--hardware", str(path), "--json")
+    assert text == "mine: cabling to hold against published figures: wanted dragonfly, got free"
 
 
 @pytest.fixture

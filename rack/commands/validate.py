@@ -23,17 +23,23 @@ from rack.commands.validate_gpus import gpus
 from rack.commands.validate_lstm import lstm
 from rack.commands.validate_matmul import matmul
 from rack.commands.validate_models import models
+from rack.commands.validate_rates import rates
 from rack.commands.validate_sequences import sequences
 from rack.commands.verbs import called_as
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
 from rack.reports.accuracy import Row, behind, markdown, number, published
 from rack.reports.accuracy_rows import all_rows
+from rack.reports.lesson import HEAD, LessonRow, lesson_rows
+from rack.reports.lesson import markdown as lesson_markdown
 from rack.reports.tables import columns, shown
+from rack.system.progress import start_progress
 from rack.system.provenance import code_version
 from rack.system.shell import put, verb
 
 PAGE = "validate --markdown"
+LESSON = "lesson"  # the machine of the course text: held against that, not against publications
+LESSON_PAGE = "validate --hardware lesson --markdown"
 BEGIN, END = marks(PAGE)
 
 
@@ -48,11 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
         f"{called_as('validate')} models --help: the presets on both machines; "
         f"{called_as('validate')} dtypes --help: what int8 and int4 cost in exactness; "
         f"{called_as('validate')} gpus --help: GPUs' efficiencies, fitted and held against points; "
-        f"{called_as('validate')} sequences --help: what many users get.",
+        f"{called_as('validate')} sequences --help: what many users get; "
+        f"{called_as('validate')} rates --help: settings that land on published token times.",
     )
     parser.add_argument_group("machine").add_argument(
         "--hardware", default="groqrack", metavar=profile_choices(),
-        help="the published machine (default %(default)s), or yours",
+        help="the published machine (default %(default)s), or yours; lesson: the course text's "
+        "figures, as in docs/lesson.md",
     )  # fmt: skip
     form = parser.add_argument_group("output").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
@@ -65,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
 def table(args: argparse.Namespace) -> None:
     """Print, write or check the table of all figures."""
     hardware = load_hardware(args.hardware)
+    if hardware.name == LESSON:
+        lesson(args, hardware)
+        return
     write = args.markdown is not None
     path = args.markdown if write else args.check
     page = None if path is None else read_page(Path(path), PAGE, write=write)
@@ -77,9 +88,28 @@ def table(args: argparse.Namespace) -> None:
         put(_text(rows, hardware))
 
 
+def lesson(args: argparse.Namespace, hardware: Hardware) -> None:
+    """Print, write or check the course text's figures: the table of the machine that is its own."""
+    write = args.markdown is not None
+    path = args.markdown if write else args.check
+    page = None if path is None else read_page(Path(path), LESSON_PAGE, write=write)
+    with start_progress() as progress:
+        rows = lesson_rows(hardware, progress.report)
+    if page is not None:
+        put_page(Path(path), page, LESSON_PAGE, lesson_markdown(rows), write=write)
+    elif args.json:
+        put(json.dumps(report(rows, hardware)))
+    else:
+        out = columns(*HEAD)
+        for row in rows:
+            out.add_row(*row.cells)
+        put(shown(out))
+
+
 COMMANDS: dict[str, Main] = {
     "table": table, "lstm": lstm, "matmul": matmul, "conv": conv, "encoder": encoder,
     "models": models, "dtypes": dtypes, "gpus": gpus, "sequences": sequences,
+    "rates": rates,
 }  # fmt: skip
 """The first word of the command line; without one it is `table`."""
 
@@ -92,12 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return COMMANDS[name](words)
 
 
-def report(rows: Sequence[Row], hardware: Hardware) -> dict[str, Any]:
+def report(rows: Sequence[Row | LessonRow], hardware: Hardware) -> dict[str, Any]:
     """Return the table as plain data."""
     return {
         "hardware": hardware.name,
         "hardware_digest": hardware.digest(),
-        "rows": [row.to_dict(hardware) for row in rows],
+        "rows": [row.to_dict(hardware) if isinstance(row, Row) else row.to_dict() for row in rows],
         "code": code_version(),
     }
 
