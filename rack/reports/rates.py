@@ -2,9 +2,10 @@
 
 Three ways lead there from a rack that is faster: a layout or a type that is slower for a lone
 sequence; more sequences than fill the pipeline, which share it; and a slower clock. For each
-published time the nearest of each way is kept. Layouts are pipelines of one, two or four layers
-a stage and more, on groups of chips by powers of two; their decode steps are scheduled, not
-verified (as `--layout auto` ranks them). Tokens in context: CONTEXT.
+published time one of each way is kept: the nearest lone sequence, the fewest chips on which
+sequences in flight come within one per cent, and the clock. Layouts are pipelines of one, two or
+four layers a stage and more, on groups of chips by powers of two; their decode steps are scheduled,
+not verified (as `--layout auto` ranks them). Tokens in context: CONTEXT.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ LONGEST = 1024  # tokens of a KV cache
 GROUPS = (1, 2, 4, 8, 16)
 LAYERS = (1, 2, 4, 8, 16)  # of a stage
 HEADS = (1, 2, 4, 8, 16, 32)
-TRIES = 4  # at a clock; each is nearer than the last
+NEAR = 0.01  # of a published time: sequences in flight land there
+TRIES = 3  # clocks; each is nearer than the last
 TARGETS = {
     "llama-8b": ((1e6 / 750, "750 tokens/s, 2025"), (1e6 / 1200, "1,200 tokens/s, 2024")),
     "llama-70b": ((4000.0, "250 tokens/s, 3.1 in 2024"), (1e6 / 275, "275 tokens/s, 3.3")),
@@ -54,7 +56,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landing:
-    """The settings that come nearest to a published time, on one way."""
+    """The settings that are kept for a published time, on one way."""
 
     model: str
     published_us: float
@@ -97,7 +99,7 @@ def tried(
             whole = Layout(stages=layout.stages, group=layout.group, head=head)
             compiled = _estimate(config, hardware, dtype, whole)
             if compiled is not None:
-                found = pipeline(compiled, CONTEXT)
+                found = pipeline(compiled, _context(config))
                 out.append(Tried(model=config.name, dtype=dtype, layout=whole, found=found))
                 break
     progress(f"layouts of {config.name}", len(wanted), len(wanted))
@@ -110,7 +112,7 @@ def _estimate(
     """Return the model with its decode step; None where it does not fit or cannot be cabled."""
     longest = min(LONGEST, config.max_position_embeddings)
     options = Options(
-        dtype=dtype, max_model_len=longest, buckets=(min(CONTEXT, longest),), prefill_chunk=4
+        dtype=dtype, max_model_len=longest, buckets=(_context(config),), prefill_chunk=4
     )
     try:
         return compile_model(config, hardware, layout, options, kinds="estimate")
@@ -118,10 +120,14 @@ def _estimate(
         return None
 
 
+def _context(config: ModelConfig) -> int:
+    return min(CONTEXT, config.max_position_embeddings)
+
+
 def landings(
     found: Sequence[Tried], hardware: Hardware, published_us: float, published: str
 ) -> Iterator[Landing]:
-    """Yield the nearest of each way."""
+    """Yield the nearest alone; in flight the fewest chips within NEAR; and the clock that lands."""
 
     def landing(way: str, one: Tried, sequences: int, token_us: float, clock: float) -> Landing:
         return Landing(
@@ -138,10 +144,9 @@ def landings(
         for one in found
         for sequences in range(one.found.full, one.found.places + 1)
     ]
-    if shared:
-        one, sequences = min(
-            shared, key=lambda pair: (abs(pair[0].token_us(pair[1]) - published_us), pair[1])
-        )
+    near = [pair for pair in shared if abs(pair[0].token_us(pair[1]) / published_us - 1) <= NEAR]
+    if near:
+        one, sequences = min(near, key=lambda pair: (pair[0].layout.chips, pair[1], pair[0].dtype))
         yield landing("in flight", one, sequences, one.token_us(sequences), own)
     fastest = min((one for one in found if one.dtype == "int8"), key=lambda one: one.token_us(1))
     clock, token_us = slower_clock(fastest, hardware, published_us)
@@ -151,16 +156,25 @@ def landings(
 def slower_clock(one: Tried, hardware: Hardware, wanted_us: float) -> tuple[int, float]:
     """Return the clock at which a lone token takes that long, and how long it takes then.
 
-    Cables and the host keep their times, so it is tried again from each result.
+    Cables and the host keep their times, so a token takes `fixed + cycles / clock` or nearly so,
+    which two clocks tell: each further one is tried at what the two before it tell.
     """
     clock, token_us = hardware.chip.clock_hz, one.token_us(1)
+    following = round(clock * token_us / wanted_us)
     for _ in range(TRIES):
-        clock = max(1, round(clock * token_us / wanted_us))
         compiled = _estimate(
-            PRESETS[one.model], at_clock(hardware, clock), one.dtype, one.layout
-        )  # fmt: skip
+            PRESETS[one.model], at_clock(hardware, following), one.dtype, one.layout
+        )
         assert compiled is not None, "it fitted at another clock"
-        token_us = 1e6 / pipeline(compiled, CONTEXT).tokens_per_s(1)
+        before, before_us, clock = clock, token_us, following
+        token_us = 1e6 / pipeline(compiled, _context(compiled.config)).tokens_per_s(1)
+        if clock == before or token_us == before_us:
+            break
+        cycles = (token_us - before_us) / (1 / clock - 1 / before)
+        left_us = wanted_us - (token_us - cycles / clock)
+        if left_us <= 0:
+            break  # no clock does: what is fixed takes longer
+        following = max(1, round(cycles / left_us))
     return clock, token_us
 
 
