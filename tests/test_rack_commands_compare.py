@@ -12,15 +12,18 @@ import pytest
 from rack_kit import refused
 from schedules import compiled
 
+from compiler.errors import CapacityError
 from compiler.model.presets import PRESETS
-from compiler.place.allocate import kv_tensors
+from compiler.pipeline import Options, compile_model
 from rack.commands.compare import main
 from rack.errors import ConfigError
 from rack.machines.gpu import GpuDtype, load_gpu
 from rack.machines.profile import load_hardware
+from rack.machines.profile_keys import WORD_BYTES
 from rack.reports.comparison import Machine, Side, gpu_load
 from rack.reports.costs import Prices
-from rack.reports.lpu_batches import Pipeline, pipeline
+from rack.reports.lpu_batches import Pipeline, crowd, slots_that_fit
+from rack.reports.sequences import Pace
 from rack.reports.workloads import verdicts
 
 TINY = ["tiny", "--layout", "2x2+1", "--max-model-len", "64", "--prefill-chunk", "4"]
@@ -54,12 +57,22 @@ def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     for crossing in report["crossover_batch"].values():
         assert set(crossing) == {"throughput", "cost", "energy"}
     clock, found = 900e6, report["pipeline"]
-    alone, full = clock / found["alone_cycles"], clock / found["interval_cycles"]
-    one, two, many = report["lpu"]
+    steps = [Pace(**step) for step in found["steps"]]
+    assert [step.rows for step in steps] == [1, 2, 4]
+    assert (found["alone_cycles"], found["interval_cycles"]) == (
+        steps[0].cycles, steps[0].interval_cycles,
+    )  # fmt: skip
+    alone = clock / steps[0].cycles
+    for row in report["lpu"]:
+        served = row["in_flight"]
+        assert served == min(row["batch"], found["kv_caches_that_fit"])
+        best = min(
+            max(step.cycles, math.ceil(served / step.rows) * step.interval_cycles) for step in steps
+        )
+        assert row["tokens_per_s"] == pytest.approx(served * clock / best)
+    one = report["lpu"][0]
     assert one["tokens_per_s"] == pytest.approx(alone)
-    assert two["tokens_per_s"] == pytest.approx(min(2 * alone, full))
-    assert many["tokens_per_s"] == pytest.approx(full)
-    assert found["in_flight_when_full"] == math.ceil(full / alone)
+    assert found["in_flight_when_full"] == math.ceil(steps[0].cycles / steps[0].interval_cycles)
     chip = load_hardware("lesson").economics
     watts = 5 * chip.watts("average_w") * Prices().pue
     assert one["joules_per_token"] == pytest.approx(watts / alone)
@@ -258,26 +271,40 @@ def test_an_encoder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_pipeline_that_fills() -> None:
-    found = Pipeline(chips=4, clock_hz=1000, alone_cycles=100, interval_cycles=30, places=100)
+    one = Pace(rows=1, cycles=100, interval_cycles=30)
+    found = Pipeline(chips=4, clock_hz=1000, paces=(one,), places=100)
     assert found.full == 4
     assert [found.tokens_per_s(batch) for batch in (1, 3, 4, 50)] == pytest.approx(
         [10, 30, 1000 / 30, 1000 / 30]
     )
-    cramped = Pipeline(chips=4, clock_hz=1000, alone_cycles=100, interval_cycles=30, places=2)
+    four = Pace(rows=4, cycles=150, interval_cycles=45)
+    rows = replace(found, paces=(one, four))
+    assert [rows.tokens_per_s(batch) for batch in (1, 4, 5, 8)] == pytest.approx(
+        [10, 1000 / 30, 1000 / 30, 8000 / 150]
+    )
+    cramped = replace(found, places=2)
     assert [cramped.in_flight(batch) for batch in (1, 2, 9)] == [1, 2, 2]
     assert cramped.tokens_per_s(9) == 20
 
 
-def test_caches_that_fit_are_counted_on_the_fullest_chip() -> None:
-    model = compiled("2x2+1", "lesson")
-    found = pipeline(model, 64)
-    step = model.step_for(64)
-    assert found.alone_cycles == step.cycles
-    assert found.interval_cycles == model.cycles_until(step.name, step.name) < step.cycles
-    counts = []
-    for chip, memory in enumerate(model.memories):
-        each = sum(size for _, _, size in kv_tensors(model.partition, chip, "int8", 64))
-        if each:
-            counts.append((memory.kv_bytes + memory.free_bytes) // each)
-    assert found.places == min(counts) > 1
-    assert pipeline(model, 16).places >= found.places
+def test_a_crowd_has_the_slots_that_fit() -> None:
+    """One more is refused by the compiler."""
+    model, hardware = compiled("2x2+1", "lesson"), load_hardware("lesson")
+    asked = Options(max_model_len=64, buckets=(64,))
+    found = crowd(model, hardware, 64, lambda done, total: None)
+    most = slots_that_fit(model.config, hardware, model.layout, asked, 64)
+    assert found.places == most > 1
+    sizes = [
+        replace(hardware, chip=replace(hardware.chip, sram_bytes=WORD_BYTES * words))
+        for words in (24, 96, 128, 160, 192, 256)
+    ]
+    fits = [slots_that_fit(model.config, small, model.layout, asked, 64) for small in sizes]
+    assert fits[0] == 0, "not even one"
+    few, small = next(pair for pair in zip(fits, sizes, strict=True) if pair[0] > 0)
+    assert few < most
+    slots = replace(asked, sequences=few, prefill_chunk=16)
+    compile_model(model.config, small, model.layout, slots, kinds="decode")
+    with pytest.raises(CapacityError):
+        compile_model(
+            model.config, small, model.layout, replace(slots, sequences=few + 1), kinds="decode"
+        )

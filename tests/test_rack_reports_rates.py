@@ -15,7 +15,6 @@ from rack.commands import validate_rates
 from rack.commands.validate import main
 from rack.machines.profile import load_hardware
 from rack.reports import rates
-from rack.reports.lpu_batches import pipeline
 from rack.reports.rates import (
     Landing,
     at_clock,
@@ -25,6 +24,7 @@ from rack.reports.rates import (
     slower_clock,
     tried,
 )
+from rack.reports.sequences import Pace
 
 MACHINE = load_hardware("lesson")
 TINY = PRESETS["tiny"]
@@ -56,10 +56,10 @@ def test_what_was_tried_is_what_is_scheduled(found: list[rates.Tried]) -> None:
     for one in found:
         compiled = rates._estimate(TINY, MACHINE, one.dtype, one.layout)
         assert compiled is not None
-        assert one.found == pipeline(compiled, 256)
-        assert one.token_us(1) == pytest.approx(one.found.alone_cycles / 900)
-        many = 3 * one.found.full
-        assert one.token_us(many) == pytest.approx(many * one.found.interval_cycles / 900)
+        (step,) = compiled.steps.values()
+        assert one.token_us(1) == pytest.approx(step.cycles / 900)
+        interval = compiled.interval(step.name, step.name)
+        assert one.token_us(100) == pytest.approx(100 * interval / 900)
 
 
 def test_the_nearest_on_each_way(found: list[rates.Tried]) -> None:
@@ -70,20 +70,29 @@ def test_the_nearest_on_each_way(found: list[rates.Tried]) -> None:
     assert alone.error_percent == pytest.approx(-50)
     assert abs(shared.error_percent) <= 1
     for one in found:
-        near = [
-            sequences
-            for sequences in range(one.found.full, one.found.places + 1)
-            if abs(one.token_us(sequences) / wanted - 1) <= 0.01
-        ]
-        assert not near or one.layout.chips >= shared.chips
+        number = one.sharing(wanted)
+        if number is not None:
+            assert one.layout.chips >= shared.chips
+            assert one.token_us(number) == pytest.approx(wanted, rel=0.01)
     assert (alone.clock_mhz, shared.clock_mhz) == (900, 900)
     assert clock.clock_mhz < 450, "the host keeps its time, so the chip must be slower still"
     assert abs(clock.error_percent) < 0.1
 
 
-def test_no_room_for_several(found: list[rates.Tried]) -> None:
-    cramped = [replace(one, found=replace(one.found, places=1)) for one in found]
-    assert [one.way for one in landings(cramped, MACHINE, 50.0, "x")] == ["alone", "clock"]
+def test_who_shares_a_pipeline(found: list[rates.Tried]) -> None:
+    one = replace(found[0], pace=Pace(rows=1, cycles=100, interval_cycles=30), clock_hz=10**6)
+    assert one.sharing(120.0) == 4
+    assert one.sharing(121.0) == 4
+    assert one.sharing(125.0) is None  # four are 4 % off
+    assert one.sharing(60.0) is None  # two do not fill it
+
+
+def test_no_room_for_several(
+    found: list[rates.Tried], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(rates, "slots_that_fit", lambda *_: 1)
+    wanted = 2 * max(one.token_us(1) for one in found)
+    assert [one.way for one in landings(found, MACHINE, wanted, "x")] == ["alone", "clock"]
 
 
 def test_a_slower_clock_by_its_profile(found: list[rates.Tried]) -> None:
@@ -93,7 +102,8 @@ def test_a_slower_clock_by_its_profile(found: list[rates.Tried]) -> None:
     assert (slow.name, slow.chip.clock_hz) == ("lesson", clock)
     compiled = rates._estimate(TINY, slow, found[0].dtype, found[0].layout)
     assert compiled is not None
-    assert 1e6 / pipeline(compiled, 256).tokens_per_s(1) == pytest.approx(token_us)
+    (step,) = compiled.steps.values()
+    assert step.cycles * 1e6 / clock == pytest.approx(token_us)
     assert load_hardware("lesson").chip.clock_hz == 900_000_000, "no constant changes"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ from rack.reports.comparison import (
 )
 from rack.reports.costs import input_lines, reference, reference_lines
 from rack.reports.gpu_time import SIZES
-from rack.reports.lpu_batches import pipeline, prompt_tokens_per_s
+from rack.reports.lpu_batches import Pipeline, crowd, prompt_tokens_per_s
 from rack.reports.pictures import PICTURES, picture_kind
 from rack.reports.tables import columns, shown
 from rack.reports.workloads import LPU, verdicts
@@ -107,14 +108,19 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
             show_placement(prepared, as_json=args.json)
             return
         context = args.context or min(DEFAULT_CONTEXT, prepared.compiled.max_model_len)
-        rack = rack_machine(pipeline(prepared.compiled, context), prepared.hardware)
+        prepared.compiled.step_for(context)  # CompilerError where the context has no room
+        found = crowd(
+            prepared.compiled, prepared.hardware, context,
+            partial(progress.report, "compiling for many"),
+        )  # fmt: skip
+        rack = rack_machine(found, prepared.hardware)
         sides = _sides(args, prepared, gpus, context)
         prompts = prompt_tokens_per_s(
             prepared.compiled, prepared.hardware, context,
             partial(progress.report, "compiling prompts"),
         )  # fmt: skip
         report = {
-            **_head(prepared, args, context, prompts),
+            **_head(prepared, args, context, found, prompts),
             **compare(rack, sides, batches, prices),
             "roofline": {
                 "lpu": rack_roofline(prepared.hardware, prepared.compiled.dtype),
@@ -163,10 +169,9 @@ def _sides(
 
 
 def _head(
-    prepared: Prepared, args: argparse.Namespace, context: int, prompts: float
+    prepared: Prepared, args: argparse.Namespace, context: int, found: Pipeline, prompts: float
 ) -> dict[str, Any]:
     compiled = prepared.compiled
-    found = pipeline(compiled, context)
     return {
         "model": compiled.config.name,
         "hardware": prepared.hardware.name,
@@ -182,6 +187,7 @@ def _head(
             "in_flight_when_full": found.full,
             "kv_caches_that_fit": found.places,
             "prompt_tokens_per_s": prompts,
+            "steps": [asdict(pace) for pace in found.paces],
         },
     }
 
@@ -205,8 +211,14 @@ def text_of(report: dict[str, Any]) -> str:
     )
     lines = [
         f"{report['hardware']}: a token alone takes {found['alone_cycles']:,} cycles; the pipeline "
-        f"is full with {found['in_flight_when_full']} sequences, and gives a token every "
-        f"{found['interval_cycles']:,} cycles; KV caches fit for {found['kv_caches_that_fit']:,}"
+        f"is full with {found['in_flight_when_full']} sequences, and takes a step every "
+        f"{found['interval_cycles']:,} cycles; KV caches fit for {found['kv_caches_that_fit']:,}, "
+        "others wait: a --layout of more chips has room for more",
+        *(
+            f"  steps of {step['rows']} sequences: {step['cycles']:,} cycles, one every "
+            f"{step['interval_cycles']:,}"
+            for step in found["steps"][1:]
+        ),
     ]
     lines += [_crossing(report, name) for name in report["gpu"]]
     lines += [_ridge(report, name) for name in report["gpu"]]

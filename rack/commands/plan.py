@@ -35,7 +35,6 @@ from rack.reports.costs import (
 )
 from rack.reports.experts import expert_lines, expert_programs
 from rack.reports.instructions import step_sizes
-from rack.reports.lpu_batches import pipeline
 from rack.reports.sequences import sequences_lines, sequences_report
 from rack.reports.tables import columns, shown
 from rack.run.config import RunConfig
@@ -184,24 +183,20 @@ def plan_report(prepared: Prepared, analysis: Analysis) -> dict[str, Any]:
 def costs(prepared: Prepared, schedule: StepSchedule, prices: Prices) -> dict[str, Any]:
     """Return energy and money a million tokens: of one sequence alone, and of a full pipeline.
 
-    The pipeline is as full as KV caches allow.
+    Whether or not there are KV caches for so many sequences: `sequences` has the slots.
     """
     compiled, economics = prepared.compiled, prepared.hardware.economics
-    if schedule.kind.encode:
-        interval = compiled.cycles_until(schedule.name, schedule.name)
-        in_flight = -(-schedule.cycles // interval)
-        per_cycle = schedule.kind.rows * compiled.chip.clock_hz
-        alone, full = per_cycle / schedule.cycles, per_cycle / interval
-    else:
-        found = pipeline(compiled, schedule.kind.bucket)
-        in_flight = found.in_flight(found.full)
-        alone, full = found.tokens_per_s(1), found.tokens_per_s(in_flight)
+    interval = compiled.interval(schedule.name, schedule.name)
+    tokens = schedule.kind.rows if schedule.kind.encode else 1
+    alone, full = (
+        tokens * compiled.chip.clock_hz / cycles for cycles in (schedule.cycles, interval)
+    )
     chips = compiled.layout.chips
     return {
         "inputs": inputs(economics, chips, prices),
         "alone": cost(economics, chips, alone, prices).to_dict(),
         "pipeline_full": cost(economics, chips, full, prices).to_dict(),
-        "in_flight_when_full": in_flight,
+        "in_flight_when_full": -(-schedule.cycles // interval),
         "groqcloud": reference(compiled.config.name),
     }
 
@@ -370,7 +365,7 @@ def _cost_lines(found: dict[str, Any], report: dict[str, Any]) -> list[str]:
     return [
         *input_lines(f"{report['hardware']}'s chip", found["inputs"]),
         f"one sequence alone: {cost_text(found['alone'])}",
-        f"pipeline full, {found['in_flight_when_full']} sequences in flight: "
+        f"pipeline full, {found['in_flight_when_full']} sequences in flight (if they fit): "
         f"{cost_text(found['pipeline_full'])}",
         *reference_lines(report["model"], found["groqcloud"]),
     ]

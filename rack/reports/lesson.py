@@ -25,7 +25,7 @@ from rack.machines.hardware import Hardware, SharedEgress
 from rack.reports.accuracy import number
 from rack.reports.accuracy_rows import LLAMA_2
 from rack.reports.gpu_time import EXACT, Load, terms
-from rack.reports.lpu_batches import pipeline
+from rack.reports.sequences import paces
 from rack.run.engine import Engine
 from rack.run.timing_rack import TimingRack
 from rack.text.sampler import SamplingParams
@@ -206,14 +206,14 @@ def rate_rows(hardware: Hardware, progress: Progress) -> Iterator[LessonRow]:
         if model not in models:
             models[model] = _compiled(PRESETS[model], hardware, layout)
         compiled = models[model]
-        found = pipeline(compiled, CONTEXT)
-        ours = found.tokens_per_s(1)
-        full = found.clock_hz / found.interval_cycles
+        pace, clock_hz = paces(compiled, CONTEXT)[0], compiled.chip.clock_hz
+        ours, full = clock_hz / pace.cycles, clock_hz / pace.interval_cycles
         sharing = max(1, round(full / rate))
         why = (
             f"one sequence alone on {compiled.layout.chips} chips ({layout}, int8, context "
             f"{CONTEXT}); the pipeline makes {full:,.0f} tokens/s in all, so a user has some "
-            f"{rate} where {sharing} share it: see the search below"
+            f"{rate} where {sharing} share it, on chips that hold their KV caches: see the search "
+            "below"
         )
         yield LessonRow(
             part="rate", figure=model, unit="tokens/s", said=said, counted=None, ours=ours, why=why

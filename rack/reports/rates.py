@@ -23,10 +23,10 @@ from compiler.pipeline import DTYPES, CompiledModel, Options, compile_model
 from compiler.place.layout import Layout
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware
-from rack.reports.lpu_batches import Pipeline, pipeline
+from rack.reports.lpu_batches import slots_that_fit
+from rack.reports.sequences import Pace, paces
 
 CONTEXT = 512
-LONGEST = 1024  # tokens of a KV cache
 GROUPS = (1, 2, 4, 8, 16)
 LAYERS = (1, 2, 4, 8, 16)  # of a stage
 HEADS = (1, 2, 4, 8, 16, 32)
@@ -47,11 +47,19 @@ class Tried:
     model: str
     dtype: str
     layout: Layout
-    found: Pipeline
+    pace: Pace  # of a row
+    clock_hz: int
 
     def token_us(self, sequences: int) -> float:
         """Return the time between a user's tokens, with so many sequences in flight."""
-        return sequences * 1e6 / self.found.tokens_per_s(sequences)
+        return self.pace.token_cycles(sequences) * 1e6 / self.clock_hz
+
+    def sharing(self, wanted_us: float) -> int | None:
+        """Return the sequences that fill the pipeline and have that time, within NEAR, if any."""
+        number = round(wanted_us * self.clock_hz / 1e6 / self.pace.interval_cycles)
+        if number * self.pace.interval_cycles < self.pace.cycles:
+            return None  # a lone sequence takes longer
+        return number if abs(self.token_us(number) / wanted_us - 1) <= NEAR else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,25 +107,32 @@ def tried(
             whole = Layout(stages=layout.stages, group=layout.group, head=head)
             compiled = _estimate(config, hardware, dtype, whole)
             if compiled is not None:
-                found = pipeline(compiled, _context(config))
-                out.append(Tried(model=config.name, dtype=dtype, layout=whole, found=found))
+                out.append(_tried(compiled, whole))
                 break
     progress(f"layouts of {config.name}", len(wanted), len(wanted))
     return out
+
+
+def _tried(compiled: CompiledModel, layout: Layout) -> Tried:
+    return Tried(
+        model=compiled.config.name, dtype=compiled.dtype, layout=layout,
+        pace=paces(compiled, _context(compiled.config))[0], clock_hz=compiled.chip.clock_hz,
+    )  # fmt: skip
 
 
 def _estimate(
     config: ModelConfig, hardware: Hardware, dtype: str, layout: Layout
 ) -> CompiledModel | None:
     """Return the model with its decode step; None where it does not fit or cannot be cabled."""
-    longest = min(LONGEST, config.max_position_embeddings)
-    options = Options(
-        dtype=dtype, max_model_len=longest, buckets=(_context(config),), prefill_chunk=4
-    )
     try:
-        return compile_model(config, hardware, layout, options, kinds="estimate")
+        return compile_model(config, hardware, layout, _options(config, dtype), kinds="estimate")
     except CompilerError:
         return None
+
+
+def _options(config: ModelConfig, dtype: str) -> Options:
+    context = _context(config)
+    return Options(dtype=dtype, max_model_len=context, buckets=(context,), prefill_chunk=4)
 
 
 def _context(config: ModelConfig) -> int:
@@ -139,15 +154,14 @@ def landings(
     own = hardware.chip.clock_hz
     alone = min(found, key=lambda one: abs(one.token_us(1) - published_us))
     yield landing("alone", alone, 1, alone.token_us(1), own)
-    shared = [
-        (one, sequences)
-        for one in found
-        for sequences in range(one.found.full, one.found.places + 1)
-    ]
-    near = [pair for pair in shared if abs(pair[0].token_us(pair[1]) / published_us - 1) <= NEAR]
-    if near:
-        one, sequences = min(near, key=lambda pair: (pair[0].layout.chips, pair[1], pair[0].dtype))
-        yield landing("in flight", one, sequences, one.token_us(sequences), own)
+    near = [(one, number) for one in found if (number := one.sharing(published_us)) is not None]
+    near.sort(key=lambda pair: (pair[0].layout.chips, pair[1], pair[0].dtype))
+    for one, sequences in near:
+        config = PRESETS[one.model]
+        options, context = _options(config, one.dtype), _context(config)
+        if slots_that_fit(config, hardware, one.layout, options, context) >= sequences:
+            yield landing("in flight", one, sequences, one.token_us(sequences), own)
+            break
     fastest = min((one for one in found if one.dtype == "int8"), key=lambda one: one.token_us(1))
     clock, token_us = slower_clock(fastest, hardware, published_us)
     yield landing("clock", fastest, 1, token_us, clock)
@@ -167,7 +181,7 @@ def slower_clock(one: Tried, hardware: Hardware, wanted_us: float) -> tuple[int,
         )
         assert compiled is not None, "it fitted at another clock"
         before, before_us, clock = clock, token_us, following
-        token_us = 1e6 / pipeline(compiled, _context(compiled.config)).tokens_per_s(1)
+        token_us = _tried(compiled, one.layout).token_us(1)
         if clock == before or token_us == before_us:
             break
         cycles = (token_us - before_us) / (1 / clock - 1 / before)
