@@ -21,7 +21,7 @@ from epoch to epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -153,6 +153,32 @@ class Dispatcher:
         found = self._decided()
         return None if found is None else found.base
 
+    def state(self) -> tuple[object, ...]:
+        """Return all that decides what begins next, seen from `now`, but for how long contexts are.
+
+        Equal states lead to equal steps, as long as contexts stay in their buckets.
+        """
+        now = self.now
+        return (
+            tuple((one.slot, one.ready - now, one.starting) for one in self._wanted.values()),
+            tuple((one.slot, one.ready - now) for one in self._expected.values()),
+            tuple((one.name, one.base - now) for one in self._under_way),
+            tuple((slot, frozenset(went)) for slot, went in self._went_before.items()),
+        )
+
+    def leap(self, cycles: int, tokens: Mapping[int, int]) -> None:
+        """Pass over so many cycles, in which the sequences of these slots take so many tokens.
+
+        It is for who knows that the state at their end is that of now.
+        """
+        self.now, self._decision = self.now + cycles, None
+        self._under_way = [later(one, cycles) for one in self._under_way]
+        self._entries = {name: entry + cycles for name, entry in self._entries.items()}
+        for kept in (self._wanted, self._expected):
+            for slot, one in kept.items():
+                context = one.context + tokens[slot]
+                kept[slot] = replace(one, ready=one.ready + cycles, context=context)
+
     def _decided(self) -> Begin | None:
         if self._decision is None:
             found = self._next()
@@ -241,6 +267,11 @@ class Dispatcher:
             if not wanted.starting:
                 for went in self._went_before.values():
                     went.add(slot)
+
+
+def later(begin: Begin, cycles: int) -> Begin:
+    """Return a step that begins so many cycles later."""
+    return replace(begin, base=begin.base + cycles, end=begin.end + cycles)
 
 
 def _turn(wanted: Wanted) -> tuple[int, int]:

@@ -1,0 +1,4 @@
+"""Serving traces in virtual time: what users of a rack would see.
+
+Non-goals: tokens; wall time.
+"""
