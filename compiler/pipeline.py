@@ -594,7 +594,7 @@ def compile_on(
     steps: dict[str, StepSchedule] = {}
     about = (
         ground.costs, network.links, ground.memories, network.clock, network.sync, config,
-        options.sequences,
+        ground.memory.sequences,
     )  # fmt: skip
     lawful = 0  # shapes whose templates are checked
     forked = forks and layout.chips * len(wanted) > WORTH_FORKING

@@ -147,14 +147,14 @@ def _place(
     bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
     groups, end = _lay([t for t in fixed if t[1] == GROUP_SCALE], bulk_end, VECTOR_BYTES)
     bulk, bulk_end = bulk + groups, -(-end // WINDOW_BYTES) * WINDOW_BYTES
-    bulk_turn, work_turn = turns(spec)
+    bulk_turn, near_turn = turns(spec)
     kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
     kv, kv_end = _in_slots(kv, bulk_end, kv_end, options.sequences, bulk_turn)
     small, small_end = _lay(
         [t for t in fixed if t[1] not in ("weight", GROUP_SCALE)], work, VECTOR_BYTES
     )
     scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
-    scales, at = _in_slots(scales, small_end, at, options.sequences, work_turn)
+    scales, at = _in_slots(scales, small_end, at, options.sequences, near_turn)
     feed = feed_start(spec)
     starts = {Slices.BULK: kv_end, Slices.FEED: feed, Slices.WORK: at}
     ends = {Slices.BULK: feed, Slices.FEED: work, Slices.WORK: spec.sram_bytes}

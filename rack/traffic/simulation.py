@@ -155,9 +155,7 @@ class _Rack:
                 self._leap(until)
             return
         self._changes += 1
-        one.filled += min(
-            one.request.prompt_tokens - 1 - one.filled, self._compiled.prefill_chunk
-        )
+        one.filled += min(one.request.prompt_tokens - 1 - one.filled, self._compiled.prefill_chunk)
         ready, rest = begin.end, one.request.prompt_tokens - 1 - one.filled
         if rest:
             rows = min(rest, self._compiled.prefill_chunk)
