@@ -139,7 +139,7 @@ class Alu(Instruction):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return tuple(source for source in (self.a, self.b, self.c) if source is not None)
+        return tuple([source for source in (self.a, self.b, self.c) if source is not None])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,15 +182,23 @@ class Block:
 
     def free(self, access: Access) -> bool:
         """Tell whether an access finds its ports and streams free."""
-        at, taken, interval = access.cycle, self._table.taken, self.interval
-        ports, streams = self._offsets(access)
+        return self._free_at(self._offsets(access), access.cycle)
+
+    def _free_at(self, offsets: tuple[tuple[Slot, ...], tuple[Slot, ...]], at: int) -> bool:
+        """Tell whether an access that takes `offsets` finds them free at a cycle."""
+        taken, interval = self._table.taken, self.interval
+        ports, streams = offsets
         for resource, later in ports:
             cycle = at + later
             if cycle < 0 or self.busy(cycle):
                 return False
             if (resource, cycle % interval if interval else cycle) in taken:
                 return False
-        return not self._table.conflicts(*((resource, at + later) for resource, later in streams))
+        for resource, later in streams:
+            cycle = at + later
+            if (resource, cycle % interval if interval else cycle) in taken:
+                return False
+        return True
 
     def all_free(self, accesses: Sequence[Access]) -> bool:
         """Tell whether accesses find their ports and streams free together."""
@@ -331,11 +339,12 @@ class Block:
             raise Occupied
         beats = [self.access(False, s.ref, 0).beats[-1] for s in sources if isinstance(s, Load)]
         late = max(beats, default=0)
+        takes = late + self.delay[op.value].d_func
+        loads = dict.fromkeys(
+            s.read or s.ref for s in sources if isinstance(s, Load) and not s.shared
+        )
         while True:
-            done = cycle + late + self.delay[op.value].d_func
-            loads = dict.fromkeys(
-                s.read or s.ref for s in sources if isinstance(s, Load) and not s.shared
-            )
+            done = cycle + takes
             wanted = [self.access(False, ref, cycle) for ref in loads]
             if isinstance(out, Ref):
                 wanted.append(self.access(True, out, done))
@@ -437,14 +446,13 @@ class Block:
         back = self.delay["PERMUTE"].d_func + self.sxm_hops
         first = at = max(after - back, self.sxm_hops + READ_AHEAD)
         access = self.access(False, ref, at, EAST)
-        late = access.beats[-1]
+        late, offsets = access.beats[-1], self._offsets(access)
         assert late == 0 or len(parts) == 1
-        while not self.free(access) or self._table.conflicts((FROM_SXM, at + late + back)):
+        while not self._free_at(offsets, at) or self._table.conflicts((FROM_SXM, at + late + back)):
             if self._chain is not None and at - first >= self._wait:
                 raise Occupied
             at = self._table.next_cycle(first, at, "lanes from memory")
-            access = self.access(False, ref, at, EAST)
-        self._take(access)
+        self._take(self.access(False, ref, at, EAST))
         arrive = at + late + back
         self._table.reserve((FROM_SXM, arrive))
         out = []

@@ -58,7 +58,11 @@ class ReservationTable:
 
     def conflicts(self, *slots: Slot) -> bool:
         """Tell whether any of the slots is taken."""
-        return any(self.modulo(slot) in self.taken for slot in slots)
+        taken, interval = self.taken, self.interval
+        for resource, cycle in slots:
+            if (resource, cycle % interval if interval else cycle) in taken:
+                return True
+        return False
 
     def distinct(self, slots: list[Slot]) -> bool:
         """Tell whether no two of the slots are the same one."""

@@ -78,21 +78,21 @@ def of_issues(
     found, reads = defaultdict[int, list[list[int]]](list), list[tuple[int, int]]()
     names: dict[tuple[int, int], str] = {}
     table = delays(spec)
-    own = (issue for issue in issues if isinstance(issue, Issue))
-    every = ((issue, issue.cycle + n * issue.d) for issue in own for n in range(issue.n))
-    for issue, at in every:
-        alu = issue.instruction
-        if not isinstance(alu, Alu):
+    for issue in issues:
+        if not isinstance(issue, Issue) or not isinstance(alu := issue.instruction, Alu):
             continue
-        number, late = issue.queue.number, 0
+        number, delay, late = issue.queue.number, table[alu.name], 0
+        registers = []
         for source in alu.sources:
             if isinstance(source, In):
                 late = max(late, *[tap.beat for tap in source.taps])
             elif isinstance(source, (Held, Chain)) and source.alu not in kept:
-                reads.append((source.alu, at + table[alu.name].d_skew))
-        landed = at + late + table[alu.name].d_func
-        found[number].append([landed, at, landed])
-        names[number, at] = alu.op
+                registers.append(source.alu)
+        for at in [issue.cycle + n * issue.d for n in range(issue.n)]:
+            reads += [(register, at + delay.d_skew) for register in registers]
+            landed = at + late + delay.d_func
+            found[number].append([landed, at, landed])
+            names[number, at] = alu.op
     for uses in found.values():
         uses.sort()
     for number, at in reads:
