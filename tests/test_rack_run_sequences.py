@@ -154,7 +154,7 @@ def test_steps_that_overlap_pass_the_verifier() -> None:
     steps = [(model.steps[order.name], order.base) for order in rack.orders]
     overlap = [a[1] + a[0].cycles > b[1] for a, b in itertools.pairwise(steps)]
     assert sum(overlap) > 5
-    verify(steps, model.costs, model.network.links, model.memories)
+    verify(steps, model.costs, model.network.links, model.memories, sequences=model.sequences)
 
 
 def test_running_sequences_take_turns_when_the_pipeline_is_full() -> None:
