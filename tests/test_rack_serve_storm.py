@@ -33,7 +33,13 @@ def until(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline, "deadline passed"
 
 
-@pytest.mark.parametrize("racks", [("--replicas", "2"), ("--sequences", "8")])
+@pytest.mark.parametrize(
+    "racks",
+    [
+        ("--replicas", "2"), ("--sequences", "8"),
+        ("--sequences", "8", "--prefix-cache", "--prefill-chunk", "4"),
+    ],
+)  # fmt: skip
 def test_a_storm(stories260k: Path, racks: tuple[str, ...]) -> None:
     arguments = ("--transport", "local", "--layout", "1x1", "--max-queue", "20", *racks)
     with server(str(stories260k), *arguments) as running:
