@@ -49,6 +49,12 @@ def work_turn(spec: ChipSpec) -> int:
     return spec.hemispheres * spec.work_slices * VECTOR_BYTES
 
 
+def bulk_turn(spec: ChipSpec) -> int:
+    """Return the same of bulk memory: as many runs of both hemispheres."""
+    bulk = spec.slices // spec.hemispheres - spec.near_slices
+    return spec.hemispheres * lcm(RUN, bulk) * VECTOR_BYTES
+
+
 def feed_start(spec: ChipSpec) -> int:
     """Return the byte address at which the feed slices begin; they end where work slices begin.
 
@@ -83,15 +89,6 @@ def bulk_place(spec: ChipSpec, vector: int) -> tuple[int, int, int]:
     bulk = spec.slices // spec.hemispheres - spec.near_slices
     word, index = divmod(turn * RUN + place, bulk)
     return hemisphere, index + spec.near_slices, word
-
-
-def turns(spec: ChipSpec) -> tuple[int, int]:
-    """Return the vectors of a whole turn through all slices: of the bulk, of the work slices.
-
-    Vectors so far apart, or a multiple of it, lie in the same slice: they differ in their words.
-    """
-    bulk = spec.slices // spec.hemispheres - spec.near_slices
-    return spec.hemispheres * lcm(RUN, bulk), spec.hemispheres * spec.work_slices
 
 
 def locate(spec: ChipSpec, address: int) -> Location:

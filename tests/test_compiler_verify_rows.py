@@ -13,7 +13,7 @@ from schedules import check, edit, find, machine
 from chip.ops.attention import Attend, Rope
 from chip.ops.opcodes import Opcode
 from chip.ops.program import Scheduled
-from chip.sram import turns
+from chip.sram import bulk_turn
 from compiler.errors import ScheduleError
 from compiler.ir import StepSchedule
 from compiler.model.presets import PRESETS
@@ -151,7 +151,7 @@ def respaced(step: int) -> str:
 
 
 def test_slots_that_are_no_whole_turns_apart() -> None:
-    turn = 320 * turns(made().chip)[0]
+    turn = bulk_turn(made().chip)
     rope = find(made().steps[STEP], 0, Opcode.ROPE, "layers.0.self_attn.rope")
     step = args(rope)["kv_step"] + 320 * 64
     assert respaced(step) == (
@@ -160,7 +160,7 @@ def test_slots_that_are_no_whole_turns_apart() -> None:
 
 
 def test_a_slot_on_another_layers() -> None:
-    turn = 320 * turns(made().chip)[0]
+    turn = bulk_turn(made().chip)
     caches = [args(find(made().steps[STEP], 0, Opcode.ROPE, f"layers.{n}.self_attn.rope"))["kv"]
               for n in range(3)]  # fmt: skip
     size = caches[1] - caches[0]

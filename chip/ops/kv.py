@@ -11,7 +11,7 @@ A layer whose rows see only a window of tokens keeps no more than it needs of th
 cache is in slot p.
 
 With several sequence slots each has a cache of its own, whole turns through the slices apart
-(`chip.sram.turns`), so that slots differ in the words of their addresses and in nothing else.
+(chip/sram.py), so that slots differ in the words of their addresses and in nothing else.
 
 Queries are packed as keys are: head j of a row in vector j div heads_per_group. Its fp32 scale
 fills a vector of its own: 80 times the same.

@@ -19,7 +19,7 @@ from chip.ops.kv import WINDOW_VECTORS, KvLayout
 from chip.ops.rows import row_bytes
 from chip.ops.weights import weight_bytes, weight_scale_bytes
 from chip.spec import VECTOR_BYTES, ChipSpec
-from chip.sram import feed_start, turns, work_start, work_turn
+from chip.sram import bulk_turn, feed_start, work_start, work_turn
 from compiler.errors import CapacityError
 from compiler.ir import Memory, Tensor
 from compiler.model.operation import GraphOp, Kind
@@ -128,11 +128,11 @@ def _in_slots(
 ) -> tuple[list[Tensor], int]:
     """Give slot 0's caches, from `start` to `end`, one of their kind in every slot.
 
-    The slots follow each other, all layers of each, so many whole turns (of vectors) apart that
-    they do not meet: a layer's tensor goes from its cache in the first slot to the one in the last,
+    The slots follow each other, all layers of each, so many whole turns apart that they do
+    not meet: a layer's tensor goes from its cache in the first slot to the one in the last,
     past those of other layers. Return the tensors and the end.
     """
-    step = -(-(end - start) // (turn * VECTOR_BYTES)) * turn * VECTOR_BYTES
+    step = -(-(end - start) // turn) * turn
     rest = (sequences - 1) * step
     return [replace(tensor, size=tensor.size + rest) for tensor in tensors], end + rest
 
@@ -147,14 +147,13 @@ def _place(
     bulk, bulk_end = _lay([t for t in fixed if t[1] == "weight"], 0, WINDOW_BYTES)
     groups, end = _lay([t for t in fixed if t[1] == GROUP_SCALE], bulk_end, VECTOR_BYTES)
     bulk, bulk_end = bulk + groups, -(-end // WINDOW_BYTES) * WINDOW_BYTES
-    bulk_turn, near_turn = turns(spec)
     kv, kv_end = _lay([t for t in caches if not t[0].endswith(".scale")], bulk_end, WINDOW_BYTES)
-    kv, kv_end = _in_slots(kv, bulk_end, kv_end, options.sequences, bulk_turn)
+    kv, kv_end = _in_slots(kv, bulk_end, kv_end, options.sequences, bulk_turn(spec))
     small, small_end = _lay(
         [t for t in fixed if t[1] not in ("weight", GROUP_SCALE)], work, VECTOR_BYTES
     )
     scales, at = _lay([t for t in caches if t[0].endswith(".scale")], small_end, VECTOR_BYTES)
-    scales, at = _in_slots(scales, small_end, at, options.sequences, near_turn)
+    scales, at = _in_slots(scales, small_end, at, options.sequences, work_turn(spec))
     feed = feed_start(spec)
     starts = {Slices.BULK: kv_end, Slices.FEED: feed, Slices.WORK: at}
     ends = {Slices.BULK: feed, Slices.FEED: work, Slices.WORK: spec.sram_bytes}
