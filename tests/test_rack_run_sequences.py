@@ -73,7 +73,7 @@ def together(
     numbers = {id(one): number for number, (_, one) in enumerate(asked)}
     while waiting or sequences.running:
         while waiting and not sequences.full and (
-            not sequences.running or waiting[0][0] <= sequences.clock
+            not sequences.running or waiting[0][0] <= sequences.upcoming()
         ):  # fmt: skip
             arrival, completion = waiting.pop(0)
             sequences.admit(completion, arrival)

@@ -198,7 +198,9 @@ class _Rack:
         every sequence has tokens for two more rounds before its end or its next bucket, and
         while it ends before a cycle.
         """
-        state, now = (self._changes, self._dispatcher.state()), self._dispatcher.now
+        now = self._dispatcher.now
+        newest = tuple((slot, one.last - now) for slot, one in self._running.items())
+        state = self._changes, self._dispatcher.state(), newest
         if state == self._round:
             period = now - self._round_began
             rounds = min(
