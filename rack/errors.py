@@ -5,6 +5,7 @@
     ├── MachineError      a machine asked for something it cannot be (also a ValueError)
     ├── PromptError       text or a chat that this model cannot be given (rack/text)
     ├── RequestError      a completion asked for with a parameter that cannot be (also a ValueError)
+    ├── TraceError        a line of a serving trace is not what its format says (also a ValueError)
     ├── ConfigError       a flag, variable or key is unknown or out of range (also a ValueError)
     ├── ChipFailedError   a chip died, stalled or never started
     ├── OtherCodeError    a chip runs other code than the driver
@@ -55,6 +56,16 @@ class RequestError(RackError, ValueError):
     def __init__(self, *, param: str, wanted: str, got: str) -> None:
         self.param, self.wanted, self.got = param, wanted, got
         super().__init__(f"{param}: wanted {wanted}, got {got}")
+
+
+class TraceError(RackError, ValueError):
+    """A line of a serving trace is not what its format says: which line, and which key of it."""
+
+    def __init__(self, *, file: str, line: int, key: str, wanted: str, got: str) -> None:
+        self.file, self.line, self.key = one_line(printable(file)), line, key
+        self.wanted, self.got = wanted, got
+        what = f"{key}: " if key else ""
+        super().__init__(f"{self.file}: line {line}: {what}wanted {wanted}, got {got}")
 
 
 class ConfigError(RackError, ValueError):

@@ -37,6 +37,10 @@ CASES = [
         ),
         "chip 3, loaded: wanted peers or stop from the host, got st\\nep",
     ),
+    (
+        errors.TraceError(file="a\nb", line=7, key="timestamp", wanted="a number", got="'x'"),
+        "a\\nb: line 7: timestamp: wanted a number, got 'x'",
+    ),
     (errors.ConfigError("seed: wanted int"), "seed: wanted int"),
     (errors.RackClosedError("closed"), "closed"),
     (errors.RackError("no room"), "no room"),
@@ -58,6 +62,6 @@ def test_one_tree_whose_docstring_names_every_error() -> None:
     for name in own:
         assert issubclass(getattr(errors, name), errors.RackError)
         assert name in (errors.__doc__ or "")
-    for name in ("ProfileError", "MachineError", "RequestError", "ConfigError"):
+    for name in ("ProfileError", "MachineError", "RequestError", "TraceError", "ConfigError"):
         assert issubclass(getattr(errors, name), ValueError)
     assert {type(error).__name__ for error, _ in CASES} == {*own, "PromptError"}

@@ -1,4 +1,6 @@
 """Serving traces in virtual time: what users of a rack would see.
 
 Non-goals: tokens; wall time.
+
+May import: compiler.*, rack, rack.reports, rack.run.
 """
