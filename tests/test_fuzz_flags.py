@@ -27,6 +27,7 @@ from rack.commands import (
     encode,
     generate,
     plan,
+    replay,
     report,
     serve,
     sweep,
@@ -48,6 +49,7 @@ VERBS: dict[str, tuple[Main, Callable[[], argparse.ArgumentParser], list[str]]] 
     "plan": (plan.main, plan.build_parser, []),
     "bench": (bench.main, bench.build_parser, ["--decode-tokens", "1", "--repeats", "1"]),
     "compare": (compare.main, compare.build_parser, ["--dry-run"]),
+    "replay": (replay.main, replay.build_parser, []),
     "sweep": (sweep.main, sweep.build_parser, ["--grid", "context=16", "--jobs", "1"]),
     "report": (report.main, report.build_parser, []),
     "compile": (compile.main, compile.build_parser, ["--dry-run"]),
@@ -94,13 +96,18 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     ),
     "file": ("{toml}", *FILES, *TEXTS),
     "plot": ("context,decode.cycles", "context,cycles,layout", ",", "x,y", *TEXTS),
+    "trace": ("{trace}", "{trace}", "{trace}", *FILES, *TEXTS),
+    "rate_scale": ("1", "0.5,2", "1,1", "0", "1e6", "nan", *TEXTS),
+    "slo": ("server", "interactive", "ttft=1ms", "e2e=2s,tpot=1", "ttft=-1", "ttft", *TEXTS),
+    "against": ("http://127.0.0.1:1", "http://", "ftp://x", "http://[", "http://a:b", *TEXTS),
     "run": ("plan", "bench", *TEXTS),
     "n": ("1", "64,320", ",", "1,-1", "0", "9" * 9, *TEXTS),
     "batch": ("1", "1,2", ",", "1,,2", "1,-1", "1," + "9" * 5000, "9" * 9, *TEXTS),
 }  # fmt: skip
+TRACE = Path(__file__).resolve().parent / "traces" / "vidur.csv"
 KNOWN_CHEAP = {
     "model": "tiny", "transport": "local", "executor": "timing", "layout": "1x1",
-    "max_model_len": "32", "prefill_chunk": "4",
+    "max_model_len": "32", "prefill_chunk": "4", "trace": str(TRACE),
 }  # fmt: skip
 
 
@@ -112,7 +119,10 @@ def names(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "text").write_text("text")
     (tmp_path / "odd.toml").write_text('seed = "3"\nlayout = 7\n')
     files = [("fifo", "fifo"), ("folder", "folder"), ("text", "text"), ("toml", "odd.toml")]
-    return {key: str(tmp_path / name) for key, name in [*files, ("missing", "no")]}
+    return {
+        **{key: str(tmp_path / name) for key, name in [*files, ("missing", "no")]},
+        "trace": str(TRACE),
+    }
 
 
 def value(rng: random.Random, action: argparse.Action, names: dict[str, str]) -> str:

@@ -34,6 +34,7 @@ LINES: dict[str, list[str]] = {
     "serve": [*RUN],
     "bench": [*RUN, "--decode-tokens", "2", "--repeats", "1"],
     "compare": [*CHEAP, "--batch", "1,4", "--gpu", "h200"],
+    "replay": [*CHEAP, "--trace", str(ROOT / "tests/traces/vidur.csv")],
     "sweep": [*CHEAP, "--grid", "context=16"],
     "report": [],
     "trace": [*CHEAP, "-o", "{folder}/trace.json"],
@@ -81,8 +82,8 @@ def test_no_such_verb(capsys: pytest.CaptureFixture[str], words: list[str], got:
     usage, error = capsys.readouterr().err.splitlines()
     assert usage == "usage: python -m rack VERB ..."
     known = (
-        "known: plan, generate, encode, serve, bench, compare, sweep, report, trace, validate, "
-        "compile, disasm"
+        "known: plan, generate, encode, serve, bench, compare, replay, sweep, report, trace, "
+        "validate, compile, disasm"
     )
     assert error == f"python -m rack: error: wanted a verb, got {got}; {known}"
 
@@ -140,7 +141,7 @@ def test_usage_names_the_program_that_was_called(
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "generate", "encode", "bench", "compare", "compile", "validate"]
+    "verb", ["plan", "generate", "encode", "bench", "compare", "replay", "compile", "validate"]
 )
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
     assert f"`{verb}`" in promised("--json")

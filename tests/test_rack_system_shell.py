@@ -159,7 +159,7 @@ def test_a_broken_pipe_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 VERBS = (
-    "bench", "compare", "compile", "disasm", "encode", "generate", "plan", "report",
+    "bench", "compare", "compile", "disasm", "encode", "generate", "plan", "replay", "report",
     "serve.__main__", "sweep",
     "trace", "validate",
 )  # fmt: skip

@@ -15,6 +15,7 @@ VERBS = {
     "serve": "Serve an emulated rack with the API of GroqCloud and OpenAI.",
     "bench": "Measure decode, prefill, start-up and memory in one run.",
     "compare": "Set a rack beside GPUs: speed, cost and energy by batch, and verdicts.",
+    "replay": "Replay a trace of requests in virtual time: what users of a rack would see.",
     "sweep": "Plan or measure every point of a grid of flags and hardware; a row a point.",
     "report": "Make one page of tables and pictures of a sweep's rows.",
     "trace": "Write a compiled model's schedule as Chrome trace events, or draw it.",
