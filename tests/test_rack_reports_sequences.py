@@ -177,13 +177,17 @@ def test_the_table_is_written_and_checked(
     assert validate(["sequences", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rates"]
     assert (row["model"], row["chips"]) == ("tiny", 5)
-    assert validate(["sequences", "tiny"]) == 0
+    picture = tmp_path / "rates.svg"
+    assert validate(["sequences", "tiny", "--plot", str(picture)]) == 0
     assert "S = 64" in capsys.readouterr().out
+    assert "tiny 2x2+1, groqrack" in picture.read_text()
 
 
 def test_words_that_the_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = refused(capsys, 2, validate, "sequences", "gpt-2")
     assert said == "MODEL: wanted one of llama-70b, llama-8b, got gpt-2"
+    said = refused(capsys, 1, validate, "sequences", "--plot", "rates.gif")
+    assert said.startswith("rates.gif: wanted a picture to write, got a name that ends in .gif")
     page = tmp_path / "page.md"
     page.write_text("")
     said = refused(capsys, 2, validate, "sequences", "llama-8b", "--check", str(page))

@@ -10,8 +10,20 @@ from rack.commands.command import UsageError, command
 from rack.commands.page import put_page, read_page
 from rack.commands.verbs import called_as
 from rack.machines.profile import load_hardware
-from rack.reports.sequences import BATCH, CASES, CONTEXT, COUNTS, MACHINES, markdown, rates
+from rack.reports.pictures import PICTURES, picture_kind
+from rack.reports.plots import draw_panels
+from rack.reports.sequences import (
+    BATCH,
+    CASES,
+    CONTEXT,
+    COUNTS,
+    MACHINES,
+    markdown,
+    panel,
+    rates,
+)
 from rack.reports.tables import columns, shown
+from rack.system.output import check_file, writing
 from rack.system.progress import start_progress
 from rack.system.provenance import code_version
 from rack.system.shell import put
@@ -31,7 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "models", nargs="*", default=[], metavar="MODEL", help=f"some of {', '.join(known)}"
     )
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--plot", action="append", metavar="FILE",
+        help=f"draw it too; {', '.join(PICTURES)}; may be repeated",
+    )  # fmt: skip
+    form = output.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--markdown", metavar="FILE", help="rewrite the table in this page")
     form.add_argument("--check", metavar="FILE", help="1 when the table in this page is not true")
@@ -41,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
 @command(build_parser)
 def sequences(args: argparse.Namespace) -> None:
     """Print, write or check the table."""
+    kinds = {path: picture_kind(path) for path in args.plot or ()}
+    for file in kinds:
+        check_file(file, "a picture")
     known = sorted({model for model, _ in CASES})
     for name in args.models:
         if name not in known:
@@ -59,6 +79,9 @@ def sequences(args: argparse.Namespace) -> None:
         for model, layout, machine in wanted:
             rows.append(rates(model, layout, load_hardware(machine), BATCH))
             progress.report("models laid out", len(rows), len(wanted))
+    for file, kind in kinds.items():
+        with writing(file, "a picture") as picture:
+            picture.write(draw_panels([panel(rows)], "Sequences in flight", kind))
     if page is not None:
         put_page(Path(path), page, PAGE, markdown(rows), write=write)
     elif args.json:

@@ -15,6 +15,7 @@ from compiler.model.presets import PRESETS
 from compiler.pipeline import CompiledModel, Options, compile_model, lay_out, most_sequences, roomy
 from compiler.place.layout import parse_layout
 from rack.machines.hardware import Hardware
+from rack.reports.plots import Panel, Series
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)  # of sequences, in the table
 CONTEXT = 512
@@ -142,6 +143,24 @@ def rates(model: str, layout: str, hardware: Hardware, batch: int) -> Rates:
     return Rates(
         model=model, hardware=hardware.name, chips=wanted.chips, layout=layout, context=context,
         most=most, clock_hz=compiled.chip.clock_hz, paces=paces(compiled, context),
+    )  # fmt: skip
+
+
+def panel(rows: Sequence[Rates]) -> Panel:
+    """Return a user's rate by the number of sequences, a line for each model and machine."""
+    lines = []
+    for row in rows:
+        counts = [n for n in range(1, COUNTS[-1] + 1) if n <= row.most]
+        lines.append(
+            Series(
+                label=f"{row.model} {row.layout}, {row.hardware}", x=tuple(counts),
+                y=tuple(row.user(n) for n in counts),
+            )
+        )  # fmt: skip
+    return Panel(
+        title=f"int8, context {CONTEXT}, steps of up to {BATCH} rows",
+        x_label="sequences in flight", y_label="tokens/s of a user", series=tuple(lines),
+        log_x=True, log_y=True,
     )  # fmt: skip
 
 

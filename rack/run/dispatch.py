@@ -11,9 +11,10 @@ its prompt, or its first token.
 3. A decode step has one row while the pipeline has room for all running sequences, one after
    another; else as few rows as there must be (at most the batch). Rows are those that are ready.
 
-So a running sequence waits only while another step holds the entry; sequences that wait for each
-other take turns; and nobody waits for more than a turn of each of the others. A step is decided as
-late as can be: not before the result of every step that ends until it begins.
+So a running sequence waits only while another step holds the entry, and then for no more than a
+turn of each of the others. A starting one waits until each of the others has gone once as what it
+was: with a chunk, with its first token, or running. A step is decided as late as can be: not before
+the result of every step that ends until it begins.
 
 Of a compiled model's steps only names and times matter; they are looked up once, and stay known
 from epoch to epoch.
@@ -67,6 +68,7 @@ class Times:
     def __init__(self, compiled: Steps) -> None:
         self._compiled = compiled
         self.interval = compiled.interval
+        self._sizes = compiled.decode_sizes
         self._steps: dict[tuple[int, int, bool], StepTimes] = {}
 
     def of(self, rows: int, context: int, *, decode: bool) -> StepTimes:
@@ -86,7 +88,7 @@ class Times:
     def rows(self, sequences: int, context: int) -> int:
         """Return the fewest rows of a step with which the pipeline has room for all sequences."""
         rows = 1
-        for rows in self._compiled.decode_sizes:
+        for rows in self._sizes:
             if rows * self.of(rows, context, decode=True).turns >= sequences:
                 break
         return rows
