@@ -256,6 +256,9 @@ MALFORMED = [
     (CHAT + '{"a":' + "[" * 100_000, 2, "wanted valid JSON, got values nested too deeply"),
     (CHAT + '{"id": "b", "conversations": [{"value": 1}, {"value": []}]}]', 2,
      "conversations[1].value: wanted a text, got []"),
+    (CHAT + '{"id": "b", "conversations": [{"value": "x\\ud800"}, {"value": "b"}]}]', 2,
+     "wanted text of the model's tokens, got text: wanted whole Unicode characters, got "
+     "'\\ud800' at 1"),
 ]  # fmt: skip
 
 

@@ -2,5 +2,5 @@
 
 Non-goals: tokens; wall time.
 
-May import: compiler.*, rack, rack.reports, rack.run.
+May import: compiler.*, rack, rack.text, rack.run, rack.reports.
 """

@@ -17,6 +17,7 @@ from itertools import islice
 from compiler.errors import one_line
 from compiler.files import printable, shown
 from rack.errors import ConfigError
+from rack.text.chat_template import PromptError
 from rack.traffic.entry import NS, Entry, Fields
 from rack.traffic.formats import FAILED, Counts, Format, Shape, known, recognise
 from rack.traffic.lines import TraceFile, reason
@@ -61,7 +62,10 @@ class Trace:
     def _entries(self, file: TraceFile, counts: Counts) -> Iterator[Entry]:
         rng, now = random.Random(self.seed), 0.0
         for fields in _rows(file, self.format.shape):
-            entry = self.format.read(fields, counts, self.tokens)
+            try:
+                entry = self.format.read(fields, counts, self.tokens)
+            except PromptError as error:
+                raise file.refuse("text of the model's tokens", str(error)) from None
             if entry is None:
                 continue
             if entry.arrival_ns is None:
