@@ -92,6 +92,11 @@ def test_what_cannot_be_served_is_refused() -> None:
     assert got[2].admitted == got[1].end
 
 
+def test_an_answer_ends_with_the_context() -> None:
+    (got,) = simulate(made("1x1"), requests([(0, 40, 99)]))
+    assert sum(got.gaps.values()) == 7  # eight tokens
+
+
 def test_racks_share_what_comes() -> None:
     model = made("1x1", sequences=1)
     got = by_number(list(simulate(model, requests([(0, 1, 9)] * 4), replicas=2)))

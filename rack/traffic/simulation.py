@@ -42,6 +42,7 @@ class _Sequence:
 
     request: Request
     arrival: int
+    tokens: int  # that it gets: as many as asked for, or as fit
     admitted: int = 0
     filled: int = 0  # prompt tokens whose step has begun
     made: int = 0  # tokens
@@ -102,7 +103,8 @@ class _Rack:
 
     def take(self, request: Request, cycle: int) -> None:
         """Take a request that arrives at a cycle."""
-        self._waiting.append(_Sequence(request, cycle))
+        room = self._compiled.max_model_len - request.prompt_tokens
+        self._waiting.append(_Sequence(request, cycle, min(request.output_tokens, room)))
         self._admit(cycle)
 
     def upcoming(self) -> tuple[int, bool] | None:
@@ -170,7 +172,7 @@ class _Rack:
             one = self._running[slot]
             before = self._name(one) if one.made else None
             one.took(begin.end)
-            if one.made < one.request.output_tokens:
+            if one.made < one.tokens:
                 self._changes += self._name(one) != before
                 self._want(slot, begin.end)
                 continue
@@ -218,7 +220,7 @@ class _Rack:
     def _left(self, one: _Sequence) -> int:
         """Return how many tokens a sequence has before its end or its next bucket."""
         bucket = next(size for size in self._compiled.buckets if size >= one.context)
-        return min(one.request.output_tokens - one.made, bucket - one.context + 1)
+        return min(one.tokens - one.made, bucket - one.context + 1)
 
     def _pass(self, rounds: int, far: int) -> None:
         """Let rounds like the last one pass, which take so many cycles together."""
