@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
+import tomllib
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,9 @@ from test_layers import FILES, PACKAGES, ROOT, ours, tree_of
 
 from rack.commands.verbs import VERBS
 from rack.machines.changes import plain_key
+from rack.machines.profile import load_hardware
 from rack.machines.profile_keys import KNOWN, REMOVED
+from rack.serve.limits import load_limits
 
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -194,6 +197,40 @@ def test_commands_have_the_flags_that_documents_show() -> None:
     ]
     assert {verb for _, verb, _ in shown} == set(VERBS)
     assert [one for one in shown if one[2] not in flags_of(one[1])] == []
+
+
+# Files: a profile, or limits, that are shown are taken.
+
+
+def shown_profiles() -> list[tuple[str, str]]:
+    """Page and text of every whole profile that a document shows."""
+    return [
+        (path.name, textwrap.dedent(block))
+        for path in DOCS
+        for block in re.findall(
+            r"^ *```toml\n(.*?)```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        )
+        if "inherits = " in block
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), shown_profiles())
+def test_profiles_that_documents_show_are_taken(page: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{tomllib.loads(text)['name']}.toml"
+    path.write_text(text, encoding="utf-8")
+    assert load_hardware(path).name == path.stem, page
+
+
+def test_two_documents_show_a_profile() -> None:
+    assert [page for page, _ in shown_profiles()] == ["add-a-machine.md", "profiles.md"]
+
+
+def test_the_limits_that_are_shown_are_taken(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "limits.toml").write_text(shown, encoding="utf-8")
+    limits = load_limits(tmp_path / "limits.toml", {"alice"}, {"llama-3.1-8b-instant"})
+    assert limits("alice", "llama-3.1-8b-instant")["tokens_per_minute"] == 12_000
 
 
 # Words: docs/glossary.md has only those that are in use.
