@@ -28,8 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
     group.add_argument("--chat", action="store_true", help="apply the chat template")
     group.add_argument(
-        "--max-tokens", type=count(MOST_TOKENS), metavar="N", help="completion tokens at most"
-    )
+        "--max-tokens", type=count(MOST_TOKENS), metavar="N",
+        help="completion tokens at most (default: as many as the context has room for)",
+    )  # fmt: skip
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)"
     )

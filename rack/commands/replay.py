@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("service")
     group.add_argument(
         "--replicas", type=count(MOST_REPLICAS), default=1, metavar="N",
-        help="racks; a request goes to the shortest queue (default %(default)s)",
+        help="racks; a request goes where the fewest run and wait (default %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--max-queue", type=count(MOST_TOKENS), default=DEFAULT_QUEUE, metavar="N",

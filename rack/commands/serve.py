@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument(
         "--replicas", type=count(MOST_REPLICAS), default=1, metavar="N",
-        help="racks; a request goes to the shortest queue (%(default)s)",
+        help="racks; a request goes where the fewest run and wait (%(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--prefix-cache", action="store_true",
