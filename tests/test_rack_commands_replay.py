@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -282,6 +284,67 @@ def answering(cycles: int, status: int = 200) -> against.Ask:
         return status, {"x_rack": marks, "error": {"message": "full"}}
 
     return ask
+
+
+NO_MODELS = "against: wanted the server's models (data[0].id), got "
+NO_MARK = "against: wanted an answer of rack.serve with x_rack."
+OTHERS: list[tuple[Any, Any, str]] = [
+    ({}, None, f"{NO_MODELS}{{}}"),
+    ([], None, f"{NO_MODELS}[]"),
+    ({"data": []}, None, f"{NO_MODELS}{{'data': []}}"),
+    ({"data": [{"id": 5}]}, None, f"{NO_MODELS}{{'data': [{{'id': 5}}]}}"),
+    (None, {"choices": []}, f"{NO_MARK}schedule_hash, got None"),
+    (None, None, f"{NO_MARK}schedule_hash, got None"),
+    (None, {"x_rack": {"schedule_hash": 5}}, f"{NO_MARK}schedule_hash, got 5"),
+    (None, {"x_rack": {"schedule_hash": "SAME"}}, f"{NO_MARK}emulated_cycles.prompt, got None"),
+    (None, {"x_rack": {"schedule_hash": "SAME", "emulated_cycles": {"prompt": 1}}},
+     f"{NO_MARK}emulated_cycles.completion, got None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("models", "body", "said"), OTHERS, ids=range(len(OTHERS)))
+def test_a_server_of_another_kind(models: Any, body: Any, said: str) -> None:
+    model = prepared()
+    if body and (marks := body.get("x_rack")) and marks["schedule_hash"] == "SAME":
+        body = {"x_rack": {**marks, "schedule_hash": model.schedule_hash}}
+
+    def ask(path: str, asked: dict[str, Any] | None) -> tuple[int, Any]:
+        known = {"data": [{"id": "tiny"}]} if models is None else models
+        return 200, known if asked is None else body
+
+    asked = Request(number=0, id="", arrival_s=0.0, prompt_tokens=3, output_tokens=2)
+    with pytest.raises(ConfigError) as refusal:
+        list(against.compare(model, [asked], ask))
+    assert str(refusal.value) == said
+
+
+ANSWERS = [
+    (b"garbage\r\n\r\n", "wanted an answer, got garbage"),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+     "wanted an answer, got IncompleteRead(0 bytes read)"),
+    (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", "wanted JSON, got b'<html>'"),
+    (b"HTTP/1.1 500 no\r\ncontent-length: 1\r\n\r\n{", "wanted JSON, got b'{'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "said"), ANSWERS, ids=range(len(ANSWERS)))
+def test_an_answer_that_is_no_http_or_json(data: bytes, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def answer() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                while not peer.recv(1 << 16).endswith(b"\r\n\r\n"):
+                    pass
+                peer.sendall(data)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConfigError) as refusal:
+            against.server(url, None)("models", None)
+        thread.join()
+    assert str(refusal.value) == f"against: {url}: {said}"
 
 
 def prepared() -> Any:

@@ -8,6 +8,7 @@ every cycle is determined, with or without pace.
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import urllib.error
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from compiler.errors import one_line
 from compiler.files import printable, shown
 from compiler.pipeline import CompiledModel
 from rack.errors import ConfigError
@@ -64,18 +66,25 @@ def server(url: str, key: str | None) -> Ask:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{base}/v1/{path}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                return answer.status, _json(url, answer.read(MOST_BYTES))
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, _json(url, error.read(MOST_BYTES))
-        except (OSError, ValueError) as error:
+            status, answer = _answered(request)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ConfigError(
-                f"against: {printable(url)}: wanted an answer, got {reason}"
-            ) from None  # fmt: skip
+                f"against: {printable(url)}: wanted an answer, got {one_line(str(reason).strip())}"
+            ) from None
+        return status, _json(url, answer)
 
     return ask
+
+
+def _answered(request: urllib.request.Request) -> tuple[int, bytes]:
+    """Return status and bytes of the answer. Raises OSError, ValueError or HTTPException."""
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            return answer.status, answer.read(MOST_BYTES)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(MOST_BYTES)
 
 
 def _json(url: str, data: bytes) -> Any:
@@ -94,7 +103,7 @@ def compare(
     status, models = ask("models", None)
     if status != 200:
         raise ConfigError(f"against: wanted the server's models, got {_said(status, models)}")
-    name, vocab = str(models["data"][0]["id"]), compiled.config.vocab_size
+    name, vocab = _name(models), compiled.config.vocab_size
     for outcome in simulate(compiled, _one_by_one(requests)):
         request = outcome.request
         rng = random.Random(request.number)  # prompts have nothing in common that could be reused
@@ -104,9 +113,8 @@ def compare(
         })  # fmt: skip
         cycles: int | None = None
         if status == 200:
-            _check_same(compiled, body["x_rack"])
-            used = body["x_rack"]["emulated_cycles"]
-            cycles = used["prompt"] + used["completion"]
+            _check_same(compiled, body)
+            cycles = _cycles(body, "prompt") + _cycles(body, "completion")
         elif outcome.end is not None:
             raise ConfigError(
                 f"against: request {request.number}: wanted an answer, got {_said(status, body)}"
@@ -125,13 +133,47 @@ def _one_by_one(requests: Iterable[Request]) -> Iterator[Request]:
         before = request.number
 
 
-def _check_same(compiled: CompiledModel, marks: dict[str, Any]) -> None:
+def _name(models: Any) -> str:
+    """Return the name of the server's first model."""
+    try:
+        name = models["data"][0]["id"]
+    except (LookupError, TypeError):
+        name = None
+    if not isinstance(name, str):
+        wanted = "the server's models (data[0].id)"
+        raise ConfigError(f"against: wanted {wanted}, got {shown(models)}")
+    return name
+
+
+def _check_same(compiled: CompiledModel, body: Any) -> None:
     """Refuse a server that runs other schedules."""
-    if marks["schedule_hash"] != compiled.schedule_hash:
+    found = _mark(body, "schedule_hash")
+    if not isinstance(found, str):
+        raise _no_mark("schedule_hash", found)
+    if found != compiled.schedule_hash:
         raise ConfigError(
             f"against: wanted a server with the schedules {compiled.schedule_hash[:12]}, got "
-            f"{marks['schedule_hash'][:12]}: start it with the same model, machine and flags"
+            f"{one_line(found[:12])}: start it with the same model, machine and flags"
         )
+
+
+def _cycles(body: Any, kind: str) -> int:
+    found = _mark(body, "emulated_cycles", kind)
+    if type(found) is not int:
+        raise _no_mark(f"emulated_cycles.{kind}", found)
+    return found
+
+
+def _mark(body: Any, *keys: str) -> Any:
+    """Return what an answer says of how it was made; None for what it does not."""
+    for key in ("x_rack", *keys):
+        body = body.get(key) if isinstance(body, dict) else None
+    return body
+
+
+def _no_mark(key: str, got: object) -> ConfigError:
+    wanted = f"an answer of rack.serve with x_rack.{key}"
+    return ConfigError(f"against: wanted {wanted}, got {shown(got)}")
 
 
 def _said(status: int, body: Any) -> str:
