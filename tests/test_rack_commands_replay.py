@@ -207,6 +207,21 @@ def test_usage(capsys: pytest.CaptureFixture[str], busy: str) -> None:
         assert refused(capsys, 2, main, "tiny", "--trace", busy, flag, value) == said
 
 
+def test_files_that_are_the_same(
+    capsys: pytest.CaptureFixture[str], busy: str, tmp_path: Path
+) -> None:
+    before, new = Path(busy).read_bytes(), tmp_path / "new.svg"
+    link = tmp_path / "link.csv"
+    link.symlink_to(busy)
+    for flags, path, other in (
+        (("--csv", str(link)), link, busy),
+        (("--csv", str(new), "--plot", f"{tmp_path}/./new.svg"), f"{tmp_path}/./new.svg", new),
+    ):
+        said = refused(capsys, 2, main, "tiny", *MODEL, "--trace", busy, *flags)
+        assert said == f"--csv, --plot: wanted files beside {other}, got {path}"
+    assert Path(busy).read_bytes() == before
+
+
 def test_a_malformed_line_leaves_no_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

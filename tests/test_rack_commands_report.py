@@ -134,6 +134,43 @@ def test_markup_in_rows_is_text(rows: Path, tmp_path: Path) -> None:
     assert "script" not in Seen(page(path)).elements
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("decode", "x"), ("code", {}), ("code", None), ("weights", [1]), ("notices", [[]])],
+)
+def test_rows_that_somebody_changed(rows: Path, tmp_path: Path, key: str, value: Any) -> None:
+    path = tmp_path / "odd.jsonl"
+    row = json.loads(rows.read_bytes().splitlines()[0])
+    path.write_text(json.dumps({**row, key: value}) + "\n")
+    assert Seen(page(path)).elements.count("tr") == 2
+
+
+@pytest.mark.parametrize("rate", ["fast", None, [1], float("nan")])
+def test_rates_that_are_no_numbers(
+    rows: Path, tmp_path: Path, rate: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.jsonl"
+    found = [json.loads(line) for line in rows.read_bytes().splitlines()[:2]]
+    for row in found:
+        row["decode"] |= {"tokens_per_second": rate, "cycles": 0}
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    assert main([str(path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: column tokens_per_second: wanted numbers to draw, got {rate!r}"
+    )
+
+
+def test_a_page_over_its_rows(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, link = rows.read_bytes(), tmp_path / "page.html"
+    link.hardlink_to(rows)
+    for output in (rows, f"{rows.parent}/./{rows.name}", link):
+        said = refused(capsys, 2, main, str(rows), "-o", str(output))
+        assert said == f"--output: wanted a file beside the rows, got {output}"
+    assert rows.read_bytes() == before
+
+
 def test_measurements(tmp_path: Path) -> None:
     path = tmp_path / "bench.jsonl"
     argv = ["--run", "bench", "--executor", "timing", "--decode-tokens", "2", "--repeats", "1"]

@@ -348,6 +348,9 @@ def test_what_cannot_be_traced_is_refused(
     assert text == f"prompt: wanted fewer tokens than the context of 64, got {'9' * 30} tokens"
     text = refused(capsys, 2, main, *tiny, "-o", out, "--png", out)
     assert text == f"-o and --png: wanted two places, got {out} twice"
+    again = str(Path(out).parent / "." / ".." / Path(out).parent.name / Path(out).name)
+    text = refused(capsys, 2, main, *tiny, "-o", out, "--png", again)
+    assert text == f"-o and --png: wanted two places, got {again} twice"
     nowhere = tmp_path / "none" / "t.json"
     assert main([*tiny, "-o", str(nowhere)]) == 1
     assert f"error: {nowhere}: wanted a file to write, got " in capsys.readouterr().err

@@ -16,7 +16,8 @@ CODE = {"version": "1", "commit": "c"}
 
 
 def row(key: str, **more: Any) -> dict[str, Any]:
-    return {"key": key, "point": {"context": 1}, "code": CODE, **more}
+    about = {"run": "plan", "model": "m", "dtype": "int8", "hardware": "h", "notices": []}
+    return {"key": key, "point": {"context": 1}, "code": CODE, **about, **more}
 
 
 def add(path: Path, *keys: str) -> frozenset[str]:
@@ -81,6 +82,42 @@ def test_a_line_that_is_no_row(tmp_path: Path, line: bytes, got: str) -> None:
         read_rows(str(path))
     with pytest.raises(ConfigError, match=", line 2: "):
         add(path, "c")
+
+
+@pytest.mark.parametrize(
+    ("more", "lacking"),
+    [
+        ({"run": 5}, "run"),
+        ({"model": None}, "model"),
+        ({"notices": 5}, "notices"),
+        ({"error": "x"}, "error.message"),
+        ({"error": {"type": "x"}}, "error.message"),
+    ],
+)
+def test_a_row_that_lacks_a_key(tmp_path: Path, more: dict[str, Any], lacking: str) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(encode(row("a", **more)))
+    with pytest.raises(ConfigError) as caught:
+        read_rows(str(path))
+    assert str(caught.value) == (
+        f"{path}, line 1: wanted a row of rack.sweep, got an object without {lacking}"
+    )
+
+
+def test_a_row_of_what_does_not_fit_has_no_figures(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    bare = {"key": "a", "point": {}, "run": "plan", "code": CODE, "error": {"message": "small"}}
+    path.write_bytes(encode(bare))
+    assert read_rows(str(path)) == [bare]
+
+
+@pytest.mark.parametrize("text", [b"a note", b'{"precious": 1}', b" ", encode(row("a"))[1:-1]])
+def test_what_is_no_torn_row_is_not_cut_off(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match=r", line 1: wanted a row of rack\.sweep, got '"):
+        add(path, "a")
+    assert path.read_bytes() == text
 
 
 def test_rows_of_other_code_are_refused(tmp_path: Path) -> None:

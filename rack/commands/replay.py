@@ -15,14 +15,14 @@ from typing import Any
 from rich.table import Table
 
 from compiler.files import shown as quoted
-from rack.commands.command import at_least, model_command, show_placement
+from rack.commands.command import UsageError, at_least, model_command, show_placement
 from rack.commands.flags import count, model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
 from rack.reports.pictures import PICTURES, picture_kind
 from rack.reports.tables import columns, shown
 from rack.run.config import MOST_TOKENS, RunConfig
 from rack.run.session import Prepared, Task, prepare
-from rack.system.output import check_file, writing
+from rack.system.output import check_file, same_file, writing
 from rack.system.progress import Progress, StartProgress, say, start_progress
 from rack.system.provenance import code_version
 from rack.system.shell import put
@@ -151,6 +151,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         check_file(path, "a picture")
     if args.csv is not None:
         check_file(args.csv, "rows")
+    _check_apart(args.trace, *filter(None, (args.csv,)), *pictures)
     return Asked(
         scales=_scales(args.rate_scale),
         slos=tuple(map(parse_slo, args.slo or PRESETS)),
@@ -158,6 +159,14 @@ def _asked(args: argparse.Namespace) -> Asked:
         ask=None if args.against is None else server(args.against, args.api_key),
         csv=args.csv, limit=args.limit, replicas=args.replicas, max_queue=args.max_queue,
     )  # fmt: skip
+
+
+def _check_apart(trace: str, *written: str) -> None:
+    """Refuse to write over the trace, or two things to one file."""
+    for number, path in enumerate(written):
+        for other in (trace, *written[:number]):
+            if same_file(path, other):
+                raise UsageError(f"--csv, --plot: wanted files beside {other}, got {path}")
 
 
 def _scales(text: str) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from rack.errors import ConfigError
 from rack.sweeps.columns import parse_plot
 from rack.sweeps.page import page
 from rack.sweeps.rows import read_rows
-from rack.system.output import STANDARD_OUTPUT, check_file, writing
+from rack.system.output import STANDARD_OUTPUT, check_file, same_file, writing
 from rack.system.progress import say, start_progress
 
 
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     except ConfigError as error:
         raise UsageError(str(error)) from error
     output = args.output or str(Path(args.files[0]).with_suffix(".html"))
-    if output in args.files:
+    if any(same_file(output, file) for file in args.files):
         raise UsageError(f"--output: wanted a file beside the rows, got {output}")
     check_file(output, "a page")
     rows = [row for file in args.files for row in read_rows(file)]

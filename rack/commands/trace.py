@@ -24,7 +24,7 @@ from rack.run.engine import Engine
 from rack.run.session import Prepared, Task, of_task, prepare
 from rack.run.steps import StepOrder
 from rack.run.timing_rack import TimingRack
-from rack.system.output import check_file, writing
+from rack.system.output import check_file, same_file, writing
 from rack.system.progress import say
 from rack.system.provenance import code_version
 from rack.text.sampler import SamplingParams
@@ -65,7 +65,9 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     """Write the trace and the picture, or show the placement."""
     if args.output is None and args.png is None and not args.dry_run:
         raise UsageError("nothing to write: wanted -o FILE, --png FILE or both")
-    if args.output == args.png is not None:
+    if None not in (args.output, args.png) and (
+        args.output == args.png or same_file(args.output, args.png)
+    ):
         raise UsageError(f"-o and --png: wanted two places, got {args.png} twice")
     at_least(args, 1, "context", "prompt_tokens", "max_tokens")
     if args.output is not None:

@@ -78,7 +78,7 @@ def panel_of(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> Panel:
     fit = [row for row in rows if "error" not in row]
     if not fit:
         raise ConfigError(f"plot: wanted rows to draw, got none that fit of {len(rows)}")
-    ys = [_number(plot.y, value) for value in column(fit, plot.y)]
+    ys = [drawable(plot.y, value) for value in column(fit, plot.y)]
     xs = _numbers(column(fit, plot.x))
     lines: dict[str, list[tuple[Any, float]]] = {}
     for x, y, label in zip(xs, ys, _labels(plot, fit, xs), strict=True):
@@ -125,7 +125,8 @@ def _labels(
     ] or [""] * len(rows)
 
 
-def _number(name: str, value: object) -> float:
+def drawable(name: str, value: object) -> float:
+    """Return a column's value that is drawn. Raises ConfigError for what is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"column {name}: wanted numbers to draw, got {shown(value)}")
     return float(value)

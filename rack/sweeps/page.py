@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 
 from rack.reports.plots import Panel, draw_panels
-from rack.sweeps.columns import Plot, about, column, panel_of
+from rack.sweeps.columns import Plot, about, column, drawable, panel_of
+from rack.sweeps.rows import code_told
 
 Row = Mapping[str, Any]
 MOST_LINES = 10  # of a picture
@@ -140,7 +141,8 @@ def _best(rows: Sequence[Row], plot: Plot) -> list[Row]:
     """Return the row with the largest y at each place of each line."""
     ys = column(rows, plot.y)
     best: dict[tuple[str, str], tuple[float, Row]] = {}
-    for row, y in zip(rows, ys, strict=True):
+    for row, found in zip(rows, ys, strict=True):
+        y = drawable(plot.y, found)
         at = str(row["point"].get(plot.x)), str(row["point"].get(plot.colour))
         if at not in best or y > best[at][0]:
             best[at] = y, row
@@ -173,9 +175,16 @@ def _at(row: Row, path: Sequence[str]) -> Any:
 
 def _value(row: Row, name: str, path: Sequence[str]) -> Any:
     value = _at(row, path)
-    if value is None or "% of a token" not in name:
+    if "% of a token" not in name or not _is_number(value):
         return value
-    return 100 * (value / _at(row, ("decode", "cycles")) if path[-1] == "cycles" else value)
+    if path[-1] != "cycles":
+        return 100 * value
+    whole = _at(row, ("decode", "cycles"))
+    return 100 * (value / whole) if _is_number(whole) and whole else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _table(title: str, rows: Sequence[Row], axes: Sequence[str]) -> dict[str, Any]:
@@ -210,13 +219,11 @@ def _sources(rows: Sequence[Row]) -> Iterator[str]:
     notices: dict[str, None] = {}
     for row in rows:
         if "error" not in row:
-            notices |= dict.fromkeys(row["notices"])
+            notices |= dict.fromkeys(map(str, row["notices"]))
     yield from notices
     yield from dict.fromkeys(
-        f"machine {row['hardware']}, digest {row['hardware_digest']}"
+        f"machine {row.get('hardware')}, digest {row['hardware_digest']}"
         for row in rows if "hardware_digest" in row
     )  # fmt: skip
-    yield from dict.fromkeys(row["weights"] for row in rows if "weights" in row)
-    yield from dict.fromkeys(
-        f"lpu-rack {row['code']['version']}, commit {row['code']['commit']}" for row in rows
-    )
+    yield from dict.fromkeys(str(row["weights"]) for row in rows if "weights" in row)
+    yield from dict.fromkeys(f"lpu-rack {code_told(row.get('code'))}" for row in rows)

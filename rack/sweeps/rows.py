@@ -23,6 +23,9 @@ from rack.system.output import STANDARD_OUTPUT, check_file, writing
 from rack.system.shell import os_line
 
 MOST_LINE = 1 << 20  # bytes of a row
+_BEGIN = b'{"key": "'  # of each: what begins otherwise is no torn row, and is not cut off
+_FIELDS = {"key": str, "point": dict, "run": str}
+_OF_A_FIT = {"model": str, "dtype": str, "hardware": str, "notices": list}
 
 
 def encode(row: dict[str, Any]) -> bytes:
@@ -43,9 +46,11 @@ def _lines(path: str) -> Iterator[tuple[dict[str, Any], int]]:
             for number, line in enumerate(iter(lambda: file.readline(MOST_LINE), b""), 1):
                 end += len(line)
                 if not line.endswith(b"\n"):
-                    if len(line) < MOST_LINE:
+                    if len(line) >= MOST_LINE:
+                        raise _no_row(name, number, f"{MOST_LINE} bytes and more")
+                    if line.startswith(_BEGIN) or _BEGIN.startswith(line):
                         return  # torn
-                    raise _no_row(name, number, f"{MOST_LINE} bytes and more")
+                    raise _no_row(name, number, shown(line.decode("utf-8", "replace")))
                 yield _row(name, number, line), end
     except OSError as error:
         raise ConfigError(f"{name}: wanted a file of rows, got {os_line(error)}") from error
@@ -60,7 +65,18 @@ def _row(name: str, number: int, line: bytes) -> dict[str, Any]:
         raise _no_row(name, number, shown(row))
     if not isinstance(row.get("key"), str) or not isinstance(row.get("point"), dict):
         raise _no_row(name, number, "an object without key and point")
+    if (lacking := _lacking(row)) is not None:
+        raise _no_row(name, number, f"an object without {lacking}")
     return row
+
+
+def _lacking(row: dict[str, Any]) -> str | None:
+    """Return the key that a row lacks, or has in another type; None where it has them all."""
+    error = row.get("error")
+    if "error" in row and not (isinstance(error, dict) and isinstance(error.get("message"), str)):
+        return "error.message"
+    wanted = _FIELDS if "error" in row else _FIELDS | _OF_A_FIT
+    return next((key for key, kind in wanted.items() if not isinstance(row.get(key), kind)), None)
 
 
 def _no_row(name: str, number: int, got: str) -> ConfigError:
@@ -100,7 +116,7 @@ def adding(path: str, code: dict[str, str]) -> Iterator[Rows]:
         there, end = set(), 0
         for row, after in _lines(path):
             if row.get("code") != code:
-                wanted, got = _told(code), _told(row.get("code"))
+                wanted, got = code_told(code), code_told(row.get("code"))
                 raise ConfigError(
                     f"{name}: wanted rows of this code ({wanted}), got {got}: name another file"
                 )
@@ -114,7 +130,8 @@ def _is_regular(path: str) -> bool:
     return stat.S_ISREG(Path(path).stat().st_mode)
 
 
-def _told(code: object) -> str:
+def code_told(code: object) -> str:
+    """Return what a row says of the code that made it, as text."""
     if not isinstance(code, dict):
         return shown(code)
     return f"{code.get('version')}, commit {code.get('commit')}"

@@ -49,6 +49,17 @@ def check_file(path: str, what: str = "a file") -> None:
             _check_access(path, os.W_OK)
 
 
+def same_file(one: str, other: str) -> bool:
+    """Say whether two paths lead to one regular file, or to one place where none is yet."""
+    try:
+        there, also = os.stat(one), os.stat(other)
+    except OSError:
+        return STANDARD_OUTPUT not in (one, other) and (
+            os.path.realpath(one) == os.path.realpath(other)
+        )
+    return stat.S_ISREG(there.st_mode) and os.path.samestat(there, also)
+
+
 @contextmanager
 def writing(path: str, what: str = "a file") -> Iterator[BinaryIO]:
     """Open a place to write to. Raises ConfigError; BrokenPipeError where a pipe's reader left."""
