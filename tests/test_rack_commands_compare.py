@@ -242,6 +242,13 @@ def test_what_is_refused(
     assert refused(capsys, code, main, *TINY, *words).endswith(said)
 
 
+def test_a_gpu_with_the_racks_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "gpu.toml"
+    path.write_text('name = "LPU"\ninherits = "h200"\n')
+    said = refused(capsys, 2, main, *TINY, "--gpu", str(path))
+    assert said == "--gpu: wanted another name than that of the rack, got LPU"
+
+
 def test_a_context_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--context", "65"]) == 1
     assert capsys.readouterr().err.endswith("error: context: wanted at most 64, got 65\n")

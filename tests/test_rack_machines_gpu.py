@@ -67,6 +67,14 @@ def test_a_gpu_of_ones_own(tmp_path: Path) -> None:
     assert mine.efficiency == parent.efficiency
 
 
+def test_what_a_parent_inherits_is_inherited_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\ninherits = "h200"\n')
+    mine, parent = load_gpu(path), load_gpu("h200")
+    assert mine.to_dict() == parent.to_dict()
+    assert mine.peaks == load_gpu("h100-sxm").peaks
+
+
 ENTRY = '{{ value = {}, source = "assumption: x" }}'
 
 

@@ -41,6 +41,7 @@ def test_prices_that_cannot_be() -> None:
         ("pue", float("inf"), "pue: wanted 1 to 10, got inf"),
         ("utilisation", 1.5, "utilisation: wanted 0 to 1, got 1.5"),
         ("utilisation", 0.0, "utilisation: wanted more than 0, got 0.0"),
+        ("utilisation", 5e-324, "utilisation: wanted at least 1e-06, got 5e-324"),
     ):
         with pytest.raises(ConfigError) as caught:
             Prices(**{name: value})

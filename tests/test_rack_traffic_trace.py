@@ -224,6 +224,10 @@ MALFORMED = [
     (HEAD + "2023-02-30 18:15:47,4,5\n", 4,
      "TIMESTAMP: wanted a date and time, got '2023-02-30 18:15:47'"),
     (HEAD + '"2023,4,5\n', 4, "wanted a row of CSV, got unexpected end of data"),
+    (HEAD.replace("Tokens\n", "Tokens,ContextTokens\n"), 1,
+     "wanted each column once, got ContextTokens 2 times"),
+    ("arrived_at,num_prefill_tokens,num_decode_tokens\n5e9,1,1\n", 2,
+     "arrived_at: wanted a number up to 4.61169e+09, got '5e9'"),
     (MOON + MOON + '{"timestamp": 0, "input_length": 1}', 3,
      f"output_length: wanted {COUNT}, got nothing"),
     (MOON + '{"timestamp": -1, "input_length": 1, "output_length": 1}', 2,
@@ -256,9 +260,11 @@ MALFORMED = [
     (CHAT + '{"a":' + "[" * 100_000, 2, "wanted valid JSON, got values nested too deeply"),
     (CHAT + '{"id": "b", "conversations": [{"value": 1}, {"value": []}]}]', 2,
      "conversations[1].value: wanted a text, got []"),
-    (CHAT + '{"id": "b", "conversations": [{"value": "x\\ud800"}, {"value": "b"}]}]', 2,
-     "wanted text of the model's tokens, got text: wanted whole Unicode characters, got "
-     "'\\ud800' at 1"),
+    (CHAT + '{"id": "b", "conversations": [{"value": "a\\ud83d"}, {"value": "b"}]}]', 2,
+     "conversations[0].value: wanted a text of whole Unicode characters, got 'a\\ud83d'"),
+    (CHAT + '{"id": "b", "conversations": []}]\n\n[{"id": "c"}]', 4,
+     "wanted nothing behind the array, got '['"),
+    ("[]\nmore", 2, "wanted nothing behind the array, got 'm'"),
 ]  # fmt: skip
 
 
@@ -282,6 +288,12 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
             read(path)
     path.write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode())
     assert len(read(path)[0]) == 1
+
+
+def test_a_file_that_the_system_does_not_read() -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_trace("/proc/self/mem", tokens)
+    assert str(caught.value) == "/proc/self/mem: wanted a trace to read, got Input/output error"
 
 
 def test_a_line_or_an_item_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,8 @@ def _batches(text: str) -> list[int]:
 def _gpus(text: str) -> list[Gpu]:
     found = [load_gpu(name) for name in text.split(",")]
     names = [gpu.name for gpu in found]
+    if LPU in names:
+        raise UsageError(f"--gpu: wanted another name than that of the rack, got {LPU}")
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--gpu: wanted each once, got {name} {names.count(name)} times")

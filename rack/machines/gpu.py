@@ -115,6 +115,11 @@ def load_gpu(name_or_path: str | Path) -> Gpu:
     Raises ProfileError, naming file and key, for anything that is not as described above.
     """
     path = _find(str(name_or_path))
+    return _built(str(path), *_read(path))
+
+
+def _read(path: Path) -> tuple[str, dict[str, Sourced]]:
+    """Return the file's name, and its values over those that it inherits."""
     document = parse(path)
     name, values = text_of(path, document, "name"), _values(path, document)
     if "inherits" in document:
@@ -122,9 +127,8 @@ def load_gpu(name_or_path: str | Path) -> Gpu:
         if parent not in gpu_names() or parent == name:
             wanted = f"another one of {', '.join(gpu_names())}"
             raise ProfileError(file=str(path), key="inherits", wanted=wanted, got=shown(parent))
-        shipped = _FOLDER / f"{parent}.toml"
-        values = _values(shipped, parse(shipped)) | values
-    return _built(str(path), name, values)
+        values = _read(_FOLDER / f"{parent}.toml")[1] | values
+    return name, values
 
 
 def _find(name: str) -> Path:

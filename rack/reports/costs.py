@@ -30,6 +30,9 @@ GROQCLOUD = {
 """Published prices of GroqCloud in USD a million tokens, in and out (docs/hardware.md)."""
 
 
+LEAST_UTILISATION = 1e-6  # half a minute a year; figures of far less have no finite value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     """What costs are worked out with. Raises ConfigError for what cannot be."""
@@ -45,8 +48,9 @@ class Prices:
             value = getattr(self, name)
             if not math.isfinite(value) or not low <= value <= high:
                 raise ConfigError(f"{name}: wanted {low} to {high}, got {value}")
-        if self.utilisation <= 0:
-            raise ConfigError(f"utilisation: wanted more than 0, got {self.utilisation}")
+        if self.utilisation < LEAST_UTILISATION:
+            wanted = f"at least {LEAST_UTILISATION:g}" if self.utilisation else "more than 0"
+            raise ConfigError(f"utilisation: wanted {wanted}, got {self.utilisation}")
 
     def to_dict(self) -> dict[str, float]:
         """Return plain data."""

@@ -72,8 +72,10 @@ class Fields:
         if type(value) is int and 0 <= value * unit_ns <= MOST_NS:
             return value * unit_ns
         number = _number(value)
-        if number is None or not 0 <= number * unit_ns <= MOST_NS:
+        if number is None or number < 0:
             raise self._wrong(name, "a number from 0 on")
+        if number * unit_ns > MOST_NS:
+            raise self._wrong(name, f"a number up to {MOST_NS / unit_ns:g}")
         return round(number * unit_ns)
 
     def moment(self, name: str, unit_ns: int) -> int:
@@ -99,6 +101,15 @@ class Fields:
             value = shown(value)
         if not isinstance(value, str):
             raise self._wrong(name, "a text")
+        return value
+
+    def words(self, name: str) -> str:
+        """Return a text that has tokens: JSON can spell half of a character."""
+        value = self.text(name)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise self._wrong(name, "a text of whole Unicode characters") from None
         return value
 
     def part(self, name: str) -> Fields:

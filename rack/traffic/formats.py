@@ -159,7 +159,7 @@ def _share_gpt(row: Fields, counts: Counts, tokens: Callable[[str], int]) -> Ent
     if len(turns) < 2:
         counts[SHORT] += 1
         return None
-    prompt, answer = (tokens(turn.text("value")) for turn in turns[:2])
+    prompt, answer = (tokens(turn.words("value")) for turn in turns[:2])
     call = Call(prompt_tokens=prompt, output_tokens=answer, id=row.text("id"))
     return Entry(arrival_ns=None, calls=(call,))
 

@@ -9,7 +9,8 @@ import codecs
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,7 @@ class TraceFile:
         try:
             raw = open_regular(Path(self.path))
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(
-                f"{printable(self.path)}: wanted a trace to read, got {reason}"
-            ) from None
+            raise self._unread(error) from None
         assert isinstance(raw, io.FileIO)
         self._file = io.BufferedReader(raw, _BLOCK)
         self.size = os.fstat(raw.fileno()).st_size
@@ -56,7 +54,7 @@ class TraceFile:
     def lines(self) -> Iterator[str]:
         """Yield the lines that have more than spaces, without their ends. Raises TraceError."""
         assert self._file is not None
-        while data := self._file.readline(MOST_BYTES + 1):
+        while data := self._bytes(partial(self._file.readline, MOST_BYTES + 1)):
             self.line += 1
             self.offset += len(data)
             if len(data) > MOST_BYTES:
@@ -78,9 +76,20 @@ class TraceFile:
     def block(self, least: int) -> bytes:
         """Read on by `least` bytes or more; nothing at the end."""
         assert self._file is not None
-        data = self._file.read(max(least, _BLOCK))
+        data = self._bytes(partial(self._file.read, max(least, _BLOCK)))
         self.offset += len(data)
         return data
+
+    def _bytes(self, read: Callable[[], bytes]) -> bytes:
+        """Return what is read. Raises ConfigError where the system cannot."""
+        try:
+            return read()
+        except OSError as error:
+            raise self._unread(error) from None
+
+    def _unread(self, error: OSError) -> ConfigError:
+        got = error.strerror or str(error)
+        return ConfigError(f"{printable(self.path)}: wanted a trace to read, got {got}")
 
 
 class _Array:
@@ -95,12 +104,14 @@ class _Array:
     def items(self) -> Iterator[Any]:
         self._take("[", "a JSON array")
         if self._peek() == "]":
+            self._end()
             return
         while True:
             yield self._item()
             if self._peek() == "]":
-                return
+                break
             self._take(",", "a comma or the end of the array")
+        self._end()
 
     def _more(self) -> bool:
         """Read on; forget what was read before. Say whether there was more."""
@@ -134,6 +145,13 @@ class _Array:
         if found != mark:
             raise self._file.refuse(wanted, shown(found) if found else "the end of the file")
         self._pass(self._at + 1)
+
+    def _end(self) -> None:
+        """Pass the array's end. Raises TraceError for what stands behind it."""
+        self._pass(self._at + 1)
+        if found := self._peek():
+            wanted = "nothing behind the array"
+            raise self._file.refuse(wanted, shown(found), line=self._line)
 
     def _item(self) -> Any:
         found = self._peek()

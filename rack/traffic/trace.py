@@ -61,7 +61,7 @@ class Trace:
 
     def _entries(self, file: TraceFile, counts: Counts) -> Iterator[Entry]:
         rng, now = random.Random(self.seed), 0.0
-        for fields in _rows(file, self.format.shape):
+        for fields in _rows(file, self.format):
             try:
                 entry = self.format.read(fields, counts, self.tokens)
             except PromptError as error:
@@ -155,16 +155,19 @@ def _head(file: TraceFile, first: str) -> tuple[Shape, set[str]]:
     return Shape.CSV, {*_cells(file, first)}
 
 
-def _rows(file: TraceFile, shape: Shape) -> Iterator[Fields]:
+def _rows(file: TraceFile, found: Format) -> Iterator[Fields]:
     """Yield the values of each line, or item."""
-    if shape is Shape.ARRAY:
+    if found.shape is Shape.ARRAY:
         yield from (Fields(item, file.refuse) for item in file.items())
         return
     lines = file.lines()
-    if shape is Shape.LINES:
+    if found.shape is Shape.LINES:
         yield from (Fields(_object(file, line), file.refuse) for line in lines)
         return
     header = _cells(file, next(lines))
+    for key in found.keys:
+        if header.count(key) > 1:
+            raise file.refuse("each column once", f"{key} {header.count(key)} times")
     for line in lines:
         cells = _cells(file, line)
         if len(cells) != len(header):
