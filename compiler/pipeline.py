@@ -506,6 +506,7 @@ def _on_links(placed: _Placed, pace: int) -> Ground:
 def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> ChipSpec:
     """Return the chip with as many work and feed slices as its memory leaves room for.
 
+    Where no way fits, it is the one that lacks the least, so that what is missing is told.
     An encoder, whose steps have the rows of whole sequences, may take more work slices instead.
     """
     chips = chip_classes(split, memory.forward_row_bytes).values()
@@ -513,12 +514,18 @@ def _near_slices(split: Partition, memory: MemoryOptions, spec: ChipSpec) -> Chi
     def fits(one: ChipSpec) -> bool:
         return all(bytes_needed(split, chip, memory, one) <= spec.sram_bytes for chip in chips)
 
+    def needed(one: ChipSpec) -> int:
+        return max(bytes_needed(split, chip, memory, one) for chip in chips)
+
     choices = [wide(memory.dtype, spec)]
     if split.config.encoder is not None:
         choices += [replace(spec, work_slices=ROOMY)] * (spec.slices_per_hop >= ROOMY)
     elif memory.sequences == 1 and not fits(spec):  # refused, however the slices are used
         return spec
-    return next(filter(fits, choices), spec)
+    found = next(filter(fits, choices), None)
+    if found is None and memory.sequences > 1:
+        return min((spec, *choices), key=needed)
+    return found or spec
 
 
 def wide(dtype: str, spec: ChipSpec) -> ChipSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def test_plan_finds_the_most_sequences(
     assert most > 100
     assert planned(capsys, *TINY, "--sequences", str(most), *extra)["sequences"]["count"] == most
     said = refused(capsys, 1, plan, *TINY, "--sequences", str(most + 1), *extra)
-    assert "bytes missing" in said
+    (missing,) = re.findall(r"([0-9,]+) bytes missing", said)
+    a_slot = machine("lesson").chip.sram_bytes // most
+    assert 0 < int(missing.replace(",", "")) < 2 * a_slot, "as the chip is used best"
 
 
 def test_the_most_is_none_where_a_batch_has_no_room() -> None:
@@ -120,6 +123,10 @@ def test_the_most_is_none_where_a_batch_has_no_room() -> None:
         (
             ["tiny-bert", "--sequences", "max", "--max-model-len", "32"],
             "sequences: wanted 1, as tiny-bert is an encoder, got max",
+        ),
+        (
+            ["tiny", "--sequences", "max", "--max-model-len", "32", "--batch", "0"],
+            "batch: wanted 1 to 65536, got 0",
         ),
         (["tiny", "--sequences", "0"], "sequences: wanted 1 to 65536, got 0"),
         (

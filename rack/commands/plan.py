@@ -17,7 +17,14 @@ from compiler.artifact import is_artifact
 from compiler.codegen.table import has_instructions
 from compiler.ir import StepSchedule
 from compiler.model.frontend import resolve_model
-from compiler.pipeline import CompiledModel, Options, compile_model, lay_out, most_sequences
+from compiler.pipeline import (
+    MAX_SEQUENCES,
+    CompiledModel,
+    Options,
+    compile_model,
+    lay_out,
+    most_sequences,
+)
 from compiler.place.auto import choose_layout
 from compiler.place.layout import parse_layout
 from rack.commands.command import model_command, show_placement
@@ -134,6 +141,8 @@ def with_most_sequences(config: RunConfig) -> RunConfig:
     model = resolve_model(config.model, config.weights, config.seed, config.layers).config
     if model.encoder is not None:
         raise ConfigError(f"sequences: wanted 1, as {model.name} is an encoder, got max")
+    if not 1 <= config.batch <= MAX_SEQUENCES:
+        raise ConfigError(f"batch: wanted 1 to {MAX_SEQUENCES}, got {config.batch}")
     hardware = load_hardware(config.hardware)
     options = options_of(replace(config, sequences=config.batch))
     auto = config.layout == "auto"
