@@ -220,6 +220,7 @@ def test_gpus_that_share_a_model(capsys: pytest.CaptureFixture[str]) -> None:
         (1, ["--batch", "4,2"], "batch: wanted rising numbers, got '4,2'"),
         (1, ["--batch", "x"], "batch: wanted whole numbers with commas, got 'x'"),
         (1, ["--batch", "9999"], "batch: wanted at most 4096 sequences, got 9999"),
+        (2, ["--plot", "-"], "--plot: wanted a file beside the report, got -, standard output"),
         (2, ["--context", "0"], "--context: wanted at least 1, got 0"),
         (2, ["--gpu", "h200,h200"], "--gpu: wanted each once, got h200 2 times"),
         (

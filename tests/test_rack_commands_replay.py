@@ -203,6 +203,8 @@ def test_usage(capsys: pytest.CaptureFixture[str], busy: str) -> None:
         ("--limit", "0", "--limit: wanted at least 1, got 0"),
         ("--replicas", "0", "--replicas: wanted at least 1, got 0"),
         ("--max-queue", "-1", "--max-queue: wanted at least 0, got -1"),
+        ("--csv", "-", "--csv: wanted a file beside the report, got -, standard output"),
+        ("--plot", "-", "--plot: wanted a file beside the report, got -, standard output"),
     ):
         assert refused(capsys, 2, main, "tiny", "--trace", busy, flag, value) == said
 

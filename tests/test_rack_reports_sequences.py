@@ -193,6 +193,8 @@ def test_the_table_is_written_and_checked(
 def test_words_that_the_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = refused(capsys, 2, validate, "sequences", "gpt-2")
     assert said == "MODEL: wanted one of llama-70b, llama-8b, got gpt-2"
+    said = refused(capsys, 2, validate, "sequences", "--plot", "-")
+    assert said == "--plot: wanted a file beside the report, got -, standard output"
     said = refused(capsys, 1, validate, "sequences", "--plot", "rates.gif")
     assert said.startswith("rates.gif: wanted a picture to write, got a name that ends in .gif")
     page = tmp_path / "page.md"

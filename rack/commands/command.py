@@ -16,6 +16,7 @@ from rack.commands.flags import arguments, parse
 from rack.reports.placement import placement
 from rack.run.config import RunConfig
 from rack.run.session import Prepared
+from rack.system.output import STANDARD_OUTPUT
 from rack.system.shell import put, verb
 
 Parser = Callable[[], argparse.ArgumentParser]
@@ -72,6 +73,13 @@ def at_least(args: argparse.Namespace, least: int, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')}: wanted at least {least}, got {value}")
+
+
+def check_beside(flag: str, *files: str | None) -> None:
+    """Refuse standard output, where the report goes, for what is beside it. Raises UsageError."""
+    if STANDARD_OUTPUT in files:
+        wanted = "a file beside the report"
+        raise UsageError(f"{flag}: wanted {wanted}, got {STANDARD_OUTPUT}, standard output")
 
 
 def show_placement(prepared: Prepared, *, as_json: bool = False) -> None:

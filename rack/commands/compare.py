@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from compiler.files import shown as quoted
-from rack.commands.command import UsageError, at_least, model_command, show_placement
+from rack.commands.command import UsageError, at_least, check_beside, model_command, show_placement
 from rack.commands.flags import (
     cost_flags,
     count,
@@ -92,6 +92,7 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     """Print the comparison, and draw it."""
     at_least(args, 1, "context")
     batches = _batches(args.batches)
+    check_beside("--plot", *(args.plot or ()))
     kinds = {path: picture_kind(path) for path in args.plot or ()}
     for path in kinds:
         check_file(path, "a picture")

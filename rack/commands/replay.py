@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from compiler.files import shown as quoted
-from rack.commands.command import UsageError, at_least, model_command, show_placement
+from rack.commands.command import UsageError, at_least, check_beside, model_command, show_placement
 from rack.commands.flags import count, model_flags, output_flags, verb_parser
 from rack.errors import ConfigError
 from rack.reports.pictures import PICTURES, picture_kind
@@ -146,6 +146,8 @@ class _Tokens:
 
 
 def _asked(args: argparse.Namespace) -> Asked:
+    check_beside("--csv", args.csv)
+    check_beside("--plot", *(args.plot or ()))
     pictures = {path: picture_kind(path) for path in args.plot or ()}
     for path in pictures:
         check_file(path, "a picture")

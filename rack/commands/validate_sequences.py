@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rack.commands.command import UsageError, command
+from rack.commands.command import UsageError, check_beside, command
 from rack.commands.page import put_page, read_page
 from rack.commands.verbs import called_as
 from rack.machines.profile import load_hardware
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 @command(build_parser)
 def sequences(args: argparse.Namespace) -> None:
     """Print, write or check the table."""
+    check_beside("--plot", *(args.plot or ()))
     kinds = {path: picture_kind(path) for path in args.plot or ()}
     for file in kinds:
         check_file(file, "a picture")
