@@ -2,5 +2,5 @@
 
 Non-goals: tokens; wall time.
 
-May import: compiler.*, rack, rack.text, rack.run, rack.reports.
+May import: compiler.*, rack, rack.run, rack.reports.
 """

@@ -17,7 +17,6 @@ from itertools import islice
 from compiler.errors import one_line
 from compiler.files import printable, shown
 from rack.errors import ConfigError
-from rack.text.chat_template import PromptError
 from rack.traffic.entry import NS, Entry, Fields
 from rack.traffic.formats import FAILED, Counts, Format, Shape, known, recognise
 from rack.traffic.lines import TraceFile, reason
@@ -62,10 +61,7 @@ class Trace:
     def _entries(self, file: TraceFile, counts: Counts) -> Iterator[Entry]:
         rng, now = random.Random(self.seed), 0.0
         for fields in _rows(file, self.format):
-            try:
-                entry = self.format.read(fields, counts, self.tokens)
-            except PromptError as error:
-                raise file.refuse("text of the model's tokens", str(error)) from None
+            entry = self.format.read(fields, counts, self.tokens)
             if entry is None:
                 continue
             if entry.arrival_ns is None:
