@@ -99,7 +99,7 @@ def test_a_worker_joins_works_and_stops(host: Host) -> None:
     assert "order" not in report.values
     assert running.worker.node.epoch == 4
     # A step whose embeddings never come: the report says what is missing.
-    running.tell("step", sequence=1, step="decode/32", base=0, positions=[0])
+    running.tell("step", sequence=1, step="decode/32", base=0, positions=[0], slots=[0])
     for _ in range(100):  # messages that came together are all read before the chip goes on
         running.tell("report")
         if "order" in (report := running.next()).values:
@@ -119,7 +119,7 @@ def test_an_error_ends_the_loop_and_is_sent(host: Host) -> None:
     running.next()
     host.connect({0: hello.values["endpoint"]})
     running.tell("peers", rings=[], endpoints=[[0, hello.values["endpoint"]], [2, host.endpoint]])
-    running.tell("step", sequence=1, step="decode/9", base=0, positions=[0])
+    running.tell("step", sequence=1, step="decode/9", base=0, positions=[0], slots=[0])
     error = running.next()
     assert error.kind == "error"
     assert (error.values["chip"], error.values["step"]) == (0, "decode/9")
