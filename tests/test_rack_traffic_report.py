@@ -211,14 +211,14 @@ def test_a_load_long_after_its_ramps() -> None:
 
 def test_memory_does_not_grow_with_the_requests() -> None:
     held = []
-    for count in (5000, 10_000):
+    for count in (5000, 20_000):  # grown with them, the second would be four times the first
         tracemalloc.start()
         tally = Tally(compiled(), 1, [parse_slo("server")])
         for number in range(count):
             tally.take(outcome(number, number * 9, number * 9, number * 9 + 50, {7: 3}))
         held.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert held[1] < 1.1 * held[0]
+    assert held[1] < 1.5 * held[0]
 
 
 def test_slos() -> None:
