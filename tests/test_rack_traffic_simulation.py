@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -118,6 +119,13 @@ def test_one_that_follows_comes_after_the_end() -> None:
     assert got[0].end is not None
     assert got[1].arrival == got[0].end + round(1e-6 * HZ)
     assert (first.number, second.number) == (0, 1)
+
+
+def test_who_follows_nobody_is_not_lost() -> None:
+    (one,) = requests([(0, 1, 1)])
+    follows = replace(one, number=1, after=7)
+    with pytest.raises(ValueError, match="request 1: wanted one to follow, got number 7, which"):
+        list(simulate(made("1x1"), [one, follows]))
 
 
 def test_arrivals_are_in_order() -> None:

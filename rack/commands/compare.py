@@ -187,7 +187,7 @@ def _head(
         "pipeline": {
             "alone_cycles": found.alone_cycles,
             "interval_cycles": found.interval_cycles,
-            "in_flight_when_full": found.full,
+            "in_flight_when_full": found.paces[0].full_at,
             "kv_caches_that_fit": found.places,
             "prompt_tokens_per_s": prompts,
             "steps": [asdict(pace) for pace in found.paces],

@@ -205,7 +205,7 @@ def costs(prepared: Prepared, schedule: StepSchedule, prices: Prices) -> dict[st
         "inputs": inputs(economics, chips, prices),
         "alone": cost(economics, chips, alone, prices).to_dict(),
         "pipeline_full": cost(economics, chips, full, prices).to_dict(),
-        "in_flight_when_full": -(-schedule.cycles // interval),
+        "in_flight_when_full": max(1, schedule.cycles // interval),
         "groqcloud": reference(compiled.config.name),
     }
 
@@ -374,7 +374,7 @@ def _cost_lines(found: dict[str, Any], report: dict[str, Any]) -> list[str]:
     return [
         *input_lines(f"{report['hardware']}'s chip", found["inputs"]),
         f"one sequence alone: {cost_text(found['alone'])}",
-        f"pipeline full, {found['in_flight_when_full']} sequences in flight (if they fit): "
+        f"pipeline full, {found['in_flight_when_full']} sequences or more (if they fit): "
         f"{cost_text(found['pipeline_full'])}",
         *reference_lines(report["model"], found["groqcloud"]),
     ]

@@ -49,11 +49,6 @@ class Pipeline:
         """Cycles from one step of a row to the next."""
         return self.paces[0].interval_cycles
 
-    @property
-    def full(self) -> int:
-        """Sequences in flight that fill the pipeline, a row each; more wait for each other."""
-        return -(-self.alone_cycles // self.interval_cycles)
-
     def in_flight(self, batch: int) -> int:
         """Return how many of a batch are worked on at once."""
         return min(batch, self.places)

@@ -266,6 +266,14 @@ class _Arrivals:
         if request.session is not None:
             self._over[request.number] = at
 
+    def check_over(self) -> None:
+        """Raise ValueError if one is left that follows a request which never ended."""
+        for before, (first, *_) in self.followers.items():
+            raise ValueError(
+                f"request {first.number}: wanted one to follow, got number {before}, which is not "
+                "in the trace, or ended before and has no session"
+            )
+
     def _pull(self) -> None:
         """Take from the trace up to the next request that follows no other."""
         for request in self._source:
@@ -299,7 +307,7 @@ def simulate(
     has been free for longest, then of the lowest number. It is refused if its prompt leaves no room
     in the context, or so many wait on every rack. One that follows another arrives `delay_s` after
     that has ended, or was refused. Memory is that of what is in flight, and of sessions. Raises
-    ValueError for an arrival before the one in front of it.
+    ValueError for an arrival before the one in front of it, or one that follows nobody.
     """
     times, arrivals = Times(compiled), _Arrivals(requests, compiled.chip.clock_hz)
     racks = [_Rack(number, compiled, times, max_queue) for number in range(replicas)]
@@ -316,6 +324,7 @@ def simulate(
                     yield outcome
                 continue
         if at is None:
+            arrivals.check_over()
             return
         refused = _offer(compiled, racks, arrivals.pop(), at)
         if refused is not None:
