@@ -24,7 +24,7 @@ from rack.machines.economics import (
     check_economics,
     economics_of,
 )
-from rack.machines.sourced import Sourced, entry, parse, text_of
+from rack.machines.sourced import Sourced, flattened, parse, text_of
 
 _FOLDER = Path(__file__).parent / "gpus"
 GPU_TABLES = ("peak", "memory", "link", "efficiency", "economics")
@@ -121,7 +121,8 @@ def load_gpu(name_or_path: str | Path) -> Gpu:
 def _read(path: Path) -> tuple[str, dict[str, Sourced]]:
     """Return the file's name, and its values over those that it inherits."""
     document = parse(path)
-    name, values = text_of(path, document, "name"), _values(path, document)
+    name = text_of(path, document, "name")
+    values = flattened(path, document, GPU_TABLES, _check_known, _check)
     if "inherits" in document:
         parent = text_of(path, document, "inherits")
         if parent not in gpu_names() or parent == name:
@@ -140,26 +141,10 @@ def _find(name: str) -> Path:
     raise ProfileError(file=f"{name:.200}", key="gpu", wanted=wanted, got="no such GPU")
 
 
-def _values(path: Path, document: dict[str, Any]) -> dict[str, Sourced]:
-    """Return a file's own values by "table.key"; checks every key and entry."""
-    values: dict[str, Sourced] = {}
-    for table, entries in document.items():
-        if table in ("name", "inherits"):
-            continue
-        if not isinstance(entries, dict) or table not in GPU_TABLES:
-            wanted = f"one of name, inherits, {', '.join(f'[{name}]' for name in GPU_TABLES)}"
-            raise ProfileError(
-                file=str(path), key=f"{table:.80}", wanted=wanted, got="an unknown key"
-            )
-        for name, content in entries.items():
-            key = f"{table}.{name:.80}"
-            if key not in GPU_KEYS:
-                near = ", ".join(k.partition(".")[2] for k in GPU_KEYS if k.startswith(f"{table}."))
-                raise ProfileError(
-                    file=str(path), key=key, wanted=f"one of {near}", got="an unknown key"
-                )
-            values[key] = entry(str(path), key, content, _check)
-    return values
+def _check_known(file: str, table: str, key: str) -> None:
+    if key not in GPU_KEYS:
+        near = ", ".join(k.partition(".")[2] for k in GPU_KEYS if k.startswith(f"{table}."))
+        raise ProfileError(file=file, key=key, wanted=f"one of {near}", got="an unknown key")
 
 
 def _check(file: str, key: str, value: object) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from chip.isa.instructions import MNEMONICS
 from chip.isa.issue import delays
@@ -43,7 +43,7 @@ from rack.machines.profile_keys import (
     check,
 )
 from rack.machines.sourced import GRADES as GRADES
-from rack.machines.sourced import Sourced, entry, parse, text_of
+from rack.machines.sourced import Sourced, flattened, parse, text_of
 
 _T = TypeVar("_T")
 _FOLDER = Path(__file__).parent / "profiles"
@@ -100,31 +100,14 @@ def _read(path: Path, heirs: tuple[str, ...]) -> tuple[str, dict[str, Sourced], 
         got = " -> ".join((*heirs, here))
         raise ProfileError(file=str(path), key="inherits", wanted=wanted, got=got)
     document = parse(path)
-    name, values = text_of(path, document, "name"), _tables(path, document)
+    name = text_of(path, document, "name")
+    values = flattened(path, document, TABLES, _check_known, check)
     own = list(values)
     if "inherits" in document:
         parent = text_of(path, document, "inherits")
         found = _find(parent, os.path.dirname(path), f"inherits in {path}")
         values = _read(found, (*heirs, here))[1] | values
     return name, values, own
-
-
-def _tables(path: Path, document: dict[str, Any]) -> dict[str, Sourced]:
-    """Flatten a file's own tables to "table.key"; checks every key and entry."""
-    values: dict[str, Sourced] = {}
-    for table, entries in document.items():
-        if table in ("name", "inherits"):
-            continue
-        if not isinstance(entries, dict) or table not in TABLES:
-            wanted = f"one of name, inherits, {', '.join(f'[{name}]' for name in TABLES)}"
-            raise ProfileError(
-                file=str(path), key=f"{table:.80}", wanted=wanted, got="an unknown key"
-            )
-        for name, content in entries.items():
-            key = f"{table}.{name:.80}"
-            _check_known(str(path), table, key)
-            values[key] = entry(str(path), key, content, check)
-    return values
 
 
 def _check_known(file: str, table: str, key: str) -> None:

@@ -8,7 +8,7 @@ file and key. What a value may be, its reader says.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,29 @@ def text_of(path: Path, document: dict[str, Any], key: str) -> str:
         got = "nothing" if value is None else shown(value)
         raise ProfileError(file=str(path), key=key, wanted="a text", got=got)
     return value
+
+
+def flattened(
+    path: Path, document: dict[str, Any], tables: Collection[str],
+    check_known: Callable[[str, str, str], None], check: Callable[[str, str, object], None],
+) -> dict[str, Sourced]:  # fmt: skip
+    """Return a document's own values by "table.key".
+
+    `check_known` is given file, table and key, `check` file, key and value; both raise ProfileError
+    for what may not be, as this does for a table that is not one of `tables`.
+    """
+    file, values = str(path), dict[str, Sourced]()
+    for table, entries in document.items():
+        if table in ("name", "inherits"):
+            continue
+        if not isinstance(entries, dict) or table not in tables:
+            wanted = f"one of name, inherits, {', '.join(f'[{name}]' for name in tables)}"
+            raise ProfileError(file=file, key=f"{table:.80}", wanted=wanted, got="an unknown key")
+        for name, content in entries.items():
+            key = f"{table}.{name:.80}"
+            check_known(file, table, key)
+            values[key] = entry(file, key, content, check)
+    return values
 
 
 def entry(
