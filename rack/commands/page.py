@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.regular import read_file
+from rack.commands.command import UsageError
 from rack.errors import ConfigError
 from rack.system.output import check_file, writing
 
 MOST_PAGE = 1 << 24  # bytes
+
+
+def page_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the forms of output: JSON, a page to write or a page to check. Return their group."""
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", metavar="FILE", help="rewrite the tables in this page")
+    form.add_argument("--check", metavar="FILE", help="1 when the tables in this page are not true")
+    return output
+
+
+def check_names(
+    word: str, names: Sequence[str], known: Collection[str], args: argparse.Namespace
+) -> None:
+    """Refuse a name that is not known, and any with a page. Raises UsageError."""
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{word}: wanted one of {', '.join(known)}, got {name}")
+    if names and (args.markdown or args.check) is not None:
+        raise UsageError(f"{word}: wanted none with a page, which has them all")
 
 
 def marks(command: str) -> tuple[str, str]:
@@ -16,8 +41,41 @@ def marks(command: str) -> tuple[str, str]:
     return f"<!-- begin: python -m rack.{command} -->", "<!-- end -->"
 
 
-def read_page(path: Path, command: str, *, write: bool) -> str:
-    """Return a page that has the marks: read first, as tables take long. Raises ConfigError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page that was asked for, with the marks of `command`: to write, or to check."""
+
+    path: Path
+    command: str
+    text: str
+    write: bool
+
+    @classmethod
+    def asked_for(cls, args: argparse.Namespace, command: str) -> Page | None:
+        """Read it at once, as tables take long; None where none was. Raises ConfigError."""
+        write, name = args.markdown is not None, args.markdown or args.check
+        if name is None:
+            return None
+        path = Path(name)
+        return cls(path=path, command=command, text=_read(path, command, write), write=write)
+
+    def put(self, tables: str) -> None:
+        """Write tables between the marks, or refuse a page that has others. Raises ConfigError."""
+        begin, end = marks(self.command)
+        before, _, rest = self.text.partition(begin)
+        _, _, after = rest.partition(end)
+        new = f"{before}{begin}\n\n{tables}\n\n{end}{after}"
+        if self.write:
+            with writing(str(self.path), "a page") as file:
+                file.write(new.encode())
+        elif new != self.text:
+            verb = self.command.removesuffix(" --markdown")
+            raise ConfigError(
+                f"{self.path}: its tables are not what rack.{verb} says; use --markdown"
+            )
+
+
+def _read(path: Path, command: str, write: bool) -> str:
     try:
         text = read_file(path, MOST_PAGE).decode()  # its ends of lines stay as they are
     except (OSError, UnicodeDecodeError) as error:
@@ -29,17 +87,3 @@ def read_page(path: Path, command: str, *, write: bool) -> str:
     if write:
         check_file(str(path), "a page")
     return text
-
-
-def put_page(path: Path, page: str, command: str, tables: str, *, write: bool) -> None:
-    """Write tables into a page, or refuse a page that has others. Raises ConfigError."""
-    begin, end = marks(command)
-    before, _, rest = page.partition(begin)
-    _, _, after = rest.partition(end)
-    new = f"{before}{begin}\n\n{tables}\n\n{end}{after}"
-    if write:
-        with writing(str(path), "a page") as file:
-            file.write(new.encode())
-    elif new != page:
-        verb = command.removesuffix(" --markdown")
-        raise ConfigError(f"{path}: its tables are not what rack.{verb} says; use --markdown")

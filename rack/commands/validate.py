@@ -10,12 +10,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rack.commands.command import Main, command
 from rack.commands.flags import profile_choices, verb_parser
-from rack.commands.page import marks, put_page, read_page
+from rack.commands.page import Page, marks, page_flags
 from rack.commands.validate_conv import conv
 from rack.commands.validate_dtypes import dtypes
 from rack.commands.validate_encoder import encoder
@@ -62,10 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the published machine (default %(default)s), or yours; lesson: the course text's "
         "figures, as in docs/lesson.md",
     )  # fmt: skip
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--markdown", metavar="FILE", help="rewrite the tables in this page")
-    form.add_argument("--check", metavar="FILE", help="1 when the tables in this page are not true")
+    page_flags(parser)
     return parser
 
 
@@ -76,12 +72,10 @@ def table(args: argparse.Namespace) -> None:
     if hardware.name == LESSON:
         lesson(args, hardware)
         return
-    write = args.markdown is not None
-    path = args.markdown if write else args.check
-    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    page = Page.asked_for(args, PAGE)
     rows = all_rows(hardware)
     if page is not None:
-        put_page(Path(path), page, PAGE, markdown(rows, hardware), write=write)
+        page.put(markdown(rows, hardware))
     elif args.json:
         put(json.dumps(report(rows, hardware)))
     else:
@@ -90,13 +84,11 @@ def table(args: argparse.Namespace) -> None:
 
 def lesson(args: argparse.Namespace, hardware: Hardware) -> None:
     """Print, write or check the course text's figures: the table of the machine that is its own."""
-    write = args.markdown is not None
-    path = args.markdown if write else args.check
-    page = None if path is None else read_page(Path(path), LESSON_PAGE, write=write)
+    page = Page.asked_for(args, LESSON_PAGE)
     with start_progress() as progress:
         rows = lesson_rows(hardware, progress.report)
     if page is not None:
-        put_page(Path(path), page, LESSON_PAGE, lesson_markdown(rows), write=write)
+        page.put(lesson_markdown(rows))
     elif args.json:
         put(json.dumps(report(rows, hardware)))
     else:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rack.commands.command import command
-from rack.commands.page import put_page, read_page
+from rack.commands.page import Page, page_flags
 from rack.commands.verbs import called_as
 from rack.reports.dtypes import GOLDEN, TEXTS, Cost, costs, held, markdown
 from rack.reports.tables import columns, shown
@@ -28,25 +28,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folders", nargs="+", metavar="FOLDER", help=f"a model with {TEXTS} or {GOLDEN} beside it"
     )
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--markdown", metavar="FILE", help="rewrite the table in this page")
-    form.add_argument("--check", metavar="FILE", help="1 when the table in this page is not true")
+    page_flags(parser)
     return parser
 
 
 @command(build_parser)
 def dtypes(args: argparse.Namespace) -> None:
     """Print, write or check the table."""
-    path, write = args.markdown or args.check, args.markdown is not None
-    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    page = Page.asked_for(args, PAGE)
     against = [held(Path(folder)) for folder in args.folders]
     rows: list[Cost] = []
     with start_progress() as progress:
         for one in against:
             rows += costs(one, partial(progress.report, one.model.config.name))
     if page is not None:
-        put_page(Path(path), page, PAGE, markdown(rows), write=write)
+        page.put(markdown(rows))
     elif args.json:
         put(json.dumps({"costs": [row.to_dict() for row in rows], "code": code_version()}))
     else:

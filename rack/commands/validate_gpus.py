@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from rack.commands.command import UsageError, command
-from rack.commands.page import put_page, read_page
+from rack.commands.command import command
+from rack.commands.page import Page, check_names, page_flags
 from rack.commands.verbs import called_as
 from rack.reports.gpu_page import SHIPPED, Fitted, fitted_gpus, markdown
 from rack.reports.tables import columns, shown
@@ -29,27 +28,18 @@ def build_parser() -> argparse.ArgumentParser:
         "gpus", nargs="*", default=[], metavar="GPU",
         help=f"some of {', '.join(SHIPPED)}; all without",
     )  # fmt: skip
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--markdown", metavar="FILE", help="rewrite the tables in this page")
-    form.add_argument("--check", metavar="FILE", help="1 when the tables in this page are not true")
+    page_flags(parser)
     return parser
 
 
 @command(build_parser)
 def gpus(args: argparse.Namespace) -> None:
     """Print, write or check the fits."""
-    for name in args.gpus:
-        if name not in SHIPPED:
-            raise UsageError(f"GPU: wanted one of {', '.join(SHIPPED)}, got {name}")
-    path = args.markdown or args.check
-    if path is not None and args.gpus:
-        raise UsageError("GPU: wanted none with a page, which has them all")
-    write = args.markdown is not None
-    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    check_names("GPU", args.gpus, SHIPPED, args)
+    page = Page.asked_for(args, PAGE)
     found = fitted_gpus(args.gpus or SHIPPED)
     if page is not None:
-        put_page(Path(path), page, PAGE, markdown(found), write=write)
+        page.put(markdown(found))
     elif args.json:
         put(json.dumps({"gpus": [one.to_dict() for one in found], "code": code_version()}))
     else:

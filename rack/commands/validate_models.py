@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import fields
-from pathlib import Path
 
-from rack.commands.command import UsageError, command
-from rack.commands.page import put_page, read_page
+from rack.commands.command import command
+from rack.commands.page import Page, check_names, page_flags
 from rack.commands.verbs import called_as
 from rack.machines.profile import load_hardware
 from rack.reports.models import MACHINES, MODELS, QUANTISED, Fit, fits, markdown
@@ -34,24 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help=f"some of {', '.join(MODELS)}; all without",
     )
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--markdown", metavar="FILE", help="rewrite the table in this page")
-    form.add_argument("--check", metavar="FILE", help="1 when the table in this page is not true")
+    page_flags(parser)
     return parser
 
 
 @command(build_parser)
 def models(args: argparse.Namespace) -> None:
     """Print, write or check the table."""
-    for name in args.models:
-        if name not in MODELS:
-            raise UsageError(f"MODEL: wanted one of {', '.join(MODELS)}, got {name}")
-    path = args.markdown or args.check
-    if path is not None and args.models:
-        raise UsageError("MODEL: wanted none with a page, which has them all")
-    write = args.markdown is not None
-    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    check_names("MODEL", args.models, MODELS, args)
+    page = Page.asked_for(args, PAGE)
     wanted, machines = args.models or MODELS, [load_hardware(name) for name in MACHINES]
     rows, total = [], len(wanted) * len(machines) * len(QUANTISED)
     with start_progress() as progress:
@@ -59,7 +49,7 @@ def models(args: argparse.Namespace) -> None:
             rows.append(row)
             progress.report("models laid out", len(rows), total)
     if page is not None:
-        put_page(Path(path), page, PAGE, markdown(rows), write=write)
+        page.put(markdown(rows))
     elif args.json:
         put(json.dumps({"models": [row.to_dict() for row in rows], "code": code_version()}))
     else:

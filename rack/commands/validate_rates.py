@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from rack.commands.command import UsageError, command
-from rack.commands.page import put_page, read_page
+from rack.commands.command import command
+from rack.commands.page import Page, check_names, page_flags
 from rack.commands.verbs import called_as
 from rack.machines.profile import load_hardware, profile_names
 from rack.reports.rates import TARGETS, markdown, search
@@ -34,29 +33,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hardware", choices=profile_names(), default="lesson", help="default %(default)s"
     )
-    form = parser.add_argument_group("output").add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--markdown", metavar="FILE", help="rewrite the table in this page")
-    form.add_argument("--check", metavar="FILE", help="1 when the table in this page is not true")
+    page_flags(parser)
     return parser
 
 
 @command(build_parser)
 def rates(args: argparse.Namespace) -> None:
     """Print, write or check the table."""
-    for name in args.models:
-        if name not in TARGETS:
-            raise UsageError(f"MODEL: wanted one of {', '.join(TARGETS)}, got {name}")
-    path = args.markdown or args.check
-    if path is not None and args.models:
-        raise UsageError("MODEL: wanted none with a page, which has them all")
-    write = args.markdown is not None
-    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    check_names("MODEL", args.models, TARGETS, args)
+    page = Page.asked_for(args, PAGE)
     with start_progress() as progress:
         models = args.models or list(TARGETS)
         found = search(models, load_hardware(args.hardware), progress.report)
     if page is not None:
-        put_page(Path(path), page, PAGE, markdown(found), write=write)
+        page.put(markdown(found))
     elif args.json:
         put(json.dumps({"rates": [one.to_dict() for one in found], "code": code_version()}))
     else:

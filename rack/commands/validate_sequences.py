@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from rack.commands.command import UsageError, check_beside, command
-from rack.commands.page import put_page, read_page
+from rack.commands.command import check_beside, command
+from rack.commands.page import Page, check_names, page_flags
 from rack.commands.verbs import called_as
 from rack.machines.profile import load_hardware
 from rack.reports.pictures import PICTURES, picture_kind
@@ -43,15 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "models", nargs="*", default=[], metavar="MODEL", help=f"some of {', '.join(known)}"
     )
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    page_flags(parser).add_argument(
         "--plot", action="append", metavar="FILE",
         help=f"draw it too; {', '.join(PICTURES)}; may be repeated",
     )  # fmt: skip
-    form = output.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--markdown", metavar="FILE", help="rewrite the table in this page")
-    form.add_argument("--check", metavar="FILE", help="1 when the table in this page is not true")
     return parser
 
 
@@ -63,14 +57,8 @@ def sequences(args: argparse.Namespace) -> None:
     for file in kinds:
         check_file(file, "a picture")
     known = sorted({model for model, _ in CASES})
-    for name in args.models:
-        if name not in known:
-            raise UsageError(f"MODEL: wanted one of {', '.join(known)}, got {name}")
-    path = args.markdown or args.check
-    if path is not None and args.models:
-        raise UsageError("MODEL: wanted none with a page, which has them all")
-    write = args.markdown is not None
-    page = None if path is None else read_page(Path(path), PAGE, write=write)
+    check_names("MODEL", args.models, known, args)
+    page = Page.asked_for(args, PAGE)
     wanted = [
         (model, layout, machine)
         for model, layout in CASES if model in (args.models or known) for machine in MACHINES
@@ -84,7 +72,7 @@ def sequences(args: argparse.Namespace) -> None:
         with writing(file, "a picture") as picture:
             picture.write(draw_panels([panel(rows)], "Sequences in flight", kind))
     if page is not None:
-        put_page(Path(path), page, PAGE, markdown(rows), write=write)
+        page.put(markdown(rows))
     elif args.json:
         put(json.dumps({"rates": [row.to_dict() for row in rows], "code": code_version()}))
     else:
