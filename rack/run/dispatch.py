@@ -1,9 +1,9 @@
 """Which step begins next, and at which cycle: a pure function of emulated arrivals and completions.
 
 A step begins as soon as the intervals of the steps before it allow (`CompiledModel.interval`): the
-*entry* of the pipeline is then free. What is ready is of two kinds. A *running* sequence, which has
-a token, wants its next decode step when the one before has ended. A *starting* one wants a chunk of
-its prompt, or its first token.
+*entry* of the pipeline is then free. What is ready is of two kinds. A *starting* sequence wants a
+chunk of its prompt, or its first step, if that is a decode step. A *running* one has its prompt in
+the cache, and wants its next decode step when the step before has ended.
 
 1. Running sequences go by when they are ready, ties by slot.
 2. A starting sequence goes in a gap: where it would hold up no running one. While it waits, each
@@ -49,7 +49,7 @@ class Wanted:
     rows: int
     context: int
     decode: bool
-    starting: bool  # the sequence has no token yet
+    starting: bool  # a chunk of a prompt, or the sequence's first step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
