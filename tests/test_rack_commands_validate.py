@@ -200,13 +200,14 @@ def test_a_cell_has_bounds(
 
 @pytest.mark.parametrize("flag", ["--check", "--markdown"])
 @pytest.mark.parametrize("page", ["", "none.md"])
+@pytest.mark.parametrize("words", [[], ["models"], ["gpus"], ["rates"], ["sequences"]])
 def test_a_page_is_refused_before_figures_are_worked_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
-    flag: str, page: str,
+    flag: str, page: str, words: list[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(validate, "all_rows", lambda hardware: pytest.fail("worked out"))
     monkeypatch.chdir(tmp_path)
-    assert main([flag, page]) == 1
+    assert main([*words, flag, page]) == 1
     shown = page or "."
     assert capsys.readouterr().err.startswith(f"error: {shown}: wanted a page to read and write")
 

@@ -32,8 +32,14 @@ def check_names(
     for name in names:
         if name not in known:
             raise UsageError(f"{word}: wanted one of {', '.join(known)}, got {name}")
-    if names and (args.markdown or args.check) is not None:
+    if names and _asked(args)[0] is not None:
         raise UsageError(f"{word}: wanted none with a page, which has them all")
+
+
+def _asked(args: argparse.Namespace) -> tuple[str | None, bool]:
+    """Return the page that was asked for, if any, and whether to write it."""
+    write = args.markdown is not None  # an empty name is one, and is refused as such
+    return (args.markdown if write else args.check), write
 
 
 def marks(command: str) -> tuple[str, str]:
@@ -53,7 +59,7 @@ class Page:
     @classmethod
     def asked_for(cls, args: argparse.Namespace, command: str) -> Page | None:
         """Read it at once, as tables take long; None where none was. Raises ConfigError."""
-        write, name = args.markdown is not None, args.markdown or args.check
+        name, write = _asked(args)
         if name is None:
             return None
         path = Path(name)
