@@ -79,6 +79,11 @@ class Inbox:
         self._next = index + 1
         return self.senders[index], message
 
+    def skip(self, sender: int) -> None:
+        """Drop what is in a sender's ring, if it has one; its writer must be dead."""
+        if sender in self.senders:
+            _rings.skip(self._memory, self.senders.index(sender))
+
     def listen(self) -> bool:
         """Look for a moment whether something has come since `take` found nothing."""
         return bool(_rings.listen(self._memory, self._bell, LOOK_NS))

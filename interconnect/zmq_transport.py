@@ -7,7 +7,8 @@ payload. Endpoints are learnt at start: bind, tell the others `endpoint`, `conne
 
 Between processes of one host (`ipc://`, both sides named as senders) frames go through shared rings
 (interconnect/rings.py) where the native part is built; what does not fit leaves a mark there and
-comes as b"S" + sender (four bytes) + message.
+comes as b"S" + sender (four bytes) + message. A ring that is full even for a mark gets it when the
+sender next sends or receives, so nobody waits for a reader that takes nothing: it may be dead.
 
 Rules. `tcp://` is always encrypted with the run's CURVE key: who has the key is a member of the
 run, nobody else gets a message in. `ipc://` is plain, in a private directory. A transport has a
@@ -43,7 +44,7 @@ from interconnect.transport import Message
 _LINGER_MS = 2000  # how long close waits for messages still leaving
 _ZERO_COPY_BYTES = 64 * 1024  # below, copying is cheaper than tracking who owns the memory
 _WAKE = "inproc://wake"
-_FULL_SECONDS = 60.0  # how long a peer may take nothing
+_OWED_SECONDS = 0.002  # how often a full ring is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,9 @@ class ZmqTransport:
         self._timeout_ms = -1  # what the socket has now
         self._inbox: Inbox | None = None
         self._outboxes: dict[int, Outbox] = {}
-        self._early: deque[Message] = deque()  # came while another one had to be waited for
+        self._owed: dict[int, int] = {}  # peer -> marks that its full ring has yet to get
         self._spilled: dict[int, deque[Message]] = defaultdict(deque)  # sender -> by the socket
+        self._awaited: int | None = None  # whose mark was read, while its message has not come
         self._folder = PrivateFolder() if bind == "ipc://*" else None
         if self._folder is not None:
             bind = f"ipc://{self._folder.path}/{node}"
@@ -110,27 +112,49 @@ class ZmqTransport:
         return None if self._inbox is None else self._inbox.address
 
     def connect(
-        self, endpoints: Mapping[int, str], rings: Mapping[int, RingsAddress] | None = None
-    ) -> None:
+        self, endpoints: Mapping[int, str], rings: Mapping[int, RingsAddress] | None = None,
+        replaced: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         """Learn where other nodes are. Connections are made when they are first needed.
 
-        Where this process cannot open rings, frames go through sockets. Raises
-        TransportError for a second, different endpoint of a node, or one without a key.
+        Where this process cannot open rings, frames go through sockets. `replaced` nodes have a new
+        process, which sends nothing before this has returned: nothing more comes from, or goes to,
+        the one before. Raises TransportError for a second, different endpoint of a node that was
+        not replaced, or one without a key.
         """
-        for node, endpoint in endpoints.items():
-            known = self._peers.get(node, endpoint)
-            if known != endpoint:
-                what = f"node {node} is at {known}, not at {endpoint} as well"
-                raise TransportError(node=self.node, what=what)
-            _needed_key(self.node, endpoint, self._key)
-        self._peers.update(endpoints)
-        for node, address in (rings or {}).items():
-            if self.node in address.senders and self.endpoint.startswith("ipc:"):
-                with contextlib.suppress(OSError, ValueError):
-                    self._outboxes[node] = Outbox(self.node, address)
+        if replaced:
+            with self._send_lock, self._receive_lock:
+                for node in replaced:
+                    self._forget(node)
+        with self._send_lock:
+            for node, endpoint in endpoints.items():
+                known = self._peers.get(node, endpoint)
+                if known != endpoint:
+                    what = f"node {node} is at {known}, not at {endpoint} as well"
+                    raise TransportError(node=self.node, what=what)
+                _needed_key(self.node, endpoint, self._key)
+            self._peers.update(endpoints)
+            for node, address in (rings or {}).items():
+                if self.node in address.senders and self.endpoint.startswith("ipc:"):
+                    with contextlib.suppress(OSError, ValueError):
+                        self._outboxes[node] = Outbox(self.node, address)
+
+    def _forget(self, node: int) -> None:
+        """Close what leads to a node's process, drop what it has left, and wait for no more."""
+        self._peers.pop(node, None)
+        self._owed.pop(node, None)
+        self._spilled.pop(node, None)
+        if self._awaited == node:
+            self._awaited = None
+        if self._inbox is not None:
+            self._inbox.skip(node)
+        if (push := self._pushes.pop(node, None)) is not None:
+            push.close(linger=0)
+        if (outbox := self._outboxes.pop(node, None)) is not None:
+            outbox.close()
 
     def send(self, dst: int, message: Message) -> None:
-        """See `Transport.send`. Raises TransportError when a peer takes nothing for a minute."""
+        """See `Transport.send`."""
         parts: list[Part]
         if isinstance(message, Frame):
             header, payload = encode(message)
@@ -142,50 +166,77 @@ class ZmqTransport:
                 raise TransportClosedError(node=self.node, action="send")
             outbox = self._outboxes.get(dst)
             if outbox is not None:
-                if outbox.put(parts):
+                if not self._owes(dst) and outbox.put(parts):
                     return
-                self._mark(dst, outbox)
+                self._owed[dst] = self._owed.get(dst, 0) + 1  # so that order is kept
+                self._owes(dst)
                 parts = [b"S", self.node.to_bytes(4), *parts]
             data = b"".join(parts)
             push = self._pushes.get(dst) or self._open(dst)
             push.send(data, 0, copy=len(data) < _ZERO_COPY_BYTES)
 
-    def _mark(self, dst: int, outbox: Outbox) -> None:
-        """Leave a mark for a message that goes through the socket, so that order is kept."""
-        until = time.monotonic() + _FULL_SECONDS
-        while not outbox.put(None):
-            if time.monotonic() > until:
-                what = f"node {dst} has taken nothing from a full ring for {_FULL_SECONDS} s"
-                raise TransportError(node=self.node, what=what)
-            time.sleep(0.001)
+    def _owes(self, dst: int) -> bool:
+        """Put the marks that a peer's ring has yet to get; say whether some are left."""
+        while left := self._owed.get(dst, 0):
+            if not self._outboxes[dst].put(None):
+                return True
+            self._owed[dst] = left - 1
+        self._owed.pop(dst, None)
+        return False
+
+    def _pay(self) -> bool:
+        """Try every ring that was full again; say whether one still is."""
+        with self._send_lock:
+            for dst in () if self._closed else tuple(self._owed):
+                self._owes(dst)
+            return bool(self._owed)
 
     def receive(self, timeout_s: float | None) -> Message | None:
         """See `Transport.receive`; a payload is a view of the message as it came."""
         with self._receive_lock:
-            if self._early:
-                return self._early.popleft()
-            if self._inbox is None:
+            if self._inbox is None and not self._owed:
                 return self._from_socket(timeout_s)
-            return self._from_either(self._inbox, timeout_s)
+            return self._from_either(timeout_s)
 
-    def _from_either(self, inbox: Inbox, timeout_s: float | None) -> Message | None:
+    def _from_either(self, timeout_s: float | None) -> Message | None:
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             if self._closed:
                 raise TransportClosedError(node=self.node, action="receive")
-            if (got := inbox.take()) is not None:
-                sender, data = got
-                return _message(data) if data is not None else self._by_socket(sender)
+            if (message := self._from_rings()) is not None:
+                return message
             left = until - time.monotonic()
+            if self._owed and self._pay():
+                left = min(left, _OWED_SECONDS)
             if left <= 0:
                 return self._from_socket(0)
-            if inbox.listen() or not inbox.may_sleep():
-                continue
-            woken = self._poller.poll(None if timeout_s is None else math.ceil(left * 1000))
-            inbox.awake()
-            by_socket = any(what is self._pull for what, _ in woken)
-            if by_socket and (message := self._from_socket(0)) is not None:
+            if (message := self._sleep(left)) is not None:
                 return message
+
+    def _from_rings(self) -> Message | None:
+        """Return the next message of the rings, if there is one, or what was awaited for a mark."""
+        inbox = self._inbox
+        if inbox is not None and self._awaited is None and (got := inbox.take()) is not None:
+            sender, data = got
+            if data is not None:
+                return _message(data)
+            self._awaited = sender
+        if self._awaited is None or not (came := self._spilled.get(self._awaited)):
+            return None
+        self._awaited = None
+        return came.popleft()
+
+    def _sleep(self, seconds: float) -> Message | None:
+        """Wait until something may have come; return it, if it came by the socket."""
+        inbox = self._inbox
+        if inbox is None or self._awaited is not None:
+            return self._from_socket(None if seconds == math.inf else seconds)
+        if inbox.listen() or not inbox.may_sleep():
+            return None
+        woken = self._poller.poll(None if seconds == math.inf else math.ceil(seconds * 1000))
+        inbox.awake()
+        by_socket = any(what is self._pull for what, _ in woken)
+        return self._from_socket(0) if by_socket else None
 
     def _from_socket(self, timeout_s: float | None) -> Message | None:
         if self._closed:
@@ -204,18 +255,6 @@ class ZmqTransport:
         # Its mark has not been seen yet, or is being waited for.
         self._spilled[int.from_bytes(data[1:5])].append(_message(data[5:]))
         return self._from_socket(0) if timeout_s == 0 else None
-
-    def _by_socket(self, sender: int) -> Message:
-        """Wait for the message that a mark of `sender` stands for; keep what else comes."""
-        until = time.monotonic() + _FULL_SECONDS
-        while not self._spilled[sender]:
-            message = self._from_socket(1.0)
-            if message is not None:
-                self._early.append(message)
-            elif time.monotonic() > until:
-                what = f"a message of node {sender} has not come {_FULL_SECONDS} s after its mark"
-                raise TransportError(node=self.node, what=what)
-        return self._spilled[sender].popleft()
 
     def close(self) -> None:
         """See `Transport.close`; waits at most 2 s for messages that are still leaving."""

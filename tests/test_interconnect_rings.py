@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,7 @@ from hypothesis import strategies as st
 from transport_suite import FRAME, WAIT_S
 
 from interconnect import rings
-from interconnect.errors import TransportError
-from interconnect.frame import Control, Frame
+from interconnect.frame import Control, Frame, encode_control
 from interconnect.rings import PAGE, Inbox, Outbox, RingsAddress
 from interconnect.zmq_transport import ZmqTransport
 
@@ -121,13 +121,16 @@ def test_memory_that_was_not_laid_out() -> None:
     rings._rings.lay_out(memory, bytes(16), 1, PAGE)
     with pytest.raises(ValueError, match="wanted one of 1 rings, got 1"):
         rings._rings.put(memory, 1, [b""])
+    with pytest.raises(ValueError, match="wanted one of 1 rings, got 1"):
+        rings._rings.skip(memory, 1)
     with pytest.raises(TypeError, match="a sequence of buffers"):
         rings._rings.put(memory, 0, 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="bytes-like"):
         rings._rings.put(memory, 0, ["text"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="bytes-like"):
         rings._rings.take(5, 0)  # type: ignore[arg-type]
-    for call in (rings._rings.take, rings._rings.put, rings._rings.listen, rings._rings.sleep):
+    native = rings._rings
+    for call in (native.take, native.put, native.skip, native.listen, native.sleep):
         with pytest.raises(TypeError, match="function takes exactly"):
             call(memory)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="integer"):
@@ -152,9 +155,14 @@ def pair(capacity: int, monkeypatch: pytest.MonkeyPatch) -> list[ZmqTransport]:
 def test_what_does_not_fit_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = pair(PAGE, monkeypatch)
     payloads = [bytes([i]) * 320 * (1 + 40 * (i % 3 == 0)) for i in range(30)]
-    sender = threading.Thread(
-        target=lambda: [left.send(1, frame_of(payload)) for payload in payloads]
-    )
+
+    def send_all() -> None:
+        for payload in payloads:
+            left.send(1, frame_of(payload))
+        while left._owed:
+            left.receive(0.01)
+
+    sender = threading.Thread(target=send_all)
     sender.start()
     left_over = Control("left", {})
     got = []
@@ -179,26 +187,71 @@ def frame_of(payload: bytes) -> Frame:
     )  # fmt: skip
 
 
-def test_a_reader_that_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interconnect.zmq_transport._FULL_SECONDS", 0.05)
+def fill(node: ZmqTransport, peer: int) -> None:
+    """Fill a peer's ring until not even a mark has room."""
+    while node._outboxes[peer].put([bytes(320)]):
+        pass
+    while node._outboxes[peer].put(None):
+        pass
+
+
+def test_a_reader_that_takes_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = pair(PAGE, monkeypatch)
-    while left._outboxes[1].put([bytes(320)]):
+    while left._outboxes[1].put([b"C", encode_control(Control("fills"))]):
         pass
-    while left._outboxes[1].put(None):
-        pass
-    with pytest.raises(TransportError, match=r"node 1 has taken nothing from a full ring for 0.05"):
-        left.send(1, FRAME)
+    sent = [frame_of(bytes([number]) * 320) for number in range(40)]
+    for frame in sent:
+        left.send(1, frame)
+    assert left._owed[1] > 0
+    right.send(0, FRAME)
+    assert left.receive(WAIT_S) == FRAME  # it still hears
+    got: list[Frame] = []
+    while len(got) < len(sent):
+        message = right.receive(0)
+        if isinstance(message, Frame):
+            got.append(message)
+        assert left.receive(0) is None  # gives the ring the marks that it has room for
+    assert [bytes(frame.payload) for frame in got] == [bytes(frame.payload) for frame in sent]
+    assert not left._owed
     for node in (left, right):
         node.close()
 
 
-def test_a_mark_without_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interconnect.zmq_transport._FULL_SECONDS", 0.05)
+def test_a_mark_without_its_message_stops_only_the_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = pair(PAGE, monkeypatch)
     assert left._outboxes[1].put(None)
-    with pytest.raises(TransportError, match=r"of node 0 has not come 0.05 s after its mark"):
-        right.receive(WAIT_S)
+    left.send(1, FRAME)
+    assert right.receive(0.01) is None
+    left._open(1).send(b"C" + encode_control(Control("word")))
+    assert right.receive(WAIT_S) == Control("word")
+    right.send(1, FRAME)
+    right.connect({0: "ipc:///another"}, replaced=[0])  # so what it left is of no use
+    assert right.receive(WAIT_S) == FRAME
+    assert right.receive(0) is None
     for node in (left, right):
+        node.close()
+
+
+def test_a_new_process_in_a_node_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the one before has left in the ring, and owes, is dropped on both sides."""
+    left, right = pair(PAGE, monkeypatch)
+    fill(right, 0)
+    right.send(0, FRAME)
+    fill(left, 1)
+    left.send(1, FRAME)
+    assert left._owed == {1: 1}
+    right.close()
+    fresh = ZmqTransport(1, senders=[0, 1])
+    assert left.rings is not None
+    assert fresh.rings is not None
+    left.connect({1: fresh.endpoint}, {1: fresh.rings}, replaced=[1])
+    fresh.connect({0: left.endpoint}, {0: left.rings})
+    fresh.send(0, replace(FRAME, step=7))
+    left.send(1, replace(FRAME, step=8))
+    assert left.receive(WAIT_S) == replace(FRAME, step=7)
+    assert fresh.receive(WAIT_S) == replace(FRAME, step=8)
+    assert left.receive(0) is fresh.receive(0) is None
+    for node in (left, fresh):
         node.close()
 
 

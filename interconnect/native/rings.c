@@ -193,6 +193,18 @@ static PyObject *take(PyObject *self, PyObject *args) {
     return result;
 }
 
+/* skip(memory, ring): drop all records of a ring. */
+static PyObject *skip(PyObject *self, PyObject *args) {
+    Memory memory;
+    unsigned index;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&I", take_memory, &memory, &index)) return NULL;
+    Ring *ring = ring_of(memory.head, index);
+    if (ring) atomic_store(&ring->first, atomic_load(&ring->last));
+    PyBuffer_Release(&memory.buffer);
+    return ring ? Py_NewRef(Py_None) : NULL;
+}
+
 static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -239,7 +251,8 @@ static PyObject *sources(PyObject *self, PyObject *unused) {
 static PyMethodDef methods[] = {
     {"sources", sources, METH_NOARGS, "Return the digest of what this is made of (setup.py)."},
     {"lay_out", lay_out, METH_VARARGS, NULL}, {"put", put, METH_VARARGS, NULL},
-    {"take", take, METH_VARARGS, NULL},       {"listen", listen, METH_VARARGS, NULL},
+    {"take", take, METH_VARARGS, NULL},       {"skip", skip, METH_VARARGS, NULL},
+    {"listen", listen, METH_VARARGS, NULL},
     {"sleep", sleep_, METH_VARARGS, NULL},    {NULL, NULL, 0, NULL},
 };
 
