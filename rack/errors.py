@@ -7,7 +7,9 @@
     ├── RequestError      a completion asked for with a parameter that cannot be (also a ValueError)
     ├── TraceError        a line of a serving trace is not what its format says (also a ValueError)
     ├── ConfigError       a flag, variable or key is unknown or out of range (also a ValueError)
-    ├── ChipFailedError   a chip died, stalled or never started
+    ├── FaultError        a step was lost, and can be run again on a rack that recovers
+    │   └── ChipFailedError   a chip died, stalled or never started
+    ├── NoSpareError      a chip was lost whose place no spare can take
     ├── OtherCodeError    a chip runs other code than the driver
     ├── ControlError      a control message that may not come in this state of a run
     └── RackClosedError   a rack used after it was closed or had failed
@@ -72,12 +74,34 @@ class ConfigError(RackError, ValueError):
     """A flag, environment variable or configuration key is unknown or out of range."""
 
 
-class ChipFailedError(RackError):
-    """A chip died, stalled or never started: which, in which step, waiting for what."""
+class FaultError(RackError):
+    """Something broke in a step, of which nothing is to blame in the program (`Rack.recover`)."""
 
     def __init__(self, *, chip: int | str, step: str, what: str, waiting_for: str) -> None:
         self.chip, self.step, self.what, self.waiting_for = chip, step, what, waiting_for
         super().__init__(f"chip {chip}, {step}: {what}; waiting for {waiting_for}")
+
+
+class ChipFailedError(FaultError):
+    """A chip died, stalled or never started: which, in which step, waiting for what.
+
+    `lost`: all chips whose processes are no longer of use; none where a start failed.
+    """
+
+    def __init__(
+        self, *, chip: int | str, step: str, what: str, waiting_for: str,
+        lost: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        self.lost = lost
+        super().__init__(chip=chip, step=step, what=what, waiting_for=waiting_for)
+
+
+class NoSpareError(RackError):
+    """A chip was lost, and no spare can take its place: none is left, or none has its cables."""
+
+    def __init__(self, *, chip: int | str, why: str, cause: str) -> None:
+        self.chip, self.why, self.cause = chip, why, cause
+        super().__init__(f"{cause}; {why}")
 
 
 class OtherCodeError(RackError):

@@ -27,6 +27,14 @@ CASES = [
         "chip 3, step decode/256: died; waiting for x",
     ),
     (
+        errors.FaultError(chip=3, step="step decode/256", what="flagged", waiting_for="x"),
+        "chip 3, step decode/256: flagged; waiting for x",
+    ),
+    (
+        errors.NoSpareError(chip=3, why="no cable", cause="chip 3 died"),
+        "chip 3 died; no cable",
+    ),
+    (
         errors.OtherCodeError(chip=3, where="/x on h", what="kernels", wanted="a", got="numpy"),
         "chip 3 (/x on h) runs other code than the driver: kernels: wanted a, got numpy; "
         "if it was changed since, start the driver again",

@@ -65,7 +65,7 @@ def test_every_key_has_a_flag_a_variable_and_a_place_in_the_file(tmp_path: Path)
         "executor": "timing", "transport": "local", "max_model_len": 64, "prefill_chunk": 8,
         "seed": 5, "int4_group": 64, "returns": "topk:4", "step_timeout_s": 2.5,
         "tokenizer": "folder", "answer_tokens": "fixed:3",
-        "sequences": 6, "batch": 2,
+        "sequences": 6, "batch": 2, "spares": 0,
     }  # fmt: skip
     wanted = RunConfig(model="tiny", **given)
     assert {field.name for field in fields(RunConfig)} == {"model", "given", *given}
@@ -176,6 +176,16 @@ def test_a_file_s_values_have_types(tmp_path: Path, line: str, wanted: str) -> N
         (("--seed=-1",), "seed: wanted an integer in 0..2^64-1, got -1"),
         (("--seed", str(1 << 64)), f"seed: wanted an integer in 0..2^64-1, got {1 << 64}"),
         (("--max-model-len", "many"), "max_model_len: wanted int, got 'many'"),
+        (("--spares=-1",), "spares: wanted an integer in 0..4096, got -1"),
+        (("--spares", "4097"), "spares: wanted an integer in 0..4096, got 4097"),
+        (
+            ("--spares", "1", "--executor", "timing"),
+            "spares: wanted chips in processes that can be lost, got --executor timing",
+        ),
+        (
+            ("--spares", "1", "--transport", "local"),
+            "spares: wanted chips in processes that can be lost, got --transport local",
+        ),
         (("--step-timeout-s", "0"), "step_timeout_s: wanted more than 0, got 0.0"),
         (("--step-timeout-s", "nan"), "step_timeout_s: wanted more than 0, got nan"),
         (("--step-timeout-s", "inf"), "step_timeout_s: wanted more than 0, got inf"),

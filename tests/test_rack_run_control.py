@@ -26,6 +26,8 @@ RUN = [
 def at(state: ChipState) -> Conversation:
     """A conversation that has come to a state the shortest way."""
     talk = Conversation(3)
+    if state is ChipState.SPARE:
+        talk.take(Sender.CHIP, Control("spare"))
     for sender, kind, following in RUN:
         if talk.state is state:
             return talk
@@ -77,7 +79,7 @@ def test_every_state_is_reached_and_every_kind_is_said() -> None:
 
 
 def test_the_words_on_the_wire_are_these() -> None:
-    words = ["hello", "ready", "peers", "epoch", "step", "report", "stop", "error"]
+    words = ["hello", "spare", "take", "ready", "peers", "epoch", "step", "report", "stop", "error"]
     assert [kind.value for kind in ControlKind] == words
     for kind in ControlKind:
         data = encode_control(Control(kind, {"chip": 3}))

@@ -22,12 +22,11 @@ from rack.machines.profile import load_hardware
 from rack.run import remote
 from rack.run.completion import Completion
 from rack.run.engine import Engine
-from rack.run.job import ChipJob
+from rack.run.launcher import Post
 from rack.run.local import LocalRack
 from rack.run.processes import ProcessLauncher
 from rack.run.remote import RemoteRack
 from rack.run.steps import Rack
-from rack.run.worker import Seat
 from rack.system.provenance import running_code
 from rack.text.sampler import SamplingParams
 from rack.text.tokenizer import load_tokenizer
@@ -323,16 +322,16 @@ def test_what_a_chip_says_out_of_order_ends_the_start(
     class Talking(ProcessLauncher):
         """One chip, which is only a voice."""
 
-        def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
-            job, seat = jobs[0]
-            self.voice = ZmqTransport(job.index, seat.bind, seat.key)
-            self.voice.connect({job.host: seat.host_endpoint})
+        def start(self, posts: Sequence[Post]) -> None:
+            seat = posts[0].seat
+            self.voice = ZmqTransport(seat.process, seat.bind, seat.key)
+            self.voice.connect({seat.host: seat.host_endpoint})
             for chip, kind in said:
                 values = {
                     "chip": chip, "code": running_code(load_kernels()), "rings": None,
-                    "endpoint": self.voice.endpoint,
+                    "endpoint": self.voice.endpoint, "process": chip,
                 }  # fmt: skip
-                self.voice.send(job.host, Control(kind, values))
+                self.voice.send(seat.host, Control(kind, values))
 
         def stop(self) -> None:
             self.voice.close()

@@ -16,6 +16,7 @@ import pytest
 from schedules import WEIGHTS, compiled
 
 from chip.errors import ScheduleViolation
+from chip.kernels import load as load_kernels
 from compiler.model.weights import WeightsRef
 from interconnect.faults import Drop, FaultyTransport
 from interconnect.frame import Control
@@ -28,7 +29,9 @@ from rack.run.worker import (
     one_blas_thread,
     own_core,
     rebuild_violation,
+    serve,
 )
+from rack.system.provenance import running_code
 
 MODEL = compiled("1x2")
 
@@ -36,10 +39,9 @@ MODEL = compiled("1x2")
 class Running:
     """A worker in a thread, seen from the host."""
 
-    def __init__(self, host: ZmqTransport, job: ChipJob) -> None:
+    def __init__(self, host: Host, job: ChipJob) -> None:
         self.host = host
-        seat = Seat(bind="ipc://*", host_endpoint=host.endpoint, key=None)
-        self.worker = ChipWorker(job, seat)
+        self.worker = ChipWorker(job, host.seat())
         self.thread = threading.Thread(target=self.worker.run, daemon=True)
         self.thread.start()
 
@@ -62,6 +64,13 @@ class Host(ZmqTransport):
     def __init__(self) -> None:
         super().__init__(2)
         self.workers: list[Running] = []
+        self.pulse = ZmqTransport(3)
+
+    def seat(self, **values: Any) -> Seat:
+        return Seat(
+            process=0, bind="ipc://*", host=2, host_endpoint=self.endpoint,
+            pulse_endpoint=self.pulse.endpoint, key=None, **values,
+        )  # fmt: skip
 
     def start(self, job: ChipJob) -> Running:
         self.workers.append(Running(self, job))
@@ -77,6 +86,7 @@ def host() -> Iterator[Host]:
         worker.tell("stop")  # a failed test leaves nothing that waits
     assert all(worker.ended() for worker in made.workers)
     made.close()
+    made.pulse.close()
 
 
 def job() -> ChipJob:
@@ -87,9 +97,11 @@ def test_a_worker_joins_works_and_stops(host: Host) -> None:
     running = host.start(job())
     hello = running.next()
     assert (hello.kind, hello.values["chip"], hello.values["pid"]) == ("hello", 0, os.getpid())
-    assert running.next() == Control("ready", {"chip": 0})
+    assert running.next() == Control("ready", {"chip": 0, "process": 0})
+    assert host.pulse.receive(10.0) == Control("beat", {"process": 0})
     host.connect({0: hello.values["endpoint"]})
-    running.tell("peers", rings=[], endpoints=[[0, hello.values["endpoint"]], [2, host.endpoint]])
+    ends = [[0, hello.values["endpoint"]], [2, host.endpoint]]
+    running.tell("peers", rings=[], endpoints=ends, replaced=[])
     running.tell("epoch", epoch=4)
     running.tell("report")
     report = running.next()
@@ -118,7 +130,8 @@ def test_an_error_ends_the_loop_and_is_sent(host: Host) -> None:
     hello = running.next()
     running.next()
     host.connect({0: hello.values["endpoint"]})
-    running.tell("peers", rings=[], endpoints=[[0, hello.values["endpoint"]], [2, host.endpoint]])
+    ends = [[0, hello.values["endpoint"]], [2, host.endpoint]]
+    running.tell("peers", rings=[], endpoints=ends, replaced=[])
     running.tell("step", sequence=1, step="decode/9", base=0, positions=[0], slots=[0])
     error = running.next()
     assert error.kind == "error"
@@ -133,8 +146,8 @@ def test_an_error_ends_the_loop_and_is_sent(host: Host) -> None:
         (["step"], "chip 0, loaded: wanted peers or stop from the host, got step"),
         (["ready"], "chip 0, loaded: wanted peers or stop from the host, got ready"),
         (["go"], "chip 0, loaded: wanted peers or stop from the host, got go"),
-        (["peers", "peers"], "chip 0, serving: wanted epoch or step or report or stop from the "
-         "host, got peers"),
+        (["peers", "take"], "chip 0, serving: wanted peers or epoch or step or report or stop from "
+         "the host, got take"),
         (["peers", "epoch", "epoch"], "chip 0, serving: wanted an epoch after 1 from the host, "
          "got epoch 1"),
     ],
@@ -147,7 +160,7 @@ def test_a_message_out_of_order_is_refused(host: Host, kinds: list[str], text: s
     host.connect({0: hello.values["endpoint"]})
     ends = [[0, hello.values["endpoint"]], [2, host.endpoint]]
     for kind in kinds:
-        running.tell(kind, rings=[], endpoints=ends, epoch=1)
+        running.tell(kind, rings=[], endpoints=ends, epoch=1, replaced=[])
     error = running.next()
     assert (error.kind, error.values["what"]) == ("error", f"ControlError: {text}")
     assert running.ended()
@@ -164,10 +177,65 @@ def test_a_chip_that_cannot_load_says_why(host: Host, tmp_path: Path) -> None:
 
 
 def test_faults_go_between_the_chip_and_its_socket(host: Host) -> None:
-    seat = Seat(bind="ipc://*", host_endpoint=host.endpoint, key=None, faults=[Drop(0, 1)])
-    worker = ChipWorker(job(), seat)
+    worker = ChipWorker(job(), host.seat(faults=[Drop(0, 1)]))
     assert isinstance(worker.node.transport, FaultyTransport)
     worker.socket.close()
+
+
+def test_a_chip_learns_where_a_replaced_one_is_and_says_so(host: Host) -> None:
+    running = host.start(job())
+    hello = running.next()
+    running.next()
+    host.connect({0: hello.values["endpoint"]})
+    ends = [[0, hello.values["endpoint"]], [1, "ipc:///old"], [2, host.endpoint]]
+    running.tell("peers", rings=[], endpoints=ends, replaced=[])
+    running.tell("peers", rings=[], endpoints=[[1, "ipc:///new"]], replaced=[1])
+    assert running.next().kind == "ready"
+    assert running.worker.socket._peers[1] == "ipc:///new"
+
+
+def spare(host: Host) -> threading.Thread:
+    """A process without a job, in a thread."""
+    seat = replace(host.seat(), process=7)
+    thread = threading.Thread(target=serve, args=(None, seat), daemon=True)
+    thread.start()
+    hello = host.receive(10.0)
+    assert isinstance(hello, Control)
+    assert (hello.kind, hello.values["process"], hello.values["pid"]) == ("spare", 7, os.getpid())
+    assert set(hello.values["code"]) == set(running_code(load_kernels()))
+    host.connect({7: hello.values["endpoint"]})
+    return thread
+
+
+def test_a_spare_takes_a_chip_s_place(host: Host) -> None:
+    thread = spare(host)
+    host.send(7, Control("take", {"job": pickle.dumps(job())}))
+    hello, ready = host.receive(10.0), host.receive(10.0)
+    assert isinstance(hello, Control)
+    assert (hello.kind, hello.values["chip"], hello.values["process"]) == ("hello", 0, 7)
+    assert ready == Control("ready", {"chip": 0, "process": 7})
+    host.connect({0: hello.values["endpoint"]})
+    host.send(0, Control("stop"))
+    thread.join(10.0)
+    assert not thread.is_alive()
+
+
+def test_a_spare_that_is_not_needed_stops(host: Host) -> None:
+    thread = spare(host)
+    host.send(7, Control("stop"))
+    thread.join(10.0)
+    assert not thread.is_alive()
+
+
+def test_a_spare_that_is_told_something_else_says_why_it_ends(host: Host) -> None:
+    thread = spare(host)
+    host.send(7, Control("epoch", {"epoch": 1}))
+    error = host.receive(10.0)
+    assert isinstance(error, Control)
+    wanted = "ControlError: chip 7, spare: wanted take or stop from the host, got epoch"
+    assert (error.kind, error.values["what"], error.values["process"]) == ("error", wanted, 7)
+    thread.join(10.0)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("wanted", [5, "a text", (1, 2), None, [3]])
@@ -189,7 +257,10 @@ def test_other_errors_travel_as_text() -> None:
 
 
 def test_a_seat_hides_the_secret_and_survives_pickle() -> None:
-    seat = Seat(bind="tcp://x:*", host_endpoint="tcp://y:1", key=RunKey.generate(), slots={1: 2})
+    seat = Seat(
+        process=3, bind="tcp://x:*", host=4, host_endpoint="tcp://y:1",
+        pulse_endpoint="tcp://y:2", key=RunKey.generate(), slots={1: 2},
+    )  # fmt: skip
     assert pickle.loads(pickle.dumps(seat)) == seat
     assert seat.key is not None
     assert repr(seat.key.secret) not in repr(seat)

@@ -88,7 +88,8 @@ def _groups() -> dict[str, dict[str, tuple[str, str]]]:
                 "length of answers that nothing else ends, of the timing executor "
                 f"(default {DEFAULT})",
             ),
-            "step_timeout_s": ("S", "wall seconds a step may take before the run is given up"),
+            "step_timeout_s": ("S", "wall seconds a step may take before a chip counts as stalled"),
+            "spares": ("N", "chips that start with the rack, to take the places of lost ones"),
         },
     }  # fmt: skip
 

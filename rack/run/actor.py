@@ -37,19 +37,18 @@ class ChipActor:
         if os.path.isdir(os.path.join(root, "rack")):  # another machine may have it elsewhere
             sys.path.insert(0, root)
 
-    def run(self, job: ChipJob, seat: Seat) -> int:
-        """Run the chip's loop; return the process id when it ends."""
+    def run(self, job: ChipJob | None, seat: Seat) -> int:
+        """Run the process's part in the rack; return the process id when it ends."""
         from dataclasses import replace
 
-        from rack.run.worker import ChipWorker
+        from rack.run.worker import serve
 
-        own = replace(seat, bind=seat.bind.format(node_ip=node_address()))
-        ChipWorker(job, own).run()
+        serve(job, replace(seat, bind=seat.bind.format(node_ip=node_address())))
         return os.getpid()
 
 
 def start_actor(
-    root: str, job: ChipJob, seat: Seat, strategy: Any, memory_bytes: int
+    root: str, job: ChipJob | None, seat: Seat, strategy: Any, memory_bytes: int
 ) -> tuple[Any, Any]:
     """Start an actor by `strategy`; return its handle and the reference of its running loop."""
     actor = ChipActor.options(  # type: ignore[attr-defined]

@@ -22,17 +22,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rack.errors import RackError
 from rack.machines.hardware import Hardware
 from rack.run.actor import node_address, start_actor, start_task
-from rack.run.job import PROCESS_BYTES, ChipJob
+from rack.run.launcher import Post
 from rack.run.membership import MEMBERSHIP
-from rack.run.worker import Seat, one_blas_thread
+from rack.run.worker import one_blas_thread
 from rack.system.progress import Progress
 from rack.system.provenance import ROOT, source_digest
 
 PLACE_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 5.0
 
 
 class RayLauncher:
-    """Implements `rack.run.remote.Launcher`."""
+    """Implements `rack.run.launcher.Launcher`."""
 
     name = "ray"
 
@@ -41,6 +42,7 @@ class RayLauncher:
         self._host = chips  # the host's node id comes after the chips'
         self._progress = progress or (lambda stage, done, total: None)
         self._groups: list[Any] = []
+        self._wanted = 0  # bytes of memory, in all
         self._actors: dict[int, Any] = {}
         self._loops: dict[int, Any] = {}
         one_blas_thread()
@@ -53,19 +55,48 @@ class RayLauncher:
         """See `Launcher.bind`; with several machines every node binds tcp on its own address."""
         if self._one_machine:
             return f"ipc://{os.path.join(folder, str(node))}"
-        return f"tcp://{node_address()}:*" if node == self._host else "tcp://{node_ip}:*"
+        return (
+            f"tcp://{node_address()}:*"
+            if node in (self._host, self._host + 1)
+            else "tcp://{node_ip}:*"
+        )
 
-    def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
+    def start(self, posts: Sequence[Post]) -> None:
         """See `Launcher.start`. Raises RackError if the cluster has no room."""
-        memory = [job.used_bytes + PROCESS_BYTES for job, _ in jobs]
-        places = self._place(memory)
-        for (job, seat), bytes_needed in zip(jobs, memory, strict=True):
-            group, bundle = places[job.index]
+        chips = [post for post in posts if post.job is not None]
+        spares = [post for post in posts if post.job is None]
+        self._wanted = sum(post.memory_bytes for post in posts)
+        places = self._place([post.memory_bytes for post in chips])
+        places |= self._place_spares(spares)
+        for post in posts:
+            group, bundle = places[post.seat.process]
             strategy = PlacementGroupSchedulingStrategy(
                 placement_group=group, placement_group_bundle_index=bundle
             )
-            actor, loop = start_actor(str(ROOT), job, seat, strategy, bytes_needed)
-            self._actors[job.index], self._loops[job.index] = actor, loop
+            actor, loop = start_actor(str(ROOT), post.job, post.seat, strategy, post.memory_bytes)
+            self._actors[post.seat.process], self._loops[post.seat.process] = actor, loop
+
+    def _place_spares(self, spares: Sequence[Post]) -> dict[int, tuple[Any, int]]:
+        """Reserve memory on as many machines as there are: one that is lost takes few spares."""
+        if not spares:
+            return {}
+        bundles = [{"memory": post.memory_bytes} for post in spares]
+        group = self._group(bundles, "SPREAD", "spares")
+        return {post.seat.process: (group, bundle) for bundle, post in enumerate(spares)}
+
+    def _group(self, bundles: list[dict[str, int]], strategy: str, what: str) -> Any:
+        """Reserve a placement group. Raises RackError if there is no room for it."""
+        group = placement_group(bundles, strategy=strategy)
+        self._groups.append(group)
+        if not group.wait(timeout_seconds=PLACE_TIMEOUT_S):
+            have = int(ray.cluster_resources().get("memory", 0))
+            raise RackError(
+                f"{what}: Ray found no room within {PLACE_TIMEOUT_S:.0f} s: the layout "
+                f"wants {self._wanted:,} bytes of memory, the cluster has {have:,} "
+                f"(also in use: {have - int(ray.available_resources().get('memory', 0)):,})"
+            )
+        self._check_joined(group)
+        return group
 
     def _place(self, memory: list[int]) -> dict[int, tuple[Any, int]]:
         """Reserve memory card by card, rack by rack: chip -> (placement group, bundle)."""
@@ -77,17 +108,7 @@ class RayLauncher:
             cards = [chips[i : i + per_card] for i in range(0, len(chips), per_card)]
             bundles = [{"memory": sum(memory[chip] for chip in card)} for card in cards]
             self._progress("racks placed", number, len(racks))
-            group = placement_group(bundles, strategy="PACK")
-            self._groups.append(group)
-            if not group.wait(timeout_seconds=PLACE_TIMEOUT_S):
-                wanted = sum(memory)
-                have = int(ray.cluster_resources().get("memory", 0))
-                raise RackError(
-                    f"rack {number}: Ray found no room within {PLACE_TIMEOUT_S:.0f} s: the layout "
-                    f"wants {wanted:,} bytes of memory, the cluster has {have:,} "
-                    f"(also in use: {have - int(ray.available_resources().get('memory', 0)):,})"
-                )
-            self._check_joined(group)
+            group = self._group(bundles, "PACK", f"rack {number}")
             for bundle, card in enumerate(cards):
                 places |= dict.fromkeys(card, (group, bundle))
         self._progress("racks placed", len(racks), len(racks))
@@ -102,7 +123,7 @@ class RayLauncher:
     def dead(self) -> dict[int, str]:
         """See `Launcher.dead`. Raises RackError when the cluster itself is gone."""
         MEMBERSHIP.check()
-        loops = {loop: chip for chip, loop in self._loops.items()}
+        loops = {loop: process for process, loop in self._loops.items()}
         ended, _ = ray.wait(list(loops), num_returns=len(loops), timeout=0)
         out = {}
         for loop in ended:
@@ -114,6 +135,13 @@ class RayLauncher:
             except ray.exceptions.RayError as error:
                 out[loops[loop]] = str(error).strip().splitlines()[0]
         return out
+
+    def end(self, process: int) -> None:
+        """See `Launcher.end`."""
+        loop = self._loops.pop(process)
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self._actors.pop(process), no_restart=True)
+        ray.wait([loop], timeout=END_TIMEOUT_S)  # in vain where its machine is gone
 
     def stop(self) -> None:
         """See `Launcher.stop`. Actors of a cluster that is gone end without us."""

@@ -17,7 +17,7 @@ import numpy as np
 from compiler.pipeline import CompiledModel
 from rack.run.answer_lengths import AnswerLengths
 from rack.run.dispatch import Wanted
-from rack.run.steps import StepResult
+from rack.run.steps import Recovery, StepResult
 from rack.text.constrain import Constraint
 from rack.text.sampler import SamplingParams, sample, uniform
 from rack.text.tokenizer import Tokenizer
@@ -88,6 +88,7 @@ class Completion:
         self.decode_cycles: list[int] = []
         self.waited_cycles = 0  # of these: while steps of other sequences held the rack
         self.reused_tokens = 0  # of the prompt: found in the cache
+        self.recoveries: list[Recovery] = []  # of the rack, meanwhile
         self.wall_prefill_seconds = 0.0
         self.wall_decode_seconds: list[float] = []
         self._digest = hashlib.sha256()

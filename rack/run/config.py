@@ -32,6 +32,7 @@ MOST_TEXT = 4096  # characters of a value: as long as a path may be
 MOST_TOP_K = 1024
 MOST_TOKENS = 1 << 20  # that a flag may ask for
 MOST_INTEGER = 1 << 62
+MOST_SPARES = 4096
 FLAG_NAMES = {"returns": "return"}  # keys whose flag has another name
 _CHOICES = {"executor": EXECUTORS, "transport": TRANSPORTS}
 
@@ -56,6 +57,7 @@ class RunConfig:
     seed: int = 0
     returns: str = "logits"
     step_timeout_s: float = 120.0
+    spares: int = 0
     tokenizer: str | None = None
     answer_tokens: str | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -69,6 +71,9 @@ class RunConfig:
                 "answer_tokens: wanted --executor timing, whose tokens are drawn at random; "
                 f"with {self.executor} the model ends its answers"
             )
+        if self.spares and (self.executor == "timing" or self.transport == "local"):
+            got = "--executor timing" if self.executor == "timing" else "--transport local"
+            raise ConfigError(f"spares: wanted chips in processes that can be lost, got {got}")
 
     @property
     def top_k(self) -> int:
@@ -138,7 +143,7 @@ def _file(path: Path) -> dict[str, Any]:
 def _typed(label: str, key: str, value: Any) -> Any:
     kinds: dict[str, type] = {
         "int4_group": int, "layers": int, "max_model_len": int, "prefill_chunk": int, "seed": int,
-        "sequences": int, "batch": int, "step_timeout_s": float,
+        "sequences": int, "batch": int, "spares": int, "step_timeout_s": float,
     }  # fmt: skip
     kind = kinds.get(key, str)
     if isinstance(value, kind) and not isinstance(value, bool):
@@ -162,6 +167,8 @@ def _check(label: str, key: str, value: Any) -> None:
     counts = ("int4_group", "layers", "max_model_len", "prefill_chunk", "sequences", "batch")
     if key in counts and abs(value) > MOST_INTEGER:
         raise ConfigError(f"{label}: wanted an integer up to {MOST_INTEGER}, got {shown(value)}")
+    if key == "spares" and not 0 <= value <= MOST_SPARES:
+        raise ConfigError(f"{label}: wanted an integer in 0..{MOST_SPARES}, got {shown(value)}")
     if key == "seed" and not 0 <= value < 1 << 64:
         raise ConfigError(f"{label}: wanted an integer in 0..2^64-1, got {shown(value)}")
     if key == "step_timeout_s" and not 0 < value < math.inf:

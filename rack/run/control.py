@@ -4,6 +4,10 @@
         \\                 \\                 \\                 \\
          +-----------------+-----error-------+-----------------+--> FAILED
 
+A spare's process says `spare` first and is in SPARE; the host's `take` then begins the talk with
+the chip whose place it takes, in STARTED. Chips that serve are told of it by `peers` once more, and
+answer `ready`.
+
 Both ends follow the same table with every message that they send or receive. A message that the
 table does not allow is refused. Frames of vectors are not part of the protocol: those of a faster
 chip may come at any time. Sans-I/O, as in h11: a transport carries the messages
@@ -24,8 +28,10 @@ class ControlKind(StrEnum):
     """A kind of control message, as it is written on the wire."""
 
     HELLO = "hello"  # chip: its number, endpoint, rings, process and the code it runs
-    READY = "ready"  # chip: it has loaded
-    PEERS = "peers"  # host: where the other chips are
+    SPARE = "spare"  # a spare: its number, endpoint, process and the code it runs
+    TAKE = "take"  # host: take the place of a chip, with this job
+    READY = "ready"  # chip: it has loaded; or it knows the peers that others took the place of
+    PEERS = "peers"  # host: where the other chips are; later: where those are that were replaced
     EPOCH = "epoch"  # host: a request begins; what is left of the last one is dropped
     STEP = "step"  # host: run this step
     REPORT = "report"  # host: say what you wait for; chip: the answer
@@ -44,6 +50,7 @@ class ChipState(Enum):
     """The state of a chip in a run."""
 
     STARTED = "started"
+    SPARE = "spare"
     LOADING = "loading"
     LOADED = "loaded"
     SERVING = "serving"
@@ -57,6 +64,12 @@ _STOP = {(Sender.HOST, ControlKind.STOP): ChipState.STOPPED}
 TRANSITIONS: Mapping[ChipState, Mapping[Said, ChipState]] = MappingProxyType({
     ChipState.STARTED: {
         (Sender.CHIP, ControlKind.HELLO): ChipState.LOADING,
+        (Sender.CHIP, ControlKind.SPARE): ChipState.SPARE,
+        **_ERROR,
+    },
+    ChipState.SPARE: {
+        (Sender.HOST, ControlKind.TAKE): ChipState.STARTED,
+        **_STOP,
         **_ERROR,
     },
     ChipState.LOADING: {
@@ -69,6 +82,8 @@ TRANSITIONS: Mapping[ChipState, Mapping[Said, ChipState]] = MappingProxyType({
         **_ERROR,
     },
     ChipState.SERVING: {
+        (Sender.HOST, ControlKind.PEERS): ChipState.SERVING,
+        (Sender.CHIP, ControlKind.READY): ChipState.SERVING,
         (Sender.HOST, ControlKind.EPOCH): ChipState.SERVING,
         (Sender.HOST, ControlKind.STEP): ChipState.SERVING,
         (Sender.HOST, ControlKind.REPORT): ChipState.SERVING,

@@ -13,11 +13,12 @@ from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.transport import LocalHub, Transport
+from rack.errors import FaultError
 from rack.run.driver import Driver
 from rack.run.job import build_chip, chip_job
 from rack.run.node import ChipNode, LinkSlots
 from rack.run.shared import SharedImages, shares
-from rack.run.steps import StepOrder, StepResult, Turns
+from rack.run.steps import Recovery, StepOrder, StepResult, Turns
 from rack.run.stopwatch import Stopwatch
 from rack.run.stored import Images
 
@@ -108,6 +109,16 @@ class LocalRack:
 
     def check(self) -> None:
         """Do nothing: chips in this process cannot die alone."""
+
+    def recover(self, error: FaultError) -> Recovery:
+        """See `Rack.recover`: no chip is lost here."""
+        return Recovery(
+            chips=(), step=error.step, what=str(error), detected_seconds=0.0, wall_seconds=0.0
+        )
+
+    def condition(self) -> str | None:
+        """Return None: it always runs."""
+        return None
 
     def close(self) -> None:
         """Free the memory."""

@@ -18,15 +18,15 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from rack.run.job import ChipJob
-from rack.run.worker import Seat, one_blas_thread
+from rack.run.launcher import Post
+from rack.run.worker import one_blas_thread
 from rack.system.own_code import command, environment
 
 JOIN_SECONDS = 5.0
 
 
 class ProcessLauncher:
-    """Implements `rack.run.remote.Launcher`."""
+    """Implements `rack.run.launcher.Launcher`."""
 
     name = "process"
 
@@ -40,15 +40,15 @@ class ProcessLauncher:
         self._folder = folder
         return f"ipc://{os.path.join(folder, str(node))}"
 
-    def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
+    def start(self, posts: Sequence[Post]) -> None:
         """See `Launcher.start`."""
         one_blas_thread()
         life, self._life = os.pipe()  # neither is inherited, but as a standard input
         try:
-            for job, seat in jobs:
-                file = Path(self._folder) / f"job-{job.index}"
-                file.write_bytes(pickle.dumps((job, seat)))
-                self.processes[job.index] = subprocess.Popen(
+            for post in posts:
+                file = Path(self._folder) / f"job-{post.seat.process}"
+                file.write_bytes(pickle.dumps((post.job, post.seat)))
+                self.processes[post.seat.process] = subprocess.Popen(
                     command("rack.run.worker", str(file)),
                     stdin=life,
                     env=environment(),
@@ -59,8 +59,15 @@ class ProcessLauncher:
 
     def dead(self) -> dict[int, str]:
         """See `Launcher.dead`."""
-        codes = {chip: process.poll() for chip, process in self.processes.items()}
-        return {chip: f"exit code {code}" for chip, code in codes.items() if code is not None}
+        codes = {number: process.poll() for number, process in self.processes.items()}
+        return {number: f"exit code {code}" for number, code in codes.items() if code is not None}
+
+    def end(self, process: int) -> None:
+        """See `Launcher.end`; waits until the process is gone."""
+        ended = self.processes.pop(process)
+        ended.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ended.wait(JOIN_SECONDS)
 
     def stop(self) -> None:
         """See `Launcher.stop`."""

@@ -1,15 +1,20 @@
-"""A rack whose chips are other processes, reached over ZeroMQ: start, run, watch, stop.
+"""A rack whose chips are other processes, reached over ZeroMQ: start, run, watch, recover, stop.
 
 A `Launcher` starts the processes, by Ray or as plain processes; from the first hello on both are
-alike. Every wait has a deadline, and its error names what was missing.
+alike. Every wait has a deadline, and its error names what was missing. Spares are processes without
+a job: one takes the place of a chip that died, stalled, or whose machine is gone. It loads that
+chip's columns, the others connect to it, and the rack is as it was, but for the caches of the chip
+that was lost (rack/run/sequences.py fills them again).
 """
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from chip.kernels import load as load_kernels
 from compiler.model.weights import WeightsRef
@@ -19,13 +24,24 @@ from interconnect.frame import Control, Frame
 from interconnect.private_folder import PrivateFolder
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
-from rack.errors import ChipFailedError, ControlError, OtherCodeError, RackClosedError
+from rack.errors import (
+    ChipFailedError,
+    ControlError,
+    FaultError,
+    MachineError,
+    NoSpareError,
+    OtherCodeError,
+    RackClosedError,
+)
 from rack.machines.hardware import Hardware
 from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.driver import Driver
-from rack.run.job import ChipJob, chip_job
+from rack.run.job import PROCESS_BYTES, ChipJob, chip_job
+from rack.run.launcher import Launcher, Post
+from rack.run.pulse import SILENT_SECONDS, Pulse
+from rack.run.rebinding import Rebinder, spare_slots
 from rack.run.shared import SharedImages, shares
-from rack.run.steps import StepOrder, StepResult, Turns
+from rack.run.steps import Recovery, StepOrder, StepResult, Turns
 from rack.run.stored import Images
 from rack.run.worker import Seat, rebuild_violation
 from rack.system.progress import Progress
@@ -39,29 +55,18 @@ POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0  # how often the processes are looked at while messages come
 
 
-class Launcher(Protocol):
-    """Starts, watches and ends the processes of the chips."""
+@dataclass(slots=True, kw_only=True)
+class _Member:
+    """One process of the rack: the talk with it, and what it has said of itself."""
 
-    name: str
-
-    def bind(self, node: int, folder: str) -> str:
-        """Return the address that a node binds; the host is the first to ask."""
-
-    def start(self, jobs: Sequence[tuple[ChipJob, Seat]]) -> None:
-        """Start a process per chip; return at once."""
-
-    def dead(self) -> dict[int, str]:
-        """Return the chips whose process has ended, with the reason.
-
-        Raises RackError if the system that runs them is gone as a whole.
-        """
-
-    def stop(self) -> None:
-        """End every process, by force if necessary."""
+    talk: Conversation
+    endpoint: str = ""
+    rings: Any = None
+    ready: bool = False  # as what it was asked to be last
 
 
 class RemoteRack:
-    """Chips in other processes."""
+    """Chips in other processes. `hardware` is needed where there are spares."""
 
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, launcher: Launcher, *,
@@ -69,6 +74,7 @@ class RemoteRack:
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
         images: Images | None = None, executor: str = "fast", rings: bool = True,
+        spares: int = 0, hardware: Hardware | None = None,
     ) -> None:  # fmt: skip
         self.executor = executor
         self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
@@ -76,14 +82,26 @@ class RemoteRack:
         self._lowered: set[str] = set()  # steps whose first run has had its time
         self._progress = progress or (lambda stage, done, total: None)
         self._failed: str | None = None
+        self._recovering: str | None = None
         self._chips = compiled.layout.chips
         if start_timeout_s is None:
             start_timeout_s = max(START_TIMEOUT_S, START_CHIP_S * self._chips)
+        self._start_timeout_s = start_timeout_s
         self._deadline = time.monotonic() + start_timeout_s
         self._looked = time.monotonic()
         self._step = "start"
         self._reports: dict[int, Mapping[str, Any]] = {}
-        self._talks = {chip: Conversation(chip) for chip in range(self._chips)}
+        self._processes = {chip: chip for chip in range(self._chips)}  # chip -> its process
+        self._members: dict[int, _Member] = {}
+        self._gone: set[int] = set()  # processes that were replaced: what they still say is dropped
+        self._slots = dict(enumerate(compiled.network.binding))  # chip -> physical slot
+        self._spares: dict[int, int] = {}  # process -> physical slot
+        if spares:
+            assert hardware is not None
+            self._rebinder = Rebinder(compiled, hardware)
+            numbers = range(self._chips + 2, self._chips + 2 + spares)
+            free = spare_slots(compiled, hardware, spares)
+            self._spares = dict(zip(numbers, free, strict=True))
         kernels = load_kernels()
         self._code = running_code(kernels)
         self._ends = contextlib.ExitStack()
@@ -95,31 +113,42 @@ class RemoteRack:
             host_bind = launcher.bind(self._chips, self._folder)
             self._socket = ZmqTransport(self._chips, host_bind, key)
             self._ends.callback(self._socket.close)
+            pulse_bind = launcher.bind(self._chips + 1, self._folder)
+            self._pulse = Pulse(self._chips + 1, pulse_bind, key)
+            self._ends.callback(self._pulse.close)
             self.driver = Driver(compiled, weights.open(), self._socket, slots)
             self.turns = Turns(compiled)
-            links = compiled.network.links
-            jobs = [
+            self._jobs = [
                 chip_job(compiled, chip, weights, images, executor) for chip in range(self._chips)
             ]
             if shares(weights, self.transport, stored=images is not None):
-                jobs = self._with_images(jobs, weights)
-            launcher.start(
-                [
-                    (
-                        job,
-                        Seat(
-                            bind=launcher.bind(job.index, self._folder),
-                            host_endpoint=self._socket.endpoint,
-                            key=key,
-                            slots=dict(slots or {}),
-                            rings=rings,
-                            faults=[f for f in faults if links[f.link].src == job.index],
-                            kernels=kernels.name,
-                        ),
-                    )
-                    for job in jobs
-                ]
-            )
+                self._jobs = self._with_images(self._jobs, weights)
+            links = compiled.network.links
+            most = max(job.used_bytes for job in self._jobs)
+
+            def post(process: int, job: ChipJob | None) -> Post:
+                seat = Seat(
+                    process=process,
+                    bind=launcher.bind(process, self._folder),
+                    host=self._chips,
+                    host_endpoint=self._socket.endpoint,
+                    pulse_endpoint=self._pulse.endpoint,
+                    key=key,
+                    slots=dict(slots or {}),
+                    rings=rings,
+                    faults=[f for f in faults if links[f.link].src == process],
+                    kernels=kernels.name,
+                )
+                size = most if job is None else job.used_bytes
+                return Post(job=job, seat=seat, memory_bytes=size + PROCESS_BYTES)
+
+            posts = [post(job.index, job) for job in self._jobs]
+            posts += [post(process, None) for process in self._spares]
+            for one in posts:
+                process = one.seat.process
+                self._members[process] = _Member(talk=Conversation(process))
+                self._pulse.watch(process)
+            launcher.start(posts)
             self._meet()
             self._step = "between steps"
         except BaseException:
@@ -136,33 +165,55 @@ class RemoteRack:
             self._progress("images made", len(out), self._chips)
         return out
 
+    # -- meeting
+
     def _meet(self) -> None:
-        """Wait for every chip's hello and ready, and send all the addresses of the others."""
-        endpoints = {self._chips: self._socket.endpoint}
-        rings: list[list[Any]] = []
-        ready: set[int] = set()
+        """Wait for every process, and tell the chips where the others are."""
         self._progress("chips started", 0, self._chips)
-        while len(ready) < self._chips:
-            missing = [chip for chip in range(self._chips) if chip not in ready]
-            message = self._receive(missing, "to load")
-            if message is None or isinstance(message, Frame):
-                continue
-            chip = message.values["chip"]
-            if message.kind == ControlKind.HELLO:
-                self._check_code(message.values)
-                endpoints[chip] = message.values["endpoint"]
-                if message.values["rings"] is not None:
-                    rings.append([chip, message.values["rings"]])
-                self._progress("chips started", len(endpoints) - 1, self._chips)
-            elif message.kind == ControlKind.READY:
-                ready.add(chip)
-                self._progress("chips loaded", len(ready), self._chips)
-        self._socket.connect(endpoints)
-        where = {"endpoints": [list(item) for item in endpoints.items()], "rings": rings}
-        peers = Control(ControlKind.PEERS, where)
-        for chip, talk in self._talks.items():
-            talk.take(Sender.HOST, peers)
+        self._wait_for(list(self._members), "to load")
+        self._socket.connect(self._endpoints())
+        self._tell_peers(range(self._chips), range(self._chips), [])
+
+    def _wait_for(self, processes: Sequence[int], purpose: str) -> None:
+        """Wait until processes are ready, as chips or as spares. Raises as `_receive`."""
+        while missing := [one for one in processes if not self._members[one].ready]:
+            chips = {process: chip for chip, process in self._processes.items()}
+            self._receive([chips.get(process, process) for process in missing], purpose)
+
+    def _endpoints(self) -> dict[int, str]:
+        """Return where the chips and this process are."""
+        found = {chip: self._members[at].endpoint for chip, at in self._processes.items()}
+        return {**found, self._chips: self._socket.endpoint}
+
+    def _tell_peers(self, chips: Sequence[int], of: Sequence[int], replaced: Sequence[int]) -> None:
+        """Tell chips where others are, and which of those were replaced."""
+        found = self._endpoints()
+        rings = [(chip, self._members[self._processes[chip]].rings) for chip in of]
+        peers = Control(ControlKind.PEERS, {
+            "endpoints": [[chip, found[chip]] for chip in (*of, self._chips)],
+            "rings": [[chip, at] for chip, at in rings if at is not None],
+            "replaced": list(replaced),
+        })  # fmt: skip
+        for chip in chips:
+            member = self._members[self._processes[chip]]
+            member.ready = not replaced
+            member.talk.take(Sender.HOST, peers)
             self._socket.send(chip, peers)
+
+    def _met(self, kind: ControlKind, values: Mapping[str, Any]) -> None:
+        """Take note of what a process says of itself. Raises OtherCodeError."""
+        member = self._members[values["process"]]
+        if kind in (ControlKind.HELLO, ControlKind.SPARE):
+            self._check_code(values)
+            member.endpoint, member.rings = values["endpoint"], values["rings"]
+            member.ready = kind is ControlKind.SPARE
+        else:
+            member.ready = True
+        if self._step == "start":
+            chips = [self._members[chip] for chip in range(self._chips)]
+            met, ready = sum(bool(one.endpoint) for one in chips), sum(one.ready for one in chips)
+            what, count = ("loaded", ready) if kind is ControlKind.READY else ("started", met)
+            self._progress(f"chips {what}", count, self._chips)
 
     def _check_code(self, hello: Mapping[str, Any]) -> None:
         """Refuse a chip that runs other code than this process."""
@@ -171,6 +222,106 @@ class RemoteRack:
                 raise OtherCodeError(
                     chip=hello["chip"], where=hello["where"], what=what, wanted=wanted, got=got
                 )
+
+    # -- recovery
+
+    @property
+    def spares(self) -> int:
+        """How many chips can still be replaced."""
+        return len(self._spares)
+
+    def condition(self) -> str | None:
+        """Say what keeps the rack from running a step now, None if nothing. From any thread."""
+        if self._failed is not None or self._recovering is not None:
+            return self._failed or self._recovering
+        for chip, process in sorted(self._processes.items()):
+            silent = self._pulse.silence(process)
+            if silent > SILENT_SECONDS:
+                return f"chip {chip} has not been heard for {silent:.1f} s"
+        return None
+
+    def recover(self, error: FaultError) -> Recovery:
+        """See `Rack.recover`. Raises NoSpareError where no spare has a lost chip's cables."""
+        if not self._can_recover(error):
+            raise error
+        started, lost = time.monotonic(), set(_lost_by(error))
+        silent = [self._pulse.silence(self._processes[chip]) for chip in lost]
+        self._recovering, self._step = f"recovering: {error}", "recovery"
+        try:
+            replaced = self._replace(lost, error)
+        except BaseException as failure:
+            self._failed = str(failure) or type(failure).__name__
+            raise
+        finally:
+            self._recovering = None
+        self._step = "between steps"
+        return Recovery(
+            chips=tuple(sorted(replaced)), step=error.step, what=str(error),
+            detected_seconds=max(silent, default=0.0), wall_seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+    def _can_recover(self, error: BaseException) -> bool:
+        """Say whether an error leaves a rack that can be made to run again."""
+        if isinstance(error, ChipFailedError):
+            return 0 < len(error.lost) <= len(self._spares)
+        return isinstance(error, FaultError)
+
+    def _replace(self, lost: set[int], error: FaultError) -> set[int]:
+        """Replace lost chips, and those that are lost meanwhile; return all. Raises as `_seat`."""
+        replaced: set[int] = set()
+        while lost:
+            self._deadline = time.monotonic() + self._start_timeout_s
+            try:
+                self._seat(sorted(lost), error)
+                replaced |= lost
+                self._reconnect(sorted(replaced))
+                lost = set()
+            except ChipFailedError as more:
+                lost = set(more.lost)
+                if not self._can_recover(more):
+                    raise
+        return replaced
+
+    def _seat(self, lost: Sequence[int], error: FaultError) -> None:
+        """Give lost chips' jobs to spares that have their cables. Raises NoSpareError."""
+        try:
+            slots = self._rebinder.rebind(self._slots, lost, list(self._spares.values()))
+        except MachineError as none:
+            why = f"no spare can take the place of chips {lost}: {none}"
+            raise NoSpareError(chip=lost[0], why=why, cause=str(error)) from None
+        process_of = {slot: process for process, slot in self._spares.items()}
+        for chip in lost:
+            self._forget(self._processes[chip])
+            process = process_of[slots[chip]]
+            del self._spares[process]
+            self._processes[chip], self._slots[chip] = process, slots[chip]
+            member = self._members[process]
+            member.ready = False
+            take = Control(ControlKind.TAKE, {"job": pickle.dumps(self._jobs[chip])})
+            member.talk.take(Sender.HOST, take)
+            self._socket.connect({process: member.endpoint})
+            self._socket.send(process, take)
+
+    def _reconnect(self, replaced: Sequence[int]) -> None:
+        """Wait until the new processes have loaded, and let all chips know them.
+
+        No chip sends anything until the next epoch, so the order does not matter.
+        """
+        self._wait_for([self._processes[chip] for chip in replaced], "to load")
+        processes = [self._processes[chip] for chip in replaced]
+        ends = {chip: self._endpoints()[chip] for chip in replaced}
+        self._socket.connect(ends, replaced=[*replaced, *processes])
+        everyone = range(self._chips)
+        for chip in everyone:
+            self._tell_peers([chip], everyone if chip in replaced else replaced, replaced)
+        self._wait_for(list(self._processes.values()), "to reach the new chips")
+
+    def _forget(self, process: int) -> None:
+        """End a process; what it may still say is of no use."""
+        self._gone.add(process)
+        self._members.pop(process, None)
+        self._pulse.forget(process)
+        self.launcher.end(process)
 
     # -- run
 
@@ -217,7 +368,8 @@ class RemoteRack:
         try:
             yield
         except BaseException as error:
-            self._failed = str(error) or type(error).__name__
+            if not self._can_recover(error):
+                self._failed = str(error) or type(error).__name__
             raise
         self._step = "between steps"
 
@@ -238,59 +390,83 @@ class RemoteRack:
             self._hear(message)
         if message is None or now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            if dead := self.launcher.dead():
-                raise self._died(dead)
+            self._look()
         if message is None and time.monotonic() >= self._deadline:
             raise self._late(missing, purpose)
         return message
 
     def _hear(self, message: Control) -> None:
-        """Take a chip's message. Raises the error that it reports, or ControlError out of turn."""
-        chip = message.values["chip"]
-        if chip not in self._talks:
+        """Take a process's message. Raises the error that it reports, or ControlError."""
+        values = message.values
+        chip, process = values["chip"], values["process"]
+        if process in self._gone:
+            return
+        if process not in self._members:
             raise ControlError(
                 chip=chip, state=f"none of the {self._chips} chips of this rack",
                 sender="it", wanted="nothing", got=message.kind,
             )  # fmt: skip
-        kind = self._talks[chip].take(Sender.CHIP, message)
+        kind = self._members[process].talk.take(Sender.CHIP, message)
         if kind is ControlKind.ERROR:
-            raise self._reported(message.values)
-        if kind is ControlKind.REPORT:
-            self._reports[chip] = message.values
+            if process not in self._spares or self._step == "start":
+                raise self._reported(values)
+        elif kind is ControlKind.REPORT:
+            self._reports[chip] = values
+        else:
+            self._met(kind, values)
 
     def _reported(self, values: Mapping[str, Any]) -> Exception:
         if "violation" in values:
             return rebuild_violation(values["violation"])
+        chip, step = values["chip"], values["step"]
+        lost = () if self._step == "start" else (chip,)
         return ChipFailedError(
-            chip=values["chip"], step=values["step"], what=values["what"], waiting_for="nothing"
+            chip=chip, step=step, what=values["what"], waiting_for="nothing", lost=lost
         )
+
+    def _look(self) -> None:
+        """Look at the processes. Raises for a chip whose process has ended, and drops spares."""
+        dead = self.launcher.dead()
+        if not dead:
+            return
+        chips = {chip: dead[at] for chip, at in self._processes.items() if at in dead}
+        if self._step == "start":
+            chips = dead
+        if chips:
+            raise self._died(chips)
+        for process in dead:
+            self._spares.pop(process, None)
+            self._forget(process)
 
     def _died(self, dead: dict[int, str]) -> Exception:
         chip, reason = min(dead.items())
         # Its error may still be in the socket: it says more than the exit code does.
         while (message := self._socket.receive(0)) is not None:
             if isinstance(message, Control) and message.kind == ControlKind.ERROR:
+                if message.values["process"] in self._gone:
+                    continue
                 return self._reported(message.values)
         running = self._step.startswith("step ")
         waits = self._first_wait(set(dead))[1] if running else "nothing"
         return ChipFailedError(
-            chip=chip, step=self._step, what=f"its process ended ({reason})", waiting_for=waits
-        )
+            chip=chip, step=self._step, what=f"its process ended ({reason})", waiting_for=waits,
+            lost=() if self._step == "start" else tuple(sorted(dead)),
+        )  # fmt: skip
 
     def _late(self, missing: list[int], purpose: str) -> Exception:
         """Return the error for a deadline: a chip that does not answer, or missing vectors."""
-        if self._step == "start":
+        if missing:
             return ChipFailedError(
-                chip=missing[0], step="start",
+                chip=missing[0], step=self._step,
                 what=f"{len(missing)} of {self._chips} chips did not load in time: {missing}",
-                waiting_for=purpose,
+                waiting_for=purpose, lost=() if self._step == "start" else tuple(missing),
             )  # fmt: skip
         silent, waits = self._first_wait(set())
         if silent:
             return ChipFailedError(
                 chip=silent[0], step=self._step,
                 what=f"no answer within {self.step_timeout_s} s; silent chips {silent}",
-                waiting_for=waits,
+                waiting_for=waits, lost=tuple(silent),
             )  # fmt: skip
         waiting = [values for values in self._reports.values() if "order" in values]
         if waiting:
@@ -318,7 +494,9 @@ class RemoteRack:
         until = time.monotonic() + REPORT_TIMEOUT_S
         while len(self._reports) < len(chips) and (left := until - time.monotonic()) > 0:
             message = self._socket.receive(left)
-            if isinstance(message, Control) and message.kind == ControlKind.REPORT:
+            if not isinstance(message, Control) or message.kind != ControlKind.REPORT:
+                continue
+            if message.values["process"] not in self._gone:
                 self._reports[message.values["chip"]] = message.values
         return self._reports
 
@@ -337,13 +515,26 @@ class RemoteRack:
         return total
 
     def check(self) -> None:
-        """Raise the error of a chip that died or a cluster that was lost since the last step."""
+        """Raise the error of a chip that died or a cluster that was lost since the last step.
+
+        Or of chips that have been silent for longer than a step may take.
+        """
         self._check_usable()
         try:
-            if dead := self.launcher.dead():
-                raise self._died(dead)
+            self._look()
+            silent = {
+                chip: seconds for chip, process in sorted(self._processes.items())
+                if (seconds := self._pulse.silence(process)) > self.step_timeout_s
+            }  # fmt: skip
+            if silent:
+                chip, seconds = next(iter(silent.items()))
+                raise ChipFailedError(
+                    chip=chip, step=self._step, what=f"not heard for {seconds:.1f} s",
+                    waiting_for="nothing", lost=tuple(silent),
+                )  # fmt: skip
         except Exception as error:
-            self._failed = str(error)
+            if not self._can_recover(error):
+                self._failed = str(error)
             raise
 
     def close(self) -> None:
@@ -357,6 +548,10 @@ class RemoteRack:
             self._ends.close()
 
 
+def _lost_by(error: FaultError) -> tuple[int, ...]:
+    return error.lost if isinstance(error, ChipFailedError) else ()
+
+
 def start_process_rack(
     compiled: CompiledModel, weights: WeightsRef, hardware: Hardware, *,
     step_timeout_s: float, progress: Progress | None = None, **extra: Any,
@@ -366,7 +561,7 @@ def start_process_rack(
 
     return RemoteRack(
         compiled, weights, ProcessLauncher(), step_timeout_s=step_timeout_s, progress=progress,
-        **extra,
+        hardware=hardware, **extra,
     )  # fmt: skip
 
 
@@ -379,5 +574,6 @@ def start_ray_rack(
 
     launcher = RayLauncher(hardware, compiled.layout.chips, progress)
     return RemoteRack(
-        compiled, weights, launcher, step_timeout_s=step_timeout_s, progress=progress, **extra
-    )
+        compiled, weights, launcher, step_timeout_s=step_timeout_s, progress=progress,
+        hardware=hardware, **extra,
+    )  # fmt: skip

@@ -1,9 +1,10 @@
-"""Sequences driven back to back, in steps of as many rows as there may be: to measure wall speed.
+"""Steps driven back to back: to measure wall speed, and to fill caches again after a fault.
 
-The sequences are cut into groups of rows; each group's next step begins when its results are there,
-so as many steps are under way as there are groups. (What serves requests is rack/run/sequences.py;
-it has steps of several rows only where the pipeline needs them.) Each step begins as soon as the
-intervals of those under way allow: the chips check that as ever.
+Each step begins as soon as the intervals of those under way allow: the chips check that as ever.
+In `Rounds` they have as many rows as there may be. The sequences are cut into groups of rows; each
+group's next step begins when its results are there, so as many steps are under way as there are
+groups. (What serves requests is rack/run/sequences.py; it has steps of several rows only where the
+pipeline needs them.)
 """
 
 from __future__ import annotations
@@ -13,17 +14,70 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compiler.ir import StepSchedule
+from compiler.pipeline import CompiledModel
 from rack.run.completion import Completion
 from rack.run.dispatch import Wanted
 from rack.run.steps import Rack, StepOrder
+
+
+class Entry:
+    """The entry of a pipeline, whose steps follow each other as closely as they may."""
+
+    def __init__(self, compiled: CompiledModel) -> None:
+        self._compiled = compiled
+        self._begun: list[tuple[str, int, int]] = []  # (step, base, end): those that may matter
+
+    def take(self, step: StepSchedule, ready: int) -> int:
+        """Return the cycle at which the next step begins: not before it is ready."""
+        interval = self._compiled.interval
+        base = max([ready, *(at + interval(name, step.name) for name, at, _ in self._begun)])
+        self._begun = [one for one in self._begun if one[2] > base]
+        self._begun.append((step.name, base, base + step.cycles))
+        return base
+
+
+class Train:
+    """Steps that fill caches: prefill steps, of which nothing but their end matters."""
+
+    def __init__(self, rack: Rack) -> None:
+        """Begin an epoch."""
+        rack.reset()
+        self._rack, self._entry = rack, Entry(rack.compiled)
+        self._ends: deque[int] = deque()  # of the steps under way
+        self._reached = rack.compiled.network.start_cycles
+
+    def fill(self, slot: int, tokens: Sequence[int]) -> None:
+        """Write the keys and values of tokens into a slot, from its first position on."""
+        compiled, chunk = self._rack.compiled, self._rack.compiled.prefill_chunk
+        start = compiled.network.start_cycles
+        for first in range(0, len(tokens), chunk):
+            part = tuple(tokens[first : first + chunk])
+            step = compiled.step(len(part), first + len(part), decode=False)
+            base = self._entry.take(step, start)
+            while self._ends and self._ends[0] <= base:
+                self._finish()
+            self._rack.start(StepOrder(
+                name=step.name, base=base, slots=(slot,) * len(part),
+                positions=tuple(range(first, first + len(part))), tokens=part,
+            ))  # fmt: skip
+            self._ends.append(base + step.cycles)
+
+    def end(self) -> int:
+        """Run what is under way; return the cycle at which all of it is over."""
+        while self._ends:
+            self._finish()
+        return self._reached
+
+    def _finish(self) -> None:
+        self._rack.finish()
+        self._reached = max(self._reached, self._ends.popleft())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Step:
     """A step under way, and the slots that its rows are of."""
 
-    name: str
-    base: int
     end: int
     slots: Sequence[int]
 
@@ -34,7 +88,7 @@ class Rounds:
     def __init__(self, rack: Rack, completions: Sequence[Completion]) -> None:
         assert len(completions) <= rack.compiled.sequences
         self._rack, self._completions = rack, completions
-        self._begun: list[_Step] = []  # those that have not ended when the last one begins
+        self._entry = Entry(rack.compiled)
 
     def fill(self) -> None:
         """Run the prompts, one after the other; their last tokens are for `decode`."""
@@ -64,7 +118,7 @@ class Rounds:
     def _enter(self, *, reused: bool) -> None:
         """Begin an epoch."""
         self._rack.reset()
-        self._begun.clear()
+        self._entry = Entry(self._rack.compiled)
         for one in self._completions:
             one.enter(self._ready(), len(one.prompt_token_ids) - 1 if reused else 0)
 
@@ -79,8 +133,7 @@ class Rounds:
         """Begin a step as soon as those before it let it."""
         compiled, rows = self._rack.compiled, sum(one.rows for one in parts)
         step = compiled.step(rows, max(one.context for one in parts), decode=parts[0].decode)
-        entries = [one.base + compiled.interval(one.name, step.name) for one in self._begun]
-        base = max([*entries, *(one.ready for one in parts)])
+        base = self._entry.take(step, max(one.ready for one in parts))
         end = base + step.cycles
         row = [
             (one.slot, *pair)
@@ -91,7 +144,4 @@ class Rounds:
             name=step.name, base=base, slots=slots, positions=positions, tokens=tokens
         )
         self._rack.start(order)
-        own = [one.slot for one in parts]
-        begun = _Step(name=step.name, base=base, end=end, slots=own)
-        self._begun = [*(one for one in self._begun if one.end > base), begun]
-        return begun
+        return _Step(end=end, slots=[one.slot for one in parts])

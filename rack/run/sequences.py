@@ -4,18 +4,28 @@ What begins when is the dispatcher's decision (rack/run/dispatch.py), in emulate
 the rack is made to do it: steps are started, and their results given to the completions in the
 order in which they end. Synchronous, and without I/O of its own. All cycles count from the making
 on: while nothing is in flight, time stands still.
+
+After a fault from which the rack has recovered, caches are filled again from the tokens that they
+held, and the steps that were under way begin once more, as far apart as before. Meanwhile time
+stands still for the sequences too: their tokens come at the cycles at which they would have come.
+What the replay takes is in the `Recovery` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-from rack.errors import RackError, RequestError
+from rack.errors import FaultError, RackError, RequestError
 from rack.run.completion import Completion, TokenEvent
 from rack.run.dispatch import Begin, Dispatcher, Times, Wanted
 from rack.run.prefixes import Slots
-from rack.run.steps import Rack, StepOrder, StepResult
+from rack.run.rounds import Train
+from rack.run.steps import Rack, Recovery, StepOrder, StepResult
+
+MOST_FAULTS = 100
+"""So many replays may be broken off in a row by another fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,7 @@ class _Flight:
     """A step under way, and whose rows it has."""
 
     begin: Begin
+    order: StepOrder
     decode: bool
     owners: tuple[Completion, ...]
     results: Sequence[StepResult] | None = field(default=None)
@@ -43,11 +54,15 @@ class _Flight:
 class Sequences:
     """Completions that run at the same time, at most as many as the rack has slots.
 
-    A failure of the rack passes through; nothing can go on after it.
+    A failure of the rack from which it does not recover passes through; nothing can go on after it.
+    `on_recovery` is told of the others.
     """
 
-    def __init__(self, rack: Rack, *, reuse: bool = False) -> None:
-        self.rack, self.compiled = rack, rack.compiled
+    def __init__(
+        self, rack: Rack, *, reuse: bool = False,
+        on_recovery: Callable[[Recovery], None] = lambda recovery: None,
+    ) -> None:  # fmt: skip
+        self.rack, self.compiled, self._on_recovery = rack, rack.compiled, on_recovery
         self.slots = Slots(rack.compiled, reuse=reuse)
         self._running: dict[int, Completion] = {}
         self._wanted: dict[int, Wanted] = {}
@@ -55,6 +70,8 @@ class Sequences:
         self._times = Times(rack.compiled)
         self._dispatcher = Dispatcher(self._times)
         self._before = 0  # cycles of the epochs before
+        self._behind = 0  # by how much the rack's cycles are behind those here, after a replay
+        self._tokens: dict[int, list[int]] = {}  # slot -> those whose steps have begun, in order
 
     @property
     def clock(self) -> int:
@@ -83,6 +100,7 @@ class Sequences:
         at = max(self.clock, cycle or 0) - self._before
         slot, reused = self.slots.take(completion.prompt_token_ids)
         self._running[slot] = completion
+        del self._tokens.setdefault(slot, [])[reused:]
         completion.enter(at, reused)
         self._want(slot, at + self.compiled.network.start_cycles)
 
@@ -124,7 +142,7 @@ class Sequences:
         """
         if self.slots.reuse and self._flights:
             self._run(self._flights[-1])
-        self._before = self.clock
+        self._before, self._behind = self.clock, 0
         self.rack.reset()
         self._flights.clear()
         self._dispatcher = Dispatcher(self._times)
@@ -149,10 +167,12 @@ class Sequences:
         order = StepOrder(
             name=begin.name, base=begin.base, slots=slots, positions=positions, tokens=tokens
         )
-        self.rack.start(order)
+        for slot, position, token in rows:
+            self._tokens[slot][position:] = [token]
         owners = tuple(self._running[slot] for slot in begin.slots)
-        flight = _Flight(begin=begin, decode=parts[0].decode, owners=owners)
+        flight = _Flight(begin=begin, order=order, decode=parts[0].decode, owners=owners)
         self._flights.append(flight)
+        self._send(flight)
         if not flight.decode:
             self._want_after(begin)
 
@@ -189,8 +209,61 @@ class Sequences:
         """Return a step's results; those that began before it give theirs first, and are kept."""
         while flight.results is None:
             oldest = next(one for one in self._flights if one.results is None)
-            oldest.results = self.rack.finish()
+            try:
+                oldest.results = self.rack.finish()
+            except FaultError as error:
+                self._recover(error)
         return flight.results
+
+    def _send(self, flight: _Flight) -> None:
+        """Start a step on the rack."""
+        self.rack.start(replace(flight.order, base=flight.order.base - self._behind))
+
+    def check(self) -> None:
+        """Look at a rack without work; recover from what it finds. Raises as `Rack.check`."""
+        try:
+            self.rack.check()
+        except FaultError as error:
+            self._recover(error)
+
+    def _recover(self, error: FaultError) -> None:
+        """Bring the rack to where it was. Raises as `Rack.recover`."""
+        started = time.monotonic()
+        for _ in range(MOST_FAULTS):
+            found = self.rack.recover(error)
+            try:
+                cycles = self._replay()
+            except FaultError as another:
+                error = another
+                continue
+            seconds = time.monotonic() - started
+            recovery = replace(found, replayed_cycles=cycles, wall_seconds=seconds)
+            for completion in self._running.values():
+                completion.recoveries.append(recovery)
+            self._on_recovery(recovery)
+            return
+        raise RackError(f"{MOST_FAULTS} replays in a row did not come to their end: {error}")
+
+    def _replay(self) -> int:
+        """Fill the caches again, then begin the steps under way once more; return their cycles.
+
+        Steps with results have left their keys and values; those without write theirs anew.
+        """
+        under_way = [one for one in self._flights if one.results is None]
+        written: dict[int, int] = {}  # slot -> the first position that is written anew
+        for one in under_way:
+            for slot, position in zip(one.order.slots, one.order.positions, strict=True):
+                written.setdefault(slot, position)
+        needed = {*self._running, *written, *(self._tokens if self.slots.reuse else ())}
+        train = Train(self.rack)
+        for slot in sorted(needed):
+            train.fill(slot, self._tokens[slot][: written.get(slot)])
+        end = train.end()
+        first = under_way[0].order.base if under_way else self._dispatcher.now
+        self._behind = first - end
+        for flight in under_way:
+            self._send(flight)
+        return self._dispatcher.now - self._behind
 
     def _token(self, owner: Completion, result: StepResult, end: int) -> TokenEvent | RequestError:
         try:

@@ -31,6 +31,7 @@ from rack.run.config import RunConfig
 from rack.run.engine import Engine
 from rack.run.local import LocalRack
 from rack.run.native import native_notices
+from rack.run.rebinding import spare_slots
 from rack.run.steps import Rack
 from rack.run.stored import Images, load_stored
 from rack.run.timing_rack import TimingRack
@@ -131,6 +132,7 @@ def prepare(
         hardware = hardware or load_hardware(config.hardware)
         found = _check_weights(config, model, runs)
         compiled = compiled or _compile(config, model, hardware, kinds, contexts, progress)
+    spare_slots(compiled, hardware, config.spares)  # refused before anything starts
     return Prepared(
         config=config,
         model=model,
@@ -232,7 +234,7 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
     return start(
         prepared.compiled, prepared.model.weights_ref, prepared.hardware,
         step_timeout_s=config.step_timeout_s, progress=progress, images=prepared.images,
-        executor=config.executor,
+        executor=config.executor, spares=config.spares,
     )  # fmt: skip
 
 

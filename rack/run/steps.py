@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.pipeline import CompiledModel
+from rack.errors import FaultError
 
 F32 = NDArray[np.float32]
 
@@ -39,6 +40,22 @@ class StepResult:
     top: tuple[NDArray[np.int64], F32] | None = None
     hash_share: int = 0  # sum over the vocabulary, modulo 2^64
     hidden: F32 | None = None  # [rows, hidden] of an encoder, in the order of the rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A fault after which a rack went on: in which step, and what it took.
+
+    `chips` were replaced by spares; none where nothing had to be. `replayed_cycles` of emulated
+    time were run for a second time, and are in no account of a request.
+    """
+
+    chips: tuple[int, ...]
+    step: str
+    what: str
+    detected_seconds: float  # from the last sign of life to the error
+    wall_seconds: float
+    replayed_cycles: int = 0
 
 
 class Turns:
@@ -81,7 +98,9 @@ class Turns:
 class Rack(Protocol):
     """Something that runs compiled steps: LocalRack, ProcessRack, RayRack or TimingRack.
 
-    Several steps may be under way. They begin, and give their results, in one order.
+    Several steps may be under way. They begin, and give their results, in one order. After a
+    FaultError `recover` makes the rack run again, if it can; it raises the error otherwise. Then
+    nothing is under way, and caches are to be filled again, after a `reset`.
     """
 
     compiled: CompiledModel
@@ -94,4 +113,6 @@ class Rack(Protocol):
     def saturated(self) -> int: ...
     def times(self) -> dict[str, float]: ...
     def check(self) -> None: ...  # raises where a chip has died since the last step
+    def recover(self, error: FaultError) -> Recovery: ...
+    def condition(self) -> str | None: ...  # what keeps it from running now; from any thread
     def close(self) -> None: ...

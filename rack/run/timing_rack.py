@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from compiler.pipeline import CompiledModel
+from rack.errors import FaultError
 from rack.run.drift import DriftingClocks
-from rack.run.steps import StepOrder, StepResult, Turns
+from rack.run.steps import Recovery, StepOrder, StepResult, Turns
 
 
 class TimingRack:
@@ -75,6 +76,14 @@ class TimingRack:
 
     def check(self) -> None:
         """Do nothing: there are no chips that could be dead."""
+
+    def recover(self, error: FaultError) -> Recovery:
+        """Raise the error: there is nothing that could have broken."""
+        raise error
+
+    def condition(self) -> str | None:
+        """Return None: it always runs."""
+        return None
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -2,7 +2,8 @@
 
 A Ray actor and a plain process run the same loop. After the start all messages go over ZeroMQ, in
 the order of rack/run/control.py. A failure is sent to the host with its fields and ends the loop;
-the host decides what to do.
+the host decides what to do. A process that was started without a job is a spare: it waits until it
+is given the job of a chip whose place it takes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.job import ChipJob, build_chip
 from rack.run.native import why_missing
 from rack.run.node import ChipNode
+from rack.run.pulse import beating
 from rack.run.stopwatch import Stopwatch
 from rack.system.garbage import collect_once
 from rack.system.provenance import ROOT, running_code
@@ -44,10 +46,13 @@ REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """A chip process's access to the run: its own address, the host's, the key."""
+    """A process's access to the run: its number and address, the host's two addresses, the key."""
 
+    process: int
     bind: str
+    host: int  # the host's node id; the one after is the heartbeat's
     host_endpoint: str
+    pulse_endpoint: str
     key: RunKey | None
     slots: Mapping[int, int] = field(default_factory=dict)
     rings: bool = True  # frames between chips of a host through shared memory
@@ -78,16 +83,60 @@ def rebuild_violation(values: Mapping[str, Any]) -> ScheduleViolation:
     return ScheduleViolation(fields.pop("what"), **fields)
 
 
+def serve(job: ChipJob | None, seat: Seat) -> None:
+    """Be a process of a rack, to its end: as a chip, or first as a spare."""
+    if job is None:
+        job = _wait_as_spare(seat)
+    if job is not None:
+        ChipWorker(job, seat).run()
+
+
+def _joined(node: int, seat: Seat, senders: Sequence[int] = ()) -> ZmqTransport:
+    """Return a socket that knows the host."""
+    socket = ZmqTransport(node, seat.bind, seat.key, senders)
+    socket.connect({seat.host: seat.host_endpoint, seat.host + 1: seat.pulse_endpoint})
+    return socket
+
+
+def _wait_as_spare(seat: Seat) -> ChipJob | None:
+    """Wait until a chip's place is to be taken; return its job, or None at the rack's end."""
+    node = seat.process
+    talk, socket = Conversation(node), _joined(node, seat)
+    try:
+        with beating(socket, seat.host + 1, node):
+            hello = Control(ControlKind.SPARE, _introduction(node, seat, socket))
+            talk.take(Sender.CHIP, hello)
+            socket.send(seat.host, hello)
+            message = socket.receive(None)
+            assert isinstance(message, Control)  # there is no deadline, and nobody knows us
+            kind = talk.take(Sender.HOST, message)
+            return pickle.loads(message.values["job"]) if kind is ControlKind.TAKE else None
+    except Exception as error:  # reported to the host, which starts without it, or not at all
+        told = error_values(node, "start", error) | {"process": node}
+        socket.send(seat.host, Control(ControlKind.ERROR, told))
+        return None
+    finally:
+        socket.close()
+
+
+def _introduction(chip: int, seat: Seat, socket: ZmqTransport) -> dict[str, Any]:
+    """Return what a process says of itself: its numbers, its address, the code that it runs."""
+    return {
+        "chip": chip, "process": seat.process, "pid": os.getpid(), "endpoint": socket.endpoint,
+        "rings": socket.rings, "where": f"{ROOT} on {platform.node()}",
+        "code": running_code(kernels_like(seat.kernels)),
+    }  # fmt: skip
+
+
 class ChipWorker:
     """The loop of one chip."""
 
     def __init__(self, job: ChipJob, seat: Seat) -> None:
-        self.job, self.kernels = job, seat.kernels
+        self.job, self.seat = job, seat
         self._talk = Conversation(job.index)
         own_core(job.index)  # before the socket: its threads stay on the core too
         senders = sorted({link.src for link in job.links if link.dst == job.index} - {job.host})
-        self.socket = ZmqTransport(job.index, seat.bind, seat.key, senders if seat.rings else ())
-        self.socket.connect({job.host: seat.host_endpoint})
+        self.socket = _joined(job.index, seat, senders if seat.rings else ())
         transport: Transport = self.socket
         if seat.faults:
             transport = FaultyTransport(self.socket, seat.faults)
@@ -98,28 +147,25 @@ class ChipWorker:
     def run(self) -> None:
         """Join, load, and serve until told to stop."""
         try:
-            self._tell(ControlKind.HELLO, self._hello())
-            name, watch = self.kernels, self._watch.watch
-            self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
-            collect_once()
-            self._tell(ControlKind.READY, {"chip": self.job.index})
-            while self._turn():
-                pass
+            with beating(self.socket, self.job.host + 1, self.seat.process):
+                self._serve()
         except Exception as error:  # reported to the host, whose run it ends
             self._tell(ControlKind.ERROR, error_values(self.job.index, self._step, error))
         finally:
             self.socket.close()
 
-    def _hello(self) -> dict[str, Any]:
-        """Return this chip's hello: its number, its address, and the code that it runs."""
-        return {
-            "chip": self.job.index, "pid": os.getpid(), "endpoint": self.socket.endpoint,
-            "rings": self.socket.rings, "where": f"{ROOT} on {platform.node()}",
-            "code": running_code(kernels_like(self.kernels)),
-        }  # fmt: skip
+    def _serve(self) -> None:
+        self._tell(ControlKind.HELLO, _introduction(self.job.index, self.seat, self.socket))
+        name, watch = self.seat.kernels, self._watch.watch
+        self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
+        collect_once()
+        self._tell(ControlKind.READY)
+        while self._turn():
+            pass
 
-    def _tell(self, kind: ControlKind, values: dict[str, Any]) -> None:
-        message = Control(kind, values)
+    def _tell(self, kind: ControlKind, values: Mapping[str, Any] | None = None) -> None:
+        who = {"chip": self.job.index, "process": self.seat.process}
+        message = Control(kind, {**(values or {}), **who})
         self._talk.take(Sender.CHIP, message)
         self.socket.send(self.job.host, message)
 
@@ -143,7 +189,10 @@ class ChipWorker:
         if kind is ControlKind.PEERS:
             peers = {int(node): at for node, at in message.values["endpoints"]}
             rings = {int(node): rings_address(at) for node, at in message.values["rings"]}
-            self.socket.connect(peers, rings)
+            replaced = message.values["replaced"]
+            self.socket.connect(peers, rings, replaced)
+            if replaced:
+                self._tell(ControlKind.READY)
         elif kind is ControlKind.REPORT:
             self._report()
         else:
@@ -156,8 +205,7 @@ class ChipWorker:
         """Say what this chip waits for, and how often it saturated."""
         missing = self.node.chip.missing()
         values: dict[str, Any] = {
-            "chip": self.job.index, "saturated": self.node.chip.state.saturated,
-            "times": self._watch.parts(),
+            "saturated": self.node.chip.state.saturated, "times": self._watch.parts()
         }  # fmt: skip
         if missing is not None:
             values |= error_values(self.job.index, self._step, missing)
@@ -224,7 +272,7 @@ def main(argv: Sequence[str]) -> int:
     except FileNotFoundError:  # this chip's thread or another one's has seen the parent's end
         parent.join(END_SECONDS)  # it ends this process once the folder is gone
         return 1
-    ChipWorker(job, seat).run()
+    serve(job, seat)
     return 0
 
 

@@ -1,0 +1,123 @@
+"""Which spare slots can take a logical chip's place: the cables of the schedule must be there too.
+
+The schedule stays as it is, to the cycle. So every link that it uses at a lost chip must have a
+cable at the spare's slot: of the same latency, no slower, and its own. Where the layout lays the
+cables, they are laid to the spare. Where they are fixed, they are looked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from compiler.ir import LinkUse
+from compiler.pipeline import CompiledModel
+from interconnect.topology import Topology
+from rack.errors import ConfigError, MachineError
+from rack.machines.hardware import Cabling, Hardware
+
+Binding = dict[int, int]
+"""Logical chip -> physical slot."""
+
+
+def spare_slots(compiled: CompiledModel, hardware: Hardware, count: int) -> tuple[int, ...]:
+    """Return the slots of so many spares: free ones of the layout's nodes first, then by number.
+
+    Raises ConfigError where the machine has not so many.
+    """
+    used = set(compiled.network.binding)
+    if hardware.cabling is Cabling.FREE:
+        first = max(used) + 1
+        return tuple(range(first, first + count))
+    slots = hardware.racks(max(used) + 1) * hardware.chips_per_rack
+    nodes = {slot // hardware.chips_per_node for slot in used}
+    free = [slot for slot in range(slots) if slot not in used]
+    free.sort(key=lambda slot: (slot // hardware.chips_per_node not in nodes, slot))
+    if len(free) < count:
+        raise ConfigError(
+            f"spares: wanted at most {len(free)}, the free chips of {hardware.name} beside the "
+            f"{len(used)} of layout {compiled.layout}, got {count}"
+        )
+    return tuple(free[:count])
+
+
+class Rebinder:
+    """Finds spares for lost chips on one machine."""
+
+    def __init__(self, compiled: CompiledModel, hardware: Hardware) -> None:
+        self._hardware, self._clock = hardware, compiled.network.clock
+        self._links = [link for link in compiled.network.links if not link.is_host]
+
+    def rebind(self, binding: Binding, lost: Sequence[int], spares: Sequence[int]) -> Binding:
+        """Return the binding with spare slots for the lost chips, the first ones that fit.
+
+        Raises MachineError, which names a link that has no cable, where there is no way.
+        """
+        first = {**binding, **dict(zip(lost, spares, strict=False))}
+        try:
+            self.verify(first)
+        except MachineError:
+            kept = {chip: slot for chip, slot in binding.items() if chip not in lost}
+            topology = self._topology(first)
+            found = None
+            if self._hardware.cabling is not Cabling.FREE:
+                found = self._search(topology, kept, list(lost), list(spares))
+            if found is None:
+                raise
+            first = found
+            self.verify(first)
+        return first
+
+    def _search(
+        self, topology: Topology, bound: Binding, lost: list[int], spares: list[int]
+    ) -> Binding | None:
+        """Bind the lost chips one after the other, each to a spare with cables to those before."""
+        if not lost:
+            return bound
+        chip, *others = lost
+        for slot in spares:
+            new = {**bound, chip: slot}
+            mine = [one for one in self._links if chip in (one.src, one.dst)]
+            ends = [one for one in mine if one.src in new and one.dst in new]
+            if all(self._cables(topology, new, one) for one in ends):
+                left = [one for one in spares if one != slot]
+                if (found := self._search(topology, new, others, left)) is not None:
+                    return found
+        return None
+
+    def _cables(self, topology: Topology, binding: Binding, link: LinkUse) -> int:
+        """Count the cables that could be a link."""
+        cables = topology.links_between(binding[link.src], binding[link.dst])
+        return sum(
+            self._hardware.latency_cycles(cable.kind) == link.latency_cycles for cable in cables
+        )
+
+    def verify(self, binding: Binding) -> None:
+        """Check that the bound machine has a cable for every link. Raises MachineError."""
+        if self._clock.strays:
+            raise MachineError(
+                machine=self._hardware.name, what="spares", wanted="clocks that do not drift",
+                got="clocks for which each cable is trained, and each schedule made",
+            )  # fmt: skip
+        topology, taken = self._topology(binding), Counter[tuple[int, int]]()
+        spec = self._hardware.link_spec(max(1, topology.max_ports_used))
+        slot_cycles = spec.slot_cycles(self._hardware.chip.clock_hz)
+        for link in self._links:
+            a, b = binding[link.src], binding[link.dst]
+            taken[a, b] += 1
+            cables = self._cables(topology, binding, link)
+            if slot_cycles > link.slot_cycles or taken[a, b] > cables:
+                self._refuse(link, a, b, len(topology.links_between(a, b)))
+
+    def _topology(self, binding: Binding) -> Topology:
+        ends = [(binding[one.src], binding[one.dst]) for one in self._links]
+        pairs = sorted({(min(a, b), max(a, b)) for a, b in ends})
+        return self._hardware.topology(max(binding.values()) + 1, pairs)
+
+    def _refuse(self, link: LinkUse, a: int, b: int, cables: int) -> None:
+        raise MachineError(
+            machine=self._hardware.name,
+            what=f"{link.name} with chips {link.src} and {link.dst} in slots {a} and {b}",
+            wanted=f"a cable of its own of {link.latency_cycles} cycles",
+            got="none" if not cables else f"{cables} of another kind, or in use",
+        )

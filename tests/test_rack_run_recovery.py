@@ -1,0 +1,402 @@
+"""Chips are lost, and the run goes on: the same tokens at the same cycles, whatever was lost when.
+
+Here is the replay (in one process, caches really wiped), and racks of processes that are killed.
+Ray's part is in test_rack_ray_recovery.py.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.model.frontend import resolve_model
+from compiler.pipeline import CompiledModel, Options, compile_model
+from compiler.place.layout import parse_layout
+from interconnect.frame import Control
+from rack.errors import ChipFailedError, ConfigError, FaultError, MachineError, NoSpareError
+from rack.machines.profile import load_hardware
+from rack.run import sequences
+from rack.run.completion import Completion
+from rack.run.engine import Engine
+from rack.run.local import LocalRack
+from rack.run.processes import ProcessLauncher
+from rack.run.pulse import SILENT_SECONDS, Pulse, beating
+from rack.run.rebinding import Rebinder, spare_slots
+from rack.run.remote import RemoteRack
+from rack.run.sequences import Sequences
+from rack.run.steps import Rack, Recovery, StepResult
+from rack.run.timing_rack import TimingRack
+from rack.text.sampler import SamplingParams
+from rack.text.tokenizer import load_tokenizer
+
+MODEL = resolve_model("tiny")
+LESSON = load_hardware("lesson")
+STEP_SECONDS = 2.0
+WAIT_S = 30.0
+
+
+@cache
+def compiled(
+    layout: str = "2x2+1", sequences: int = 3, batch: int = 1, hardware: str = "lesson"
+) -> CompiledModel:
+    options = Options(
+        prefill_chunk=4, sequences=sequences, batch=batch, max_model_len=64, buckets=(32, 64)
+    )
+    return compile_model(MODEL.config, load_hardware(hardware), parse_layout(layout), options)
+
+
+Told = tuple[list[tuple[int, int, int]], list[tuple[Any, ...]]]
+
+
+def told(completion: Completion) -> tuple[Any, ...]:
+    """All that a client is told of a completion."""
+    return (
+        completion.token_ids, completion.prompt_cycles, completion.decode_cycles,
+        completion.waited_cycles, completion.reused_tokens, completion.data_hash,
+    )  # fmt: skip
+
+
+class Traffic:
+    """Requests that come, run and leave: always the same ones, at the same turns."""
+
+    def __init__(self, rack: Rack, *, reuse: bool = False, count: int = 4, tokens: int = 6) -> None:
+        c = MODEL.config
+        tokenizer = load_tokenizer(None, c.vocab_size, c.bos_token_id, c.eos_token_ids)
+        self.engine = Engine(rack, tokenizer)
+        self.seen: list[Recovery] = []
+        self.sequences = Sequences(rack, reuse=reuse, on_recovery=self.seen.append)
+        self.tokens, self.count = tokens, count
+        self.done: list[Completion] = []
+        self.out: list[tuple[int, int, int]] = []
+
+    def run(self, act: Mapping[int, Callable[[], None]] | None = None) -> Told:
+        """Run all; before turn n, do `act[n]`."""
+        waiting, turn = list(range(self.count)), 0
+        while waiting or self.sequences.running:
+            turn += 1
+            if act and turn in act:
+                act[turn]()
+            while waiting and not self.sequences.full:
+                self.admit(waiting.pop(0))
+            if turn == 12:  # one leaves
+                self.sequences.leave(self.sequences.running[-1])
+            for one in self.sequences.advance():
+                assert not isinstance(one.token, Exception)
+                prompt = one.completion.prompt_token_ids
+                self.out.append((len(prompt), one.token.token_id, one.cycle))
+        return self.out, [told(one) for one in self.done]
+
+    def admit(self, number: int) -> None:
+        prompt = [256, *([65, 66, 67, 68] * 3)[: 5 + 3 * (number % 3)], 70 + number]
+        params = SamplingParams(max_tokens=self.tokens, ignore_eos=True)
+        completion = self.engine.generate(prompt, params)
+        self.done.append(completion)
+        self.sequences.admit(completion)
+
+
+class Losing(LocalRack):
+    """A rack on which, when the n-th step is to end, a chip is lost: its caches are wiped."""
+
+    def __init__(self, model: CompiledModel, losses: Sequence[int]) -> None:
+        super().__init__(model, MODEL.weights_ref)
+        self.losses, self.ended, self.lost = set(losses), 0, 0
+
+    def finish(self) -> list[StepResult]:
+        self.ended += 1
+        if self.ended in self.losses:
+            self.lost += 1
+            chip = self.ended % len(self.nodes)
+            for tensor in self.compiled.memories[chip].tensors:
+                if tensor.kind == "kv":
+                    memory = self.nodes[chip].chip.sram.memory(tensor.address, tensor.size)
+                    memory[:] = b"\x55" * tensor.size
+            raise FaultError(chip=chip, step="step x", what="lost", waiting_for="nothing")
+        return super().finish()
+
+
+@cache
+def undisturbed(batch: int, reuse: bool) -> Told:
+    rack = LocalRack(compiled(batch=batch), MODEL.weights_ref)
+    try:
+        return Traffic(rack, reuse=reuse).run()
+    finally:
+        rack.close()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.sampled_from([1, 2]), reuse=st.booleans(),
+    losses=st.lists(st.integers(1, 24), min_size=1, max_size=4),
+)  # fmt: skip
+def test_whatever_is_lost_when_tokens_and_cycles_are_the_same(
+    batch: int, reuse: bool, losses: list[int]
+) -> None:
+    """Several sequences, one that leaves, steps under way, faults in the midst of a replay."""
+    rack = Losing(compiled(batch=batch), losses)
+    try:
+        traffic = Traffic(rack, reuse=reuse)
+        assert traffic.run() == undisturbed(batch, reuse)
+        assert rack.lost > 0
+        assert 1 <= len(traffic.seen) <= rack.lost
+        for seen in traffic.seen:
+            assert seen.replayed_cycles > 0
+        told_of = {id(one) for completion in traffic.done for one in completion.recoveries}
+        assert told_of <= {id(seen) for seen in traffic.seen}
+    finally:
+        rack.close()
+
+
+def test_a_lone_sequence_s_replay_is_its_prompt_and_tokens() -> None:
+    """Known: nothing under way but the step that was lost, so what is replayed is the prefill."""
+    model = compiled(sequences=1)
+    rack = Losing(model, [6])
+    traffic = Traffic(rack, count=1)
+    traffic.run()
+    rack.close()
+    (seen,) = traffic.seen
+    # The prompt's 6 tokens before its last are two prefill steps; the fault came with the fourth
+    # decode step: 6 + 3 tokens are filled again, in steps of 4, 4 and 1.
+    first, last = model.step(4, 8, decode=False), model.step(1, 9, decode=False)
+    again = [model.step(4, 4, decode=False), first, last]
+    wanted = sum(model.interval(one.name, then.name) for one, then in pairwise(again))
+    assert seen.replayed_cycles == wanted + last.cycles
+    assert traffic.done[0].recoveries == [seen]
+    assert (seen.chips, seen.step) == ((), "step x")
+
+
+def test_replays_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "MOST_FAULTS", 3)
+    rack = Losing(compiled(), range(8, 1000))
+    with pytest.raises(Exception, match="3 replays in a row did not come to their end: chip "):
+        Traffic(rack).run()
+    rack.close()
+
+
+def test_a_rack_without_chips_has_nothing_to_recover() -> None:
+    rack = TimingRack(compiled())
+    error = FaultError(chip=0, step="step x", what="lost", waiting_for="nothing")
+    with pytest.raises(FaultError) as caught:
+        rack.recover(error)
+    assert caught.value is error
+    assert rack.condition() is None
+
+
+# -- bindings
+
+
+def test_cables_are_laid_to_any_spare_where_they_are_the_layout_s() -> None:
+    model = compiled()
+    binding = dict(enumerate(model.network.binding))
+    assert spare_slots(model, LESSON, 2) == (5, 6)
+    rebinder = Rebinder(model, LESSON)
+    for chip in range(5):
+        assert rebinder.rebind(binding, [chip], (5, 6)) == {**binding, chip: 5}
+    assert rebinder.rebind(binding, [1, 3], (5, 6)) == {**binding, 1: 5, 3: 6}
+
+
+def test_on_fixed_cables_a_spare_of_the_node_fits_and_one_outside_does_not() -> None:
+    groqrack, model = load_hardware("groqrack"), compiled("1x5+1", 1, hardware="groqrack")
+    binding = dict(enumerate(model.network.binding))
+    assert len({slot // 8 for slot in binding.values()}) == 1
+    rebinder = Rebinder(model, groqrack)
+    inside, outside = spare_slots(model, groqrack, 2), (16, 17)
+    assert {slot // 8 for slot in inside} == {0}
+    for chip in range(6):
+        assert rebinder.rebind(binding, [chip], inside)[chip] in inside
+        with pytest.raises(
+            MachineError, match=r"groqrack: C2C .* in slots .* wanted a cable of its own of 216"
+        ):
+            rebinder.rebind(binding, [chip], outside)
+    # The order of the spares is searched for one that fits.
+    assert rebinder.rebind(binding, [2], (outside[0], inside[1])) == {**binding, 2: inside[1]}
+
+
+def test_a_machine_has_only_so_many_free_chips() -> None:
+    model = compiled("1x5+1", 1, hardware="groqrack")
+    with pytest.raises(
+        ConfigError, match=r"spares: wanted at most 66, the free chips of groqrack beside the 6 of"
+    ):
+        spare_slots(model, load_hardware("groqrack"), 67)
+
+
+def test_drifting_clocks_are_trained_for_their_cables() -> None:
+    drift, model = load_hardware("groqrack-drift"), compiled("1x2", 1, hardware="groqrack-drift")
+    binding = dict(enumerate(model.network.binding))
+    with pytest.raises(MachineError, match="spares: wanted clocks that do not drift"):
+        Rebinder(model, drift).rebind(binding, [0], [5])
+
+
+# -- heartbeats
+
+
+class Dumb:
+    """A transport that counts."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, Control]] = []
+
+    def send(self, dst: int, message: Any) -> None:
+        self.sent.append((dst, message))
+
+
+def test_beats_are_sent_until_the_end() -> None:
+    dumb: Any = Dumb()
+    with beating(dumb, 9, 4):
+        wait_for(lambda: len(dumb.sent) > 1, "beats")
+    count = len(dumb.sent)
+    assert dumb.sent[0] == (9, Control("beat", {"process": 4}))
+    time.sleep(0.5)
+    assert len(dumb.sent) == count
+
+
+def test_silence_counts_for_whom_it_is_watched() -> None:
+    pulse = Pulse(9, "ipc://*", None)
+    try:
+        assert pulse.silence(4) == 0.0
+        pulse.watch(4)
+        wait_for(lambda: pulse.silence(4) > 0.2, "silence")
+        pulse.forget(4)
+        assert pulse.silence(4) == 0.0
+    finally:
+        pulse.close()
+
+
+def wait_for(happened: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + WAIT_S
+    while not happened():
+        assert time.monotonic() < until, f"no {what} within {WAIT_S} s"
+        time.sleep(0.02)
+
+
+# -- processes
+
+
+@pytest.fixture
+def processes() -> Iterator[Callable[..., RemoteRack]]:
+    racks: list[RemoteRack] = []
+
+    def start(model: CompiledModel, **extra: Any) -> RemoteRack:
+        extra = {"step_timeout_s": STEP_SECONDS, "hardware": LESSON, **extra}
+        racks.append(RemoteRack(model, MODEL.weights_ref, ProcessLauncher(), **extra))
+        return racks[-1]
+
+    yield start
+    for rack in racks:
+        rack.close()
+
+
+def pid(rack: RemoteRack, chip: int) -> int:
+    """The process id of a chip, or of a spare by its number."""
+    launcher = rack.launcher
+    assert isinstance(launcher, ProcessLauncher)
+    return launcher.processes[rack._processes.get(chip, chip)].pid
+
+
+def send(rack: RemoteRack, chips: Sequence[int], how: signal.Signals) -> None:
+    for chip in chips:
+        os.kill(pid(rack, chip), how)
+
+
+def test_killed_and_stopped_chips_are_replaced(processes: Callable[..., RemoteRack]) -> None:
+    model = compiled()
+    rack = processes(model, spares=7)
+    random.seed(4)
+    losses: list[tuple[Sequence[int], signal.Signals]] = [
+        ((2,), signal.SIGKILL), ((0,), signal.SIGSTOP), ((1, 4), signal.SIGKILL),
+        ((2,), signal.SIGKILL),
+    ]  # fmt: skip
+    left = 7
+    for chips, how in losses:
+        traffic, turn = Traffic(rack), random.randint(2, 40)
+        assert traffic.run({turn: partial(send, rack, chips, how)}) == undisturbed(1, False), turn
+        seen = traffic.seen
+        assert sorted(chip for one in seen for chip in one.chips) == sorted(chips)
+        left -= len(chips)
+        assert rack.spares == left
+        assert all(one.replayed_cycles > 0 for one in seen)
+        assert all(one.detected_seconds >= 0 for one in seen)
+        assert rack.condition() is None
+    # A spare that dies is no more counted on; a chip that dies between two requests is replaced.
+    send(rack, [min(rack._spares)], signal.SIGKILL)
+    wait_for(lambda: bool(rack.launcher.dead()), "dead spare")
+    rack.check()
+    assert rack.spares == left - 1
+    send(rack, [3], signal.SIGKILL)
+    wait_for(lambda: bool(rack.launcher.dead()), "dead chip")
+    traffic = Traffic(rack)
+    traffic.sequences.check()
+    assert [one.chips for one in traffic.seen] == [(3,)]
+    assert traffic.run() == undisturbed(1, False)
+    # Without a spare left it is as before.
+    assert rack.spares == 0
+    with pytest.raises(ChipFailedError, match=r"chip 1, .* its process ended") as caught:
+        Traffic(rack).run({9: lambda: send(rack, [1], signal.SIGKILL)})
+    assert caught.value.lost == (1,)
+    condition = rack.condition()
+    assert condition is not None
+    assert "chip 1" in condition
+
+
+def test_the_condition_of_a_rack_says_who_is_not_heard(
+    processes: Callable[..., RemoteRack],
+) -> None:
+    rack = processes(compiled("1x2", 1), spares=1)
+    assert rack.condition() is None
+    send(rack, [1], signal.SIGSTOP)
+    started = time.monotonic()
+    wait_for(lambda: rack.condition() is not None, "condition")
+    assert time.monotonic() - started >= SILENT_SECONDS - 0.5  # not on the first missing beat
+    assert str(rack.condition()).startswith("chip 1 has not been heard for ")
+    send(rack, [1], signal.SIGCONT)
+    wait_for(lambda: rack.condition() is None, "recovery of the condition")
+    send(rack, [1], signal.SIGSTOP)
+    traffic = Traffic(rack, count=1)
+
+    def replaced() -> bool:
+        traffic.sequences.check()
+        return bool(traffic.seen)
+
+    wait_for(replaced, "stalled chip")
+    assert [(one.chips, "not heard for" in one.what) for one in traffic.seen] == [((1,), True)]
+    traffic.run()
+
+
+def test_a_chip_that_is_lost_while_another_one_loads(
+    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack = processes(compiled(), spares=3)
+    real = RemoteRack._reconnect
+    calls: list[Sequence[int]] = []
+
+    def reconnect(self: RemoteRack, replaced: Sequence[int]) -> None:
+        calls.append(list(replaced))
+        if len(calls) == 1:
+            send(rack, [3], signal.SIGKILL)
+        real(self, replaced)
+
+    monkeypatch.setattr(RemoteRack, "_reconnect", reconnect)
+    traffic = Traffic(rack)
+    assert traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)}) == undisturbed(1, False)
+    assert sorted(chip for one in traffic.seen for chip in one.chips) == [1, 3]
+    assert rack.spares == 1
+
+
+def test_a_spare_that_has_no_cables_is_refused_by_name(
+    processes: Callable[..., RemoteRack],
+) -> None:
+    drift = load_hardware("groqrack-drift")
+    model = compiled("1x2", 1, hardware="groqrack-drift")
+    rack = processes(model, spares=1, hardware=drift)
+    with pytest.raises(NoSpareError, match=r"no spare can take the place of chips \[1\]: groqrack"):
+        Traffic(rack, count=1).run({5: lambda: send(rack, [1], signal.SIGKILL)})
+    assert "no spare can take" in str(rack.condition())
