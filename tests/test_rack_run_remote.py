@@ -304,7 +304,8 @@ def test_a_start_has_a_deadline_too() -> None:
 @pytest.mark.parametrize(
     ("said", "text"),
     [
-        ([(0, "ready")], "chip 0, started: wanted hello or error from the chip, got ready"),
+        ([(0, "ready")], "chip 0, started: wanted hello or spare or error from the chip, "
+         "got ready"),
         ([(0, "hello"), (0, "hello")], "chip 0, loading: wanted ready or error from the chip, "
          "got hello"),
         ([(0, "hello"), (0, "peers")], "chip 0, loading: wanted ready or error from the chip, "
