@@ -5,10 +5,11 @@ so messages between two nodes stay in order. On the wire a message is one part: 
 b"F" + header length (one byte) + header + payload. A second part would cost more than a copy of the
 payload. Endpoints are learnt at start: bind, tell the others `endpoint`, `connect` theirs.
 
-Between processes of one host (`ipc://`, both sides named as senders) frames go through shared rings
-(interconnect/rings.py) where the native part is built; what does not fit leaves a mark there and
-comes as b"S" + sender (four bytes) + message. A ring that is full even for a mark gets it when the
-sender next sends or receives, so nobody waits for a reader that takes nothing: it may be dead.
+Between processes of one host (`ipc://`, or `tcp://` at one address; the sender is named as one)
+frames go through shared rings (interconnect/rings.py) where the native part is built; what does not
+fit leaves a mark there and comes as b"S" + sender (four bytes) + message. A ring that is full even
+for a mark gets it when the sender next sends or receives, so nobody waits for a reader that takes
+nothing: it may be dead.
 
 Rules. `tcp://` is always encrypted with the run's CURVE key: who has the key is a member of the
 run, nobody else gets a message in. `ipc://` is plain, in a private directory. A transport has a
@@ -100,7 +101,7 @@ class ZmqTransport:
                 raise
             raise TransportError(node=node, what=f"cannot bind {bind}: {error}") from error
         self.endpoint: str = self._pull.get_string(zmq.LAST_ENDPOINT)
-        if senders and available() and self.endpoint.startswith("ipc:"):
+        if senders and available():
             self._inbox = Inbox(senders)
             self._poller = zmq.Poller()
             self._poller.register(self._pull, zmq.POLLIN)
@@ -117,9 +118,9 @@ class ZmqTransport:
     ) -> None:  # fmt: skip
         """Learn where other nodes are. Connections are made when they are first needed.
 
-        Where this process cannot open rings, frames go through sockets. `replaced` nodes have a new
-        process, which sends nothing before this has returned: nothing more comes from, or goes to,
-        the one before. Raises TransportError for a second, different endpoint of a node that was
+        Rings are for nodes of this host, and where this process cannot open them, or with other
+        hosts, frames go through sockets. `replaced` nodes have a new process, which sends nothing
+        before this has returned: nothing more comes from, or goes to, the one before. Raises TransportError for a second, different endpoint of a node that was
         not replaced, or one without a key.
         """
         if replaced:
@@ -135,7 +136,8 @@ class ZmqTransport:
                 _needed_key(self.node, endpoint, self._key)
             self._peers.update(endpoints)
             for node, address in (rings or {}).items():
-                if self.node in address.senders and self.endpoint.startswith("ipc:"):
+                here = _host(self._peers.get(node, "")) == _host(self.endpoint)
+                if here and self.node in address.senders:
                     with contextlib.suppress(OSError, ValueError):
                         self._outboxes[node] = Outbox(self.node, address)
 
@@ -310,6 +312,11 @@ def _needed_key(node: int, endpoint: str, key: RunKey | None) -> RunKey | None:
     if key is None and endpoint.startswith("tcp:"):
         raise TransportError(node=node, what=f"{endpoint} needs the run's key")
     return key
+
+
+def _host(endpoint: str) -> str:
+    """Return what the endpoints of one host's nodes have in common: its address, for tcp."""
+    return endpoint.rpartition(":")[0] if endpoint.startswith("tcp:") else endpoint[:4]
 
 
 def _bindable(node: int, bind: str) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import socket
 import stat
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +58,79 @@ def test_ipc_with_rings() -> None:
 def test_tcp_with_curve() -> None:
     key = RunKey.generate()
     check_transport(lambda nodes: dict(connected(nodes, TCP, key)))
+
+
+@pytest.mark.skipif(not available(), reason="needs the native part and Linux")
+def test_tcp_with_rings() -> None:
+    key = RunKey.generate()
+    check_transport(lambda nodes: dict(connected(nodes, TCP, key, nodes)))
+
+
+@pytest.mark.skipif(not available(), reason="needs the native part and Linux")
+def test_frames_take_rings_on_a_host_and_sockets_between_hosts() -> None:
+    """Two nodes at one address, one at another: each pair of one host has rings, no other has."""
+    key = RunKey.generate()
+    addresses = ["127.0.0.1", "127.0.0.1", "127.0.0.2"]
+    nodes = [
+        ZmqTransport(node, f"tcp://{address}:*", key, senders=[0, 1, 2])
+        for node, address in enumerate(addresses)
+    ]
+    rings = {node.node: node.rings for node in nodes if node.rings is not None}
+    for node in nodes:
+        node.connect({other.node: other.endpoint for other in nodes}, rings)
+    assert [sorted(node._outboxes) for node in nodes] == [[0, 1], [0, 1], [2]]
+    for src in nodes:
+        for dst in nodes:
+            src.send(dst.node, FRAME)
+            assert dst.receive(WAIT_S) == FRAME
+    assert [sorted(node._pushes) for node in nodes] == [[2], [2], [0, 1]]
+    for node in nodes:
+        node.close()
+
+
+def tapped(there: str, heard: bytearray) -> tuple[str, threading.Thread]:
+    """An endpoint that passes everything on to `there`, and keeps what it hears of the sender."""
+    host, port = there.removeprefix("tcp://").split(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, sink: socket.socket, keep: bytearray) -> None:
+        with contextlib.suppress(OSError):  # the other direction has ended both
+            while data := source.recv(1 << 16):
+                keep += data
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def relay() -> None:
+        with listener, listener.accept()[0] as near, socket.create_connection((host, port)) as far:
+            back = threading.Thread(target=pump, args=(far, near, bytearray()))
+            back.start()
+            pump(near, far, heard)
+            back.join(WAIT_S)
+
+    thread = threading.Thread(target=relay)
+    thread.start()
+    return f"tcp://127.0.0.1:{listener.getsockname()[1]}", thread
+
+
+def test_what_the_wire_carries_is_encrypted() -> None:
+    """Who listens between two hosts hears neither a frame nor a control message."""
+    key, heard = RunKey.generate(), bytearray()
+    near, far = ZmqTransport(0, TCP, key), ZmqTransport(1, TCP, key)
+    endpoint, relay = tapped(far.endpoint, heard)
+    near.connect({1: endpoint})
+    frame = replace(FRAME, payload=b"activations of a layer. " * 400)
+    near.send(1, frame)
+    near.send(1, Control("step", {"said": "which step to run"}))
+    assert far.receive(WAIT_S) == frame
+    assert far.receive(WAIT_S) == Control("step", {"said": "which step to run"})
+    for node in (near, far):
+        node.close()
+    relay.join(WAIT_S)
+    assert not relay.is_alive()
+    assert bytes(heard[12:17]) == b"CURVE"  # the mechanism of a ZMTP greeting
+    assert len(heard) > len(frame.payload)
+    for plain in (b"activations", b"which step", b"step"):
+        assert plain not in heard
 
 
 def test_a_node_joins_a_hub_once() -> None:
