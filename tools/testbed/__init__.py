@@ -1,0 +1,1 @@
+"""A test bed: several machines on this one, each reachable over ssh, and a laptop beside them."""
