@@ -120,8 +120,9 @@ class ZmqTransport:
 
         Rings are for nodes of this host, and where this process cannot open them, or with other
         hosts, frames go through sockets. `replaced` nodes have a new process, which sends nothing
-        before this has returned: nothing more comes from, or goes to, the one before. Raises TransportError for a second, different endpoint of a node that was
-        not replaced, or one without a key.
+        before this has returned: nothing more comes from, or goes to, the one before. Raises
+        TransportError for a second, different endpoint of a node that was not replaced, or one
+        without a key.
         """
         if replaced:
             with self._send_lock, self._receive_lock:
