@@ -207,7 +207,10 @@ def test_a_user_adds_a_machine(tmp_path: Path) -> None:
 HEAD = 'name = "mine"\ninherits = "groqrack"\n'
 SOURCED = 'source = "assumption: a try"'
 SHAPE = '{ value, grade, source } or { value, source = "assumption: ..." }'
-TABLES = "one of name, inherits, [chip], [delays], [system], [link], [clock], [host], [economics]"
+TABLES = (
+    "one of name, inherits, [chip], [delays], [system], [link], [clock], [errors], [host], "
+    "[economics]"
+)
 GRADED = "a grade (A, B, C, D, M) or a source that starts with 'assumption:'"
 CHOICES = "no such key with system.cabling = 'dragonfly', link.rate = 'per_link'"
 FIT = "numbers that fit together"
@@ -299,7 +302,7 @@ FIT = "numbers that fit together"
         (
             f"{HEAD}[link]\nrack_bps = {{ value = 1, {SOURCED} }}",
             "link.rack_bps",
-            f"{CHOICES} and exact clocks",
+            f"{CHOICES} and exact clocks and links without errors",
             "one",
         ),
         (

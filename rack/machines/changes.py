@@ -11,14 +11,14 @@ from decimal import Decimal, InvalidOperation
 
 from compiler.files import shown
 from rack.errors import ConfigError
-from rack.machines.profile_keys import KNOWN, TEXTS
+from rack.machines.profile_keys import KNOWN, RATES, TEXTS
 
 GB_PER_S = "link.gb_per_s"
 DERIVED = {GB_PER_S: "GB/s of payload that each link between chips has, whatever is cabled"}
 PREFIX = "interconnect."
-DESCRIBED = ("link", "clock")  # tables about the interconnect
+DESCRIBED = ("link", "clock", "errors")  # tables about the interconnect
 
-Value = int | str | list[int]
+Value = int | float | str | list[int]
 
 
 def plain_key(key: str) -> str | None:
@@ -35,7 +35,8 @@ def machine_keys() -> list[str]:
 
 
 def changed(values: Mapping[str, object]) -> dict[str, Value]:
-    """Return changes of a profile's own keys: derived keys are worked out, numbers are whole.
+    """Return changes of a profile's own keys: derived keys are worked out, numbers are whole
+    but for rates of errors.
 
     Raises ConfigError for a value that is no number, and for two keys that say the same.
     """
@@ -65,6 +66,8 @@ def _link(key: str, value: object) -> dict[str, Value]:
 def _value(key: str, short: str, value: object) -> Value:
     if short in TEXTS:
         return str(value)
+    if short in RATES:
+        return float(_number(key, value))
     if isinstance(value, list):  # of [d_func, d_skew]; the profile checks it
         return [_whole(key, one) for one in value]
     return _whole(key, value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fractions import Fraction
@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from chip.spec import USES, ChipSpec
+from interconnect.bit_errors import ErrorSpec
 from interconnect.clock import ClockSpec
 from interconnect.dragonfly import Dragonfly, multi_rack
 from interconnect.spec import LinkSpec
@@ -66,6 +67,7 @@ class Hardware:
     global_latency_cycles: int  # of a cable between nodes; with free cabling as any other
     optical_latency_cycles: int  # of a cable between racks
     clock: ClockSpec
+    errors: Mapping[LinkKind, ErrorSpec] = field(hash=False)  # they move no cycle
     host_turnaround_cycles: int  # result at the host to next step message
     sources: dict[str, Sourced] = field(hash=False, compare=False, repr=False)
     economics: Economics = field(hash=False, compare=False, repr=False)
@@ -119,6 +121,15 @@ class Hardware:
         if kind is LinkKind.OPTICAL:
             return self.optical_latency_cycles
         return self.global_latency_cycles if kind.leaves_node else self.chip_link.latency_cycles
+
+    def link_kind(self, src: int, dst: int) -> LinkKind:
+        """Return where a cable between two slots runs."""
+        if self.cabling is Cabling.FREE:
+            return LinkKind.FREE
+        if self.rack_of(src) != self.rack_of(dst):
+            return LinkKind.OPTICAL
+        same = src // self.chips_per_node == dst // self.chips_per_node
+        return LinkKind.LOCAL if same else LinkKind.GLOBAL
 
     def topology(self, n_chips: int, pairs: Sequence[tuple[int, int]] = ()) -> Topology:
         """Wire a machine that holds `n_chips`.

@@ -1,8 +1,8 @@
 """Read a machine from TOML: `load_hardware("lesson")`, `load_hardware("my.toml")`.
 
 A file has `name`, optionally `inherits` (a shipped profile's name, or a path beside the file), and
-the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock, host and
-economics. Every value in them is an inline table that says where it comes from:
+the tables chip, delays (each instruction's [d_func, d_skew]), system, link, clock, errors, host
+and economics. Every value in them is an inline table that says where it comes from:
 `{ value = 4, grade = "A", source = "..." }` or `{ value = 4, source = "assumption: ..." }`; a value
 without is refused. So are an unknown key, a number out of bounds (`profile_keys`), a value
 that is not modelled, and a key of the file's own that changes nothing beside the others, as
@@ -24,7 +24,9 @@ from typing import TypeVar
 from chip.isa.instructions import MNEMONICS
 from chip.isa.issue import delays
 from chip.spec import USES, ChipSpec
+from interconnect.bit_errors import ErrorSpec
 from interconnect.clock import ClockSpec
+from interconnect.fec import PARITY_BYTES
 from interconnect.spec import LinkSpec
 from interconnect.topology import LinkKind
 from rack.errors import ProfileError
@@ -33,10 +35,12 @@ from rack.machines.hardware import Cabling, Hardware, SharedEgress
 from rack.machines.profile_keys import (
     COMMON,
     KNOWN,
+    LEFT_OPEN,
     MOST_CHIPS,
     MOST_CYCLES,
     MOST_SLOT,
     ONLY,
+    RATES,
     REMOVED,
     TABLES,
     UNUSED_DELAYS,
@@ -47,7 +51,6 @@ from rack.machines.sourced import Sourced, flattened, parse, text_of
 
 _T = TypeVar("_T")
 _FOLDER = Path(__file__).parent / "profiles"
-STRAYING = "groqrack-drift"  # has what a profile leaves open of clocks that stray
 MOST_HEIRS = 8  # files that inherit from each other
 ASKED = "assumption: a value that was asked for in place of the profile's"
 
@@ -60,7 +63,7 @@ def profile_names() -> tuple[str, ...]:
 
 
 def load_hardware(
-    name_or_path: str | Path, changes: Mapping[str, int | str | list[int]] | None = None
+    name_or_path: str | Path, changes: Mapping[str, int | float | str | list[int]] | None = None
 ) -> Hardware:
     """Read a shipped profile by name, or a `.toml` file by path.
 
@@ -126,19 +129,19 @@ class _Profile:
     def __init__(self, file: str, values: dict[str, Sourced]) -> None:
         self._file, self._values = file, values
         cabling, rate = self._get("system.cabling").value, self._get("link.rate").value
-        clocks = self._clocks()
+        others = (*self._clocks(), *self._mistakes(str(cabling)))
         self.choices = (
-            f"system.cabling = {cabling!r}, link.rate = {rate!r} and {' and '.join(clocks)}"
+            f"system.cabling = {cabling!r}, link.rate = {rate!r} and {' and '.join(others)}"
         )
-        chosen = (str(cabling), str(rate), *clocks)
+        chosen = (str(cabling), str(rate), *others)
         keys = [*COMMON, *(key for choice in chosen for key in ONLY[choice])]
         keys.sort(key=lambda key: TABLES.index(key.partition(".")[0]))
         self.used = {key: self._get(key) for key in keys}
         self._check_unused_delays()
 
     def _get(self, key: str) -> Sourced:
-        if key not in self._values and key in (*ONLY["straying clocks"], *ONLY["drawn latencies"]):
-            self._values = _read(_FOLDER / f"{STRAYING}.toml", ())[1] | self._values
+        if key not in self._values and (shipped := LEFT_OPEN.get(key)):
+            self._values[key] = _read(_FOLDER / f"{shipped}.toml", ())[1][key]
         if key not in self._values:
             raise ProfileError(file=self._file, key=key, wanted="a value", got="nothing")
         return self._values[key]
@@ -152,6 +155,13 @@ class _Profile:
         strays = ["straying clocks"] if drift or jitter else []
         return strays + (["drawn latencies"] if strays or sigma else ["exact clocks"])
 
+    def _mistakes(self, cabling: str) -> list[str]:
+        """Return which mistakes links make, as ONLY has it."""
+        near = [key for key in RATES if key in COMMON or key in ONLY[cabling]]
+        rates = [key for key in near if self._get(key).value]
+        bursts = ["bursts"] if any(key.endswith("burst_rate") for key in rates) else []
+        return [*(["links that err"] if rates else ["links without errors"]), *bursts]
+
     def _check_unused_delays(self) -> None:
         """Refuse delays that would change nothing: those of groqrack stand."""
         shipped = _read(_FOLDER / "groqrack.toml", ())[1]
@@ -164,6 +174,11 @@ class _Profile:
     def _int(self, key: str) -> int:
         value = self.used[key].value
         assert isinstance(value, int), key  # _check_value saw it
+        return value
+
+    def _rate(self, key: str) -> float:
+        value = self.used[key].value
+        assert isinstance(value, int | float), key  # as in `_int`
         return value
 
     def _cycles(self, key: str) -> int:
@@ -235,6 +250,7 @@ class _Profile:
             global_latency_cycles=self._cycles(far[0] if far[0] in self.used else local),
             optical_latency_cycles=self._cycles(far[1] if far[1] in self.used else local),
             clock=self._built("clock", lambda: ClockSpec(**clock)),
+            errors=self._errors(),
             host_turnaround_cycles=self._cycles("host.turnaround_ns"),
             sources=self.used,
             economics=economics_of(self._file, self._values),
@@ -273,6 +289,27 @@ class _Profile:
             return LinkSpec(**self._table("link", *serdes), **common)
         shares = self._int("link.rack_bps_directions") * chips
         return SharedEgress(egress_bps=Fraction(self._int("link.rack_bps"), shares), **common)
+
+    def _errors(self) -> dict[LinkKind, ErrorSpec]:
+        """Return the errors of each kind of link between chips: of all alike with free cabling.
+
+        Raises ProfileError where packets have no room for the code's parity.
+        """
+        more = [key for key in ("burst_bits", "seed") if f"errors.{key}" in self.used]
+        common, out = self._table("errors", *more), {}
+        for kind in LinkKind:
+            far = f"errors.{kind}_" if f"errors.{kind}_burst_rate" in self.used else "errors."
+            out[kind] = ErrorSpec(
+                bit_error_rate=self._rate(f"{far}bit_error_rate"),
+                burst_rate=self._rate(f"{far}burst_rate"),
+                **common,
+            )
+        room = self._int("link.overhead_bytes")
+        if room < PARITY_BYTES and any(one.errs for one in out.values()):
+            wanted = f"at least {PARITY_BYTES}: links that make errors send parity"
+            key = "link.overhead_bytes"
+            raise ProfileError(file=self._file, key=key, wanted=wanted, got=str(room))
+        return out
 
     def _host(self) -> LinkSpec:
         return LinkSpec.from_payload_rate(self._int("host.payload_bps"), **self._wire("host"))

@@ -10,10 +10,11 @@ from __future__ import annotations
 from chip.isa.instructions import MNEMONICS
 from chip.spec import MODELLED, VECTOR_BYTES
 from compiler.files import shown
+from interconnect.fec import WORD_BITS
 from rack.errors import ProfileError
 from rack.machines.economics import ECONOMIC_KEYS, check_economics
 
-TABLES = ("chip", "delays", "system", "link", "clock", "host", "economics")
+TABLES = ("chip", "delays", "system", "link", "clock", "errors", "host", "economics")
 MOST_CYCLES = 1_000_000  # of a latency: a millisecond and more
 MOST_TIME = 1_000_000  # ns of a latency, ps of what strays
 MOST_DELAY = 64  # of one instruction
@@ -61,17 +62,27 @@ RANGES = {
     "clock.hac_exchange_cycles": (1, MOST_CYCLES),
     "clock.realign_cycles": (1, 10**9),
     "clock.seed": (0, (1 << 64) - 1),
+    "errors.burst_bits": (2, WORD_BITS),
+    "errors.seed": (0, (1 << 64) - 1),
     "host.payload_bps": (1, MOST_BPS),
     "host.overhead_bytes": (0, 10**6),
     "host.latency_ns": (1, MOST_TIME),
     "host.turnaround_ns": (0, MOST_TIME),
 }
-"""The least and the most of every number that may vary."""
+"""The least and the most of every whole number that may vary."""
+
+_FAR_RATES = tuple(
+    f"errors.{kind}_{rate}" for kind in ("global", "optical")
+    for rate in ("bit_error_rate", "burst_rate")
+)  # fmt: skip
+RATES = ("errors.bit_error_rate", "errors.burst_rate", *_FAR_RATES)
+"""Numbers from 0 to below 1, which need not be whole."""
 
 ONLY = {  # keys that one choice needs, and that change nothing without it
     "dragonfly": (
         *("system.chips_per_node", "system.local_ports", "system.global_ports"),
         *("link.global_latency_ns", "link.optical_latency_ns"),
+        *_FAR_RATES,
     ),
     "free": (),
     "per_link": tuple(
@@ -85,15 +96,25 @@ ONLY = {  # keys that one choice needs, and that change nothing without it
     ),
     "drawn latencies": ("clock.seed",),
     "exact clocks": (),
+    "links that err": ("errors.seed",),
+    "bursts": ("errors.burst_bits",),
+    "links without errors": (),
 }
 _CONDITIONAL = frozenset().union(*ONLY.values())
 COMMON = (
     *(f"chip.{name}" for name in MODELLED),
     *TEXTS,
-    *(key for key in RANGES if key not in _CONDITIONAL),
+    *(key for key in (*RANGES, *RATES) if key not in _CONDITIONAL),
     *(f"delays.{name}" for name in MNEMONICS),
 )
 """Keys that every profile has."""
+
+LEFT_OPEN = {
+    **dict.fromkeys((*ONLY["straying clocks"], *ONLY["drawn latencies"]), "groqrack-drift"),
+    **dict.fromkeys(RATES, "groqrack"),
+    **dict.fromkeys((*ONLY["links that err"], *ONLY["bursts"]), "groqrack-errors"),
+}
+"""Keys that a profile may leave open, and the shipped one whose value it has then."""
 
 KNOWN = _CONDITIONAL.union(COMMON, ECONOMIC_KEYS)
 REMOVED = {
@@ -127,12 +148,19 @@ def check(file: str, key: str, value: object) -> None:
     elif table == "chip" and name in MODELLED:
         if type(value) is not int or value != MODELLED[name]:
             raise _wrong(file, key, f"{MODELLED[name]} (only that is modelled)", value)
+    elif key in RATES:
+        if not _is_rate(value):
+            raise _wrong(file, key, "a number from 0 to below 1", value)
     else:
         least, most = RANGES[key]
         if type(value) is not int or value < least:
             raise _wrong(file, key, f"an integer >= {least}", value)
         if value > most:
             raise _wrong(file, key, f"at most {most}", value)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _check_delay(file: str, key: str, value: object) -> None:

@@ -27,7 +27,7 @@ class Sourced(NamedTuple):
     `fitted` names the published figure that the value was chosen to meet; "" when there is none.
     """
 
-    value: int | str | list[int]
+    value: int | float | str | list[int]
     grade: str
     source: str
     fitted: str = ""
