@@ -14,6 +14,7 @@ from compiler.model.frontend import resolve_model
 from rack.commands.generate import main
 from rack.errors import ChipFailedError, RackError
 from rack.run.config import RunConfig
+from rack.run.remote import RemoteRack
 from rack.run.session import Prepared, Session, prepare
 from rack.text.sampler import SamplingParams
 
@@ -88,6 +89,28 @@ def test_a_killed_actor_is_named() -> None:
         os.kill(actors[0].pid, signal.SIGKILL)
         with pytest.raises(ChipFailedError, match=r"chip \d, step .*: its process ended"):
             session.engine.generate([1, 2, 3], SamplingParams(max_tokens=1)).run()
+
+
+def test_killed_and_stopped_actors_are_replaced() -> None:
+    """By spares, with nothing but the replay to show for it."""
+    prompt, params = [256, 72, 105, 33, 33], SamplingParams(max_tokens=8, ignore_eos=True)
+    ready = prepared("tiny", "2x2+1", step_timeout_s=2.0, spares=3)
+    with Session(ready) as session:
+        rack = session.rack
+        assert isinstance(rack, RemoteRack)
+        wanted = session.engine.generate(prompt, params).run()
+        for chip, how in ((2, signal.SIGKILL), (0, signal.SIGSTOP), (2, signal.SIGKILL)):
+            completion = session.engine.generate(prompt, params)
+            events = iter(completion)
+            next(events)
+            os.kill(rack._members[rack._processes[chip]].pid, how)
+            assert len(list(events)) == 7
+            assert completion.token_ids == wanted.token_ids
+            assert completion.decode_cycles == wanted.decode_cycles
+            assert completion.data_hash == wanted.data_hash
+            assert [one.chips for one in completion.recoveries] == [(chip,)]
+            assert completion.recoveries[0].replayed_cycles > 0
+        assert rack.spares == 0
 
 
 def test_a_slowed_link_is_refused_by_the_actor() -> None:

@@ -51,6 +51,14 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 
+def end_machine(machines: Any, node: Any) -> None:
+    """Kill a machine's raylet; its chips notice that and end."""
+    (raylet,) = node.all_processes["raylet"]
+    processes = psutil.Process(raylet.process.pid).children()
+    machines.remove_node(node, allow_graceful=False)
+    assert not psutil.wait_procs(processes, timeout=20)[1]
+
+
 def complete(session: Session) -> Completion:
     params = SamplingParams(max_tokens=4, ignore_eos=True)
     return session.engine.generate([256, 72, 105, 33, 33, 33], params).run()
@@ -80,14 +88,45 @@ def test_two_machines_give_the_tokens_of_one_process(two_machines: Any) -> None:
             assert got.decode_cycles == wanted.decode_cycles
             assert got.prompt_cycles == wanted.prompt_cycles
         (second,) = two_machines.worker_nodes
-        (raylet,) = second.all_processes["raylet"]
-        processes = psutil.Process(raylet.process.pid).children()
-        two_machines.remove_node(second, allow_graceful=False)
-        assert not psutil.wait_procs(processes, timeout=20)[1]  # they notice that it is gone
+        end_machine(two_machines, second)
         lost = {node for node, host in hosts.items() if host.endswith(SECOND)}
         with pytest.raises(ChipFailedError, match="its process ended") as caught:
             complete(session)
         assert caught.value.chip in lost
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_lost_machine_s_chips_go_on_elsewhere(two_machines: Any) -> None:
+    """Its raylet is killed, and its chips with it; spares on the other machines take over."""
+    size = {"num_cpus": 4, "memory": MEMORY, "object_store_memory": OBJECT_STORE_BYTES}
+    two_machines.add_node(node_ip_address="127.0.0.3", **size)
+    config = {"model": "tiny", "layout": LAYOUT, "prefill_chunk": 4, "step_timeout_s": 5.0}
+    with Session(prepare(RunConfig(transport="ray", spares=3, **config))) as session:
+        wanted, rack = complete(session), session.rack
+        assert isinstance(rack, RemoteRack)
+        at = {
+            chip: rack._members[process].endpoint.rpartition(":")[0]
+            for chip, process in rack._processes.items()
+        }
+        head = f"tcp://{ray.util.get_node_ip_address()}"
+        victim = next(host for host in at.values() if host != head)
+        lost = tuple(sorted(chip for chip, host in at.items() if host == victim))
+        node = next(n for n in two_machines.worker_nodes if victim.endswith(n.node_ip_address))
+        params = SamplingParams(max_tokens=4, ignore_eos=True)
+        completion = session.engine.generate([256, 72, 105, 33, 33, 33], params)
+        events = iter(completion)
+        next(events)
+        end_machine(two_machines, node)
+        assert len(list(events)) == 3
+        assert completion.token_ids == wanted.token_ids
+        assert completion.data_hash == wanted.data_hash
+        assert completion.decode_cycles == wanted.decode_cycles
+        replaced = sorted(chip for one in completion.recoveries for chip in one.chips)
+        assert tuple(replaced) == lost
+        now = {rack._members[process].endpoint for process in rack._processes.values()}
+        assert not [endpoint for endpoint in now if endpoint.startswith(f"{victim}:")]
+        assert complete(session).data_hash == wanted.data_hash
 
 
 def test_a_machine_that_joins_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,7 +330,7 @@ def test_what_a_chip_says_out_of_order_ends_the_start(
             for chip, kind in said:
                 values = {
                     "chip": chip, "code": running_code(load_kernels()), "rings": None,
-                    "endpoint": self.voice.endpoint, "process": chip,
+                    "endpoint": self.voice.endpoint, "process": chip, "pid": 0,
                 }  # fmt: skip
                 self.voice.send(seat.host, Control(kind, values))
 

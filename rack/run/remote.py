@@ -60,6 +60,7 @@ class _Member:
     """One process of the rack: the talk with it, and what it has said of itself."""
 
     talk: Conversation
+    pid: int = 0  # on its machine
     endpoint: str = ""
     rings: Any = None
     ready: bool = False  # as what it was asked to be last
@@ -205,6 +206,7 @@ class RemoteRack:
         member = self._members[values["process"]]
         if kind in (ControlKind.HELLO, ControlKind.SPARE):
             self._check_code(values)
+            member.pid = values["pid"]
             member.endpoint, member.rings = values["endpoint"], values["rings"]
             member.ready = kind is ControlKind.SPARE
         else:
