@@ -232,6 +232,10 @@ class RemoteRack:
         """How many chips can still be replaced."""
         return len(self._spares)
 
+    def pid(self, chip: int) -> int:
+        """Return the process id of a chip on its machine."""
+        return self._members[self._processes[chip]].pid
+
     def condition(self) -> str | None:
         """Say what keeps the rack from running a step now, None if nothing. From any thread."""
         if self._failed is not None or self._recovering is not None:
@@ -479,8 +483,15 @@ class RemoteRack:
         )
 
     def _first_wait(self, skip: set[int]) -> tuple[list[int], str]:
-        """Ask every chip what it waits for; return the silent chips and the earliest wait."""
-        self.collect_reports(skip)
+        """Ask every chip what it waits for; return the silent chips and the earliest wait.
+
+        Those whose heartbeat is silent are not waited for.
+        """
+        mute = {
+            chip for chip, process in self._processes.items()
+            if self._pulse.silence(process) > SILENT_SECONDS
+        }  # fmt: skip
+        self.collect_reports(skip | mute)
         silent = [c for c in range(self._chips) if c not in self._reports and c not in skip]
         waits = [values for values in self._reports.values() if "order" in values]
         if not waits:
