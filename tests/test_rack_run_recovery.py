@@ -25,7 +25,7 @@ from compiler.place.layout import parse_layout
 from interconnect.frame import Control
 from rack.errors import ChipFailedError, ConfigError, FaultError, MachineError, NoSpareError
 from rack.machines.profile import load_hardware
-from rack.run import sequences
+from rack.run import remote, sequences
 from rack.run.completion import Completion
 from rack.run.engine import Engine
 from rack.run.local import LocalRack
@@ -156,6 +156,40 @@ def test_whatever_is_lost_when_tokens_and_cycles_are_the_same(
         rack.close()
 
 
+class Moving(Losing):
+    """A rack that goes on with another schedule of the same model once a chip was lost."""
+
+    def recover(self, error: FaultError) -> Recovery:
+        other = compiled("1x3", batch=self.compiled.batch)
+        if other is not self.compiled:
+            self.__dict__.update(LocalRack(other, MODEL.weights_ref).__dict__)
+        return super().recover(error)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    batch=st.sampled_from([1, 2]), reuse=st.booleans(),
+    losses=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+)  # fmt: skip
+def test_on_another_schedule_the_tokens_are_the_same(
+    batch: int, reuse: bool, losses: list[int]
+) -> None:
+    rack = Moving(compiled(batch=batch), losses)
+    try:
+        traffic = Traffic(rack, reuse=reuse)
+        traffic.run()
+        _, wanted = undisturbed(batch, reuse)
+        for got, one in zip(traffic.done, wanted, strict=True):
+            if got.finish_reason is not None and len(one[0]) == len(got.token_ids):
+                assert (got.token_ids, got.data_hash) == (one[0], one[5])
+        whole = [one for one in traffic.done if one.finish_reason is not None]
+        assert len(whole) >= 3
+        assert all(len(one.token_ids) == len(one.decode_cycles) for one in traffic.done)
+        assert rack.compiled is compiled("1x3", batch=batch)
+    finally:
+        rack.close()
+
+
 def test_a_lone_sequence_s_replay_is_its_prompt_and_tokens() -> None:
     """Known: nothing under way but the step that was lost, so what is replayed is the prefill."""
     model = compiled(sequences=1)
@@ -219,6 +253,19 @@ def test_on_fixed_cables_a_spare_of_the_node_fits_and_one_outside_does_not() -> 
             rebinder.rebind(binding, [chip], outside)
     # The order of the spares is searched for one that fits.
     assert rebinder.rebind(binding, [2], (outside[0], inside[1])) == {**binding, 2: inside[1]}
+
+
+def test_a_node_of_spares_takes_a_node_s_place() -> None:
+    """Where no spare has the cables, a lost chip's node moves whole; else the chip alone."""
+    groqrack, model = load_hardware("groqrack"), compiled("1x5+1", 1, hardware="groqrack")
+    binding, rebinder = dict(enumerate(model.network.binding)), Rebinder(model, groqrack)
+    node = spare_slots(model, groqrack, 8)
+    assert node == tuple(range(8, 16))
+    moved = rebinder.move(binding, [2], node)
+    assert {slot // 8 for slot in moved.values()} == {1}
+    assert len(set(moved.values())) == 6
+    rebinder.verify(moved)  # a node is like another one
+    assert rebinder.move(binding, [2, 4], (17, 30)) == {**binding, 2: 17, 4: 30}
 
 
 def test_a_machine_has_only_so_many_free_chips() -> None:
@@ -391,12 +438,40 @@ def test_a_chip_that_is_lost_while_another_one_loads(
     assert rack.spares == 1
 
 
-def test_a_spare_that_has_no_cables_is_refused_by_name(
-    processes: Callable[..., RemoteRack],
+def test_a_spare_of_another_node_has_a_schedule_of_its_own(
+    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drift = load_hardware("groqrack-drift")
-    model = compiled("1x2", 1, hardware="groqrack-drift")
-    rack = processes(model, spares=1, hardware=drift)
-    with pytest.raises(NoSpareError, match=r"no spare can take the place of chips \[1\]: groqrack"):
-        Traffic(rack, count=1).run({5: lambda: send(rack, [1], signal.SIGKILL)})
+    """The other chips get new programs, and all columns are loaded again; or there is no way."""
+    groqrack = load_hardware("groqrack")
+    model = compiled("1x3", 3, hardware="groqrack")
+    monkeypatch.setattr(remote, "spare_slots", lambda *_: (12, 16))
+
+    def again(binding: tuple[int, ...]) -> CompiledModel:
+        options = Options(
+            prefill_chunk=4, sequences=3, max_model_len=64, buckets=(32, 64), binding=binding
+        )
+        return compile_model(MODEL.config, groqrack, model.layout, options)
+
+    rack = processes(model, spares=2, hardware=groqrack, compile_again=again)
+    traffic = Traffic(rack)
+    traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)})
+    (seen,) = traffic.seen
+    assert rack.compiled.network.binding == (0, 12, 2)
+    assert seen.schedule_hash == rack.compiled.schedule_hash != model.schedule_hash
+    hashes = {tuple(one.token_ids): one.data_hash for one in traffic.done}
+    for one in undisturbed(1, False)[1]:
+        assert hashes.get(tuple(one[0]), one[5]) == one[5]
+    local = LocalRack(rack.compiled, MODEL.weights_ref)
+    assert Traffic(rack).run() == Traffic(local).run()
+    local.close()
+    with pytest.raises(NoSpareError, match=r"no spare can take .*\[1\].*wanted a path, got none"):
+        Traffic(rack).run({9: lambda: send(rack, [1], signal.SIGKILL)})
     assert "no spare can take" in str(rack.condition())
+
+
+def test_a_fixed_schedule_needs_its_cables(processes: Callable[..., RemoteRack]) -> None:
+    drift = load_hardware("groqrack-drift")
+    rack = processes(compiled("1x2", 1, hardware="groqrack-drift"), spares=1, hardware=drift)
+    wanted = r"no spare can take the place of chips \[1\]: the schedule of these chips is fixed"
+    with pytest.raises(NoSpareError, match=wanted):
+        Traffic(rack, count=1).run({5: lambda: send(rack, [1], signal.SIGKILL)})

@@ -175,6 +175,9 @@ def test_what_a_rack_of_processes_is_started_with(
 
     assert open_rack(with_images, progress) == "rack"  # type: ignore[comparison-overlap]
     ((args, options),) = calls
+    again = options.pop("compile_again")((3, 2, 1, 0, 7)[: ready.compiled.layout.chips])
+    assert again.network.binding == (3, 2, 1, 0, 7)[: ready.compiled.layout.chips]
+    assert set(again.steps) == set(ready.compiled.steps)
     assert args == (ready.compiled, ready.model.weights_ref, ready.hardware)
     assert options == {
         "step_timeout_s": 9.0, "progress": progress, "images": images, "executor": "fast",

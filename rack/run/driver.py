@@ -228,5 +228,9 @@ class Driver:
     def close(self) -> None:
         """Leave the transport and free the memory."""
         self.node.transport.close()
+        self.free()
+
+    def free(self) -> None:
+        """Free the memory."""
         for memory in (self.memory, self.received):
             memory.close()

@@ -1,8 +1,10 @@
 """Which spare slots can take a logical chip's place: the cables of the schedule must be there too.
 
-The schedule stays as it is, to the cycle. So every link that it uses at a lost chip must have a
-cable at the spare's slot: of the same latency, no slower, and its own. Where the layout lays the
-cables, they are laid to the spare. Where they are fixed, they are looked for.
+If the schedule is to stay as it is, to the cycle, every link that it uses at a lost chip must have
+a cable at the spare's slot: of the same latency, no slower, and its own. Where the layout lays the
+cables, they are laid to the spare. Where they are fixed, they are looked for. If they are not there
+(the spares of a dragonfly are mostly in another node), the lost chip's node moves as a whole, or
+else the chip alone, and the schedule has to be made anew for the new binding.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ Binding = dict[int, int]
 
 
 def spare_slots(compiled: CompiledModel, hardware: Hardware, count: int) -> tuple[int, ...]:
-    """Return the slots of so many spares: free ones of the layout's nodes first, then by number.
+    """Return the slots of so many spares, on fixed cables free ones of the layout's nodes first.
 
+    As many as a node has are a free node, if there is one: it can take another one's place whole.
     Raises ConfigError where the machine has not so many.
     """
     used = set(compiled.network.binding)
@@ -32,7 +35,8 @@ def spare_slots(compiled: CompiledModel, hardware: Hardware, count: int) -> tupl
     slots = hardware.racks(max(used) + 1) * hardware.chips_per_rack
     nodes = {slot // hardware.chips_per_node for slot in used}
     free = [slot for slot in range(slots) if slot not in used]
-    free.sort(key=lambda slot: (slot // hardware.chips_per_node not in nodes, slot))
+    whole = count >= hardware.chips_per_node
+    free.sort(key=lambda slot: ((slot // hardware.chips_per_node in nodes) is whole, slot))
     if len(free) < count:
         raise ConfigError(
             f"spares: wanted at most {len(free)}, the free chips of {hardware.name} beside the "
@@ -47,6 +51,10 @@ class Rebinder:
     def __init__(self, compiled: CompiledModel, hardware: Hardware) -> None:
         self._hardware, self._clock = hardware, compiled.network.clock
         self._links = [link for link in compiled.network.links if not link.is_host]
+
+    def of(self, compiled: CompiledModel) -> Rebinder:
+        """Return the same for another schedule on the same machine."""
+        return Rebinder(compiled, self._hardware)
 
     def rebind(self, binding: Binding, lost: Sequence[int], spares: Sequence[int]) -> Binding:
         """Return the binding with spare slots for the lost chips, the first ones that fit.
@@ -67,6 +75,26 @@ class Rebinder:
             first = found
             self.verify(first)
         return first
+
+    def move(self, binding: Binding, lost: Sequence[int], spares: Sequence[int]) -> Binding:
+        """Return a binding without the slots of lost chips, whatever cables there are.
+
+        The chips of a lost one's node go to the spares of one node, if those are enough. So they
+        stay together. Other lost chips go to any spares, of which there are enough.
+        """
+        new, free, size = dict(binding), list(spares), self._hardware.chips_per_node
+        for node in sorted({binding[chip] // size for chip in lost}):
+            chips = [chip for chip, slot in sorted(new.items()) if slot // size == node]
+            for other in sorted({slot // size for slot in free}):
+                room = [slot for slot in free if slot // size == other]
+                if len(room) >= len(chips):
+                    break
+            else:
+                chips, room = [chip for chip in chips if chip in lost], free
+            chosen = dict(zip(chips, room, strict=False))
+            free = [slot for slot in free if slot not in chosen.values()]
+            new |= chosen
+        return new
 
     def _search(
         self, topology: Topology, bound: Binding, lost: list[int], spares: list[int]

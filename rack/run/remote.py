@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from interconnect.private_folder import PrivateFolder
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import (
+    KNOWN_ERRORS,
     ChipFailedError,
     ControlError,
     FaultError,
@@ -32,6 +33,7 @@ from rack.errors import (
     NoSpareError,
     OtherCodeError,
     RackClosedError,
+    RackError,
 )
 from rack.machines.hardware import Hardware
 from rack.run.control import ControlKind, Conversation, Sender
@@ -39,7 +41,7 @@ from rack.run.driver import Driver
 from rack.run.job import PROCESS_BYTES, ChipJob, chip_job
 from rack.run.launcher import Launcher, Post
 from rack.run.pulse import SILENT_SECONDS, Pulse
-from rack.run.rebinding import Rebinder, spare_slots
+from rack.run.rebinding import Binding, Rebinder, spare_slots
 from rack.run.shared import SharedImages, shares
 from rack.run.steps import Recovery, StepOrder, StepResult, Turns
 from rack.run.stored import Images
@@ -55,6 +57,10 @@ POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0  # how often the processes are looked at while messages come
 
 
+CompileAgain = Callable[[tuple[int, ...]], CompiledModel]
+"""Returns the model compiled for a binding: logical chip -> physical slot."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Member:
     """One process of the rack: the talk with it, and what it has said of itself."""
@@ -67,7 +73,11 @@ class _Member:
 
 
 class RemoteRack:
-    """Chips in other processes. `hardware` is needed where there are spares."""
+    """Chips in other processes.
+
+    `hardware` is needed where there are spares. `compile_again` makes the schedule of a binding
+    that has not the cables of this one.
+    """
 
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, launcher: Launcher, *,
@@ -76,6 +86,7 @@ class RemoteRack:
         faults: Sequence[Fault] = (),
         images: Images | None = None, executor: str = "fast", rings: bool = True,
         spares: int = 0, hardware: Hardware | None = None,
+        compile_again: CompileAgain | None = None,
     ) -> None:  # fmt: skip
         self.executor = executor
         self.compiled, self.launcher, self.transport = compiled, launcher, launcher.name
@@ -95,7 +106,8 @@ class RemoteRack:
         self._processes = {chip: chip for chip in range(self._chips)}  # chip -> its process
         self._members: dict[int, _Member] = {}
         self._gone: set[int] = set()  # processes that were replaced: what they still say is dropped
-        self._slots = dict(enumerate(compiled.network.binding))  # chip -> physical slot
+        self._compile_again = compile_again
+        self._bound = dict(enumerate(compiled.network.binding))  # chip -> physical slot
         self._spares: dict[int, int] = {}  # process -> physical slot
         if spares:
             assert hardware is not None
@@ -119,11 +131,8 @@ class RemoteRack:
             self._ends.callback(self._pulse.close)
             self.driver = Driver(compiled, weights.open(), self._socket, slots)
             self.turns = Turns(compiled)
-            self._jobs = [
-                chip_job(compiled, chip, weights, images, executor) for chip in range(self._chips)
-            ]
-            if shares(weights, self.transport, stored=images is not None):
-                self._jobs = self._with_images(self._jobs, weights)
+            self._weights, self._images = weights, images
+            self._jobs = self._jobs_of(compiled)
             links = compiled.network.links
             most = max(job.used_bytes for job in self._jobs)
 
@@ -155,6 +164,16 @@ class RemoteRack:
         except BaseException:
             self.close()
             raise
+
+    def _jobs_of(self, compiled: CompiledModel) -> list[ChipJob]:
+        """Return the jobs of all chips."""
+        weights, images = self._weights, self._images
+        jobs = [
+            chip_job(compiled, chip, weights, images, self.executor) for chip in range(self._chips)
+        ]
+        if shares(weights, self.transport, stored=images is not None):
+            jobs = self._with_images(jobs, weights)
+        return jobs
 
     def _with_images(self, jobs: Sequence[ChipJob], weights: WeightsRef) -> list[ChipJob]:
         """Make the images that chips have in common; they last as long as the rack."""
@@ -253,6 +272,7 @@ class RemoteRack:
         started, lost = time.monotonic(), set(_lost_by(error))
         silent = [self._pulse.silence(self._processes[chip]) for chip in lost]
         self._recovering, self._step = f"recovering: {error}", "recovery"
+        before = self.compiled.schedule_hash
         try:
             replaced = self._replace(lost, error)
         except BaseException as failure:
@@ -261,8 +281,10 @@ class RemoteRack:
         finally:
             self._recovering = None
         self._step = "between steps"
+        new = self.compiled.schedule_hash
         return Recovery(
             chips=tuple(sorted(replaced)), step=error.step, what=str(error),
+            schedule_hash=None if new == before else new,
             detected_seconds=max(silent, default=0.0), wall_seconds=time.monotonic() - started,
         )  # fmt: skip
 
@@ -274,13 +296,13 @@ class RemoteRack:
 
     def _replace(self, lost: set[int], error: FaultError) -> set[int]:
         """Replace lost chips, and those that are lost meanwhile; return all. Raises as `_seat`."""
-        replaced: set[int] = set()
+        replaced, given = set[int](), set[int]()
         while lost:
             self._deadline = time.monotonic() + self._start_timeout_s
             try:
-                self._seat(sorted(lost), error)
+                given |= self._seat(sorted(lost), error)
                 replaced |= lost
-                self._reconnect(sorted(replaced))
+                self._reconnect(sorted(given))
                 lost = set()
             except ChipFailedError as more:
                 lost = set(more.lost)
@@ -288,25 +310,57 @@ class RemoteRack:
                     raise
         return replaced
 
-    def _seat(self, lost: Sequence[int], error: FaultError) -> None:
-        """Give lost chips' jobs to spares that have their cables. Raises NoSpareError."""
+    def _seat(self, lost: Sequence[int], error: FaultError) -> set[int]:
+        """Give lost chips' jobs to spares, and those of a new schedule to all, if one is needed.
+
+        Return the chips that were given one. Raises NoSpareError.
+        """
+        free = list(self._spares.values())
         try:
-            slots = self._rebinder.rebind(self._slots, lost, list(self._spares.values()))
+            bound = self._rebinder.rebind(self._bound, lost, free)
         except MachineError as none:
-            why = f"no spare can take the place of chips {lost}: {none}"
-            raise NoSpareError(chip=lost[0], why=why, cause=str(error)) from None
-        process_of = {slot: process for process, slot in self._spares.items()}
+            bound = self._rebinder.move(self._bound, lost, free)
+            self._adopt(self._compiled_again(bound, lost, f"{error}; {none}"))
+            given = set(range(self._chips))
+        else:
+            given = set(lost)
         for chip in lost:
             self._forget(self._processes[chip])
-            process = process_of[slots[chip]]
-            del self._spares[process]
-            self._processes[chip], self._slots[chip] = process, slots[chip]
-            member = self._members[process]
-            member.ready = False
-            take = Control(ControlKind.TAKE, {"job": pickle.dumps(self._jobs[chip])})
-            member.talk.take(Sender.HOST, take)
-            self._socket.connect({process: member.endpoint})
-            self._socket.send(process, take)
+            self._processes[chip], _ = self._spares.popitem()
+        slots = {*free, *self._bound.values()} - {self._bound[chip] for chip in lost}
+        left = sorted(slots - set(bound.values()))
+        self._spares, self._bound = dict(zip(self._spares, left, strict=False)), bound
+        for chip in sorted(given):
+            self._take(chip, to=self._processes[chip] if chip in lost else chip)
+        return given
+
+    def _take(self, chip: int, to: int) -> None:
+        """Give a process, which is known as node `to`, the job of a chip."""
+        member = self._members[self._processes[chip]]
+        member.ready = False
+        take = Control(ControlKind.TAKE, {"job": pickle.dumps(self._jobs[chip])})
+        member.talk.take(Sender.HOST, take)
+        self._socket.connect({to: member.endpoint})
+        self._socket.send(to, take)
+
+    def _compiled_again(self, bound: Binding, lost: Sequence[int], why: str) -> CompiledModel:
+        """Return the model compiled for another binding. Raises NoSpareError."""
+        try:
+            if self._compile_again is None or self._images is not None:
+                raise RackError("the schedule of these chips is fixed")
+            return self._compile_again(tuple(bound[chip] for chip in range(self._chips)))
+        except KNOWN_ERRORS as none:
+            none_fits = f"no spare can take the place of chips {list(lost)}: {none}"
+            raise NoSpareError(chip=lost[0], why=none_fits, cause=why) from None
+
+    def _adopt(self, compiled: CompiledModel) -> None:
+        """Go over to another schedule."""
+        epoch, source = self.driver.node.epoch, self.driver.source
+        self.driver.free()
+        self.compiled, self.turns = compiled, Turns(compiled)
+        self.driver = Driver(compiled, source, self._socket)
+        self.driver.node.epoch = epoch  # what was sent before is older than what is to come
+        self._jobs, self._rebinder = self._jobs_of(compiled), self._rebinder.of(compiled)
 
     def _reconnect(self, replaced: Sequence[int]) -> None:
         """Wait until the new processes have loaded, and let all chips know them.

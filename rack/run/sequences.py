@@ -113,11 +113,13 @@ class Sequences:
 
     def advance(self) -> list[Emitted]:
         """Begin a step, or end one, at the cycle `upcoming`; return the tokens that this gave."""
-        begin = self._dispatcher.begin()
+        dispatcher = self._dispatcher
+        begin = dispatcher.begin()
         if begin is not None:
             while self._flights and self._flights[0].begin.end <= begin.base:
                 self._end(self._flights[0])  # prompts', and those of who has left
-            self._start(begin)
+            if dispatcher is self._dispatcher:  # else there is another schedule now
+                self._start(begin)
             return []
         if not self._flights:
             return []
@@ -131,7 +133,8 @@ class Sequences:
         base = self._dispatcher.peek()
         if base is None:
             ends = min(self._flights, key=lambda one: one.begin.end)
-            self._run(ends)
+            if self._run(ends) is None:
+                return self.upcoming()
             base = ends.begin.end
         return self._before + base
 
@@ -187,7 +190,8 @@ class Sequences:
 
     def _end(self, flight: _Flight) -> list[Emitted]:
         """End a step, and give its results to those whose rows it had."""
-        results = self._run(flight)
+        if (results := self._run(flight)) is None:
+            return []
         self._flights.remove(flight)
         end, out = flight.begin.end, list[Emitted]()
         self._dispatcher.reach(end)
@@ -205,9 +209,14 @@ class Sequences:
             out.append(Emitted(completion=owner, token=token, cycle=self._before + end))
         return out
 
-    def _run(self, flight: _Flight) -> Sequence[StepResult]:
-        """Return a step's results; those that began before it give theirs first, and are kept."""
+    def _run(self, flight: _Flight) -> Sequence[StepResult] | None:
+        """Return a step's results; those that began before it give theirs first, and are kept.
+
+        None where the step was lost, and will not be under way again (`_adopt`).
+        """
         while flight.results is None:
+            if flight not in self._flights:
+                return None
             oldest = next(one for one in self._flights if one.results is None)
             try:
                 oldest.results = self.rack.finish()
@@ -244,11 +253,36 @@ class Sequences:
             return
         raise RackError(f"{MOST_FAULTS} replays in a row did not come to their end: {error}")
 
+    def _adopt(self) -> None:
+        """Go over to the rack's new schedule: steps without results are wanted again.
+
+        But those of prompts, of which only the keys and values matter, which are filled again.
+        """
+        self.compiled, now = self.rack.compiled, self._dispatcher.now
+        self._times = Times(self.compiled)
+        self._dispatcher = Dispatcher(self._times)
+        self._dispatcher.reach(now)
+        lost = [one for one in self._flights if one.results is None]
+        self._flights = [one for one in self._flights if one.results is not None]
+        for flight in lost:
+            for slot, owner in zip(flight.begin.slots, flight.owners, strict=True):
+                if self._running.get(slot) is not owner:
+                    continue
+                if flight.decode:
+                    self._tokens[slot].pop()
+                    self._want(slot, now)
+                else:
+                    owner.prefilled()
+        for wanted in self._wanted.values():
+            self._dispatcher.want(replace(wanted, ready=max(now, wanted.ready)))
+
     def _replay(self) -> int:
         """Fill the caches again, then begin the steps under way once more; return their cycles.
 
         Steps with results have left their keys and values; those without write theirs anew.
         """
+        if self.rack.compiled is not self.compiled:
+            self._adopt()
         under_way = [one for one in self._flights if one.results is None]
         written: dict[int, int] = {}  # slot -> the first position that is written anew
         for one in under_way:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -234,8 +234,18 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
     return start(
         prepared.compiled, prepared.model.weights_ref, prepared.hardware,
         step_timeout_s=config.step_timeout_s, progress=progress, images=prepared.images,
-        executor=config.executor, spares=config.spares,
+        executor=config.executor, spares=config.spares, compile_again=partial(_again, prepared),
     )  # fmt: skip
+
+
+def _again(prepared: Prepared, binding: tuple[int, ...]) -> CompiledModel:
+    """Compile a prepared model for another binding; all else is as it was."""
+    old = prepared.compiled
+    options = replace(
+        options_of(prepared.config), max_model_len=old.max_model_len,
+        prefill_chunk=old.prefill_chunk, binding=binding,
+    )  # fmt: skip
+    return compile_model(prepared.model.config, prepared.hardware, old.layout, options)
 
 
 @contextlib.contextmanager

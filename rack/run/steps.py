@@ -47,7 +47,8 @@ class Recovery:
     """A fault after which a rack went on: in which step, and what it took.
 
     `chips` were replaced by spares; none where nothing had to be. `replayed_cycles` of emulated
-    time were run for a second time, and are in no account of a request.
+    time were run for a second time, and are in no account of a request. `schedule_hash` is that of
+    the schedule from then on, where it is another one, with other cycles: the spares' cables are.
     """
 
     chips: tuple[int, ...]
@@ -56,6 +57,7 @@ class Recovery:
     detected_seconds: float  # from the last sign of life to the error
     wall_seconds: float
     replayed_cycles: int = 0
+    schedule_hash: str | None = None
 
 
 class Turns:

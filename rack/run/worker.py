@@ -87,8 +87,8 @@ def serve(job: ChipJob | None, seat: Seat) -> None:
     """Be a process of a rack, to its end: as a chip, or first as a spare."""
     if job is None:
         job = _wait_as_spare(seat)
-    if job is not None:
-        ChipWorker(job, seat).run()
+    while job is not None:
+        job = ChipWorker(job, seat).run()
 
 
 def _joined(node: int, seat: Seat, senders: Sequence[int] = ()) -> ZmqTransport:
@@ -143,9 +143,10 @@ class ChipWorker:
         self.node = ChipNode(job.links, job.index, transport, seat.slots)
         self._step = "start"
         self._watch = Stopwatch()
+        self._next: ChipJob | None = None
 
-    def run(self) -> None:
-        """Join, load, and serve until told to stop."""
+    def run(self) -> ChipJob | None:
+        """Join, load, and serve until told to stop; return what to be next, if told so."""
         try:
             with beating(self.socket, self.job.host + 1, self.seat.process):
                 self._serve()
@@ -153,6 +154,7 @@ class ChipWorker:
             self._tell(ControlKind.ERROR, error_values(self.job.index, self._step, error))
         finally:
             self.socket.close()
+        return self._next
 
     def _serve(self) -> None:
         self._tell(ControlKind.HELLO, _introduction(self.job.index, self.seat, self.socket))
@@ -182,9 +184,12 @@ class ChipWorker:
         return True
 
     def _control(self, message: Control) -> bool:
-        """Do what the host says; return False for stop. Raises ControlError."""
+        """Do what the host says; return False for stop and take. Raises ControlError."""
         kind = self._talk.take(Sender.HOST, message)
-        if kind is ControlKind.STOP:
+        if kind is ControlKind.TAKE:
+            self._next = pickle.loads(message.values["job"])
+            self.node.chip.sram.close()  # before the memory of what is next
+        if kind in (ControlKind.STOP, ControlKind.TAKE):
             return False
         if kind is ControlKind.PEERS:
             peers = {int(node): at for node, at in message.values["endpoints"]}
