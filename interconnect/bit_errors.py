@@ -90,16 +90,13 @@ def wrong_bits(
 ) -> dict[int, list[int]]:
     """Return the wrong bits of a frame's words, by vector; vectors without are left out."""
     frame = struct.pack("<5Q", spec.seed, epoch, link, step, transfer)
-    drawn = np.frombuffer(hashlib.shake_128(frame).digest(16 * vectors), "<u8").reshape(-1, 2)
+    drawn = struct.unpack(f"<{2 * vectors}Q", hashlib.shake_128(frame).digest(16 * vectors))
     singles, bursts = limits(spec.bit_error_rate), limits(spec.burst_rate)
-    hit = np.zeros(vectors, bool)
-    for column, of in enumerate((singles, bursts)):
-        if of:
-            hit |= drawn[:, column] >= np.uint64(of[0])
+    if max(drawn) < min((*singles[:1], *bursts[:1]), default=_ALL):
+        return {}  # as most frames are
     out = {}
-    for vector in np.flatnonzero(hit).tolist():
+    for vector, (single, burst) in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
         more = _draws(frame + struct.pack("<Q", vector))
-        single, burst = (int(number) for number in drawn[vector])
         wrong = _single(more, bisect_right(singles, single))
         for _ in range(bisect_right(bursts, burst)):
             wrong ^= _burst(more, spec.burst_bits)

@@ -222,7 +222,8 @@ def test_profiles_that_documents_show_are_taken(page: str, text: str, tmp_path: 
 
 
 def test_two_documents_show_a_profile() -> None:
-    assert [page for page, _ in shown_profiles()] == ["add-a-machine.md", "profiles.md", "profiles.md"]
+    pages = [page for page, _ in shown_profiles()]
+    assert pages == ["add-a-machine.md", "profiles.md", "profiles.md"]
 
 
 def test_the_limits_that_are_shown_are_taken(tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def test_changes_are_values_with_a_source() -> None:
     assert load_hardware("lesson", {}) == load_hardware("lesson")
 
 
+def test_rates_of_errors_need_not_be_whole() -> None:
+    values = {"interconnect.errors.bit_error_rate": "1e-9", "errors.burst_rate": 0}
+    assert changed(values) == {"errors.bit_error_rate": 1e-9, "errors.burst_rate": 0.0}
+    hardware = load_hardware("lesson", changed(values))
+    assert {one.bit_error_rate for one in hardware.errors.values()} == {1e-9}  # any cable
+    assert hardware.digest() == load_hardware("lesson").digest()
+
+
 def test_delays_and_words() -> None:
     values = {"delays.READ": ["5", 0], "link.rate": "per_link"}
     assert changed(values) == {"delays.READ": [5, 0], "link.rate": "per_link"}
@@ -83,6 +91,10 @@ def test_two_keys_that_say_the_same() -> None:
     [
         ({"link.lanes": 4}, "link.lanes: wanted no such key with system.cabling = 'free', "),
         ({"chip.clock_hz": 0}, "chip.clock_hz: wanted an integer >= 1, got 0"),
+        (
+            changed({"errors.burst_rate": 1}),
+            "errors.burst_rate: wanted a number from 0 to below 1, got 1.0",
+        ),
         ({"chip.colour": 0}, "chip.colour: wanted one of "),
         ({"chip.lanes": 640}, "chip.lanes: wanted 320 (only that is modelled), got 640"),
     ],

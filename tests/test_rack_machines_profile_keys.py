@@ -21,13 +21,16 @@ from compiler.pipeline import Options, compile_model
 from compiler.place.layout import parse_layout
 from compiler.place.network import build_network
 from compiler.place.partition import partition
+from interconnect.topology import LinkKind
 from rack.errors import ProfileError
+from rack.machines import profile
 from rack.machines.hardware import Hardware
 from rack.machines.profile import load_hardware, profile_names
-from rack.machines.profile_keys import RANGES, REMOVED, TEXTS, UNUSED_DELAYS
+from rack.machines.profile_keys import RANGES, RATES, REMOVED, TEXTS, UNUSED_DELAYS
 from rack.reports.exchange import exchange_cycles
 from rack.run.session import KNOWN_ERRORS
 
+PROFILES = Path(profile.__file__).parent / "profiles"
 KEYS = [
     (name, key)
     for name in profile_names()
@@ -58,6 +61,8 @@ def others(key: str, value: Any) -> Iterator[object]:
     elif key.startswith("delays."):
         yield from ([d_func, 0] for d_func in (value[0] + 1, 40, 64))
         yield [value[0], 1]
+    elif key in RATES:
+        yield from (value + 1e-9, 0, 0.5)
     else:
         least, most = RANGES.get(key, (1, 1 << 62))
         for new in (value + 1, value * 2, value * 16, value // 2, value // 16, least, most):
@@ -88,6 +93,10 @@ def cables(hardware: Hardware) -> object:
     return hardware.topology(72, [(0, 1), (0, 2)]).links
 
 
+def mistakes(hardware: Hardware) -> object:
+    return hardware.errors
+
+
 def forwarding(hardware: Hardware) -> object:
     return exchange_cycles(hardware, [(0, 1, 2)], 2)
 
@@ -107,7 +116,7 @@ def steps(hardware: Hardware, dtype: str, layout: str) -> object:
 
 
 BEHAVIOUR: tuple[Callable[[Hardware], object], ...] = (
-    places, cables, forwarding, links,
+    places, cables, mistakes, forwarding, links,
     lambda hardware: steps(hardware, "int8", "1x2"),
     lambda hardware: wide_products(hardware.chip),
     lambda hardware: steps(hardware, "fp16", "1x1"),
@@ -170,8 +179,12 @@ def test_what_a_key_of_its_own_is_not_used_for(tmp_path: Path) -> None:
         ("lesson", "system.chips_per_node", "system.cabling = 'free'"),
         ("groqrack", "clock.realign_cycles", "exact clocks"),
         ("groqrack", "clock.seed", "exact clocks"),
+        ("groqrack", "errors.seed", "links without errors"),
+        ("groqrack", "errors.burst_bits", "links without errors"),
+        ("lesson", "errors.optical_burst_rate", "system.cabling = 'free'"),
     ):
-        error = load(with_value(tmp_path, name, key, 1))
+        one = 0.5 if key in RATES else 2
+        error = load(with_value(tmp_path, name, key, one))
         assert isinstance(error, ProfileError)
         assert error.key == key
         assert choice in error.wanted
@@ -182,6 +195,43 @@ def test_clocks_that_stray_have_the_rest_from_groqrack_drift(tmp_path: Path) -> 
     drift = load_hardware("groqrack-drift")
     assert machine.clock.realign_cycles == drift.clock.realign_cycles
     assert machine.sources["clock.seed"] == drift.sources["clock.seed"]
+
+
+def test_links_that_err_have_the_rest_from_groqrack_errors(tmp_path: Path) -> None:
+    machine = load_hardware(with_value(tmp_path, "groqrack", "errors.global_burst_rate", 1e-9))
+    shipped = load_hardware("groqrack-errors")
+    of, far = (machine.errors[kind] for kind in (LinkKind.LOCAL, LinkKind.GLOBAL))
+    assert (of.errs, far.burst_rate, far.bit_error_rate) == (False, 1e-9, 0)
+    assert machine.sources["errors.seed"] == shipped.sources["errors.seed"]
+    assert (far.burst_bits, far.seed) == (16, 1)
+    assert machine.digest() == load_hardware("groqrack").digest() == shipped.digest()
+
+
+@pytest.mark.parametrize("value", [1, 1.0, -0.1, "nan", "inf", "true"])
+def test_a_rate_that_is_none(tmp_path: Path, value: object) -> None:
+    path = with_value(tmp_path, "groqrack", "errors.bit_error_rate", 0.5)
+    path.write_text(path.read_text().replace("0.5", str(value)))
+    error = load(path)
+    wanted = "wanted a number from 0 to below 1, got"
+    assert str(error).startswith(f"{path}: errors.bit_error_rate: {wanted} ")
+
+
+def test_packets_without_room_for_parity_make_no_errors(tmp_path: Path) -> None:
+    path = with_value(tmp_path, "groqrack", "link.overhead_bytes", 7)
+    assert isinstance(load(path), Hardware)
+    text = '[errors]\nburst_rate = { value = 1e-9, source = "assumption: a try" }\n'
+    path.write_text(path.read_text() + text)
+    wanted = "wanted at least 8: links that make errors send parity, got 7"
+    assert str(load(path)) == f"{path}: link.overhead_bytes: {wanted}"
+
+
+def test_a_profile_of_its_own_may_leave_errors_open(tmp_path: Path) -> None:
+    """Those written before there were any: their links make none."""
+    shipped = (PROFILES / "groqrack.toml").read_text(encoding="utf-8")
+    before, _, rest = shipped.partition("[errors]")
+    path = tmp_path / "own.toml"
+    path.write_text(before + rest[rest.index("[host]") :], encoding="utf-8")
+    assert load_hardware(path) == load_hardware("groqrack")
 
 
 def test_ports_move_together(tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ class Hardware:
             return self.optical_latency_cycles
         return self.global_latency_cycles if kind.leaves_node else self.chip_link.latency_cycles
 
+    @property
+    def errs(self) -> bool:
+        """Whether a link between chips makes errors."""
+        return any(one.errs for one in self.errors.values())
+
     def link_kind(self, src: int, dst: int) -> LinkKind:
         """Return where a cable between two slots runs."""
         if self.cabling is Cabling.FREE:
