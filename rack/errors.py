@@ -8,7 +8,8 @@
     ├── TraceError        a line of a serving trace is not what its format says (also a ValueError)
     ├── ConfigError       a flag, variable or key is unknown or out of range (also a ValueError)
     ├── FaultError        a step was lost, and can be run again on a rack that recovers
-    │   └── ChipFailedError   a chip died, stalled or never started
+    │   ├── ChipFailedError   a chip died, stalled or never started
+    │   └── LinkFlaggedError  vectors came with errors that their link's code cannot correct
     ├── NoSpareError      a chip was lost whose place no spare can take
     ├── OtherCodeError    a chip runs other code than the driver
     ├── ControlError      a control message that may not come in this state of a run
@@ -102,6 +103,21 @@ class NoSpareError(RackError):
     def __init__(self, *, chip: int | str, why: str, cause: str) -> None:
         self.chip, self.why, self.cause = chip, why, cause
         super().__init__(f"{cause}; {why}")
+
+
+class LinkFlaggedError(FaultError):
+    """Vectors came with errors that their code detects and cannot correct; `step` cannot end.
+
+    The frame is transfer `transfer` of step number `sequence`. The rack runs again after a reset.
+    """
+
+    def __init__(self, *, chip: int, link: str, step: str, sequence: int, transfer: int) -> None:
+        self.link, self.sequence, self.transfer = link, sequence, transfer
+        super().__init__(
+            chip=chip, step=step, waiting_for="its replay",
+            what=f"transfer {transfer} of step number {sequence} came over {link} with errors that "
+            "cannot be corrected",
+        )  # fmt: skip
 
 
 class OtherCodeError(RackError):

@@ -71,6 +71,9 @@ class ScriptRack:
     def saturated(self) -> int:
         return 0
 
+    def corrected_vectors(self) -> dict[str, int]:
+        return {}
+
     def check(self) -> None:
         """No chip to die."""
 

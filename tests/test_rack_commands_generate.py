@@ -23,7 +23,8 @@ KEYS = {
     "text", "token_ids", "prompt_token_ids", "finish_reason", "emulated", "wall",
     "schedule_hash", "data_hash",
     # and where the numbers come from (law 6)
-    "saturated", "executor", "transport", "layout", "max_model_len", "weights", "config",
+    "saturated", "corrected_vectors", "executor", "transport", "layout", "max_model_len", "weights",
+    "config",
     "notices",
     "code",
 }  # fmt: skip
@@ -157,7 +158,7 @@ def test_the_trained_model_continues_as_it_should(
          "config.json, got neither"),
         (["tiny", "--dtype", "int3"], "dtype: wanted one of int8, int4, fp16, got 'int3'"),
         (["tiny", "--hardware", "tpu"],
-         "tpu: profile: wanted groqrack, groqrack-64, groqrack-drift, lesson or"),
+         "tpu: profile: wanted groqrack, groqrack-64, groqrack-drift, groqrack-errors, lesson or"),
         (["tiny", "--layout", "2by2"], "layout '2by2': wanted PxT or PxT+H, such as 8x4+4"),
         (["tiny", "--layout", "0x2"], "layout '0x2': wanted at least one stage of one chip"),
         (["tiny", "--layout", "4x1"], "layout 4x1: 4 stages, but tiny has 3 layers"),

@@ -27,6 +27,13 @@ CASES = [
         "chip 3, step decode/256: died; waiting for x",
     ),
     (
+        errors.LinkFlaggedError(
+            chip=3, link="C2C 1.0->3.2", step="step decode/256", sequence=7, transfer=4
+        ),
+        "chip 3, step decode/256: transfer 4 of step number 7 came over C2C 1.0->3.2 with errors "
+        "that cannot be corrected; waiting for its replay",
+    ),
+    (
         errors.FaultError(chip=3, step="step decode/256", what="flagged", waiting_for="x"),
         "chip 3, step decode/256: flagged; waiting for x",
     ),

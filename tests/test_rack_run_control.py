@@ -19,6 +19,7 @@ RUN = [
     (Sender.HOST, "step", ChipState.SERVING),
     (Sender.HOST, "report", ChipState.SERVING),
     (Sender.CHIP, "report", ChipState.SERVING),
+    (Sender.CHIP, "flag", ChipState.SERVING),
     (Sender.HOST, "stop", ChipState.STOPPED),
 ]
 
@@ -79,7 +80,10 @@ def test_every_state_is_reached_and_every_kind_is_said() -> None:
 
 
 def test_the_words_on_the_wire_are_these() -> None:
-    words = ["hello", "spare", "take", "ready", "peers", "epoch", "step", "report", "stop", "error"]
+    words = [
+        "hello", "spare", "take", "ready", "peers", "epoch", "step", "flag", "report", "stop",
+        "error",
+    ]  # fmt: skip
     assert [kind.value for kind in ControlKind] == words
     for kind in ControlKind:
         data = encode_control(Control(kind, {"chip": 3}))

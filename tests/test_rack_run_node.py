@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from schedules import compiled
 from chip.errors import ScheduleViolation
 from chip.run.chip import Arrival, StepMessage
 from compiler.ir import LinkUse
+from interconnect.bit_errors import ErrorSpec
 from interconnect.frame import Control, Frame
 from interconnect.transport import LocalHub
 from rack.errors import ControlError
@@ -122,6 +124,41 @@ def test_a_control_message_out_of_order_is_refused(message: Control, wanted: str
     assert str(caught.value) == f"chip 1, serving: wanted {wanted} from the host, got {got}"
     assert made.epoch == 2
     assert len(chip.got) == 1  # it goes on as if nothing had come
+
+
+def noisy_node(rate: float) -> tuple[ChipNode, RecordingChip, list[Mapping[str, Any]]]:
+    """A node on whose links bits arrive wrong, and what it tells of."""
+    chip, told = RecordingChip(), list[Mapping[str, Any]]()
+    errors = dict.fromkeys((INTO.id, OUT.id), ErrorSpec(bit_error_rate=rate))
+    made = ChipNode([INTO, OUT], 1, LocalHub().transport(1), {}, errors, told.append)
+    made.attach(lambda _: chip)  # type: ignore[arg-type, return-value]
+    assert list(made.noisy) == [INTO.id]  # errors are those of the receiving end
+    return made, chip, told
+
+
+def test_a_vector_with_a_wrong_bit_is_corrected_and_as_early_as_any() -> None:
+    made, chip, told = noisy_node(1e-5)
+    exact, as_sent, _ = node()
+    for transfer in range(200):
+        one = frame(transfer=transfer, payload=bytes(range(160)) * 2)
+        made.handle(one)
+        exact.handle(one)
+    assert chip.got == as_sent.got
+    assert len(chip.got) == 200
+    assert made.noisy[INTO.id].corrected_vectors > 0
+    assert told == []
+
+
+def test_a_link_that_has_flagged_a_frame_delivers_nothing_until_the_next_epoch() -> None:
+    made, chip, told = noisy_node(0.5)
+    for transfer in range(3):
+        made.handle(frame(transfer=transfer))
+    first = {"chip": 1, "epoch": 0, "link": INTO.id, "sequence": 1, "transfer": 0}
+    assert (told, chip.got) == ([first], [])
+    assert made.noisy[INTO.id].flagged_vectors == 1
+    made.handle(epoch(1))
+    made.handle(frame(epoch=1, transfer=3))
+    assert told == [first, {**first, "epoch": 1, "transfer": 3}]
 
 
 def test_a_request_starts_with_idle_links() -> None:

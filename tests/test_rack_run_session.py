@@ -181,7 +181,7 @@ def test_what_a_rack_of_processes_is_started_with(
     assert args == (ready.compiled, ready.model.weights_ref, ready.hardware)
     assert options == {
         "step_timeout_s": 9.0, "progress": progress, "images": images, "executor": "fast",
-        "spares": 0,
+        "spares": 0, "errors": {},
     }  # fmt: skip
 
 

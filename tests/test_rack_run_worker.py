@@ -18,8 +18,9 @@ from schedules import WEIGHTS, compiled
 from chip.errors import ScheduleViolation
 from chip.kernels import load as load_kernels
 from compiler.model.weights import WeightsRef
+from interconnect.bit_errors import ErrorSpec, NoisyEnd
 from interconnect.faults import Drop, FaultyTransport
-from interconnect.frame import Control
+from interconnect.frame import Control, Frame
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.run.job import ChipJob, chip_job
 from rack.run.worker import (
@@ -39,9 +40,9 @@ MODEL = compiled("1x2")
 class Running:
     """A worker in a thread, seen from the host."""
 
-    def __init__(self, host: Host, job: ChipJob) -> None:
+    def __init__(self, host: Host, job: ChipJob, **more: Any) -> None:
         self.host = host
-        self.worker = ChipWorker(job, host.seat())
+        self.worker = ChipWorker(job, host.seat(**more))
         self.thread = threading.Thread(target=self.worker.run, daemon=True)
         self.thread.start()
 
@@ -72,8 +73,8 @@ class Host(ZmqTransport):
             pulse_endpoint=self.pulse.endpoint, key=None, **values,
         )  # fmt: skip
 
-    def start(self, job: ChipJob) -> Running:
-        self.workers.append(Running(self, job))
+    def start(self, job: ChipJob, **more: Any) -> Running:
+        self.workers.append(Running(self, job, **more))
         return self.workers[-1]
 
 
@@ -121,6 +122,39 @@ def test_a_worker_joins_works_and_stops(host: Host) -> None:
     assert (violation.chip, violation.step, violation.got) == (0, "decode/32", "nothing")
     assert str(violation) == report.values["what"]
     assert report.values["order"][0] == 1
+    running.tell("stop")
+    assert running.ended()
+
+
+def test_a_worker_tells_of_a_frame_that_cannot_be_corrected_and_counts_the_others(
+    host: Host,
+) -> None:
+    """It lives on: the host decides what follows."""
+    link = next(link.id for link in MODEL.network.links if (link.src, link.dst) == (1, 0))
+    one = Frame(
+        epoch=1, link=link, step=1, transfer=0, vectors=1, depart_cycle=0, payload=bytes(320)
+    )
+    rate, found = ErrorSpec(bit_error_rate=1 / 2620), dict[tuple[int, int], int]()
+    for step in range(100):
+        end = NoisyEnd(link, rate)
+        end.receive(replace(one, step=step))
+        found.setdefault((end.corrected_vectors, end.flagged_vectors), step)
+    good, bad = found[1, 0], found[0, 1]
+    running = host.start(job(), errors={link: rate})
+    endpoint = running.next().values["endpoint"]
+    assert running.next().kind == "ready"
+    host.connect({0: endpoint})
+    ends = [[0, endpoint], [2, host.endpoint]]
+    running.tell("peers", rings=[], endpoints=ends, replaced=[])
+    running.tell("epoch", epoch=1)
+    for step in (good, bad):
+        host.send(0, replace(one, step=step))
+    told = {
+        "chip": 0, "process": 0, "epoch": 1, "link": link, "sequence": bad, "transfer": 0,
+    }  # fmt: skip
+    assert running.next() == Control("flag", told)
+    running.tell("report")
+    assert running.next().values["corrected"] == [[link, 1]]
     running.tell("stop")
     assert running.ended()
 

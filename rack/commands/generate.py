@@ -114,6 +114,7 @@ def result(
         "schedule_hash": prepared.compiled.schedule_hash,
         "data_hash": completion.data_hash,
         "saturated": session.rack.saturated(),
+        "corrected_vectors": session.rack.corrected_vectors(),
         "executor": session.rack.executor,
         "transport": session.rack.transport,
         "layout": str(prepared.compiled.layout),

@@ -34,6 +34,7 @@ class ControlKind(StrEnum):
     PEERS = "peers"  # host: where the other chips are; later: where those are that were replaced
     EPOCH = "epoch"  # host: a request begins; what is left of the last one is dropped
     STEP = "step"  # host: run this step
+    FLAG = "flag"  # chip: a frame came with errors that cannot be corrected
     REPORT = "report"  # host: say what you wait for; chip: the answer
     STOP = "stop"  # host: end
     ERROR = "error"  # chip: what ended it, with its fields
@@ -89,6 +90,7 @@ TRANSITIONS: Mapping[ChipState, Mapping[Said, ChipState]] = MappingProxyType({
         (Sender.HOST, ControlKind.STEP): ChipState.SERVING,
         (Sender.HOST, ControlKind.REPORT): ChipState.SERVING,
         (Sender.CHIP, ControlKind.REPORT): ChipState.SERVING,
+        (Sender.CHIP, ControlKind.FLAG): ChipState.SERVING,
         **_STOP,
         **_ERROR,
     },

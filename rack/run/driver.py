@@ -39,6 +39,7 @@ from compiler.schedule.movement import result_bytes
 from interconnect.frame import Control
 from interconnect.transport import Transport
 from rack.run.control import ControlKind
+from rack.run.flagged import Flags
 from rack.run.job import chip_links, links_of, programs_of
 from rack.run.node import ChipNode, LinkSlots, step_control
 from rack.run.steps import F32, StepOrder, StepResult
@@ -171,11 +172,12 @@ class Driver:
 
         `wait` moves messages, and returns when the host's program may go on.
         """
-        message, chip = self._under_way.popleft(), self.node.chip
+        message, chip = self._under_way[0], self.node.chip
         schedule = self.compiled.steps[message.step]
         chip.begin(message)
         while not chip.advance():
             wait()
+        self._under_way.popleft()
         kind, cycles, rows = schedule.kind, schedule.cycles, len(message.positions)
         if kind.encode:
             hidden = self._hidden(schedule, rows)
@@ -188,6 +190,11 @@ class Driver:
     def oldest(self) -> str:
         """The name of the step that `finish` ends, or "none"."""
         return self._under_way[0].step if self._under_way else "none"
+
+    def check_flags(self, flags: Flags) -> None:
+        """Raise LinkFlaggedError if the step that `finish` waits for can never end."""
+        oldest = self._under_way[0]
+        flags.check(self.node.epoch, oldest.sequence, f"step {oldest.step}")
 
     def _row_result(self, schedule: StepSchedule, row: int) -> StepResult:
         """Return what a decode step gave for one of its rows."""

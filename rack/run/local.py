@@ -15,8 +15,9 @@ from interconnect.faults import Fault, FaultyTransport
 from interconnect.transport import LocalHub, Transport
 from rack.errors import FaultError
 from rack.run.driver import Driver
+from rack.run.flagged import Corrected, Flags, LinkErrors, corrected
 from rack.run.job import build_chip, chip_job
-from rack.run.node import ChipNode, LinkSlots
+from rack.run.node import NO_ERRORS, ChipNode, LinkSlots
 from rack.run.shared import SharedImages, shares
 from rack.run.steps import Recovery, StepOrder, StepResult, Turns
 from rack.run.stopwatch import Stopwatch
@@ -27,7 +28,7 @@ class LocalRack:
     """All chips of a compiled model, in this process.
 
     `slots` gives links other slot cycles than those of the schedule. `faults` are injected at the
-    senders' transports.
+    senders' transports. `errors` are those of links that make some.
     """
 
     transport = "local"
@@ -35,13 +36,14 @@ class LocalRack:
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, *,
         slots: LinkSlots | None = None, faults: Sequence[Fault] = (), kernels: str | None = None,
-        images: Images | None = None, executor: str = "fast",
+        images: Images | None = None, executor: str = "fast", errors: LinkErrors = NO_ERRORS,
     ) -> None:  # fmt: skip
         self.executor = executor
         self.compiled = compiled
         self._watch = Stopwatch()
         hub = LocalHub()
         self.nodes: list[ChipNode] = []
+        self.flags = Flags(compiled.network.links)
 
         def join(node: int) -> Transport:
             own = {link.id for link in compiled.network.links if link.src == node}
@@ -56,7 +58,8 @@ class LocalRack:
                 job = chip_job(compiled, index, weights, images, executor)
                 if share:
                     job = common.of(job)
-                node = ChipNode(job.links, index, join(index), slots or {})
+                flagged = self.flags.take
+                node = ChipNode(job.links, index, join(index), slots or {}, errors, flagged)
                 node.attach(lambda node, job=job: build_chip(job, node.send, kernels, watch))  # type: ignore[misc]
                 self.nodes.append(node)
         self.driver = Driver(compiled, weights.open(), join(compiled.layout.chips), slots)
@@ -66,6 +69,7 @@ class LocalRack:
         """Begin anew: no step is under way."""
         self.driver.reset()
         self.turns.reset()
+        self.flags.clear()
 
     def start(self, order: StepOrder) -> None:
         """Start a step. Raises ScheduleViolation if the run differs from the schedule."""
@@ -73,7 +77,10 @@ class LocalRack:
         self.turns.began(order)
 
     def finish(self) -> list[StepResult]:
-        """Run the oldest step under way to its end. Raises ScheduleViolation as `start`."""
+        """Run the oldest step under way to its end. Raises ScheduleViolation as `start`.
+
+        Raises LinkFlaggedError if errors on a link keep it from ending; `reset` is next then.
+        """
         return self.driver.finish(self._pump)
 
     def run_step(
@@ -89,6 +96,7 @@ class LocalRack:
         for node in (*self.nodes, self.driver.node):
             progress |= node.pump(0)
         if not progress:
+            self.driver.check_flags(self.flags)
             raise self._missing()
 
     def _missing(self) -> ScheduleViolation:
@@ -102,6 +110,12 @@ class LocalRack:
     def saturated(self) -> int:
         """Values that saturated when rounded to fp16, over all chips."""
         return sum(node.chip.state.saturated for node in self.nodes)
+
+    def corrected_vectors(self) -> Corrected:
+        """Return the vectors that were corrected at the links' ends, by link."""
+        ends = [end for node in self.nodes for end in node.noisy.values()]
+        counts = [(end.link, end.corrected_vectors) for end in ends]
+        return corrected(self.compiled.network.links, counts)
 
     def times(self) -> dict[str, float]:
         """Seconds spent by part, since the chips were loaded."""

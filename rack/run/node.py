@@ -6,32 +6,44 @@ Incoming frames pass the link model; outgoing frames carry the chip's own cycle.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from chip.errors import ScheduleViolation
 from chip.run.chip import Arrival, Chip, StepMessage
 from compiler.ir import LinkUse
-from interconnect.frame import Control, Frame
+from interconnect.frame import Control, Frame, Payload
 from interconnect.link import LinkModel
 from interconnect.transport import Message, Transport
 from rack.errors import ControlError
 from rack.run.control import ChipState, ControlKind, Sender
+from rack.run.flagged import LinkErrors, flag, noisy_ends
 
 LinkSlots = Mapping[int, int]
 """Link id -> the link's real slot cycles, for experiments with a slower link."""
+
+Flagged = Callable[[Mapping[str, Any]], None]
+"""Takes what is to be told of a frame that cannot be corrected."""
+
+NO_ERRORS: LinkErrors = MappingProxyType({})
 
 
 class ChipNode:
     """Moves messages between a transport and a chip."""
 
     def __init__(
-        self, links: Sequence[LinkUse], node: int, transport: Transport, slots: LinkSlots
-    ) -> None:
+        self, links: Sequence[LinkUse], node: int, transport: Transport, slots: LinkSlots,
+        errors: LinkErrors = NO_ERRORS, flagged: Flagged | None = None,
+    ) -> None:  # fmt: skip
         self.node, self.transport = node, transport
         self.epoch = 0
         self._early: list[Frame] = []  # of a request that the host has not told of yet
         self._targets = {link.id: link.dst for link in links if link.src == node}
         self._incoming = [link for link in links if link.dst == node]
         self._slots = slots
+        self.noisy = noisy_ends(self._incoming, errors)
+        self._flagged = flagged
+        self._cut: set[int] = set()  # links that have flagged a frame of this epoch
         self._models: dict[int, LinkModel] = {}
         self._reset_links()
         self.chip: Chip
@@ -78,6 +90,7 @@ class ChipNode:
         self.epoch = epoch
         self.chip.reset()
         self._reset_links()
+        self._cut.clear()
         early, self._early = self._early, []
         for frame in early:
             self._frame(frame)
@@ -100,6 +113,9 @@ class ChipNode:
                 wanted=sorted(self._models), got=frame.link,
             )  # fmt: skip
         arrival = model.carry(frame.depart_cycle, frame.vectors)
+        payload = self._decoded(frame) if self.noisy else frame.payload
+        if payload is None:
+            return
         self.chip.receive(
             Arrival(
                 link=frame.link,
@@ -107,10 +123,27 @@ class ChipNode:
                 transfer=frame.transfer,
                 first_cycle=arrival.first_cycle,
                 last_cycle=arrival.last_cycle,
-                payload=frame.payload,
+                payload=payload,
                 check=frame.check,
             )
         )
+
+    def _decoded(self, frame: Frame) -> Payload | None:
+        """Return a frame's payload after the link's errors and their correction, or None.
+
+        A frame that cannot be corrected is told of, and the link then delivers nothing in this
+        epoch: the chip waits for that frame, and would take the next one for it.
+        """
+        if (noisy := self.noisy.get(frame.link)) is None:
+            return frame.payload
+        if frame.link in self._cut:
+            return None
+        payload = noisy.receive(frame)
+        if payload is None:
+            self._cut.add(frame.link)
+            if self._flagged is not None:
+                self._flagged(flag(self.node, frame))
+        return payload
 
     def pump(self, timeout_s: float) -> bool:
         """Handle messages, waiting up to `timeout_s` for the first; run. True on progress."""

@@ -29,6 +29,7 @@ from rack.errors import (
     ChipFailedError,
     ControlError,
     FaultError,
+    LinkFlaggedError,
     MachineError,
     NoSpareError,
     OtherCodeError,
@@ -38,8 +39,10 @@ from rack.errors import (
 from rack.machines.hardware import Hardware
 from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.driver import Driver
+from rack.run.flagged import Corrected, Flags, LinkErrors, corrected
 from rack.run.job import PROCESS_BYTES, ChipJob, chip_job
 from rack.run.launcher import Launcher, Post
+from rack.run.node import NO_ERRORS
 from rack.run.pulse import SILENT_SECONDS, Pulse
 from rack.run.rebinding import Binding, Rebinder, spare_slots
 from rack.run.shared import SharedImages, shares
@@ -85,6 +88,7 @@ class RemoteRack:
         progress: Progress | None = None, slots: Mapping[int, int] | None = None,
         faults: Sequence[Fault] = (),
         images: Images | None = None, executor: str = "fast", rings: bool = True,
+        errors: LinkErrors = NO_ERRORS,
         spares: int = 0, hardware: Hardware | None = None,
         compile_again: CompileAgain | None = None,
     ) -> None:  # fmt: skip
@@ -94,6 +98,9 @@ class RemoteRack:
         self._lowered: set[str] = set()  # steps whose first run has had its time
         self._progress = progress or (lambda stage, done, total: None)
         self._failed: str | None = None
+        self._errs = bool(errors)
+        self._stuck: LinkFlaggedError | None = None
+        self._flags = Flags(compiled.network.links)
         self._recovering: str | None = None
         self._chips = compiled.layout.chips
         if start_timeout_s is None:
@@ -146,6 +153,7 @@ class RemoteRack:
                     key=key,
                     slots=dict(slots or {}),
                     rings=rings,
+                    errors=dict(errors),
                     faults=[f for f in faults if links[f.link].src == process],
                     kernels=kernels.name,
                 )
@@ -390,6 +398,8 @@ class RemoteRack:
         self._check_usable()
         self.driver.reset()
         self.turns.reset()
+        self._flags.clear()
+        self._stuck = None
 
     def start(self, order: StepOrder) -> None:
         """Start a step. Raises RackClosedError on a rack that failed or was closed."""
@@ -401,7 +411,8 @@ class RemoteRack:
         """End the oldest step under way, within a step's deadline.
 
         Raises ScheduleViolation, or ChipFailedError for a chip that died or stalled; the rack
-        cannot be used after either.
+        cannot be used after either. Raises LinkFlaggedError if errors on a link keep the step from
+        ending; `reset` is next then.
         """
         name = self.driver.oldest
         with self._running(name):
@@ -421,12 +432,17 @@ class RemoteRack:
     def _running(self, name: str) -> Iterator[None]:
         """Give a step its deadline; after what it raises the rack cannot be used."""
         self._check_usable()
+        if self._stuck is not None:
+            raise RackClosedError(f"this rack has to be reset first: {self._stuck}")
         self._step = f"step {name}"
         self._deadline = time.monotonic() + self.step_timeout_s
         if self.executor == "reference" and name not in self._lowered:
             self._deadline += LOWERING_TIMEOUT_S
         try:
             yield
+        except LinkFlaggedError as error:
+            self._stuck = error
+            raise
         except BaseException as error:
             if not self._can_recover(error):
                 self._failed = str(error) or type(error).__name__
@@ -438,6 +454,7 @@ class RemoteRack:
             raise RackClosedError(f"this rack cannot be used any more: {self._failed}")
 
     def _wait(self) -> None:
+        self.driver.check_flags(self._flags)
         message = self._receive([], "for the result")
         if message is not None and isinstance(message, Frame):
             self.driver.node.handle(message)
@@ -470,6 +487,8 @@ class RemoteRack:
         if kind is ControlKind.ERROR:
             if process not in self._spares or self._step == "start":
                 raise self._reported(values)
+        elif kind is ControlKind.FLAG:
+            self._flags.take(values)
         elif kind is ControlKind.REPORT:
             self._reports[chip] = values
         else:
@@ -561,16 +580,27 @@ class RemoteRack:
         until = time.monotonic() + REPORT_TIMEOUT_S
         while len(self._reports) < len(chips) and (left := until - time.monotonic()) > 0:
             message = self._socket.receive(left)
-            if not isinstance(message, Control) or message.kind != ControlKind.REPORT:
+            if isinstance(message, Frame):  # of a step under way
+                self.driver.node.handle(message)
+            elif message is None or message.values.get("process") in self._gone:
                 continue
-            if message.values["process"] not in self._gone:
+            elif message.kind == ControlKind.REPORT:
                 self._reports[message.values["chip"]] = message.values
+            elif message.kind == ControlKind.FLAG:
+                self._flags.take(message.values)
         return self._reports
 
     def saturated(self) -> int:
         """Count the values that saturated when rounded to fp16, over all chips that answer."""
         self._check_usable()
         return sum(int(values["saturated"]) for values in self.collect_reports(set()).values())
+
+    def corrected_vectors(self) -> Corrected:
+        """Return the vectors that were corrected at the links' ends, of chips that answer."""
+        self._check_usable()
+        reports = self.collect_reports(set()).values() if self._errs else ()
+        counts = [(link, count) for values in reports for link, count in values["corrected"]]
+        return corrected(self.compiled.network.links, counts)
 
     def times(self) -> dict[str, float]:
         """Return the seconds of all chips together, by part, since they were loaded."""

@@ -25,7 +25,7 @@ from rack.run.rounds import Train
 from rack.run.steps import Rack, Recovery, StepOrder, StepResult
 
 MOST_FAULTS = 100
-"""So many replays may be broken off in a row by another fault."""
+"""So many replays in a row may be lost to another fault before a step has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +70,7 @@ class Sequences:
         self._times = Times(rack.compiled)
         self._dispatcher = Dispatcher(self._times)
         self._before = 0  # cycles of the epochs before
+        self._faults = 0  # in a row: no step has ended in between
         self._behind = 0  # by how much the rack's cycles are behind those here, after a replay
         self._tokens: dict[int, list[int]] = {}  # slot -> those whose steps have begun, in order
 
@@ -220,6 +221,7 @@ class Sequences:
             oldest = next(one for one in self._flights if one.results is None)
             try:
                 oldest.results = self.rack.finish()
+                self._faults = 0
             except FaultError as error:
                 self._recover(error)
         return flight.results
@@ -238,7 +240,8 @@ class Sequences:
     def _recover(self, error: FaultError) -> None:
         """Bring the rack to where it was. Raises as `Rack.recover`."""
         started = time.monotonic()
-        for _ in range(MOST_FAULTS):
+        while self._faults < MOST_FAULTS:
+            self._faults += 1
             found = self.rack.recover(error)
             try:
                 cycles = self._replay()

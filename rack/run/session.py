@@ -29,6 +29,7 @@ from rack.machines.profile import load_hardware
 from rack.run.answer_lengths import DEFAULT, AnswerLengths, answer_lengths
 from rack.run.config import RunConfig
 from rack.run.engine import Engine
+from rack.run.flagged import errors_notice, link_errors
 from rack.run.local import LocalRack
 from rack.run.native import native_notices
 from rack.run.rebinding import spare_slots
@@ -97,6 +98,9 @@ class Prepared:
             out.append("TIMING executor: cycles are exact, tokens are drawn at random")
         elif described.startswith("SYNTHETIC"):
             out.append(described)
+        errors = link_errors(self.compiled, self.hardware)
+        if errors and self.config.executor != "timing":
+            out.append(errors_notice(self.compiled, errors))
         out += [*self.model.notices, *self.weight_notices]
         if self.tokenizer.notice:
             out.append(self.tokenizer.notice)
@@ -223,10 +227,11 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
     config = prepared.config
     if config.executor == "timing":
         return TimingRack(prepared.compiled)
+    errors = link_errors(prepared.compiled, prepared.hardware)
     if config.transport == "local":
         return LocalRack(
             prepared.compiled, prepared.model.weights_ref, images=prepared.images,
-            executor=config.executor,
+            executor=config.executor, errors=errors,
         )  # fmt: skip
     from rack.run.remote import start_process_rack, start_ray_rack  # heavy: only where chips start
 
@@ -234,7 +239,8 @@ def open_rack(prepared: Prepared, progress: Progress | None = None) -> Rack:
     return start(
         prepared.compiled, prepared.model.weights_ref, prepared.hardware,
         step_timeout_s=config.step_timeout_s, progress=progress, images=prepared.images,
-        executor=config.executor, spares=config.spares, compile_again=partial(_again, prepared),
+        executor=config.executor, spares=config.spares, errors=errors,
+        compile_again=partial(_again, prepared),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from compiler.pipeline import CompiledModel
 from rack.errors import FaultError
+from rack.run.flagged import Corrected
 
 F32 = NDArray[np.float32]
 
@@ -113,6 +114,7 @@ class Rack(Protocol):
     def start(self, order: StepOrder) -> None: ...
     def finish(self) -> list[StepResult]: ...  # of the oldest step under way: one for each row
     def saturated(self) -> int: ...
+    def corrected_vectors(self) -> Corrected: ...  # of links that make errors
     def times(self) -> dict[str, float]: ...
     def check(self) -> None: ...  # raises where a chip has died since the last step
     def recover(self, error: FaultError) -> Recovery: ...

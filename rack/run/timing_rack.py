@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from compiler.pipeline import CompiledModel
 from rack.errors import FaultError
 from rack.run.drift import DriftingClocks
+from rack.run.flagged import Corrected
 from rack.run.steps import Recovery, StepOrder, StepResult, Turns
 
 
@@ -69,6 +70,10 @@ class TimingRack:
     def saturated(self) -> int:
         """Return 0: without data nothing saturates."""
         return 0
+
+    def corrected_vectors(self) -> Corrected:
+        """Return none: without data nothing is corrected."""
+        return {}
 
     def times(self) -> dict[str, float]:
         """Return no parts: there are no chips."""

@@ -32,6 +32,7 @@ from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import RackError
 from rack.run.control import ControlKind, Conversation, Sender
+from rack.run.flagged import LinkErrors
 from rack.run.job import ChipJob, build_chip
 from rack.run.native import why_missing
 from rack.run.node import ChipNode
@@ -55,6 +56,7 @@ class Seat:
     pulse_endpoint: str
     key: RunKey | None
     slots: Mapping[int, int] = field(default_factory=dict)
+    errors: LinkErrors = field(default_factory=dict)  # of the links that make some
     rings: bool = True  # frames between chips of a host through shared memory
     faults: Sequence[Fault] = ()
     kernels: str | None = None  # the driver's, by name; None for the best that are here
@@ -140,7 +142,10 @@ class ChipWorker:
         transport: Transport = self.socket
         if seat.faults:
             transport = FaultyTransport(self.socket, seat.faults)
-        self.node = ChipNode(job.links, job.index, transport, seat.slots)
+        self.node = ChipNode(
+            job.links, job.index, transport, seat.slots, seat.errors,
+            lambda values: self._tell(ControlKind.FLAG, dict(values)),
+        )  # fmt: skip
         self._step = "start"
         self._watch = Stopwatch()
         self._next: ChipJob | None = None
@@ -210,7 +215,8 @@ class ChipWorker:
         """Say what this chip waits for, and how often it saturated."""
         missing = self.node.chip.missing()
         values: dict[str, Any] = {
-            "saturated": self.node.chip.state.saturated, "times": self._watch.parts()
+            "saturated": self.node.chip.state.saturated, "times": self._watch.parts(),
+            "corrected": [[link, end.corrected_vectors] for link, end in self.node.noisy.items()],
         }  # fmt: skip
         if missing is not None:
             values |= error_values(self.job.index, self._step, missing)
