@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -65,6 +66,35 @@ def test_every_documented_name_is_there_from_the_start() -> None:
     assert {name: families[name].type for name in kinds} == kinds
     labels = {key for one in kinds for sample in families[one].samples for key in sample.labels}
     assert labels == {"model_name", "finished_reason", "le"}
+
+
+def test_corrected_vectors_are_counted_by_link(tmp_path: Path) -> None:
+    """A link that makes no errors has no sample."""
+    machine = tmp_path / "noisy.toml"
+    machine.write_text(
+        'name = "noisy"\ninherits = "groqrack"\n[errors]\n'
+        'bit_error_rate = { value = 8e-6, source = "assumption: many, for a test" }\n'
+        'seed = { value = 4, source = "assumption: one of those without a flagged vector" }\n'
+    )
+    name = "rack:link_corrected_vectors"
+
+    async def scenario(served: Served) -> list[float]:
+        assert (await scrape(served)).families[name].samples == []
+        counts = []
+        for _ in range(2):
+            assert (await served.client.post(CHAT, json=chat(max_tokens=6))).status_code == 200
+            samples = (await scrape(served)).families[name].samples
+            assert {sample.name for sample in samples} == {f"{name}_total"}
+            assert {sample.labels["rack"] for sample in samples} == {"0"}
+            assert all(sample.labels["link"].startswith("C2C ") for sample in samples)
+            (session,) = served.opened
+            found = {sample.labels["link"]: sample.value for sample in samples}
+            assert found == session.rack.corrected_vectors()
+            counts.append(sum(found.values()))
+        return counts
+
+    first, second = ask(scenario, prepared=tiny(layout="1x2", hardware=str(machine)))
+    assert 0 < first < second
 
 
 def test_a_request_is_counted_when_it_ends() -> None:

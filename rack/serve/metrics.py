@@ -9,11 +9,13 @@ has it, prefill lasts from a request's start to its first token and decode from 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from rack.run.completion import TokenEvent
 from rack.serve.dispatch import Dispatcher
@@ -85,6 +87,24 @@ class _Times:
         of["request_decode_time"].observe(decode)
 
 
+class _LinkCounts(Collector):
+    """What the code of the links has corrected; a sample only where a link makes errors."""
+
+    def __init__(self, racks: Dispatcher, model: str) -> None:
+        self._racks, self._model = racks, model
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the counters, of each rack and link."""
+        family = CounterMetricFamily(
+            "rack:link_corrected_vectors", "Vectors that came with a wrong bit and were corrected",
+            labels=["model_name", "rack", "link"],
+        )  # fmt: skip
+        for number, runner in enumerate(self._racks.runners):
+            for link, count in sorted(runner.corrected.items()):
+                family.add_metric([self._model, str(number), link], count)
+        yield family
+
+
 class Metrics:
     """All metrics of one server. `say` is told, once, that pace is being lost."""
 
@@ -149,6 +169,7 @@ class Metrics:
             ["model_name"], registry=registry,
         ).labels(model)  # fmt: skip
         self._worst_seconds = 0.0
+        registry.register(_LinkCounts(racks, model))
         self._http = Counter(
             "http_requests", "HTTP requests by path, method and class of status",
             ["handler", "method", "status"], registry=registry,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -162,6 +162,8 @@ class Runner:
         self._before = 0  # cycles on racks that were lost
         self._begun = self._paced = 0  # cycles of this rack: where the pacer began, and is
         self.cycles = 0  # emulated, since the start
+        self.corrected = Counter[str]()  # vectors at the ends of links, by link, since the start
+        self._corrected_before = Counter[str]()  # on racks that were lost
         self.kv_tokens = 0  # tokens of the running sequences in the cache
 
     def start(self) -> None:
@@ -287,6 +289,7 @@ class Runner:
         engine = Engine(session.rack, prepared.tokenizer, prepared.answers)
         sequences = Sequences(session.rack, reuse=self._reuse)
         self._before, self._begun, self._paced = self.cycles, 0, 0
+        self._corrected_before = self.corrected
         with self._changed:
             if self._stopping:
                 return None
@@ -320,6 +323,8 @@ class Runner:
             if self._comers_and_leavers():  # meanwhile: something else may be next
                 return None
             emitted = sequences.advance()
+            if any(one.completion.finish_reason is not None for one in emitted):
+                self.corrected = self._corrected_before + Counter(engine.rack.corrected_vectors())
         except Exception as error:
             return error
         self.kv_tokens = sum(one.cached_tokens for one in sequences.running)
