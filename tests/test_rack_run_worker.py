@@ -40,9 +40,9 @@ MODEL = compiled("1x2")
 class Running:
     """A worker in a thread, seen from the host."""
 
-    def __init__(self, host: Host, job: ChipJob, **more: Any) -> None:
+    def __init__(self, host: Host, job: ChipJob) -> None:
         self.host = host
-        self.worker = ChipWorker(job, host.seat(**more))
+        self.worker = ChipWorker(job, host.seat())
         self.thread = threading.Thread(target=self.worker.run, daemon=True)
         self.thread.start()
 
@@ -73,8 +73,8 @@ class Host(ZmqTransport):
             pulse_endpoint=self.pulse.endpoint, key=None, **values,
         )  # fmt: skip
 
-    def start(self, job: ChipJob, **more: Any) -> Running:
-        self.workers.append(Running(self, job, **more))
+    def start(self, job: ChipJob) -> Running:
+        self.workers.append(Running(self, job))
         return self.workers[-1]
 
 
@@ -140,7 +140,7 @@ def test_a_worker_tells_of_a_frame_that_cannot_be_corrected_and_counts_the_other
         end.receive(replace(one, step=step))
         found.setdefault((end.corrected_vectors, end.flagged_vectors), step)
     good, bad = found[1, 0], found[0, 1]
-    running = host.start(job(), errors={link: rate})
+    running = host.start(replace(job(), errors={link: rate}))
     endpoint = running.next().values["endpoint"]
     assert running.next().kind == "ready"
     host.connect({0: endpoint})

@@ -6,7 +6,7 @@ A job has no weights in it: a chip opens the `WeightsRef` and reads only its own
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from compiler.model.weights import WeightSource, WeightsRef
 from compiler.pipeline import CompiledModel
 from compiler.place.allocate import GROUP_SCALE
 from compiler.place.partition import Piece, Weight, biases_of, weights_of
+from rack.run.flagged import LinkErrors
 from rack.run.stored import Images
 
 PROCESS_BYTES = 100 << 20  # assumption: a chip process beside its SRAM: NumPy, ZeroMQ, Ray
@@ -69,6 +70,7 @@ class ChipJob:
     image: str | None = None  # begin with this file's bytes, which have the constants (shared.py)
     executor: str = "fast"  # or "reference"
     sequences: int = 1  # slots of the KV cache
+    errors: LinkErrors = field(default_factory=dict)  # of the links that make some
 
 
 def chip_links(links: tuple[LinkUse, ...]) -> dict[int, ChipLink]:

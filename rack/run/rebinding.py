@@ -49,12 +49,12 @@ class Rebinder:
     """Finds spares for lost chips on one machine."""
 
     def __init__(self, compiled: CompiledModel, hardware: Hardware) -> None:
-        self._hardware, self._clock = hardware, compiled.network.clock
+        self.hardware, self._clock = hardware, compiled.network.clock
         self._links = [link for link in compiled.network.links if not link.is_host]
 
     def of(self, compiled: CompiledModel) -> Rebinder:
         """Return the same for another schedule on the same machine."""
-        return Rebinder(compiled, self._hardware)
+        return Rebinder(compiled, self.hardware)
 
     def rebind(self, binding: Binding, lost: Sequence[int], spares: Sequence[int]) -> Binding:
         """Return the binding with spare slots for the lost chips, the first ones that fit.
@@ -68,7 +68,7 @@ class Rebinder:
             kept = {chip: slot for chip, slot in binding.items() if chip not in lost}
             topology = self._topology(first)
             found = None
-            if self._hardware.cabling is not Cabling.FREE:
+            if self.hardware.cabling is not Cabling.FREE:
                 found = self._search(topology, kept, list(lost), list(spares))
             if found is None:
                 raise
@@ -82,7 +82,7 @@ class Rebinder:
         The chips of a lost one's node go to the spares of one node, if those are enough. So they
         stay together. Other lost chips go to any spares, of which there are enough.
         """
-        new, free, size = dict(binding), list(spares), self._hardware.chips_per_node
+        new, free, size = dict(binding), list(spares), self.hardware.chips_per_node
         for node in sorted({binding[chip] // size for chip in lost}):
             chips = [chip for chip, slot in sorted(new.items()) if slot // size == node]
             for other in sorted({slot // size for slot in free}):
@@ -117,19 +117,19 @@ class Rebinder:
         """Count the cables that could be a link."""
         cables = topology.links_between(binding[link.src], binding[link.dst])
         return sum(
-            self._hardware.latency_cycles(cable.kind) == link.latency_cycles for cable in cables
+            self.hardware.latency_cycles(cable.kind) == link.latency_cycles for cable in cables
         )
 
     def verify(self, binding: Binding) -> None:
         """Check that the bound machine has a cable for every link. Raises MachineError."""
         if self._clock.strays:
             raise MachineError(
-                machine=self._hardware.name, what="spares", wanted="clocks that do not drift",
+                machine=self.hardware.name, what="spares", wanted="clocks that do not drift",
                 got="clocks for which each cable is trained, and each schedule made",
             )  # fmt: skip
         topology, taken = self._topology(binding), Counter[tuple[int, int]]()
-        spec = self._hardware.link_spec(max(1, topology.max_ports_used))
-        slot_cycles = spec.slot_cycles(self._hardware.chip.clock_hz)
+        spec = self.hardware.link_spec(max(1, topology.max_ports_used))
+        slot_cycles = spec.slot_cycles(self.hardware.chip.clock_hz)
         for link in self._links:
             a, b = binding[link.src], binding[link.dst]
             taken[a, b] += 1
@@ -140,11 +140,11 @@ class Rebinder:
     def _topology(self, binding: Binding) -> Topology:
         ends = [(binding[one.src], binding[one.dst]) for one in self._links]
         pairs = sorted({(min(a, b), max(a, b)) for a, b in ends})
-        return self._hardware.topology(max(binding.values()) + 1, pairs)
+        return self.hardware.topology(max(binding.values()) + 1, pairs)
 
     def _refuse(self, link: LinkUse, a: int, b: int, cables: int) -> None:
         raise MachineError(
-            machine=self._hardware.name,
+            machine=self.hardware.name,
             what=f"{link.name} with chips {link.src} and {link.dst} in slots {a} and {b}",
             wanted=f"a cable of its own of {link.latency_cycles} cycles",
             got="none" if not cables else f"{cables} of another kind, or in use",

@@ -13,7 +13,7 @@ import contextlib
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chip.kernels import load as load_kernels
@@ -39,7 +39,7 @@ from rack.errors import (
 from rack.machines.hardware import Hardware
 from rack.run.control import ControlKind, Conversation, Sender
 from rack.run.driver import Driver
-from rack.run.flagged import Corrected, Flags, LinkErrors, corrected
+from rack.run.flagged import Corrected, Flags, LinkErrors, corrected, link_errors
 from rack.run.job import PROCESS_BYTES, ChipJob, chip_job
 from rack.run.launcher import Launcher, Post
 from rack.run.node import NO_ERRORS
@@ -98,7 +98,7 @@ class RemoteRack:
         self._lowered: set[str] = set()  # steps whose first run has had its time
         self._progress = progress or (lambda stage, done, total: None)
         self._failed: str | None = None
-        self._errs = bool(errors)
+        self._errors = errors
         self._stuck: LinkFlaggedError | None = None
         self._flags = Flags(compiled.network.links)
         self._recovering: str | None = None
@@ -153,7 +153,6 @@ class RemoteRack:
                     key=key,
                     slots=dict(slots or {}),
                     rings=rings,
-                    errors=dict(errors),
                     faults=[f for f in faults if links[f.link].src == process],
                     kernels=kernels.name,
                 )
@@ -176,9 +175,10 @@ class RemoteRack:
     def _jobs_of(self, compiled: CompiledModel) -> list[ChipJob]:
         """Return the jobs of all chips."""
         weights, images = self._weights, self._images
-        jobs = [
+        made = (
             chip_job(compiled, chip, weights, images, self.executor) for chip in range(self._chips)
-        ]
+        )
+        jobs = [replace(job, errors=dict(self._errors)) for job in made]
         if shares(weights, self.transport, stored=images is not None):
             jobs = self._with_images(jobs, weights)
         return jobs
@@ -366,6 +366,9 @@ class RemoteRack:
         epoch, source = self.driver.node.epoch, self.driver.source
         self.driver.free()
         self.compiled, self.turns = compiled, Turns(compiled)
+        self._flags = Flags(compiled.network.links)
+        if self._errors:
+            self._errors = link_errors(compiled, self._rebinder.hardware)
         self.driver = Driver(compiled, source, self._socket)
         self.driver.node.epoch = epoch  # what was sent before is older than what is to come
         self._jobs, self._rebinder = self._jobs_of(compiled), self._rebinder.of(compiled)
@@ -598,7 +601,7 @@ class RemoteRack:
     def corrected_vectors(self) -> Corrected:
         """Return the vectors that were corrected at the links' ends, of chips that answer."""
         self._check_usable()
-        reports = self.collect_reports(set()).values() if self._errs else ()
+        reports = self.collect_reports(set()).values() if self._errors else ()
         counts = [(link, count) for values in reports for link, count in values["corrected"]]
         return corrected(self.compiled.network.links, counts)
 

@@ -32,7 +32,6 @@ from interconnect.transport import Transport
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import RackError
 from rack.run.control import ControlKind, Conversation, Sender
-from rack.run.flagged import LinkErrors
 from rack.run.job import ChipJob, build_chip
 from rack.run.native import why_missing
 from rack.run.node import ChipNode
@@ -56,7 +55,6 @@ class Seat:
     pulse_endpoint: str
     key: RunKey | None
     slots: Mapping[int, int] = field(default_factory=dict)
-    errors: LinkErrors = field(default_factory=dict)  # of the links that make some
     rings: bool = True  # frames between chips of a host through shared memory
     faults: Sequence[Fault] = ()
     kernels: str | None = None  # the driver's, by name; None for the best that are here
@@ -143,7 +141,7 @@ class ChipWorker:
         if seat.faults:
             transport = FaultyTransport(self.socket, seat.faults)
         self.node = ChipNode(
-            job.links, job.index, transport, seat.slots, seat.errors,
+            job.links, job.index, transport, seat.slots, job.errors,
             lambda values: self._tell(ControlKind.FLAG, dict(values)),
         )  # fmt: skip
         self._step = "start"
