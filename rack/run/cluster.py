@@ -1,9 +1,10 @@
 """Chips as Ray actors: one placement group per rack, one bundle per card.
 
 A bundle lies on one machine, so the chips of a card share a machine. A rack's bundles are packed
-on as few machines as possible. Memory is declared, so Ray refuses a rack that does not fit. If no
-cluster is named (`RAY_ADDRESS`) and none runs on this machine, a local one is started, and ended
-with this process; `RAY_ADDRESS=local` always starts one (rack/run/membership.py).
+on as few machines as possible, neighbours together (rack/run/placing.py). Memory is declared, so
+Ray refuses a rack that does not fit. If no cluster is named (`RAY_ADDRESS`) and none runs on this
+machine, a local one is started, and ended with this process; `RAY_ADDRESS=local` always starts one
+(rack/run/membership.py).
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -24,12 +27,29 @@ from rack.machines.hardware import Hardware
 from rack.run.actor import node_address, start_actor, start_task
 from rack.run.launcher import Post
 from rack.run.membership import MEMBERSHIP
+from rack.run.placing import machines_of_cards
 from rack.run.worker import one_blas_thread
 from rack.system.progress import Progress
 from rack.system.provenance import ROOT, source_digest
 
 PLACE_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
+PIN = 0.001  # of a machine's own resource, `node:ADDRESS`, which what asks for it binds there
+_MACHINE = re.compile(r"node:(?!__).+")  # the head has a second one
+
+
+def in_groups(chips: range, size: int) -> list[range]:
+    """Return chips in groups of that size; the last one may be smaller."""
+    return [chips[at : at + size] for at in range(0, len(chips), size)]
+
+
+def free_memory() -> dict[str, int]:
+    """Return the bytes that each machine has left, by the name of its own resource."""
+    found = {}
+    for resources in available_resources_per_node().values():
+        (name,) = (key for key in resources if _MACHINE.fullmatch(key))
+        found[name] = int(resources.get("memory", 0))
+    return dict(sorted(found.items()))
 
 
 class RayLauncher:
@@ -80,11 +100,11 @@ class RayLauncher:
         """Reserve memory on as many machines as there are: one that is lost takes few spares."""
         if not spares:
             return {}
-        bundles = [{"memory": post.memory_bytes} for post in spares]
+        bundles: list[dict[str, float]] = [{"memory": post.memory_bytes} for post in spares]
         group = self._group(bundles, "SPREAD", "spares")
         return {post.seat.process: (group, bundle) for bundle, post in enumerate(spares)}
 
-    def _group(self, bundles: list[dict[str, int]], strategy: str, what: str) -> Any:
+    def _group(self, bundles: list[dict[str, float]], strategy: str, what: str) -> Any:
         """Reserve a placement group. Raises RackError if there is no room for it."""
         group = placement_group(bundles, strategy=strategy)
         self._groups.append(group)
@@ -102,11 +122,15 @@ class RayLauncher:
         """Reserve memory card by card, rack by rack: chip -> (placement group, bundle)."""
         per_card, per_rack = self.hardware.chips_per_card, self.hardware.chips_per_rack
         places: dict[int, tuple[Any, int]] = {}
-        racks = range(0, len(memory), per_rack)
-        for number, first in enumerate(racks):
-            chips = range(first, min(first + per_rack, len(memory)))
-            cards = [chips[i : i + per_card] for i in range(0, len(chips), per_card)]
-            bundles = [{"memory": sum(memory[chip] for chip in card)} for card in cards]
+        chips = range(len(memory))
+        racks = [in_groups(rack, per_card) for rack in in_groups(chips, per_rack)]
+        sizes = [[sum(memory[chip] for chip in card) for card in cards] for cards in racks]
+        machines = machines_of_cards(sizes, free_memory())
+        for number, cards in enumerate(racks):
+            bundles: list[dict[str, float]] = [{"memory": size} for size in sizes[number]]
+            if machines is not None:  # else Ray may see another way, or wait for room
+                for reserved, machine in zip(bundles, machines[number], strict=True):
+                    reserved[machine] = PIN
             self._progress("racks placed", number, len(racks))
             group = self._group(bundles, "PACK", f"rack {number}")
             for bundle, card in enumerate(cards):

@@ -212,7 +212,7 @@ class Bed:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise BedError(f"{process.args}: ended with exit code {process.wait()}")
+            raise BedError(f"{process.args!r}: ended with exit code {process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BedError(answer["error"])
