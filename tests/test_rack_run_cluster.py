@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rack.errors import ChipFailedError, RackError
+from rack.errors import ChipFailedError, OtherCodeError, RackError
 from rack.run.completion import Completion
 from rack.run.config import RunConfig
 from rack.run.remote import RemoteRack
@@ -127,6 +127,35 @@ def test_a_lost_machine_s_chips_go_on_elsewhere(two_machines: Any) -> None:
         now = {rack._members[process].endpoint for process in rack._processes.values()}
         assert not [endpoint for endpoint in now if endpoint.startswith(f"{victim}:")]
         assert complete(session).data_hash == wanted.data_hash
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_machine_with_other_code_is_refused_before_a_chip_starts(
+    two_machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = prepare(RunConfig(transport="ray", model="tiny", layout=LAYOUT))
+    actors: list[object] = []
+    monkeypatch.setattr(cluster, "start_actor", lambda *posted: actors.append(posted))
+    real, ask = cluster.running_code, cluster.ask_what_runs
+    for what in ("python", "kernels", "sources"):
+        monkeypatch.setattr(cluster, "running_code", lambda k, w=what: real(k) | {w: "another"})
+        wanted = rf"chip \d \(.+ on .+\) runs other code than the driver: {what}: wanted another, g"
+        with pytest.raises(OtherCodeError, match=wanted):
+            Session(ready)
+    monkeypatch.setattr(cluster, "running_code", real)
+    monkeypatch.setattr(cluster, "ask_what_runs", lambda root, _, node: ask(root, "none", node))
+    wanted = r"^kernels: unknown implementation 'none'; .* has to run the driver's, none"
+    with pytest.raises(RackError, match=wanted):
+        Session(ready)
+    monkeypatch.setattr(cluster, "ask_what_runs", lambda root, k, node: ask(5, k, node))
+    wanted = r"^the machine of chip \d cannot run the driver's code: TypeError: "
+    with pytest.raises(RackError, match=wanted):
+        Session(ready)
+    monkeypatch.setattr(cluster, "ask_what_runs", lambda root, k, node: ask(root, k, "0" * 56))
+    with pytest.raises(RackError, match=r"^the machine of chip \d cannot run the driver's code: "):
+        Session(ready)
+    assert actors == []
 
 
 def test_a_machine_that_joins_too_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_chips_are_found_where_the_driver_is(
         rack.close()
 
 
-@pytest.mark.parametrize("what", ["version", "sources", "kernels"])
+@pytest.mark.parametrize("what", ["version", "sources", "kernels", "python"])
 def test_a_chip_that_runs_other_code_is_refused(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     real = remote.running_code
 

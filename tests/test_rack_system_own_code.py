@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
+
+import numpy as np
 
 from rack.system import own_code, provenance
 from rack.system.provenance import ROOT, running_code
@@ -28,6 +31,8 @@ def test_a_digest_covers_every_module() -> None:
     code = running_code(load("numpy"))
     assert code["kernels"] == "numpy"
     assert len(code["sources"]) == 64
+    assert code["python"].split()[1] == ".".join(map(str, sys.version_info[:3]))
+    assert (code["numpy"], code["byte order"]) == (np.__version__, sys.byteorder)
     read: list[Path] = []
     real = Path.read_bytes
 

@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from rack.run.job import ChipJob
@@ -55,6 +56,25 @@ def start_actor(
         scheduling_strategy=strategy, memory=memory_bytes, name=None
     ).remote(root)
     return actor, actor.run.remote(job, seat)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _running(root: str, kernels: str | None) -> dict[str, str]:
+    if os.path.isdir(os.path.join(root, "rack")) and root not in sys.path:
+        sys.path.insert(0, root)
+    import platform
+
+    from rack.run.worker import kernels_like
+    from rack.system.provenance import ROOT, running_code
+
+    return {"where": f"{ROOT} on {platform.node()}", **running_code(kernels_like(kernels))}
+
+
+def ask_what_runs(root: str, kernels: str | None, node: str) -> Any:
+    """Ask a machine, by its id, where and what code its chips would run; return the reference.
+    It raises RackError where the kernels are not there."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _running.options(scheduling_strategy=there).remote(root, kernels)
 
 
 @ray.remote(num_cpus=1, max_retries=0)

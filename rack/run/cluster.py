@@ -13,7 +13,7 @@ import contextlib
 import os
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,15 +22,15 @@ from ray._private.state import available_resources_per_node
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rack.errors import RackError
+from rack.errors import OtherCodeError, RackError
 from rack.machines.hardware import Hardware
-from rack.run.actor import node_address, start_actor, start_task
+from rack.run.actor import ask_what_runs, node_address, start_actor, start_task
 from rack.run.launcher import Post
 from rack.run.membership import MEMBERSHIP
 from rack.run.placing import machines_of_cards
-from rack.run.worker import one_blas_thread
+from rack.run.worker import kernels_like, one_blas_thread
 from rack.system.progress import Progress
-from rack.system.provenance import ROOT, source_digest
+from rack.system.provenance import ROOT, running_code, source_digest
 
 PLACE_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
@@ -88,6 +88,7 @@ class RayLauncher:
         self._wanted = sum(post.memory_bytes for post in posts)
         places = self._place([post.memory_bytes for post in chips])
         places |= self._place_spares(spares)
+        self._check_code(places, posts[0].seat.kernels)
         for post in posts:
             group, bundle = places[post.seat.process]
             strategy = PlacementGroupSchedulingStrategy(
@@ -144,6 +145,29 @@ class RayLauncher:
         if self._one_machine and not used <= self._machines:
             raise RackError("a machine joined the cluster while this run started: start it again")
 
+    def _check_code(self, places: Mapping[int, tuple[Any, int]], kernels: str | None) -> None:
+        """Refuse machines that run other code than this one, before a process starts there.
+
+        What is sent to a process may mean another thing there. Raises OtherCodeError, or RackError.
+        """
+        tables = {group: ray.util.placement_group_table(group) for group in self._groups}
+        nodes = {
+            process: str(tables[group]["bundles_to_node_id"][bundle])
+            for process, (group, bundle) in sorted(places.items(), reverse=True)
+        }
+        first = {node: process for process, node in nodes.items()}  # the lowest, as the last one
+        first.pop(ray.get_runtime_context().get_node_id(), None)
+        asked = {node: ask_what_runs(str(ROOT), kernels, node) for node in first}
+        wanted = running_code(kernels_like(kernels))
+        for node, answer in asked.items():
+            got = _answered(answer, first[node])
+            for what, value in wanted.items():
+                if got[what] != value:
+                    raise OtherCodeError(
+                        chip=first[node], where=got["where"], what=what, wanted=value,
+                        got=got[what],
+                    )  # fmt: skip
+
     def dead(self) -> dict[int, str]:
         """See `Launcher.dead`. Raises RackError when the cluster itself is gone."""
         MEMBERSHIP.check()
@@ -182,6 +206,19 @@ class RayLauncher:
         if self._joined:
             self._joined = False
             MEMBERSHIP.leave()
+
+
+def _answered(answer: Any, chip: int) -> Mapping[str, str]:
+    """Return what a machine has answered. Raises RackError if it cannot."""
+    try:
+        return dict(ray.get(answer, timeout=PLACE_TIMEOUT_S))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RackError):
+            raise error.cause from None
+        said = f"{type(error.cause).__name__}: {error.cause}"
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().splitlines()[0]
+    raise RackError(f"the machine of chip {chip} cannot run the driver's code: {said}")
 
 
 class RayTasks:

@@ -6,10 +6,14 @@ And which code a process runs: the driver and its chips have to run the same (`r
 from __future__ import annotations
 
 import hashlib
+import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import numpy as np
 
 from chip.kernels import Kernels
 
@@ -24,8 +28,15 @@ def code_version() -> dict[str, str]:
 
 
 def running_code(kernels: Kernels) -> dict[str, str]:
-    """Return what has to be equal in the driver and all its chips."""
-    return {"version": _release(), "sources": source_digest(), "kernels": kernels.name}
+    """Return what has to be equal in the driver and all its chips.
+
+    Python, because jobs are pickled and what a function does may differ; NumPy, because it rounds.
+    """
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return {
+        "version": _release(), "sources": source_digest(), "kernels": kernels.name,
+        "python": python, "numpy": np.__version__, "byte order": sys.byteorder,
+    }  # fmt: skip
 
 
 @cache
