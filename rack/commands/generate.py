@@ -111,6 +111,7 @@ def result(
             "decode_seconds": sum(decode),
             "total_seconds": wall,
         },
+        "recoveries": [recovery.to_dict() for recovery in completion.recoveries],
         "schedule_hash": prepared.compiled.schedule_hash,
         "data_hash": completion.data_hash,
         "saturated": session.rack.saturated(),
@@ -141,4 +142,9 @@ def _summary(prepared: Prepared, completion: Completion, wall_seconds: float) ->
         f"{tokens / completion.completion_seconds:.1f} tokens/s"
     )
     say(f"wall: {wall_seconds:.2f} s, {tokens / wall_seconds:.2f} tokens/s")
+    for recovery in completion.recoveries:
+        say(
+            f"went on after a fault: {recovery.what}; replayed {recovery.replayed_cycles} cycles, "
+            f"recovered in {recovery.wall_seconds:.2f} s"
+        )
     say(f"schedule_hash {compiled.schedule_hash}\ndata_hash {completion.data_hash}")

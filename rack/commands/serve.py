@@ -23,6 +23,7 @@ from rack.system.progress import StartProgress
 from rack.system.shell import line_of
 
 MOST_REPLICAS = 256
+MOST_DRAIN_SECONDS = 24 * 3600
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,6 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="racks; a request goes where the fewest run and wait (%(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--drain-seconds", type=count(MOST_DRAIN_SECONDS), default=25, metavar="S",
+        help="how long requests may go on after SIGTERM, while new ones are answered 503 "
+        "(%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
         "--prefix-cache", action="store_true",
         help="a prompt goes on from what a free slot holds of it, in whole prefill chunks",
     )  # fmt: skip
@@ -89,6 +95,8 @@ def main(args: argparse.Namespace, config: RunConfig) -> int:
         raise UsageError(f"--max-queue: wanted 0 or more, got {args.max_queue}")
     if args.replicas < 1:
         raise UsageError(f"--replicas: wanted 1 or more, got {args.replicas}")
+    if args.drain_seconds < 0:
+        raise UsageError(f"--drain-seconds: wanted 0 or more, got {args.drain_seconds}")
     notices = Notices(sys.stderr, form="json" if args.log == "json" else "text")
     try:
         return _run(args, config, notices)
@@ -118,7 +126,8 @@ def _options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(
         host=args.host, names=args.served_model_name, limits=args.limits,
         origins=args.allowed_origins, max_queue=args.max_queue, replicas=args.replicas,
-        prefix_cache=args.prefix_cache, pace=args.pace, log=args.log, log_probes=args.log_probes,
+        drain_seconds=args.drain_seconds, prefix_cache=args.prefix_cache, pace=args.pace,
+        log=args.log, log_probes=args.log_probes,
         executor_asked_for=executor_asked_for(args, os.environ),
     )  # fmt: skip
 

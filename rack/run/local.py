@@ -32,6 +32,7 @@ class LocalRack:
     """
 
     transport = "local"
+    spares = 0
 
     def __init__(
         self, compiled: CompiledModel, weights: WeightsRef, *,

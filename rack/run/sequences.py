@@ -73,6 +73,7 @@ class Sequences:
         self._faults = 0  # in a row: no step has ended in between
         self._behind = 0  # by how much the rack's cycles are behind those here, after a replay
         self._tokens: dict[int, list[int]] = {}  # slot -> those whose steps have begun, in order
+        self._recovering: str | None = None
 
     @property
     def clock(self) -> int:
@@ -237,23 +238,38 @@ class Sequences:
         except FaultError as error:
             self._recover(error)
 
+    def condition(self) -> str | None:
+        """Say what keeps the sequences from going on now, None if nothing. From any thread."""
+        return self._recovering or self.rack.condition()
+
     def _recover(self, error: FaultError) -> None:
         """Bring the rack to where it was. Raises as `Rack.recover`."""
-        started = time.monotonic()
+        self._recovering = f"recovering: {error}"
+        try:
+            recovery = self._recovered(error)
+        finally:
+            self._recovering = None
+        for completion in self._running.values():
+            completion.recoveries.append(recovery)
+        self._on_recovery(recovery)
+
+    def _recovered(self, error: FaultError) -> Recovery:
+        """Recover and replay, and again where that is broken off. Raises as `_recover`."""
+        started, parts = time.monotonic(), list[Recovery]()
         while self._faults < MOST_FAULTS:
             self._faults += 1
-            found = self.rack.recover(error)
+            parts.append(self.rack.recover(error))
             try:
                 cycles = self._replay()
             except FaultError as another:
                 error = another
                 continue
-            seconds = time.monotonic() - started
-            recovery = replace(found, replayed_cycles=cycles, wall_seconds=seconds)
-            for completion in self._running.values():
-                completion.recoveries.append(recovery)
-            self._on_recovery(recovery)
-            return
+            hashes = [part.schedule_hash for part in parts if part.schedule_hash is not None]
+            return replace(
+                parts[0], chips=tuple(sorted({chip for part in parts for chip in part.chips})),
+                wall_seconds=time.monotonic() - started, replayed_cycles=cycles,
+                schedule_hash=hashes[-1] if hashes else None,
+            )  # fmt: skip
         raise RackError(f"{MOST_FAULTS} replays in a row did not come to their end: {error}")
 
     def _adopt(self) -> None:

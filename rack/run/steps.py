@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +47,10 @@ class StepResult:
 class Recovery:
     """A fault after which a rack went on: in which step, and what it took.
 
-    `chips` were replaced by spares; none where nothing had to be. `replayed_cycles` of emulated
-    time were run for a second time, and are in no account of a request. `schedule_hash` is that of
-    the schedule from then on, where it is another one, with other cycles: the spares' cables are.
+    `chips` were replaced by spares, also those that were lost during the replay; none where nothing
+    had to be. `replayed_cycles` of emulated time were run for a second time, and are in no account
+    of a request. `schedule_hash` is that of the schedule from then on, where it is another one, with
+    other cycles: the spares' cables are.
     """
 
     chips: tuple[int, ...]
@@ -59,6 +60,18 @@ class Recovery:
     wall_seconds: float
     replayed_cycles: int = 0
     schedule_hash: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what an answer says of it; `chip` is the first one."""
+        return {
+            "chip": self.chips[0] if self.chips else None,
+            "chips": list(self.chips),
+            "step": self.step,
+            "detected_seconds": round(self.detected_seconds, 6),
+            "replayed_cycles": self.replayed_cycles,
+            "wall_seconds": round(self.wall_seconds, 6),
+            "schedule_hash": self.schedule_hash,
+        }
 
 
 class Turns:
@@ -109,6 +122,9 @@ class Rack(Protocol):
     compiled: CompiledModel
     transport: str
     executor: str
+
+    @property
+    def spares(self) -> int: ...  # how many chips can still be replaced
 
     def reset(self) -> None: ...  # nothing is under way any more; the next step begins anew
     def start(self, order: StepOrder) -> None: ...

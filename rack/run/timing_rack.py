@@ -21,6 +21,7 @@ class TimingRack:
 
     transport = "none"
     executor = "timing"
+    spares = 0
 
     def __init__(self, compiled: CompiledModel, drifts: Mapping[int, int] | None = None) -> None:
         self.compiled = compiled

@@ -47,8 +47,23 @@ class XGroq(_Answer):
     usage: XGroqUsage | None = Field(default=None, exclude_if=lambda usage: usage is None)
 
 
+class Recovery(_Answer):
+    """A fault after which the rack went on; `chips` were replaced, `chip` is the first of them.
+
+    `replayed_cycles` are emulated, and no part of the answer's times. The seconds are wall time:
+    from the lost chip's last sign of life to the error, and from there until the rack went on.
+    """
+
+    chip: int | None
+    chips: list[int]
+    step: str
+    detected_seconds: float
+    replayed_cycles: int
+    wall_seconds: float
+
+
 class XRack(BaseModel):
-    """What made the answer: executor, weights, exact cycles, wall seconds, lost pace.
+    """What made the answer: executor, weights, exact cycles, wall seconds, lost pace, faults.
 
     `waited_seconds` is emulated, and a part of the answer's times: other sequences held the rack.
     """
@@ -67,6 +82,7 @@ class XRack(BaseModel):
     waited_seconds: float
     wall_seconds: dict[str, float]
     slipped_seconds: dict[str, float] | None
+    recoveries: list[Recovery]
 
 
 class ReplyFunction(_Answer):

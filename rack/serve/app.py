@@ -23,6 +23,7 @@ from rack.run.completion import TokenEvent
 from rack.serve import metrics
 from rack.serve.absent import why_absent
 from rack.serve.cors import cross_origin
+from rack.serve.door import Doorway
 from rack.serve.envelope import GONE, Envelope
 from rack.serve.errors import ApiError, BusyError, GoneError, busy
 from rack.serve.inflate import too_large, unpack
@@ -68,6 +69,7 @@ def build_app(
             ClientDisconnect: _gone, Exception: _bug,
         },
     )  # fmt: skip
+    app = Doorway(app, service.door)
     if origins:
         app = cross_origin(app, origins)
     paths = [route.path for route in routes]
@@ -166,10 +168,10 @@ class _Surface:
 
     async def _ready(self, request: Request) -> Response:
         try:
-            self._service.racks.check_ready()
+            states = self._service.check_running()
         except BusyError as error:
             raise busy(error) from None
-        return _json({"status": "ready", "racks": self._service.racks.states})
+        return _json({"status": "ready", "racks": states})
 
     async def _version(self, request: Request) -> Response:
         return _json(self._service.identity.version())

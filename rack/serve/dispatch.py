@@ -1,7 +1,8 @@
 """Several racks behind one server: each request goes to the one with the shortest queue.
 
 A rack runs as many sequences at a time as it has slots; more racks answer more at once. Racks that
-are starting again after a failure, or were given up, are passed over; a tie goes to the rack that
+are starting again after a failure, or were given up, are passed over; so are racks that recover, or
+a chip of which is silent, unless there are no others. A tie goes to the rack that
 has been free for longest by the time that is emulated, then to that of the lowest number.
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from rack.serve.errors import RETRY_STARTING_SECONDS, BusyError
+from rack.serve.errors import RETRY_STARTING_SECONDS, BusyError, starting
 from rack.serve.runner import QueuedRequest, Runner
+
+READY = "ready"
 
 
 class Dispatcher:
@@ -33,8 +36,8 @@ class Dispatcher:
 
     @property
     def states(self) -> list[str]:
-        """What each rack is at: "ready", or the stage of its start."""
-        return [runner.stage or "ready" for runner in self.runners]
+        """What each rack is at: "ready", the stage of its start, or what keeps it from running."""
+        return [runner.condition() or READY for runner in self.runners]
 
     @property
     def given_up(self) -> bool:
@@ -46,10 +49,18 @@ class Dispatcher:
         if len(self.runners) == 1:
             self.runners[0].check_ready()
         elif not self.ready:
-            states = "; ".join(f"rack {n}: {state}" for n, state in enumerate(self.states))
-            raise BusyError(
-                what=f"no rack is ready ({states})", retry_seconds=RETRY_STARTING_SECONDS
-            )
+            raise _not_ready(self.states)
+
+    def check_running(self) -> list[str]:
+        """Return the state of each rack. Raise BusyError, naming all, while no rack is ready.
+
+        A rack that recovers, or a chip of which is silent, takes requests and is not ready.
+        """
+        self.check_ready()
+        states = self.states
+        if READY not in states:
+            raise _not_ready(states)
+        return states
 
     def submit(self, job: QueuedRequest) -> Runner:
         """Queue a request; return the rack that took it.
@@ -57,7 +68,9 @@ class Dispatcher:
         Raises BusyError when no rack is ready, or all queues are full.
         """
         self.check_ready()
-        runner = min(self.ready or self.runners, key=lambda one: (one.load, one.pacer.due_seconds))
+        taking = self.ready or self.runners
+        well = [runner for runner in taking if runner.condition() is None]
+        runner = min(well or taking, key=lambda one: (one.load, one.pacer.due_seconds))
         runner.submit(job)
         return runner
 
@@ -82,3 +95,11 @@ class Dispatcher:
         deadline = time.monotonic() + timeout_seconds
         ended = [runner.stop(max(0.0, deadline - time.monotonic())) for runner in self.runners]
         return all(ended)
+
+
+def _not_ready(states: Sequence[str]) -> BusyError:
+    """Return why no rack runs requests."""
+    if len(states) == 1:
+        return starting(states[0])
+    named = "; ".join(f"rack {number}: {state}" for number, state in enumerate(states))
+    return BusyError(what=f"no rack is ready ({named})", retry_seconds=RETRY_STARTING_SECONDS)

@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from rack.run.completion import TokenEvent
+from rack.run.steps import Recovery
 from rack.serve.dispatch import Dispatcher
 from rack.serve.identity import Identity
 from rack.serve.pacing import SLIP_SECONDS, Slip
@@ -128,6 +129,8 @@ class Metrics:
             ("rack:slots", "Sequence slots of all racks", lambda: slots),
             ("rack:slot_usage_perc", "Part of the slots in use; 1 is all of them",
              lambda: racks.running / slots),
+            ("rack:spares", "Chips of all racks that can still be replaced",
+             lambda: sum(runner.spares for runner in racks.runners)),
         ):  # fmt: skip
             gauge = Gauge(name, text, ["model_name"], registry=registry)
             gauge.labels(model).set_function(value)
@@ -170,6 +173,14 @@ class Metrics:
         ).labels(model)  # fmt: skip
         self._worst_seconds = 0.0
         registry.register(_LinkCounts(racks, model))
+        self._recoveries = Counter(
+            "rack:recoveries", "Faults after which a rack went on", ["model_name"],
+            registry=registry,
+        ).labels(model)  # fmt: skip
+        self._replayed = Counter(
+            "rack:replayed_cycles", "Emulated cycles that were run again after faults",
+            ["model_name"], registry=registry,
+        ).labels(model)  # fmt: skip
         self._http = Counter(
             "http_requests", "HTTP requests by path, method and class of status",
             ["handler", "method", "status"], registry=registry,
@@ -202,6 +213,11 @@ class Metrics:
         first, *rest = (count / hz for count in cycles)
         queue, prompt = totals.queue_cycles / hz, totals.prompt_cycles / hz
         self._rack.observe(queue, prompt + first, rest)
+
+    def recovered(self, recovery: Recovery) -> None:
+        """Count a fault after which a rack went on; from any thread."""
+        self._recoveries.inc()
+        self._replayed.inc(recovery.replayed_cycles)
 
     def answered(self, handler: str, method: str, status: int) -> None:
         """Count an HTTP request; `handler` is its route's path, "none" where there is none."""

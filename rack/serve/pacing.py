@@ -67,6 +67,9 @@ class Unpaced:
     def wait(self) -> None:
         """Return when the steps accounted so far have ended in emulated time."""
 
+    def stand_still(self, seconds: float) -> None:
+        """Move the schedule: for so long emulated time has stood still."""
+
     def cycles_at(self, seconds: float) -> int:
         """Return how many cycles after `begin` a moment lies; 0 where nothing says."""
         return 0
@@ -105,6 +108,10 @@ class Pacer(Unpaced):
         self._start_seconds, self._cycles = max(arrived_seconds, self.due_seconds), 0
         self._begun_seconds = self.promised_seconds = self._start_seconds
 
+    def stand_still(self, seconds: float) -> None:
+        self._start_seconds += seconds
+        self.slipped_seconds += seconds
+
     def cycles_at(self, seconds: float) -> int:
         return max(0, int((seconds - self._start_seconds) * self.clock_hz))
 
@@ -124,7 +131,6 @@ class Pacer(Unpaced):
         while (remaining := due - self._clock()) > 0:
             self._sleep(remaining)
         if -remaining > SLIP_SECONDS:
-            self._start_seconds -= remaining
-            self.slipped_seconds -= remaining
+            self.stand_still(-remaining)
         self._waited = True
         self._late(-remaining)

@@ -182,6 +182,7 @@ class Answer:
                 "completion": round(totals.wall_completion_seconds, 6),
             },
             "slipped_seconds": None if totals.slip is None else totals.slip.to_dict(),
+            "recoveries": [recovery.to_dict() for recovery in totals.recoveries],
         }
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The thread that owns the rack: opens it, runs requests in its slots, opens it again.
 
 Rules: requests get a slot in the order they came; a cancelled one frees its slot before its next
-step; a step that fails, or a chip that dies while nothing runs, ends all that run, closes the
-session, and a fresh one is opened. What cannot be opened is tried again after pauses, each longer
-than the one before, and given up after the last of them; at once if it never ran, because then it
-is the configuration. Events reach whoever asked through `QueuedRequest.emit`, which is called in
-this thread and must not block. Queue time is counted in emulated cycles: those that passed on the
-rack between a request's arrival and its slot, none where a slot was free. (When a request arrives
-is the client's doing; what the rack runs before it is not measured in wall time.)
+step. After a fault from which the rack recovers, requests go on (rack/run/sequences.py); those that
+come meanwhile wait. After any other fault, in a step or while nothing runs, all that run end, the
+session is closed, and a fresh one is opened. What cannot be opened is tried again after pauses,
+each longer than the one before, and given up after the last of them; at once if it never ran,
+because then it is the configuration. Events reach whoever asked through `QueuedRequest.emit`, which
+is called in this thread and must not block. Queue time is counted in emulated cycles: those that
+passed on the rack between a request's arrival and its slot, none where a slot was free. (When a
+request arrives is the client's doing; what the rack runs before it is not measured in wall time.)
 With a pacer no step begins, and no token is given out, before its cycle has come by the wall clock;
 and a request that finds a slot free begins at the cycle at which it came.
 """
@@ -26,7 +27,7 @@ from rack.run.completion import Completion, TokenEvent
 from rack.run.engine import Engine
 from rack.run.sequences import Emitted, Sequences
 from rack.run.session import Session
-from rack.run.steps import Rack
+from rack.run.steps import Recovery
 from rack.serve.errors import (
     RETRY_QUEUE_SECONDS,
     RETRY_STARTING_SECONDS,
@@ -60,6 +61,7 @@ class Finished:
     wall_prompt_seconds: float
     wall_completion_seconds: float
     slip: Slip | None = None  # where paced
+    recoveries: tuple[Recovery, ...] = ()  # of its rack, while it ran
 
 
 def together(parts: Sequence[Finished]) -> Finished:
@@ -81,6 +83,7 @@ def together(parts: Sequence[Finished]) -> Finished:
         wall_prompt_seconds=sum(part.wall_prompt_seconds for part in parts),
         wall_completion_seconds=sum(part.wall_completion_seconds for part in parts),
         slip=Slip.of([part.slip for part in parts if part.slip is not None]),
+        recoveries=tuple(dict.fromkeys(one for part in parts for one in part.recoveries)),
     )
 
 
@@ -133,22 +136,25 @@ class Started:
 class Runner:
     """Owns the session and its thread.
 
-    With `reuse`, prompts go on from what a slot's cache holds (rack/run/prefixes.py). `on_failure`
-    is told of a rack that was lost or did not start, and in how many seconds the next
-    start follows; `on_given_up` is told when there is none any more. Both are called in the thread.
+    With `reuse`, prompts go on from what a slot's cache holds (rack/run/prefixes.py). `on_recovery`
+    is told of a fault after which the rack went on, `on_failure` of a rack that was lost or did not
+    start, and in how many seconds the next start follows; `on_given_up` is told when there is none
+    any more. All are called in the thread.
     """
 
     def __init__(
         self, open_session: Callable[[Progress], Session], *, max_queue: int,
         pacer: Unpaced | None = None, reuse: bool = False,
         on_ready: Callable[[], None] = lambda: None,
+        on_recovery: Callable[[Recovery], None] = lambda recovery: None,
         on_failure: Callable[[Exception, float], None] = lambda error, pause: None,
         on_given_up: Callable[[Exception], None] = lambda error: None,
         pauses: Sequence[float] = RESTART_PAUSES,
     ) -> None:  # fmt: skip
         self._open, self.max_queue = open_session, max_queue
         self.pacer, self._reuse = pacer or Unpaced(), reuse
-        self._on_ready, self._on_failure, self._on_given_up = on_ready, on_failure, on_given_up
+        self._on_ready, self._on_recovery = on_ready, on_recovery
+        self._on_failure, self._on_given_up = on_failure, on_given_up
         self._pauses, self._was_ready = pauses, False
         self._losses = 0  # in a row, without a request in between
         self._changed = threading.Condition(threading.RLock())
@@ -159,6 +165,7 @@ class Runner:
         self.slots = 1
         self.stage: str | None = "starting"  # None once ready
         self.given_up = False
+        self._sequences: Sequences | None = None  # of the rack that was opened last
         self._before = 0  # cycles on racks that were lost
         self._begun = self._paced = 0  # cycles of this rack: where the pacer began, and is
         self.cycles = 0  # emulated, since the start
@@ -174,6 +181,16 @@ class Runner:
         """Raise BusyError while no rack can take a request, naming the stage."""
         if (stage := self.stage) is not None:
             raise starting(stage)
+
+    def condition(self) -> str | None:
+        """Say what keeps requests from going on now, None if nothing: a stage, or the rack's."""
+        sequences, stage = self._sequences, self.stage
+        return stage if stage is not None or sequences is None else sequences.condition()
+
+    @property
+    def spares(self) -> int:
+        """How many chips of the rack can still be replaced."""
+        return 0 if self._sequences is None else self._sequences.rack.spares
 
     @property
     def load(self) -> int:
@@ -287,13 +304,13 @@ class Runner:
         """Run requests until the rack is lost, which is returned, or a stop is asked for."""
         prepared = session.prepared
         engine = Engine(session.rack, prepared.tokenizer, prepared.answers)
-        sequences = Sequences(session.rack, reuse=self._reuse)
+        sequences = Sequences(session.rack, reuse=self._reuse, on_recovery=self._recovered)
         self._before, self._begun, self._paced = self.cycles, 0, 0
         self._corrected_before = self.corrected
         with self._changed:
             if self._stopping:
                 return None
-            self.stage, self._was_ready = None, True
+            self._sequences, self.stage, self._was_ready = sequences, None, True
             self.slots = prepared.compiled.sequences
         self._on_ready()
         while True:
@@ -304,10 +321,16 @@ class Runner:
                 if self._stopping:
                     return None
                 works = bool(self.running)
-            error = self._turn(engine, sequences) if works else self._check(session.rack)
+            error = self._turn(engine, sequences) if works else self._check(sequences)
             if error is not None:
                 self._lose(error)
                 return error
+
+    def _recovered(self, recovery: Recovery) -> None:
+        """Take note that requests under way have stood still since a lost chip's last sign."""
+        if any(job.started is not None for job in self.running):
+            self.pacer.stand_still(recovery.detected_seconds + recovery.wall_seconds)
+        self._on_recovery(recovery)
 
     def _turn(self, engine: Engine, sequences: Sequences) -> Exception | None:
         """Begin or end one step. Return why the rack can no longer be trusted, if so."""
@@ -412,10 +435,10 @@ class Runner:
                 if job.started is not None:
                     self._emit(job, Failed(error=error))
 
-    def _check(self, rack: Rack) -> Exception | None:
+    def _check(self, sequences: Sequences) -> Exception | None:
         """Look at the chips of a rack without work."""
         try:
-            rack.check()
+            sequences.check()
         except Exception as error:
             self._losses += 1
             return error
@@ -442,4 +465,5 @@ def _finished(job: QueuedRequest, started: Started) -> Finished:
         wall_queue_seconds=started.wall_queue_seconds,
         wall_prompt_seconds=completion.wall_prefill_seconds,
         wall_completion_seconds=sum(completion.wall_decode_seconds),
+        recoveries=tuple(completion.recoveries),
     )

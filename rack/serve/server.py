@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -33,6 +34,7 @@ IDLE_SECONDS = 65  # longer than clients and proxies keep connections, so that t
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the server, without those that were ignored at its start (nohup)."""
+_DRAINS = signal.SIGTERM
 
 
 class UnchunkedCycle(RequestResponseCycle):
@@ -165,7 +167,8 @@ class Server(uvicorn.Server):
     """Serves until a signal or `finish`.
 
     `after_startup` runs once signals are caught, so that nothing is started that a signal could
-    leave behind; `before_shutdown` ends open streams, which the server waits for.
+    leave behind; `before_shutdown` ends open streams, which the server waits for. After a SIGTERM
+    `drained` is asked, ten times a second, whether it may end; a second signal ends it at once.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class Server(uvicorn.Server):
         *,
         after_startup: Callable[[], None],
         before_shutdown: Callable[[], None],
+        drained: Callable[[], bool] = lambda: True,
         protocol: type[BoundedProtocol] = BoundedProtocol,
     ) -> None:
         options: dict[str, Any] = {"http": protocol, "ws": "none"}
@@ -184,6 +188,7 @@ class Server(uvicorn.Server):
         )  # fmt: skip
         super().__init__(config)
         self._after_startup, self._before_shutdown = after_startup, before_shutdown
+        self._drained, self._draining = drained, False
 
     def finish(self) -> None:
         """Stop serving; callable from any thread."""
@@ -199,6 +204,17 @@ class Server(uvicorn.Server):
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == _DRAINS and not self._draining:
+            self._draining = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._draining and self._drained():
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -11,13 +11,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rack.errors import RequestError
 from rack.run.completion import TokenEvent
 from rack.run.engine import check_request
 from rack.serve.dispatch import Dispatcher
+from rack.serve.door import Door
 from rack.serve.errors import ApiError, BusyError, GoneError, busy, failed
 from rack.serve.grammars import Grammars
 from rack.serve.identity import Identity
@@ -44,6 +45,12 @@ class Service:
     metrics: Metrics
     grammars: Grammars
     reader: Reader
+    door: Door = field(default_factory=Door)
+
+    def check_running(self) -> list[str]:
+        """Return the state of each rack. Raise BusyError where none is ready, or we drain."""
+        self.door.check()
+        return self.racks.check_running()
 
     def close(self) -> None:
         """End the processes that read requests and judge schemas. Harmless when repeated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from rack.run.config import RunConfig
 from rack.run.host_memory import fit_to_memory
 from rack.run.session import Prepared, Session, Task, prepare
+from rack.run.steps import Recovery
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.errors import StoppedError
@@ -46,6 +48,7 @@ class ServeOptions:
     origins: Sequence[str]
     max_queue: int
     replicas: int
+    drain_seconds: int
     prefix_cache: bool
     pace: str
     log: str
@@ -66,10 +69,12 @@ class Serving:
         self._front = Front(self._log)
         self._lock, self._settled, self._stopping = threading.Lock(), set[int](), False
         self._service: Service | None = None
+        self._drained_by: float | None = None  # by `time.monotonic`, once it drains
         self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
         self._server = Server(
-            self._front, after_startup=self._preparing.start, before_shutdown=self._request_stop
-        )
+            self._front, after_startup=self._preparing.start, before_shutdown=self._request_stop,
+            drained=self._drained,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Serve until a signal, or until nothing can be served."""
@@ -139,6 +144,26 @@ class Serving:
             reader.close()
             raise
 
+    def _drained(self) -> bool:
+        """Close the door, and say whether nobody is inside any more, or time is up."""
+        if self._service is None:
+            return True
+        door, limit = self._service.door, self._options.drain_seconds
+        door.closed, now = True, time.monotonic()
+        if self._drained_by is None:
+            self._drained_by = now + limit
+            if door.inside and limit:
+                self._notices.say(
+                    f"draining: requests under way: {door.inside}; the server ends after them, "
+                    f"within {limit} s; a second signal ends it at once"
+                )
+        if door.inside and now >= self._drained_by:
+            self._notices.say(
+                f"draining: not ended within {limit} s, and ended now: {door.inside} requests"
+            )
+            return True
+        return not door.inside
+
     def _request_stop(self) -> None:
         with self._lock:
             self._stopping = True
@@ -170,6 +195,7 @@ class Serving:
             pacer=Pacer(clock_hz) if self._options.pace == "emulated" else None,
             reuse=self._options.prefix_cache,
             on_ready=lambda: self._on_ready(number),
+            on_recovery=lambda recovery: self._on_recovery(number, recovery),
             on_failure=lambda error, pause: self._on_failure(number, error, pause),
             on_given_up=lambda error: self._on_given_up(number, error),
         )
@@ -201,6 +227,21 @@ class Serving:
             text = usage(self._service.identity, self._options.host, port)
             self._notices.say(text, "ready", host=self._options.host, port=port)
 
+    def _on_recovery(self, number: int, recovery: Recovery) -> None:
+        """Count and tell a fault after which a rack went on."""
+        assert self._service is not None
+        spares = self._service.racks.runners[number].spares
+        self._service.metrics.recovered(recovery)
+        told = {
+            "rack": number, **recovery.to_dict(), "what": recovery.what, "spares_left": spares,
+        }  # fmt: skip
+        self._notices.say(
+            f"rack {number} goes on after a fault: {one_line(recovery.what)}; detected after "
+            f"{recovery.detected_seconds:.2f} s, replayed {recovery.replayed_cycles} cycles, "
+            f"recovered in {recovery.wall_seconds:.2f} s; spares left: {spares}",
+            "recovery", **told,
+        )  # fmt: skip
+
     def _on_failure(self, number: int, error: Exception, pause: float) -> None:
         when = f"in {pause:.0f} s" if pause else "now"
         self._notices.say(f"error: rack {number}: {failure(error)}; starting it again {when}")
@@ -227,7 +268,12 @@ def failure(error: Exception) -> str:
     if line is None:
         traceback.print_exception(error)
         line = f"{type(error).__name__}: {error}"
-    return " ".join(line.split())
+    return one_line(line)
+
+
+def one_line(text: str) -> str:
+    """Return a text in a line."""
+    return " ".join(text.split())
 
 
 def warm_up(prepared: Prepared) -> None:
