@@ -21,7 +21,7 @@ EMULATED = {"prompt_cycles", "decode_cycles", "prompt_seconds", "completion_seco
 WALL = {"ready_seconds", "prefill_seconds", "decode_seconds", "total_seconds"}
 KEYS = {
     "text", "token_ids", "prompt_token_ids", "finish_reason", "emulated", "wall",
-    "schedule_hash", "data_hash",
+    "recoveries", "schedule_hash", "data_hash",
     # and where the numbers come from (law 6)
     "saturated", "corrected_vectors", "executor", "transport", "layout", "max_model_len", "weights",
     "config",

@@ -13,7 +13,7 @@ from compiler.model.weights import WeightsRef
 from compiler.pipeline import CompiledModel
 from interconnect.faults import Fault, FaultyTransport
 from interconnect.transport import LocalHub, Transport
-from rack.errors import FaultError
+from rack.errors import ChipFailedError, FaultError
 from rack.run.driver import Driver
 from rack.run.flagged import Corrected, Flags, LinkErrors, corrected
 from rack.run.job import build_chip, chip_job
@@ -126,7 +126,9 @@ class LocalRack:
         """Do nothing: chips in this process cannot die alone."""
 
     def recover(self, error: FaultError) -> Recovery:
-        """See `Rack.recover`: no chip is lost here."""
+        """See `Rack.recover`: vectors may be lost here, but no chip could be replaced."""
+        if isinstance(error, ChipFailedError):
+            raise error
         return Recovery(
             chips=(), step=error.step, what=str(error), detected_seconds=0.0, wall_seconds=0.0
         )
