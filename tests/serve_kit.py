@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from compiler.model.presets import PRESETS
 from rack.run.config import RunConfig
 from rack.run.session import Prepared, Session, prepare
-from rack.run.steps import Rack, StepOrder
+from rack.run.steps import Rack, Recovery, StepOrder
 from rack.serve.app import build_app
 from rack.serve.dispatch import Dispatcher
 from rack.serve.grammars import Grammars
@@ -119,6 +119,8 @@ class Served:
     grammars: Grammars
     losses: list[tuple[str, float]]
     said: list[str]
+    service: Service
+    recoveries: list[Recovery]
     ready: threading.Event = field(default_factory=threading.Event)
 
     async def until_ready(self) -> None:
@@ -154,10 +156,16 @@ async def serving(
         return session
 
     losses: list[tuple[str, float]] = []
+    recoveries: list[Recovery] = []
+
+    def recovered(recovery: Recovery) -> None:
+        recoveries.append(recovery)
+        service.metrics.recovered(recovery)
+
     runner = Runner(
         open_session, max_queue=max_queue, on_ready=ready.set, on_given_up=fatal.append,
         on_failure=lambda error, pause: losses.append((str(error), pause)), pauses=pauses,
-        pacer=pacer, reuse=prefix_cache,
+        pacer=pacer, reuse=prefix_cache, on_recovery=recovered,
     )  # fmt: skip
     identity = identify(prepared, names, prefix_cache=prefix_cache)
     racks = Dispatcher([runner])
@@ -172,7 +180,9 @@ async def serving(
     app = build_app(service, **options)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rack") as client:
-        served = Served(app, runner, client, opened, fatal, grammars, losses, said, ready)
+        served = Served(
+            app, runner, client, opened, fatal, grammars, losses, said, service, recoveries, ready
+        )
         runner.start()
         try:
             if wait:

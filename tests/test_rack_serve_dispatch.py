@@ -155,6 +155,28 @@ def test_a_failed_rack_is_passed_over_until_it_is_back() -> None:
     asyncio.run(scenario())
 
 
+def test_a_rack_that_says_nothing_is_passed_over_while_there_is_another() -> None:
+    async def scenario() -> None:
+        async with Fleet(2) as fleet:
+            racks, why = fleet.racks, "chip 1 has not been heard for 1.6 s"
+            assert racks.check_running() == ["ready", "ready"]
+            for runner, states in zip(racks.runners, ([why, "ready"], [why, why]), strict=True):
+                assert runner._sequences is not None
+                runner._sequences.rack.condition = lambda: why  # type: ignore[method-assign]
+                assert racks.states == states
+            wanted = rf"no rack is ready \(rack 0: {why}; rack 1: {why}\)"
+            with pytest.raises(BusyError, match=wanted):
+                racks.check_running()
+            assert racks.submit(fleet.job()[0]) is racks.runners[0]  # it waits there
+            assert racks.runners[1]._sequences is not None
+            racks.runners[1]._sequences.rack.condition = lambda: None  # type: ignore[method-assign]
+            assert racks.check_running() == [why, "ready"]
+            for _ in range(2):
+                assert racks.submit(fleet.job()[0]) is racks.runners[1]
+
+    asyncio.run(scenario())
+
+
 def test_a_rack_that_was_given_up_leaves_the_others_alone() -> None:
     async def scenario() -> None:
         async with Fleet(2, permits=None, restarts=False) as fleet:

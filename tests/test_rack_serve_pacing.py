@@ -125,6 +125,24 @@ def test_what_was_promised_stays_when_the_schedule_moves() -> None:
     assert pacer.promised_seconds == pytest.approx(101.010)  # the rack was not free before
 
 
+def test_time_that_stands_still_is_added_to_all_that_is_due() -> None:
+    clock = Clock()
+    pacer, late = paced(clock)
+    pacer.begin(100.0)
+    pacer.advance(10)
+    pacer.wait()
+    clock.now += 2.0
+    pacer.stand_still(2.0)
+    assert pacer.cycles_at(101.0) == 0  # who came meanwhile came at the cycle that was reached
+    assert pacer.cycles_at(102.015) == 15
+    pacer.advance(10)
+    pacer.wait()
+    assert clock.now == pytest.approx(102.020)
+    assert pacer.promised_seconds == pytest.approx(100.020)
+    assert pacer.slipped_seconds == pacer.moved_seconds == pytest.approx(2.0)
+    assert late == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
 def test_the_slip_of_a_request() -> None:
     slip = Slip()
     for late in (-0.1, 0.5, 2.0, 1.0, 0.25):
@@ -150,6 +168,7 @@ def test_unpaced_never_waits() -> None:
     pacer = Unpaced()
     pacer.begin(0.0)
     pacer.advance(1 << 60)
+    pacer.stand_still(1e9)
     pacer.wait()
 
 

@@ -230,17 +230,8 @@ class Serving:
     def _on_recovery(self, number: int, recovery: Recovery) -> None:
         """Count and tell a fault after which a rack went on."""
         assert self._service is not None
-        spares = self._service.racks.runners[number].spares
         self._service.metrics.recovered(recovery)
-        told = {
-            "rack": number, **recovery.to_dict(), "what": recovery.what, "spares_left": spares,
-        }  # fmt: skip
-        self._notices.say(
-            f"rack {number} goes on after a fault: {one_line(recovery.what)}; detected after "
-            f"{recovery.detected_seconds:.2f} s, replayed {recovery.replayed_cycles} cycles, "
-            f"recovered in {recovery.wall_seconds:.2f} s; spares left: {spares}",
-            "recovery", **told,
-        )  # fmt: skip
+        say_recovery(self._notices, number, recovery, self._service.racks.runners[number].spares)
 
     def _on_failure(self, number: int, error: Exception, pause: float) -> None:
         when = f"in {pause:.0f} s" if pause else "now"
@@ -260,6 +251,17 @@ class Serving:
     def _on_fatal(self, error: Exception) -> None:
         self._errors.append(error)
         self._server.finish()
+
+
+def say_recovery(notices: Notices, number: int, recovery: Recovery, spares: int) -> None:
+    """Say after what fault a rack went on, and how many spares it has left."""
+    what = one_line(recovery.what)
+    notices.say(
+        f"rack {number} goes on after a fault: {what}; detected after "
+        f"{recovery.detected_seconds:.2f} s, replayed {recovery.replayed_cycles} cycles, recovered "
+        f"in {recovery.wall_seconds:.2f} s; spares left: {spares}",
+        "recovery", rack=number, what=what, **recovery.to_dict(), spares_left=spares,
+    )  # fmt: skip
 
 
 def failure(error: Exception) -> str:
