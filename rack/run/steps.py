@@ -49,8 +49,8 @@ class Recovery:
 
     `chips` were replaced by spares, also those that were lost during the replay; none where nothing
     had to be. `replayed_cycles` of emulated time were run for a second time, and are in no account
-    of a request. `schedule_hash` is that of the schedule from then on, where it is another one, with
-    other cycles: the spares' cables are.
+    of a request. `schedule_hash` is that of the schedule from then on, where it is another one,
+    with other cycles, because the spares' cables are.
     """
 
     chips: tuple[int, ...]

@@ -52,6 +52,7 @@ class Recovery(_Answer):
 
     `replayed_cycles` are emulated, and no part of the answer's times. The seconds are wall time:
     from the lost chip's last sign of life to the error, and from there until the rack went on.
+    `schedule_hash`: of the schedule from then on, where the spares have other cables.
     """
 
     chip: int | None
@@ -60,6 +61,7 @@ class Recovery(_Answer):
     detected_seconds: float
     replayed_cycles: int
     wall_seconds: float
+    schedule_hash: str | None
 
 
 class XRack(BaseModel):
