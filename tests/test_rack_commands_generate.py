@@ -12,8 +12,11 @@ from rack_kit import known, refused
 
 from compiler.model.presets import PRESETS
 from rack.commands.generate import main
+from rack.errors import FaultError
 from rack.run.config import RunConfig
+from rack.run.local import LocalRack
 from rack.run.session import Session
+from rack.run.steps import StepResult
 
 TINY = ["tiny", "--transport", "local", "--layout", "1x2", "--prefill-chunk", "4"]
 HI = [*TINY, "--prompt", "Hi there", "--max-tokens", "3", "--ignore-eos"]
@@ -58,6 +61,32 @@ def test_json_has_exactly_these_keys(capsys: pytest.CaptureFixture[str]) -> None
     assert report["config"]["hardware"] == "lesson"
     assert report["weights"].startswith("SYNTHETIC weights of tiny (seed 0)")
     assert report["weights"] in report["notices"]
+
+
+def test_faults_after_which_it_went_on_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = as_json(capsys, *HI)
+    assert good["recoveries"] == []
+    finish, ended = LocalRack.finish, list[int]()
+
+    def losing(rack: LocalRack) -> list[StepResult]:
+        ended.append(1)
+        if len(ended) == 3:
+            raise FaultError(chip=1, step="step x", what="lost", waiting_for="nothing")
+        return finish(rack)
+
+    monkeypatch.setattr(LocalRack, "finish", losing)
+    again = as_json(capsys, *HI)
+    (told,) = again["recoveries"]
+    assert (told["chip"], told["chips"], told["step"]) == (None, [], "step x")
+    cycles = told["replayed_cycles"]
+    for name in ("text", "emulated", "data_hash"):
+        assert again[name] == good[name]
+    ended.clear()
+    assert main(HI) == 0
+    wanted = f"went on after a fault: chip 1, step x: lost; waiting for nothing; replayed {cycles} "
+    assert wanted in capsys.readouterr().err
 
 
 def test_a_run_repeats_itself(capsys: pytest.CaptureFixture[str]) -> None:

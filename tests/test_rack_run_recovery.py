@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -214,6 +215,26 @@ def test_replays_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Exception, match="3 replays in a row did not come to their end: chip "):
         Traffic(rack).run()
     rack.close()
+
+
+def test_chips_lost_during_the_replay_are_told_of_too() -> None:
+    rack, lost = Losing(compiled(sequences=1), [6, 7]), iter([(3,), (1,)])
+    recover = rack.recover
+    rack.recover = lambda error: replace(recover(error), chips=next(lost))  # type: ignore[method-assign]
+    traffic = Traffic(rack, count=1)
+    traffic.run()
+    rack.close()
+    (seen,) = traffic.seen
+    assert (seen.chips, seen.step, rack.lost) == ((1, 3), "step x", 2)
+
+
+def test_a_chip_of_this_process_is_nobody_s_to_replace() -> None:
+    rack = LocalRack(compiled(), MODEL.weights_ref)
+    error = ChipFailedError(chip=0, step="step x", what="gone", waiting_for="nothing")
+    with pytest.raises(ChipFailedError) as caught:
+        rack.recover(error)
+    rack.close()
+    assert caught.value is error
 
 
 def test_a_rack_without_chips_has_nothing_to_recover() -> None:

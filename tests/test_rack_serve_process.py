@@ -125,6 +125,9 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*TINY, "--replicas", "0"])
     assert "--replicas: wanted 1 or more, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*TINY, "--drain-seconds", "-1"])
+    assert "--drain-seconds: wanted 0 or more, got -1" in capsys.readouterr().err
     for flag in ("--limits", "--api-keys"):
         assert main([*TINY, flag, "/no/such/file"]) == 1
         assert "error: /no/such/file: wanted a" in capsys.readouterr().err
