@@ -112,7 +112,7 @@ def result(
             "total_seconds": wall,
         },
         "recoveries": [recovery.to_dict() for recovery in completion.recoveries],
-        "schedule_hash": prepared.compiled.schedule_hash,
+        "schedule_hash": completion.schedule_hash,
         "data_hash": completion.data_hash,
         "saturated": session.rack.saturated(),
         "corrected_vectors": session.rack.corrected_vectors(),
@@ -147,4 +147,4 @@ def _summary(prepared: Prepared, completion: Completion, wall_seconds: float) ->
             f"went on after a fault: {recovery.what}; replayed {recovery.replayed_cycles} cycles, "
             f"recovered in {recovery.wall_seconds:.2f} s"
         )
-    say(f"schedule_hash {compiled.schedule_hash}\ndata_hash {completion.data_hash}")
+    say(f"schedule_hash {completion.schedule_hash}\ndata_hash {completion.data_hash}")

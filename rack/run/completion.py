@@ -89,6 +89,7 @@ class Completion:
         self.waited_cycles = 0  # of these: while steps of other sequences held the rack
         self.reused_tokens = 0  # of the prompt: found in the cache
         self.recoveries: list[Recovery] = []  # of the rack, meanwhile
+        self.schedule_hash = picker.compiled.schedule_hash  # of what has run it, at the end
         self.wall_prefill_seconds = 0.0
         self.wall_decode_seconds: list[float] = []
         self._digest = hashlib.sha256()

@@ -102,6 +102,7 @@ class Sequences:
         at = max(self.clock, cycle or 0) - self._before
         slot, reused = self.slots.take(completion.prompt_token_ids)
         self._running[slot] = completion
+        completion.schedule_hash = self.compiled.schedule_hash
         del self._tokens.setdefault(slot, [])[reused:]
         completion.enter(at, reused)
         self._want(slot, at + self.compiled.network.start_cycles)
@@ -292,6 +293,8 @@ class Sequences:
                     self._want(slot, now)
                 else:
                     owner.prefilled()
+        for completion in self._running.values():
+            completion.schedule_hash = self.compiled.schedule_hash
         for wanted in self._wanted.values():
             self._dispatcher.want(replace(wanted, ready=max(now, wanted.ready)))
 

@@ -173,6 +173,7 @@ class Answer:
         """Return the marks, the exact cycles and the wall seconds."""
         return {
             **self.identity.marks(),
+            "schedule_hash": totals.schedule_hash,
             "data_hash": totals.data_hash,
             "emulated_cycles": emulated_cycles(totals),
             "waited_seconds": self._seconds(totals.waited_cycles),

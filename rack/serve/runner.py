@@ -55,6 +55,7 @@ class Finished:
     prompt_cycles: int
     completion_cycles: int
     data_hash: str | None
+    schedule_hash: str
     cached_tokens: int = 0  # of the prompt: found in a slot, and not run again
     waited_cycles: int = 0  # of the two above: while steps of others held the rack
     wall_queue_seconds: float
@@ -77,6 +78,7 @@ def together(parts: Sequence[Finished]) -> Finished:
         prompt_cycles=sum(part.prompt_cycles for part in parts),
         completion_cycles=sum(part.completion_cycles for part in parts),
         data_hash=hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None,
+        schedule_hash=parts[-1].schedule_hash,
         cached_tokens=sum(part.cached_tokens for part in parts),
         waited_cycles=sum(part.waited_cycles for part in parts),
         wall_queue_seconds=min(part.wall_queue_seconds for part in parts),
@@ -460,6 +462,7 @@ def _finished(job: QueuedRequest, started: Started) -> Finished:
         prompt_cycles=completion.prompt_cycles,
         completion_cycles=sum(completion.decode_cycles),
         data_hash=completion.data_hash,
+        schedule_hash=completion.schedule_hash,
         cached_tokens=completion.reused_tokens,
         waited_cycles=completion.waited_cycles,
         wall_queue_seconds=started.wall_queue_seconds,
