@@ -6,6 +6,8 @@ Each machine says it has so little memory that the model needs all three.
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from interconnect.rings import available
 from rack.run.config import RunConfig
 from rack.run.session import Session, prepare
 from rack.text.sampler import SamplingParams
-from tools.testbed.bed import Bed
+from tools.testbed.bed import USER, Bed
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -27,12 +29,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 FILE = "clusters/local.yaml"
 MEMORY = 5 << 28  # two cards of the model fit, beside what Ray sets aside
 MODEL, LAYERS, LAYOUT, CONTEXT, TOKENS = "llama-8b", 3, "3x2+4", 256, 4
+SMALL, SMALL_TOKENS = "2x4+4", 40  # of the preset `tiny`: five cards fit on a machine
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 JOIN_SECONDS = 600.0  # for two machines to be set up, on a computer that does much else
 
 
 def ray(bed: Bed, *words: str) -> str:
     """Run a command of Ray's on the laptop; return what it printed."""
-    return bed.laptop.run(sys.executable, "-m", "ray.scripts.scripts", *words)
+    return bed.laptop.run(*RAY, *words)
 
 
 def json_line(printed: str) -> dict[str, Any]:
@@ -92,8 +96,61 @@ def test_a_verb_on_the_cluster(cluster: Bed) -> None:
     assert (got["token_ids"], got["data_hash"]) == (wanted.token_ids, wanted.data_hash)
 
 
+def test_a_machine_with_other_code_is_refused_by_name(cluster: Bed) -> None:
+    """As after a change on one machine only: nothing is loaded, and all of it is said."""
+    file = f"/home/{USER}/lpu-rack/rack/errors.py"
+    last = cluster.hosts[-1]
+    last.run("cp", "-p", file, "/tmp/before")
+    last.run("sh", "-c", f"echo '# changed' >> {file}")
+    flags = f"--layers {LAYERS} --layout {LAYOUT} --max-model-len {CONTEXT}"
+    command = f"RAY_ADDRESS=auto python -m rack.generate {MODEL} {flags} --prompt x --max-tokens 1"
+    said = ray(cluster, "exec", FILE, f"{command} || echo exit code $?")
+    last.run("cp", "-p", "/tmp/before", file)
+    assert "exit code 1" in said
+    wanted = (
+        rf"error: chip \d+ \(/home/{USER}/lpu-rack on {last.name}\) runs other code than the "
+        r"driver: sources: wanted [0-9a-f]{64}, got [0-9a-f]{64}"
+    )
+    assert re.search(wanted, " ".join(said.split()).replace("- ", "-")), said
+    assert "chips started" not in said
+
+
+def test_a_lost_machine_s_chips_move_to_the_others(cluster: Bed) -> None:
+    """A machine goes in the middle of an answer: the same tokens, in the same cycles."""
+    with Session(prepare(RunConfig(model="tiny", layout=SMALL, transport="local"))) as session:
+        params = SamplingParams(max_tokens=SMALL_TOKENS, ignore_eos=True)
+        prompt = session.prepared.tokenizer.encode("Hello")
+        wanted = session.engine.generate(prompt, params).run()
+    words = ["tests/lost_machine.py", "tiny", SMALL, "6", str(SMALL_TOKENS), "/tmp/lost"]
+    with subprocess.Popen(
+        cluster.laptop.command([*RAY, "submit", FILE, *words]), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        said = []
+        for line in run.stdout:
+            said.append(line)
+            if line.startswith("{"):
+                break
+        here = json_line("".join(said))["placed"]
+        lost = next(host for host in cluster.hosts[1:] if host.address in here)
+        lost.kill()
+        cluster.hosts[0].run("touch", "/tmp/lost")
+        rest = run.stdout.read()
+    assert run.returncode == 0, rest
+    got = json_line(rest)
+    assert got["token_ids"] == wanted.token_ids
+    assert got["data_hash"] == wanted.data_hash
+    assert got["decode_cycles"] == wanted.decode_cycles
+    (recovery,) = got["recoveries"]
+    assert recovery["chips"] == [chip for chip, at in enumerate(here) if at == lost.address]
+    assert recovery["replayed_cycles"] > 0
+    left = {host.address for host in cluster.hosts if host is not lost}
+    assert set(got["placed"]) <= left
+
+
 def test_the_cluster_ends(cluster: Bed) -> None:
-    """The last test of this file: `ray down` ends Ray on the head; the others notice."""
+    """`ray down` ends Ray on the head, though a machine is gone; the others notice."""
     ray(cluster, "down", "-y", FILE)
     processes = cluster.hosts[0].run("ps", "-eo", "args")
     assert "sshd" in processes
