@@ -8,8 +8,12 @@ Nothing is dropped or reordered, and nothing pushes back (ISCA 2022: no flow con
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from interconnect.errors import LinkError
+
+LATEST = (1 << 64) - 1
+"""Of busy_until, so that it is one word: no frame departs later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,39 +24,48 @@ class Arrival:
     last_cycle: int
 
 
+class Words(Protocol):
+    """Whole numbers by their place: a list's, or a view's of memory."""
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+    def __setitem__(self, place: int, value: int, /) -> None: ...
+
+
 class LinkModel:
-    """One directed link. Raises LinkError for numbers that are not whole cycles."""
+    """One directed link. Raises LinkError for numbers that are not whole cycles.
 
-    __slots__ = ("_busy_until", "_carried", "latency_cycles", "slot_cycles")
+    Its two `words`, busy_until and carried_vectors, may be in memory that native code works on, too
+    (interconnect/native/moves.c).
+    """
 
-    def __init__(self, slot_cycles: int, latency_cycles: int) -> None:
+    __slots__ = ("_words", "latency_cycles", "slot_cycles")
+
+    def __init__(self, slot_cycles: int, latency_cycles: int, words: Words | None = None) -> None:
         self.slot_cycles = _whole("slot_cycles", slot_cycles, 1)
         self.latency_cycles = _whole("latency_cycles", latency_cycles, 1)
-        self._busy_until = 0
-        self._carried = 0
+        self._words: Words = [0, 0] if words is None else words
 
     @property
     def busy_until(self) -> int:
         """The cycle from which the link is free."""
-        return self._busy_until
+        return self._words[0]
 
     @property
     def carried_vectors(self) -> int:
         """Vectors carried so far."""
-        return self._carried
+        return self._words[1]
 
     def carry(self, depart_cycle: int, vectors: int) -> Arrival:
         """Take `vectors` handed over at `depart_cycle`; they queue behind what is on the link."""
         depart = _whole("depart_cycle", depart_cycle, 0)
         count = _whole("vectors", vectors, 1)
-        start = max(depart, self._busy_until)
+        start = max(depart, self._words[0])
         # Handed over together, the vectors fill consecutive slots: no gap can open between them.
-        self._busy_until = start + count * self.slot_cycles
-        self._carried += count
-        return Arrival(
-            start + self.slot_cycles + self.latency_cycles,
-            self._busy_until + self.latency_cycles,
-        )
+        end = start + count * self.slot_cycles
+        self._words[0] = min(end, LATEST)
+        self._words[1] += count
+        return Arrival(start + self.slot_cycles + self.latency_cycles, end + self.latency_cycles)
 
 
 def _whole(field: str, value: object, least: int) -> int:

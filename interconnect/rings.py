@@ -16,7 +16,9 @@ import mmap
 import os
 import secrets
 import sys
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 try:
@@ -31,6 +33,9 @@ CAPACITY = 1 << 20
 """Bytes of a ring; pages count only once touched."""
 LOOK_NS = 50_000
 """How long a reader looks before it sleeps: about what waking it costs."""
+PATIENCE, SELDOM = 4, 32
+"""After so many looks in vain, a reader looks only at every so many waits: where many chips share
+a core, what it waits for is further away than that."""
 
 
 def available() -> bool:
@@ -53,25 +58,27 @@ class Inbox:
 
     def __init__(self, senders: Sequence[int], capacity: int | None = None) -> None:
         self.senders = list(senders)
+        self._place = {sender: place for place, sender in enumerate(self.senders)}
         capacity = capacity or CAPACITY
         token = secrets.token_bytes(16)
         size = PAGE + len(self.senders) * (PAGE + capacity)
         self._memory_fd = os.memfd_create("lpu-rings", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, size)
-        self._memory = mmap.mmap(self._memory_fd, size)
-        _rings.lay_out(self._memory, token, len(self.senders), capacity)
+        self.memory = mmap.mmap(self._memory_fd, size)
+        _rings.lay_out(self.memory, token, len(self.senders), capacity)
         self.pipe_fd, self._ring_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.address = RingsAddress(
             os.getpid(), self._memory_fd, self._ring_fd, token, self.senders
         )
         self._next = self._bell = 0
+        self._waits = self._in_vain = 0
 
     def take(self) -> tuple[int, bytes | None] | None:
         """Return (sender, message), with None for a message that went another way; None if empty.
 
         Senders take turns.
         """
-        got = _rings.take(self._memory, self._next)
+        got = _rings.take(self.memory, self._next)
         if isinstance(got, int):
             self._bell = got
             return None
@@ -82,25 +89,59 @@ class Inbox:
     def skip(self, sender: int) -> None:
         """Drop what is in a sender's ring, if it has one; its writer must be dead."""
         if sender in self.senders:
-            _rings.skip(self._memory, self.senders.index(sender))
+            _rings.skip(self.memory, self.senders.index(sender))
+
+    def take_of(self, sender: int) -> tuple[int, bytes | None] | None:
+        """Return the next message of one sender, as `take` does."""
+        got = _rings.take_of(self.memory, self._place[sender])
+        return None if isinstance(got, int) else (sender, got[1])
+
+    def holds(self, sender: int) -> bool:
+        """Say whether a sender's ring has a message."""
+        return _rings.holds(self.memory, self._place[sender])
+
+    def wait_for(self, sender: int, socket_fd: int, ms: int = -1) -> tuple[bool, bool]:
+        """Look for a moment, then sleep, until a sender's ring has a message.
+
+        Returns whether it has one, and whether the socket can be read, which ends the wait as well;
+        so do a crowded ring and the end of `ms`.
+        """
+        looked, there, readable = _rings.wait_for(
+            self.memory, self._place[sender], self._look_ns(), self.pipe_fd, socket_fd, ms
+        )
+        self._looked(looked)
+        return there, readable
+
+    def crowded(self) -> int | None:
+        """Return a sender whose ring is more than half full, or None."""
+        place = _rings.full(self.memory)
+        return None if place is None else self.senders[place]
 
     def listen(self) -> bool:
         """Look for a moment whether something has come since `take` found nothing."""
-        return bool(_rings.listen(self._memory, self._bell, LOOK_NS))
+        return self._looked(_rings.listen(self.memory, self._bell, self._look_ns()))
+
+    def _look_ns(self) -> int:
+        self._waits += 1
+        return LOOK_NS if self._in_vain < PATIENCE or self._waits % SELDOM == 0 else 0
+
+    def _looked(self, found: bool) -> bool:
+        self._in_vain = 0 if found else self._in_vain + 1
+        return found
 
     def may_sleep(self) -> bool:
         """Ask to be woken through `pipe_fd`; False if something has come meanwhile."""
-        return bool(_rings.sleep(self._memory, self._bell, True))
+        return bool(_rings.sleep(self.memory, self._bell, True))
 
     def awake(self) -> None:
         """Take the wish to be woken back, and what woke us."""
-        _rings.sleep(self._memory, self._bell, False)
+        _rings.sleep(self.memory, self._bell, False)
         with contextlib.suppress(BlockingIOError):
             os.read(self.pipe_fd, 4096)
 
     def close(self) -> None:
         """Give the memory and the pipe back; writers keep what they have mapped."""
-        self._memory.close()
+        self.memory.close()
         for fd in (self._memory_fd, self.pipe_fd, self._ring_fd):
             os.close(fd)
 
@@ -109,31 +150,104 @@ class Outbox:
     """A writer's side of one ring. Raises OSError or ValueError where `address` is not for us."""
 
     def __init__(self, sender: int, address: RingsAddress) -> None:
-        self._index = address.senders.index(sender)
+        self.index = address.senders.index(sender)
         fd = os.open(f"/proc/{address.pid}/fd/{address.memory_fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._memory = mmap.mmap(fd, 0)
+            self.memory = mmap.mmap(fd, 0)
         finally:
             os.close(fd)
-        if self._memory[:16] != address.token:
-            self._memory.close()
+        if self.memory[:16] != address.token:
+            self.memory.close()
             raise ValueError(f"rings: process {address.pid} is another one than {sender} was told")
         path = f"/proc/{address.pid}/fd/{address.pipe_fd}"
-        self._pipe_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.pipe_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def put(self, parts: Sequence[Part] | None) -> bool:
         """Put a message made of `parts`, or a mark for None; False when there is no room."""
-        done = _rings.put(self._memory, self._index, parts)
+        done = _rings.put(self.memory, self.index, parts)
         if done == 2:
             # A full pipe wakes the reader as well; one that is gone reads nothing any more.
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._pipe_fd, b"\0")
+                os.write(self.pipe_fd, b"\0")
         return bool(done)
 
     def close(self) -> None:
         """Unmap the peer's memory."""
-        self._memory.close()
-        os.close(self._pipe_fd)
+        self.memory.close()
+        os.close(self.pipe_fd)
+
+
+WORDS = 4
+"""Of a link that ends here: busy_until and carried vectors (`LinkModel`), and the step and transfer
+of the frame that was taken last; all 0 before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """A program's send: vectors at an address of the chip's memory to a node, by a link."""
+
+    node: int
+    link: int
+    transfer: int
+    vectors: int
+    address: int
+    cycle: int  # of the program, as all below
+    row: int  # whose hash share goes along
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiving:
+    """A program's receive. `word`: where the link's WORDS begin."""
+
+    node: int
+    link: int
+    transfer: int
+    vectors: int
+    address: int
+    first_cycle: int
+    last_cycle: int
+    window_cycles: int
+    word: int
+    slot_cycles: int
+    latency_cycles: int
+
+
+class Ports:
+    """The rings at a node, its own and its peers', as native moves use them.
+
+    Close it before the rings' memory.
+    """
+
+    def __init__(self, inbox: Inbox | None) -> None:
+        self.senders = [] if inbox is None else inbox.senders
+        self._ports = _rings.Ports(None if inbox is None else inbox.memory)
+
+    def join(self, node: int, outbox: Outbox) -> None:
+        """Write to a node's ring from now on, in place of another one of that node."""
+        self._ports.join(node, outbox.memory, outbox.index, outbox.pipe_fd)
+
+    def leave(self, node: int) -> None:
+        """Write to a node's ring no more."""
+        self._ports.leave(node)
+
+    def moves(
+        self, memory: memoryview, words: array[int], moves: Sequence[Sending | Receiving]
+    ) -> _rings.Moves:
+        """Bind moves that follow one another. `words`: WORDS for each link that ends here."""
+        return _rings.Moves(self._ports, memory, words, [self._plain(move) for move in moves])
+
+    def _plain(self, move: Sending | Receiving) -> tuple[int, ...]:
+        what = (move.link, move.transfer, move.vectors, move.address)
+        if isinstance(move, Sending):
+            return True, move.node, *what, move.cycle, move.cycle, move.row
+        return (
+            False, self.senders.index(move.node), *what, move.first_cycle, move.last_cycle,
+            move.word, move.window_cycles, move.slot_cycles, move.latency_cycles,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of all memory."""
+        self._ports.close()
 
 
 def rings_address(values: Sequence[Any]) -> RingsAddress:

@@ -39,7 +39,7 @@ from interconnect.errors import (
 )
 from interconnect.frame import Frame, decode, decode_control, encode, encode_control
 from interconnect.private_folder import SOCKET_PATH_BYTES, PrivateFolder
-from interconnect.rings import Inbox, Outbox, Part, RingsAddress, available
+from interconnect.rings import Inbox, Outbox, Part, Ports, RingsAddress, available
 from interconnect.transport import Message
 
 _LINGER_MS = 2000  # how long close waits for messages still leaving
@@ -81,8 +81,10 @@ class ZmqTransport:
         self._receive_lock = threading.Lock()
         self._closed = False
         self._timeout_ms = -1  # what the socket has now
+        self._more = True  # whether it may have messages that its file does not tell of
         self._inbox: Inbox | None = None
         self._outboxes: dict[int, Outbox] = {}
+        self.ports: Ports | None = None  # for moves at native speed
         self._owed: dict[int, int] = {}  # peer -> marks that its full ring has yet to get
         self._spilled: dict[int, deque[Message]] = defaultdict(deque)  # sender -> by the socket
         self._awaited: int | None = None  # whose mark was read, while its message has not come
@@ -101,11 +103,14 @@ class ZmqTransport:
                 raise
             raise TransportError(node=node, what=f"cannot bind {bind}: {error}") from error
         self.endpoint: str = self._pull.get_string(zmq.LAST_ENDPOINT)
-        if senders and available():
-            self._inbox = Inbox(senders)
-            self._poller = zmq.Poller()
-            self._poller.register(self._pull, zmq.POLLIN)
-            self._poller.register(self._inbox.pipe_fd, zmq.POLLIN)
+        if available():
+            if senders:
+                self._inbox = Inbox(senders)
+                self._fd = int(self._pull.getsockopt(zmq.FD))
+                self._poller = zmq.Poller()
+                self._poller.register(self._pull, zmq.POLLIN)
+                self._poller.register(self._inbox.pipe_fd, zmq.POLLIN)
+            self.ports = Ports(self._inbox)
 
     @property
     def rings(self) -> RingsAddress | None:
@@ -141,6 +146,16 @@ class ZmqTransport:
                 if here and self.node in address.senders:
                     with contextlib.suppress(OSError, ValueError):
                         self._outboxes[node] = Outbox(self.node, address)
+                        self._open_port(node)
+
+    def _open_port(self, node: int) -> None:
+        """Let native moves write to a peer's ring."""
+        if self.ports is not None:
+            self.ports.join(node, self._outboxes[node])
+
+    def _shut_port(self, node: int) -> None:
+        if self.ports is not None:
+            self.ports.leave(node)
 
     def _forget(self, node: int) -> None:
         """Close what leads to a node's process, drop what it has left, and wait for no more."""
@@ -154,6 +169,7 @@ class ZmqTransport:
         if (push := self._pushes.pop(node, None)) is not None:
             push.close(linger=0)
         if (outbox := self._outboxes.pop(node, None)) is not None:
+            self._shut_port(node)
             outbox.close()
 
     def send(self, dst: int, message: Message) -> None:
@@ -172,6 +188,7 @@ class ZmqTransport:
                 if not self._owes(dst) and outbox.put(parts):
                     return
                 self._owed[dst] = self._owed.get(dst, 0) + 1  # so that order is kept
+                self._shut_port(dst)
                 self._owes(dst)
                 parts = [b"S", self.node.to_bytes(4), *parts]
             data = b"".join(parts)
@@ -184,7 +201,8 @@ class ZmqTransport:
             if not self._outboxes[dst].put(None):
                 return True
             self._owed[dst] = left - 1
-        self._owed.pop(dst, None)
+        if self._owed.pop(dst, None) is not None:
+            self._open_port(dst)
         return False
 
     def _pay(self) -> bool:
@@ -201,25 +219,57 @@ class ZmqTransport:
                 return self._from_socket(timeout_s)
             return self._from_either(timeout_s)
 
-    def _from_either(self, timeout_s: float | None) -> Message | None:
+    @property
+    def stopped(self) -> bool:
+        """Whether a mark was read whose message has not come: all rings wait for it."""
+        return self._awaited is not None
+
+    def expect(self, sender: int) -> Message | None:
+        """Wait until a sender's ring has a message, which stays there, and return None.
+
+        Returns a message that has to be taken meanwhile: one of the socket, or of a crowded ring.
+        """
+        with self._receive_lock:
+            return self._from_either(None, sender)
+
+    def take(self, sender: int) -> Message | None:
+        """Take the next message of a sender's ring; None where it is empty, or has stopped."""
+        with self._receive_lock:
+            if self._closed:
+                raise TransportClosedError(node=self.node, action="receive")
+            return self._from_rings(sender)
+
+    def _from_either(self, timeout_s: float | None, sender: int | None = None) -> Message | None:
+        """Return the next message; if a sender is expected, None as soon as its ring has one."""
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        inbox = self._inbox
         while True:
             if self._closed:
                 raise TransportClosedError(node=self.node, action="receive")
-            if (message := self._from_rings()) is not None:
+            if sender is None or inbox is None or self._awaited is not None:
+                message = self._from_rings()
+            elif inbox.holds(sender):
+                return None
+            else:
+                crowded = inbox.crowded()
+                message = None if crowded is None else self._from_rings(crowded)
+            if message is not None:
                 return message
             left = until - time.monotonic()
             if self._owed and self._pay():
                 left = min(left, _OWED_SECONDS)
             if left <= 0:
                 return self._from_socket(0)
-            if (message := self._sleep(left)) is not None:
+            if (message := self._sleep(left, sender)) is not None:
                 return message
 
-    def _from_rings(self) -> Message | None:
-        """Return the next message of the rings, if there is one, or what was awaited for a mark."""
+    def _from_rings(self, of: int | None = None) -> Message | None:
+        """Return the next message of the rings, or of one sender's, or what a mark waits for."""
         inbox = self._inbox
-        if inbox is not None and self._awaited is None and (got := inbox.take()) is not None:
+        if inbox is not None and self._awaited is None:
+            got = inbox.take() if of is None else inbox.take_of(of)
+            if got is None:
+                return None
             sender, data = got
             if data is not None:
                 return _message(data)
@@ -229,11 +279,17 @@ class ZmqTransport:
         self._awaited = None
         return came.popleft()
 
-    def _sleep(self, seconds: float) -> Message | None:
+    def _sleep(self, seconds: float, sender: int | None = None) -> Message | None:
         """Wait until something may have come; return it, if it came by the socket."""
         inbox = self._inbox
         if inbox is None or self._awaited is not None:
             return self._from_socket(None if seconds == math.inf else seconds)
+        if sender is not None:
+            if self._more and (message := self._from_socket(0)) is not None:
+                return message
+            ms = -1 if seconds == math.inf else math.ceil(seconds * 1000)
+            _, self._more = inbox.wait_for(sender, self._fd, ms)
+            return None
         if inbox.listen() or not inbox.may_sleep():
             return None
         woken = self._poller.poll(None if seconds == math.inf else math.ceil(seconds * 1000))
@@ -250,7 +306,9 @@ class ZmqTransport:
         try:
             data = self._pull.recv()
         except zmq.Again:
+            self._more = False
             return None
+        self._more = True
         if self._closed:
             raise TransportClosedError(node=self.node, action="receive")
         if data[:1] != b"S":
@@ -270,6 +328,8 @@ class ZmqTransport:
             wake.send(b"")
             with self._receive_lock:
                 self._pull.close()
+                if self.ports is not None:
+                    self.ports.close()
                 if self._inbox is not None:
                     self._inbox.close()
         for outbox in self._outboxes.values():

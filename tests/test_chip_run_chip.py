@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plain_ops import args
 from schedules import WEIGHTS, compiled
 
 from chip.errors import ProgramError, ScheduleViolation
+from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Opcode
 from chip.ops.program import Scheduled
-from chip.run.chip import Arrival, Chip, StepMessage
+from chip.run.chip import Arrival, Carry, Chip, StepMessage
+from chip.sram import Sram
 from rack.run.job import build_chip, chip_job
 
 MODEL = compiled("1x2", kinds="decode")
@@ -232,3 +236,82 @@ def test_a_program_with_other_cycles_is_not_loaded() -> None:
     operations[-1] = replace(operations[-1], start=operations[-1].start + 1)
     error = fails(chip, lambda: chip.load_program(replace(PROGRAM, operations=tuple(operations))))
     assert "the schedule's start is not the chip's own" in str(error)
+
+
+class Halting:
+    """A carrier that leaves some moves to the chip, and lets some vectors come late."""
+
+    def __init__(self, plan: Iterator[int], sent: Sent) -> None:
+        self.plan, self.sent = plan, sent
+        self.late: list[Arrival] = []
+        self.done = 0
+        self.last: dict[int, tuple[int, int]] = {}
+        self.chip: Chip
+
+    def carries(self, link: int) -> bool:
+        return link != RECEIVES[0].op.link  # type: ignore[union-attr]
+
+    def last_taken(self, link: int) -> tuple[int, int]:
+        return self.last.get(link, (-1, -1))
+
+    def bind(self, sram: Sram, moves: Sequence[tuple[Scheduled, int]]) -> Carry:
+        assert {window for _, window in moves} == {0}
+
+        def carry(place: int, stop: int, sequence: int, base: int, shares: list[int]) -> int:
+            for at in range(place, stop):
+                operation, what = moves[at][0], next(self.plan, 0)
+                op = operation.op
+                if isinstance(op, Receive):
+                    assert not self.chip.holds(op.link)
+                    if what == 0:
+                        data = np.ones(op.vectors * 80, np.float32).tobytes()
+                        sram.memory(op.dst, len(data))[:] = data
+                        self.last[op.link] = sequence, op.transfer
+                    elif what == 1:
+                        self.chip.receive(arrival(operation, base, sequence=sequence))
+                        return at
+                    else:
+                        self.late.append(arrival(operation, base, sequence=sequence))
+                        return at
+                elif what == 1:
+                    return at
+                else:
+                    assert isinstance(op, Send)
+                    payload = bytes(sram.memory(op.src, op.vectors * 320))
+                    what = (op.link, op.transfer, sequence, base + operation.start, shares[0])
+                    self.sent.append((*what, payload))
+                self.done += 1
+            return stop
+
+        return carry
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=40))
+def test_a_carrier_may_leave_any_move(plan: list[int]) -> None:
+    """Sends and receives are the same, in the same order, whoever does them."""
+    plain, wanted = chip_and_sent()
+    run(plain, 7000)
+    sent: Sent = []
+    halting = Halting(iter(plan), sent)
+    chip = build_chip(
+        chip_job(MODEL, 0, WEIGHTS),
+        lambda link, transfer, sequence, cycle, check, payload: sent.append(
+            (link, transfer, sequence, cycle, check, bytes(payload))
+        ),
+        carrier=halting,
+    )
+    halting.chip = chip
+    chip.begin(message(base=7000))
+    while not chip.advance():
+        waiting = chip.waiting_for()
+        assert waiting is not None
+        assert isinstance(waiting.op, Receive)
+        if halting.carries(waiting.op.link):
+            chip.receive(halting.late.pop())
+        else:
+            chip.receive(arrival(waiting, 7000))
+    assert sent == wanted
+    assert halting.done or 1 in plan or 2 in plan
+    error = fails(chip, lambda: chip.receive(arrival(RECEIVES[-1], 7000)))
+    assert error.what.startswith("a frame came again")

@@ -22,7 +22,8 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/tests"
 cp -r "$root/chip" "$root/interconnect" "$root/setup.py" "$work/"
 cp "$root"/tests/kernel_reference.py "$root"/tests/native_kit.py "$root"/tests/transport_suite.py \
-    "$root"/tests/test_chip_kernels_*.py "$root"/tests/test_interconnect_rings.py "$work/tests/"
+    "$root"/tests/test_chip_kernels_*.py "$root"/tests/test_interconnect_rings.py \
+    "$root"/tests/test_interconnect_moves.py "$work/tests/"
 rm -f "$work"/chip/kernels/_native*.so "$work"/interconnect/_rings*.so
 
 cd "$work"
@@ -35,7 +36,7 @@ LD_PRELOAD="$library" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$work" "$python" -
     "from chip.kernels import _native as n; assert n.__file__.startswith('$work'), n.__file__"
 
 [ $# -gt 0 ] || set -- -q tests/test_chip_kernels_native.py tests/test_chip_kernels_native_binding.py \
-    tests/test_interconnect_rings.py
+    tests/test_interconnect_rings.py tests/test_interconnect_moves.py
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
     LD_PRELOAD="$library" PYTHONPATH="$work" PYTHONMALLOC=malloc \
     "$python" -m pytest -p no:cacheprovider "$@"

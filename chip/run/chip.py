@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 from chip.errors import ProgramError, ScheduleViolation
@@ -70,6 +71,28 @@ class Departure(Protocol):
     ) -> None: ...
 
 
+Carry = Callable[[int, int, int, int, list[int]], int]
+"""Does bound moves from one place to another, as (place, stop, step number, base cycle, hash shares
+of the rows), in order. Returns the first that it has left undone, or `stop`."""
+
+
+class Carrier(Protocol):
+    """Does a run of moves at once, and leaves alone whatever is not as the program has it.
+
+    A move that it does not do has not happened: the chip does it by itself, with `Departure` and
+    `Chip.receive`, or refuses it.
+    """
+
+    def carries(self, link: int) -> bool:
+        """Say whether this link's moves may be bound."""
+
+    def bind(self, sram: Sram, moves: Sequence[tuple[Scheduled, int]]) -> Carry:
+        """Bind moves that follow one another; each with the rx_window_cycles of its link."""
+
+    def last_taken(self, link: int) -> tuple[int, int]:
+        """Return step number and transfer of the last receive that it has done; (-1, -1) before."""
+
+
 Watch = Callable[[Opcode, Callable[[], bool]], Callable[[], bool]]
 """Wraps the action of each operation, to measure it; chosen at load."""
 
@@ -80,14 +103,14 @@ class Loaded:
 
     program: Program
     actions: list[Callable[[], bool]]  # False: waiting for vectors
-    operations: Sequence[Scheduled | None]  # of each action; None: not one operation's
+    operations: Sequence[tuple[Scheduled, ...]]  # of each action
     spans: dict[str, tuple[int, int]]  # unit -> when the program holds it
     one_slot: bool  # rows attend to a cache together, so all must be of its slot
 
     @classmethod
     def of(
         cls, program: Program, actions: list[Callable[[], bool]],
-        operations: Sequence[Scheduled | None],
+        operations: Sequence[tuple[Scheduled, ...]],
     ) -> Loaded:  # fmt: skip
         """Return a program with its actions."""
         ops = (operation.op for operation in program.operations)
@@ -101,7 +124,7 @@ class Chip:
     def __init__(
         self, index: int | str, spec: ChipSpec, sram: Sram, links: Mapping[int, ChipLink],
         kernels: Kernels, send: Departure, costs: CostModel, watch: Watch | None = None, *,
-        sequences: int = 1,
+        sequences: int = 1, carrier: Carrier | None = None,
     ) -> None:  # fmt: skip
         costs.check_spec(spec)
         self.sequences = sequences  # slots of the KV cache
@@ -112,8 +135,11 @@ class Chip:
         self._bound: dict[Operation, Bound] = {}
         self._send = send
         self._watch = watch
+        self._carrier = carrier
+        self._moved = 0  # of the run of moves at `_next`
         self._programs: dict[str, Loaded] = {}
         self._inbox: dict[int, deque[Arrival]] = {link: deque() for link in links}
+        self._held = 0  # arrivals in it
         self._consumed: dict[int, tuple[int, int]] = {}  # link -> last (sequence, transfer)
         self._queue: deque[StepMessage] = deque()
         self._message: StepMessage | None = None
@@ -134,12 +160,58 @@ class Chip:
 
     def _bind(self, program: Program) -> Loaded:
         """Return the program as actions on this chip's memory."""
-        operations = working_order(program.operations)
-        actions = [self._action(operation) for operation in operations]
-        if self._watch is not None:
-            pairs = zip(operations, actions, strict=True)
-            actions = [self._watch(operation.opcode, action) for operation, action in pairs]
+        actions: list[Callable[[], bool]] = []
+        operations: list[tuple[Scheduled, ...]] = []
+        for together, run in groupby(working_order(program.operations), self._carried):
+            for own in [tuple(run)] if together else zip(run):
+                action = self._run_of_moves(own) if together else self._action(own[0])
+                if self._watch is not None:
+                    action = self._watch(own[0].opcode, action)
+                actions.append(action)
+                operations.append(own)
         return Loaded.of(program, actions, operations)
+
+    def _carried(self, operation: Scheduled) -> bool:
+        """Say whether an operation is a move that the carrier may do."""
+        op = operation.op
+        return (
+            self._carrier is not None and isinstance(op, Send | Receive)
+            and self._carrier.carries(op.link)
+        )  # fmt: skip
+
+    def _run_of_moves(self, operations: tuple[Scheduled, ...]) -> Callable[[], bool]:
+        """Return moves as one action: the carrier's, and this chip's where that stops."""
+        moves = [one.op for one in operations if isinstance(one.op, Send | Receive)]
+        windows = [self.links[op.link].rx_window_cycles for op in moves]
+        assert self._carrier is not None
+        carry = self._carrier.bind(self.sram, list(zip(operations, windows, strict=True)))
+        alone = [self._action(operation) for operation in operations]
+        taken = [(at, op.link) for at, op in enumerate(moves) if isinstance(op, Receive)]
+        count, state, inbox = len(moves), self.state, self._inbox
+
+        def next_here(place: int) -> int:
+            """Return the next receive whose link has an arrival here already: it goes first."""
+            return next((at for at, link in taken if at >= place and inbox[link]), count)
+
+        def action() -> bool:
+            message, place = self._message, self._moved
+            assert message is not None
+            while place < count:
+                stop = next_here(place) if self._held else count
+                if stop > place:
+                    place = carry(
+                        place, stop, message.sequence, message.base_cycle, state.hash_shares
+                    )
+                    if place == count:
+                        break
+                self._moved = place
+                if not alone[place]():
+                    return False
+                place += 1
+            self._moved = 0
+            return True
+
+        return action
 
     def _action(self, operation: Scheduled) -> Callable[[], bool]:
         op = operation.op
@@ -188,6 +260,7 @@ class Chip:
         if not inbox:
             return None
         arrival = inbox.popleft()
+        self._held -= 1
         self._check_arrival(operation, op, arrival)
         self.checks[op.row or 0] += arrival.check
         self._consumed[arrival.link] = (arrival.sequence, arrival.transfer)
@@ -234,6 +307,8 @@ class Chip:
     def receive(self, arrival: Arrival) -> None:
         """Take vectors from a link. Raises ScheduleViolation if the frame came before."""
         before = self._consumed.get(arrival.link, (-1, -1))
+        if self._carrier is not None:
+            before = max(before, self._carrier.last_taken(arrival.link))
         if (arrival.sequence, arrival.transfer) <= before:
             link = self.links[arrival.link]
             raise ScheduleViolation(
@@ -242,6 +317,11 @@ class Chip:
                 wanted=f"one after {before}", got=(arrival.sequence, arrival.transfer),
             )  # fmt: skip
         self._inbox[arrival.link].append(arrival)
+        self._held += 1
+
+    def holds(self, link: int) -> bool:
+        """Say whether vectors have come over a link that no receive has taken yet."""
+        return bool(self._inbox[link])
 
     def advance(self) -> bool:
         """Run until vectors are missing or no step is queued; return True if idle."""
@@ -300,10 +380,11 @@ class Chip:
     def _waiting(self) -> tuple[Scheduled, Receive] | None:
         if self._message is None or not self._actions:
             return None
-        operation = self._programs[self._message.step].operations[self._next]
-        if operation is None or not isinstance(operation.op, Receive):
+        operations = self._programs[self._message.step].operations[self._next]
+        if not operations:
             return None
-        return operation, operation.op
+        operation = operations[self._moved]
+        return (operation, operation.op) if isinstance(operation.op, Receive) else None
 
     def wait_order(self) -> tuple[int, int] | None:
         """Return (step number, transfer) that this chip waits for, or None when it is idle.
@@ -336,6 +417,7 @@ class Chip:
             inbox.clear()
         self._queue.clear()
         self._free.clear()
+        self._held = self._moved = 0
         self._actions, self._next, self._message = (), 0, None
 
     def _check_arrival(self, operation: Scheduled, op: Receive, arrival: Arrival) -> None:

@@ -29,8 +29,8 @@ from chip.sram import places
 MOST_LOWERED = 64  # programs that a chip keeps lowered; rows of other slots are others
 Lower = Callable[[Program, Sequence[int]], Sequence[Issue]]
 """Lowers a program whose rows are of these sequence slots."""
-Actions = tuple[list[Callable[[], bool]], list[Scheduled | None]]
-"""Actions in order, and the operation of each."""
+Actions = tuple[list[Callable[[], bool]], list[tuple[Scheduled, ...]]]
+"""Actions in order, and the operation of each, if it is one's."""
 
 
 class ReferenceChip(Chip):
@@ -101,19 +101,19 @@ class ReferenceChip(Chip):
             machine.units.counter.saturated = 0
             return True
 
-        actions, operations = [begin], list[Scheduled | None]([None])
+        actions, operations = [begin], list[tuple[Scheduled, ...]]([()])
         for kind, group in groupby(machine.actions, type):
             if kind is DataAction:
                 runs = [action.run for action in group if isinstance(action, DataAction)]
                 actions.append(_at_once(runs))
-                operations.append(None)
+                operations.append(())
                 continue
             for action in group:
                 assert isinstance(action, CrossingAction)
                 operation = moves[action.number]
                 actions.append(self._cross(machine, action, operation, hashed))
-                operations.append(operation)
-        return [*actions, end], [*operations, None]
+                operations.append((operation,))
+        return [*actions, end], [*operations, ()]
 
     def _cross(
         self, machine: Machine, action: CrossingAction, operation: Scheduled,

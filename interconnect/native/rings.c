@@ -1,36 +1,13 @@
-/* Rings of messages in shared memory: one reader, one ring for each writer (interconnect/rings.py).
+/* The functions of interconnect/rings.py over a memory of rings (rings.h). */
 
-   The memory is the reader's: a page of its own words, then for each ring a page with the two ends
-   and `capacity` bytes of data. A record is a 32-bit length and the bytes, padded to 8; it may
-   wrap. The length MARK is a placeholder for a message that went another way. Ends only grow; each
-   has one writer. All shared words are atomic, and data is read or written only after them, so both
-   sides agree on any CPU. */
+#include "rings.h"
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include <poll.h>
 #include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
-#define PAGE 4096
-#define MARK 0xFFFFFFFFu
-
-typedef struct {
-    char token[16];
-    uint32_t rings, capacity;
-    _Alignas(64) _Atomic uint32_t bell;     /* event count: messages put, by all writers */
-    _Alignas(64) _Atomic uint32_t sleeping; /* the reader wants to be woken */
-} Head;
-
-typedef struct {
-    _Atomic uint64_t first;              /* the reader's end */
-    _Alignas(64) _Atomic uint64_t last;  /* the writer's end */
-    _Alignas(PAGE) char data[];
-} Ring;
-
-static Head *head_of(Py_buffer *memory) {
+Head *head_of(const Py_buffer *memory) {
     Head *head = memory->buf;
     const size_t ring = PAGE + (memory->len >= PAGE ? head->capacity : 0);
     if (memory->len < PAGE || head->capacity % PAGE || head->capacity < PAGE ||
@@ -57,27 +34,13 @@ static int take_memory(PyObject *object, void *to) {
     return 0;
 }
 
-static Ring *ring_of(Head *head, unsigned index) {
+Ring *ring_of(Head *head, unsigned index) {
     if (index >= head->rings) {
         PyErr_Format(PyExc_ValueError, "rings: wanted one of %u rings, got %u", head->rings, index);
         return NULL;
     }
     return (Ring *)((char *)head + PAGE + index * ((size_t)PAGE + head->capacity));
 }
-
-static void write_at(Ring *ring, uint32_t capacity, uint64_t at, const void *from, size_t n) {
-    const size_t place = at % capacity, room = capacity - place;
-    memcpy(ring->data + place, from, n < room ? n : room);
-    if (n > room) memcpy(ring->data, (const char *)from + room, n - room);
-}
-
-static void read_at(const Ring *ring, uint32_t capacity, uint64_t at, void *to, size_t n) {
-    const size_t place = at % capacity, room = capacity - place;
-    memcpy(to, ring->data + place, n < room ? n : room);
-    if (n > room) memcpy((char *)to + room, ring->data, n - room);
-}
-
-static uint64_t padded(uint64_t n) { return (n + 7) & ~(uint64_t)7; }
 
 static PyObject *lay_out(PyObject *self, PyObject *args) {
     Py_buffer memory, token;
@@ -117,7 +80,7 @@ static int write_parts(const Head *head, Ring *ring, PyObject *parts, uint64_t r
     return result;
 }
 
-static int put_record(Head *head, Ring *ring, PyObject *parts) {
+static int put_record(Head *head, unsigned index, Ring *ring, PyObject *parts) {
     const uint64_t last = atomic_load_explicit(&ring->last, memory_order_relaxed);
     const uint64_t first = atomic_load_explicit(&ring->first, memory_order_acquire);
     const uint64_t room = head->capacity - (last - first);
@@ -127,9 +90,7 @@ static int put_record(Head *head, Ring *ring, PyObject *parts) {
     if (fits <= 0) return fits;
     const uint32_t length = mark ? MARK : (uint32_t)(end - last - 4);
     write_at(ring, head->capacity, last, &length, 4);
-    atomic_store_explicit(&ring->last, last + padded(end - last), memory_order_release);
-    atomic_fetch_add(&head->bell, 1);
-    return atomic_exchange(&head->sleeping, 0) ? 2 : 1;
+    return publish(head, ring, index, last + padded(end - last)) ? 2 : 1;
 }
 
 /* put(memory, ring, parts) -> 0 no room, 1 there, 2 there and the reader sleeps.
@@ -141,7 +102,7 @@ static PyObject *put(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "O&IO", take_memory, &memory, &index, &parts)) return NULL;
     Ring *ring = ring_of(memory.head, index);
-    const int result = ring ? put_record(memory.head, ring, parts) : -1;
+    const int result = ring ? put_record(memory.head, index, ring, parts) : -1;
     PyBuffer_Release(&memory.buffer);
     return result < 0 ? NULL : PyLong_FromLong(result);
 }
@@ -162,15 +123,15 @@ static PyObject *take_record(const Head *head, Ring *ring, uint64_t first) {
         if (message == NULL) return NULL;
         read_at(ring, head->capacity, first + 4, PyBytes_AS_STRING(message), length);
     }
-    atomic_store_explicit(&ring->first, first + padded(4 + (uint64_t)length), memory_order_release);
+    release(ring, first + padded(4 + (uint64_t)length));
     return message;
 }
 
 /* Take from the next ring at or after `start` that has a record: (ring, message). The bell's count
-   where all are empty. */
-static PyObject *take_next(Head *head, unsigned start) {
+   where `rings` of them are empty. */
+static PyObject *take_next(Head *head, unsigned start, unsigned rings) {
     const uint32_t bell = atomic_load(&head->bell);
-    for (unsigned i = 0; i < head->rings; i++) {
+    for (unsigned i = 0; i < rings; i++) {
         const unsigned index = (start + i) % head->rings;
         Ring *ring = ring_of(head, index);
         const uint64_t first = atomic_load_explicit(&ring->first, memory_order_relaxed);
@@ -188,7 +149,18 @@ static PyObject *take(PyObject *self, PyObject *args) {
     unsigned start;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&I", take_memory, &memory, &start)) return NULL;
-    PyObject *result = take_next(memory.head, start);
+    PyObject *result = take_next(memory.head, start, memory.head->rings);
+    PyBuffer_Release(&memory.buffer);
+    return result;
+}
+
+/* take_of(memory, ring): as take(), but of that ring alone. */
+static PyObject *take_of(PyObject *self, PyObject *args) {
+    Memory memory;
+    unsigned index;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&I", take_memory, &memory, &index)) return NULL;
+    PyObject *result = ring_of(memory.head, index) ? take_next(memory.head, index, 1) : NULL;
     PyBuffer_Release(&memory.buffer);
     return result;
 }
@@ -236,11 +208,81 @@ static PyObject *sleep_(PyObject *self, PyObject *args) {
     int on;
     (void)self;
     if (!PyArg_ParseTuple(args, "O&Ip", take_memory, &memory, &bell, &on)) return NULL;
-    atomic_store(&memory.head->sleeping, (uint32_t)on);
+    atomic_store(&memory.head->sleeping, on ? ANY_RING : AWAKE);
     const int may = on && atomic_load(&memory.head->bell) == bell;
-    if (on && !may) atomic_store(&memory.head->sleeping, 0);
+    if (on && !may) atomic_store(&memory.head->sleeping, AWAKE);
     PyBuffer_Release(&memory.buffer);
     return PyBool_FromLong(may);
+}
+
+/* holds(memory, ring) -> whether the ring has a message. */
+static PyObject *holds(PyObject *self, PyObject *args) {
+    Memory memory;
+    unsigned index;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&I", take_memory, &memory, &index)) return NULL;
+    const Ring *ring = ring_of(memory.head, index);
+    const int there = ring && held_bytes(ring) != 0;
+    PyBuffer_Release(&memory.buffer);
+    return ring ? PyBool_FromLong(there) : NULL;
+}
+
+static int any_crowded(Head *head) {
+    for (unsigned i = 0; i < head->rings; i++)
+        if (crowded(head, ring_of(head, i))) return 1;
+    return 0;
+}
+
+/* Sleep until the ring has a message, another one is crowded, the file `other` can be read, or so
+   many ms are over: whether it can be read. */
+static int sleep_for(Head *head, unsigned index, int pipe_fd, int other, int ms) {
+    struct pollfd files[2] = {{pipe_fd, POLLIN, 0}, {other, POLLIN, 0}};
+    char drained[64];
+    atomic_store(&head->sleeping, FIRST_RING + index);
+    if (!held_bytes(ring_of(head, index)) && !any_crowded(head)) poll(files, 2, ms);
+    atomic_store(&head->sleeping, AWAKE);
+    while (files[0].revents && read(pipe_fd, drained, sizeof drained) == sizeof drained) continue;
+    return files[1].revents != 0;
+}
+
+/* wait_for(memory, ring, ns, pipe_fd, other, ms) -> (looked, there, readable): whether the ring has a
+   message after looking for `ns`, as listen() does; whether it has one at the end; whether the file
+   `other` can be read. Sleeps if looking is in vain; a crowded ring, that file, signals and the end
+   of `ms` (-1: never) wake it as well. */
+static PyObject *wait_for(PyObject *self, PyObject *args) {
+    Memory memory;
+    unsigned index;
+    long long ns;
+    int pipe_fd, other, ms, looked = 0, readable = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&ILiii", take_memory, &memory, &index, &ns, &pipe_fd, &other,
+                          &ms))
+        return NULL;
+    const Ring *ring = ring_of(memory.head, index);
+    if (ring) {
+        Py_BEGIN_ALLOW_THREADS;
+        const int64_t end = ns ? now_ns() + ns : 0;
+        while (!(looked = held_bytes(ring) != 0) && ns && now_ns() < end) sched_yield();
+        if (!looked) readable = sleep_for(memory.head, index, pipe_fd, other, ms);
+        Py_END_ALLOW_THREADS;
+    }
+    const int there = ring && held_bytes(ring) != 0;
+    PyBuffer_Release(&memory.buffer);
+    if (ring == NULL || PyErr_CheckSignals() < 0) return NULL;
+    return Py_BuildValue("(OOO)", looked ? Py_True : Py_False, there ? Py_True : Py_False,
+                         readable ? Py_True : Py_False);
+}
+
+/* full(memory) -> a ring that is crowded, or None. */
+static PyObject *full(PyObject *self, PyObject *args) {
+    Memory memory;
+    long found = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O&", take_memory, &memory)) return NULL;
+    for (unsigned i = 0; found < 0 && i < memory.head->rings; i++)
+        if (crowded(memory.head, ring_of(memory.head, i))) found = i;
+    PyBuffer_Release(&memory.buffer);
+    return found < 0 ? Py_NewRef(Py_None) : PyLong_FromLong(found);
 }
 
 static PyObject *sources(PyObject *self, PyObject *unused) {
@@ -251,13 +293,19 @@ static PyObject *sources(PyObject *self, PyObject *unused) {
 static PyMethodDef methods[] = {
     {"sources", sources, METH_NOARGS, "Return the digest of what this is made of (setup.py)."},
     {"lay_out", lay_out, METH_VARARGS, NULL}, {"put", put, METH_VARARGS, NULL},
-    {"take", take, METH_VARARGS, NULL},       {"skip", skip, METH_VARARGS, NULL},
-    {"listen", listen, METH_VARARGS, NULL},
-    {"sleep", sleep_, METH_VARARGS, NULL},    {NULL, NULL, 0, NULL},
+    {"take", take, METH_VARARGS, NULL},       {"take_of", take_of, METH_VARARGS, NULL},
+    {"skip", skip, METH_VARARGS, NULL},       {"listen", listen, METH_VARARGS, NULL},
+    {"sleep", sleep_, METH_VARARGS, NULL},    {"full", full, METH_VARARGS, NULL},
+    {"holds", holds, METH_VARARGS, NULL},     {"wait_for", wait_for, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_rings", "Rings of messages in shared memory.", -1, methods,
     NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__rings(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__rings(void) {
+    PyObject *made = PyModule_Create(&module);
+    if (made && add_moves(made) < 0) Py_CLEAR(made);
+    return made;
+}

@@ -20,7 +20,7 @@ from chip.ops.cost import CostModel
 from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Region
 from chip.ops.program import Program
-from chip.run.chip import Chip, ChipLink, Departure, Watch
+from chip.run.chip import Carrier, Chip, ChipLink, Departure, Watch
 from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import NONE, Sram
@@ -275,8 +275,9 @@ def _blocks(weight: Weight, columns: int) -> Iterator[list[tuple[str, int, int]]
 
 
 def build_chip(
-    job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None
-) -> Chip:
+    job: ChipJob, send: Departure, kernels: str | None = None, watch: Watch | None = None,
+    carrier: Carrier | None = None,
+) -> Chip:  # fmt: skip
     """Make the chip: memory, weights, programs. Errors of loading and checking pass through."""
     sram = Sram(job.spec.sram_bytes, job.image)
     reserve_tensors(job, sram)
@@ -298,7 +299,7 @@ def build_chip(
             sequences=job.sequences,
         )  # fmt: skip
     else:
-        chip = Chip(*parts, watch, sequences=job.sequences)
+        chip = Chip(*parts, watch, sequences=job.sequences, carrier=carrier)
     for program in job.programs:
         chip.load_program(program)
     return chip

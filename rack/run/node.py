@@ -5,16 +5,22 @@ Incoming frames pass the link model; outgoing frames carry the chip's own cycle.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from chip.errors import ScheduleViolation
-from chip.run.chip import Arrival, Chip, StepMessage
+from chip.ops.moves import Receive, Send
+from chip.ops.program import Scheduled
+from chip.run.chip import Arrival, Carry, Chip, StepMessage
+from chip.sram import Sram
 from compiler.ir import LinkUse
 from interconnect.frame import Control, Frame, Payload
 from interconnect.link import LinkModel
+from interconnect.rings import WORDS, Receiving, Sending
 from interconnect.transport import Message, Transport
+from interconnect.zmq_transport import ZmqTransport
 from rack.errors import ControlError
 from rack.run.control import ChipState, ControlKind, Sender
 from rack.run.flagged import LinkErrors, flag, noisy_ends
@@ -29,7 +35,12 @@ NO_ERRORS: LinkErrors = MappingProxyType({})
 
 
 class ChipNode:
-    """Moves messages between a transport and a chip."""
+    """Moves messages between a transport and a chip.
+
+    It is its chip's `Carrier` where the transport has ports: frames then stay in their rings until
+    the program's receive takes them. What native code does not take as usual comes through
+    `handle`, as on any transport.
+    """
 
     def __init__(
         self, links: Sequence[LinkUse], node: int, transport: Transport, slots: LinkSlots,
@@ -39,13 +50,19 @@ class ChipNode:
         self.epoch = 0
         self._early: list[Frame] = []  # of a request that the host has not told of yet
         self._targets = {link.id: link.dst for link in links if link.src == node}
-        self._incoming = [link for link in links if link.dst == node]
+        self._incoming = {link.id: link for link in links if link.dst == node}
         self._slots = slots
-        self.noisy = noisy_ends(self._incoming, errors)
+        self.noisy = noisy_ends(list(self._incoming.values()), errors)
         self._flagged = flagged
         self._cut: set[int] = set()  # links that have flagged a frame of this epoch
+        self._words = array("Q", [0] * (WORDS * len(self._incoming)))
+        self._word = {link: WORDS * place for place, link in enumerate(self._incoming)}
         self._models: dict[int, LinkModel] = {}
         self._reset_links()
+        self._rings: ZmqTransport | None = None
+        self._awaited: int | None = None  # the ring that the chip's moves wait for
+        if isinstance(transport, ZmqTransport) and transport.ports is not None:
+            self._rings = transport
         self.chip: Chip
 
     def attach(self, make: Callable[[ChipNode], Chip]) -> None:
@@ -53,10 +70,80 @@ class ChipNode:
         self.chip = make(self)
 
     def _reset_links(self) -> None:
-        self._models = {
-            link.id: LinkModel(self._slots.get(link.id, link.slot_cycles), link.latency_cycles)
-            for link in self._incoming
-        }
+        words = memoryview(self._words)
+        for number, link in self._incoming.items():
+            own = words[self._word[number] :]
+            own[0] = own[1] = 0
+            self._models[number] = LinkModel(self._slot(link), link.latency_cycles, own)
+
+    def _slot(self, link: LinkUse) -> int:
+        return self._slots.get(link.id, link.slot_cycles)
+
+    # -- native moves
+
+    def last_taken(self, link: int) -> tuple[int, int]:
+        """See `Carrier.last_taken`."""
+        at = self._word[link] + 2
+        step, transfer = self._words[at : at + 2]
+        return (step, transfer) if step else (-1, -1)  # steps are numbered from 1 on
+
+    def carries(self, link: int) -> bool:
+        """See `Carrier.carries`."""
+        if self._rings is None or self._rings.ports is None or link in self.noisy:
+            return False
+        source = self._incoming.get(link)
+        return source is None or source.src in self._rings.ports.senders
+
+    def bind(self, sram: Sram, moves: Sequence[tuple[Scheduled, int]]) -> Carry:
+        """See `Carrier.bind`."""
+        rings = self._rings
+        assert rings is not None
+        assert rings.ports is not None
+        links = [one.op.link for one, _ in moves if isinstance(one.op, Send | Receive)]
+        bound = rings.ports.moves(
+            sram.memory(0, sram.size), self._words,
+            [self._move(operation, window) for operation, window in moves],
+        )  # fmt: skip
+
+        def carry(place: int, stop: int, sequence: int, base: int, shares: list[int]) -> int:
+            self._awaited = None
+            if rings.stopped:
+                return place
+            done, ring = bound.run(place, stop, self.epoch, sequence, base, shares)
+            self._awaited = ring
+            if done < stop and ring is None and (link := links[done]) in self._incoming:
+                # Not as usual: what the ring has, up to the next frame of that link.
+                sender = self._incoming[link].src
+                while not self.chip.holds(link) and (got := rings.take(sender)) is not None:
+                    self.handle(got)
+            return done
+
+        return carry
+
+    def _move(self, operation: Scheduled, window: int) -> Sending | Receiving:
+        op = operation.op
+        if isinstance(op, Send):
+            return Sending(
+                node=self._targets[op.link], link=op.link, transfer=op.transfer,
+                vectors=op.vectors, address=op.src, cycle=operation.start, row=op.row or 0,
+            )  # fmt: skip
+        assert isinstance(op, Receive)
+        link = self._incoming[op.link]
+        return Receiving(
+            node=link.src, link=op.link, transfer=op.transfer, vectors=op.vectors,
+            address=op.dst, first_cycle=operation.start, last_cycle=operation.end,
+            window_cycles=window, word=self._word[op.link],
+            slot_cycles=self._slot(link), latency_cycles=link.latency_cycles,
+        )  # fmt: skip
+
+    def receive(self) -> Message | None:
+        """Wait for a message, or until the chip finds what it waits for in a ring: None."""
+        rings = self._rings
+        if self._awaited is None or rings is None or rings.ports is None:
+            return self.transport.receive(None)
+        return rings.expect(rings.ports.senders[self._awaited])
+
+    # -- messages
 
     def send(
         self, link: int, transfer: int, sequence: int, cycle: int, check: int, payload: memoryview
@@ -87,7 +174,7 @@ class ChipNode:
         """
         if epoch <= self.epoch:
             raise self._refused(f"an epoch after {self.epoch}", f"epoch {epoch}")
-        self.epoch = epoch
+        self.epoch, self._awaited = epoch, None
         self.chip.reset()
         self._reset_links()
         self._cut.clear()

@@ -162,7 +162,7 @@ class ChipWorker:
     def _serve(self) -> None:
         self._tell(ControlKind.HELLO, _introduction(self.job.index, self.seat, self.socket))
         name, watch = self.seat.kernels, self._watch.watch
-        self.node.attach(lambda node: build_chip(self.job, node.send, name, watch))
+        self.node.attach(lambda node: build_chip(self.job, node.send, name, watch, node))
         collect_once()
         self._tell(ControlKind.READY)
         while self._turn():
@@ -176,13 +176,13 @@ class ChipWorker:
 
     def _turn(self) -> bool:
         started = time.perf_counter()
-        message = self.socket.receive(None)
-        assert message is not None  # there is no deadline
+        message = self.node.receive()
         self._watch.waited(time.perf_counter() - started)
-        if not isinstance(message, Control):
+        if isinstance(message, Control):
+            if not self._control(message):
+                return False
+        elif message is not None:
             self.node.handle(message)
-        elif not self._control(message):
-            return False
         self.node.chip.advance()
         return True
 
