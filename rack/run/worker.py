@@ -37,10 +37,12 @@ from rack.run.native import why_missing
 from rack.run.node import ChipNode
 from rack.run.pulse import beating
 from rack.run.stopwatch import Stopwatch
+from rack.system.adopting import forked
 from rack.system.garbage import collect_once
-from rack.system.provenance import ROOT, running_code
+from rack.system.provenance import ROOT, running_code, source_digest
 
 END_SECONDS = 10.0
+TELL = "--tell="
 REMOVE_TRIES = 3  # a chip's main thread may be about to bind its socket there
 
 
@@ -269,11 +271,23 @@ def end_with_parent(folder: str) -> threading.Thread:
     return thread
 
 
+def _own_file(first: str, others: Sequence[str]) -> str:
+    """Return the file of this process's job, after forking the processes of the others."""
+    if not first.startswith(TELL):
+        return first
+    source_digest()  # once for all
+    collect_once()  # and what is there stays common, untouched
+    return forked(others, int(first.removeprefix(TELL)))
+
+
 def main(argv: Sequence[str]) -> int:
-    """Entry point of a plain chip process: `argv` is the job's file. Ends when its parent does."""
+    """Entry point of a plain chip process, which ends when its parent does.
+
+    `argv` is the job's file; or TELL with a file descriptor, and the files of several processes.
+    """
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_DFL)  # the parent sees to a quiet end
-    path = Path(argv[0])
+    path = Path(_own_file(argv[0], argv[1:]))
     parent = end_with_parent(str(path.parent))
     try:
         job, seat = pickle.loads(path.read_bytes())
