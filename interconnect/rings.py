@@ -31,6 +31,9 @@ Part = bytes | bytearray | memoryview
 PAGE = 4096
 CAPACITY = 1 << 20
 """Bytes of a ring; pages count only once touched."""
+MEMORY, LEAST = 8 << 20, 1 << 16
+"""Of a node's rings together, at most, as long as each has the least: where many may send, each has
+less."""
 LOOK_NS = 50_000
 """How long a reader looks before it sleeps: about what waking it costs."""
 PATIENCE, SELDOM = 4, 32
@@ -59,7 +62,9 @@ class Inbox:
     def __init__(self, senders: Sequence[int], capacity: int | None = None) -> None:
         self.senders = list(senders)
         self._place = {sender: place for place, sender in enumerate(self.senders)}
-        capacity = capacity or CAPACITY
+        if capacity is None:
+            share = MEMORY // max(1, len(self.senders)) // PAGE * PAGE
+            capacity = min(CAPACITY, max(LEAST, share))
         token = secrets.token_bytes(16)
         size = PAGE + len(self.senders) * (PAGE + capacity)
         self._memory_fd = os.memfd_create("lpu-rings", os.MFD_CLOEXEC)

@@ -9,15 +9,17 @@ frame: which step it is follows from the errors alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chip.ops.moves import Receive
 from compiler.ir import LinkUse
-from compiler.pipeline import CompiledModel
 from interconnect.bit_errors import ErrorSpec, NoisyEnd
 from interconnect.frame import Frame
 from rack.errors import LinkFlaggedError
-from rack.machines.hardware import Hardware
+
+if TYPE_CHECKING:  # a chip's process needs no compiler
+    from compiler.pipeline import CompiledModel
+    from rack.machines.hardware import Hardware
 
 LinkErrors = Mapping[int, ErrorSpec]
 """Link id -> the errors of a link that makes some."""

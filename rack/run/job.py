@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,18 @@ from chip.ops.moves import Receive, Send
 from chip.ops.opcodes import Region
 from chip.ops.program import Program
 from chip.run.chip import Carrier, Chip, ChipLink, Departure, Watch
-from chip.run.reference import ReferenceChip
 from chip.spec import VECTOR_BYTES, ChipSpec
 from chip.sram import NONE, Sram
 from compiler.ir import LinkUse, Tensor
 from compiler.model.operation import Kind, WeightTensor
 from compiler.model.weights import WeightSource, WeightsRef
-from compiler.pipeline import CompiledModel
 from compiler.place.allocate import GROUP_SCALE
 from compiler.place.partition import Piece, Weight, biases_of, weights_of
 from rack.run.flagged import LinkErrors
-from rack.run.stored import Images
+
+if TYPE_CHECKING:  # a chip's process needs no compiler
+    from compiler.pipeline import CompiledModel
+    from rack.run.stored import Images
 
 PROCESS_BYTES = 100 << 20  # assumption: a chip process beside its SRAM: NumPy, ZeroMQ, Ray
 BLOCK_COLUMNS = 320  # columns quantised and tiled at a time: one block of the tiled layout
@@ -290,6 +291,7 @@ def build_chip(
     links, computing = chip_links(job.links), load_kernels(kernels)
     parts = (job.index, job.spec, sram, links, computing, send, job.costs)
     if job.executor == "reference":
+        from chip.run.reference import ReferenceChip
         from compiler.codegen.lower import lower
 
         ports = ports_of(job.links, job.index)

@@ -52,7 +52,7 @@ class ChipNode:
         self._targets = {link.id: link.dst for link in links if link.src == node}
         self._incoming = {link.id: link for link in links if link.dst == node}
         self._slots = slots
-        self.noisy = noisy_ends(list(self._incoming.values()), errors)
+        self.noisy = noisy_ends(self._incoming.values(), errors)
         self._flagged = flagged
         self._cut: set[int] = set()  # links that have flagged a frame of this epoch
         self._words = array("Q", [0] * (WORDS * len(self._incoming)))

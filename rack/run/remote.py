@@ -22,6 +22,7 @@ from compiler.pipeline import CompiledModel
 from interconnect.faults import Fault
 from interconnect.frame import Control, Frame
 from interconnect.private_folder import PrivateFolder
+from interconnect.rings import rings_address
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import (
@@ -214,15 +215,17 @@ class RemoteRack:
         return {**found, self._chips: self._socket.endpoint}
 
     def _tell_peers(self, chips: Sequence[int], of: Sequence[int], replaced: Sequence[int]) -> None:
-        """Tell chips where others are, and which of those were replaced."""
+        """Tell chips where others are, which of those were replaced, and the rings for them."""
         found = self._endpoints()
-        rings = [(chip, self._members[self._processes[chip]].rings) for chip in of]
-        peers = Control(ControlKind.PEERS, {
-            "endpoints": [[chip, found[chip]] for chip in (*of, self._chips)],
-            "rings": [[chip, at] for chip, at in rings if at is not None],
-            "replaced": list(replaced),
-        })  # fmt: skip
+        ends = [[chip, found[chip]] for chip in (*of, self._chips)]
+        members = ((chip, self._members[self._processes[chip]]) for chip in of)
+        rings = [(chip, rings_address(one.rings)) for chip, one in members if one.rings is not None]
         for chip in chips:
+            peers = Control(ControlKind.PEERS, {
+                "endpoints": ends,
+                "rings": [[peer, list(at)] for peer, at in rings if chip in at.senders],
+                "replaced": list(replaced),
+            })  # fmt: skip
             member = self._members[self._processes[chip]]
             member.ready = not replaced
             member.talk.take(Sender.HOST, peers)
