@@ -39,7 +39,7 @@ from rack.run.pulse import beating
 from rack.run.stopwatch import Stopwatch
 from rack.system.adopting import forked
 from rack.system.garbage import collect_once
-from rack.system.provenance import ROOT, running_code, source_digest
+from rack.system.provenance import ROOT, code_of_process, running_code
 
 END_SECONDS = 10.0
 TELL = "--tell="
@@ -275,7 +275,7 @@ def _own_file(first: str, others: Sequence[str]) -> str:
     """Return the file of this process's job, after forking the processes of the others."""
     if not first.startswith(TELL):
         return first
-    source_digest()  # once for all
+    code_of_process()  # once for all
     collect_once()  # and what is there stays common, untouched
     return forked(others, int(first.removeprefix(TELL)))
 

@@ -28,14 +28,19 @@ def code_version() -> dict[str, str]:
 
 
 def running_code(kernels: Kernels) -> dict[str, str]:
-    """Return what has to be equal in the driver and all its chips.
+    """Return what has to be equal in the driver and all its chips."""
+    return {**code_of_process(), "kernels": kernels.name}
+
+
+def code_of_process() -> dict[str, str]:
+    """Return what of that does not depend on kernels: package, modules, Python, NumPy.
 
     Python, because jobs are pickled and what a function does may differ; NumPy, because it rounds.
     """
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return {
-        "version": _release(), "sources": source_digest(), "kernels": kernels.name,
-        "python": python, "numpy": np.__version__, "byte order": sys.byteorder,
+        "version": _release(), "sources": source_digest(), "python": python,
+        "numpy": np.__version__, "byte order": sys.byteorder,
     }  # fmt: skip
 
 
@@ -50,6 +55,7 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
+@cache
 def _release() -> str:
     try:
         return version("lpu-rack")
