@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from schedules import compiled
+from schedules import WEIGHTS, compiled
 
 from chip.errors import ScheduleViolation
 from chip.run.chip import Arrival, StepMessage
 from compiler.ir import LinkUse
+from compiler.pipeline import CompiledModel
 from interconnect.bit_errors import ErrorSpec
 from interconnect.frame import Control, Frame
-from interconnect.transport import LocalHub
+from interconnect.rings import available
+from interconnect.transport import LocalHub, Message
+from interconnect.zmq_transport import ZmqTransport
 from rack.errors import ControlError
+from rack.run.driver import Driver
+from rack.run.job import build_chip, chip_job
+from rack.run.local import LocalRack
 from rack.run.node import ChipNode, step_control
+from rack.run.steps import StepResult, Turns
 
 LINKS = compiled("1x2").network.links
 INTO = next(link for link in LINKS if (link.src, link.dst) == (0, 1))
@@ -204,3 +212,104 @@ def test_pump_handles_all_that_came_then_runs() -> None:
     assert chip.got[0] == message
     assert isinstance(chip.got[1], Arrival)
     assert chip.advanced == 2
+
+
+@contextmanager
+def rack_of_rings(
+    model: CompiledModel, slots: dict[int, int]
+) -> Iterator[tuple[Driver, list[ChipNode]]]:
+    """A host and chips whose frames go through rings, all in this thread."""
+    host, links = model.layout.chips, model.network.links
+    sockets = []
+    for chip in range(host):
+        senders = sorted({link.src for link in links if link.dst == chip} - {host})
+        sockets.append(ZmqTransport(chip, senders=senders))
+    sockets.append(ZmqTransport(host))
+    rings = {socket.node: socket.rings for socket in sockets if socket.rings is not None}
+    for socket in sockets:
+        socket.connect({other.node: other.endpoint for other in sockets}, rings)
+    nodes = []
+    for chip in range(host):
+        job = chip_job(model, chip, WEIGHTS)
+        nodes.append(ChipNode(job.links, chip, sockets[chip], slots))
+        nodes[-1].attach(lambda node, job=job: build_chip(job, node.send, carrier=node))  # type: ignore[misc]
+    driver = Driver(model, WEIGHTS.open(), sockets[-1])
+    try:
+        yield driver, nodes
+    finally:
+        for made in nodes:
+            made.transport.close()
+        driver.close()
+
+
+def by_rings(
+    model: CompiledModel, slots: dict[int, int], *, native: bool = True
+) -> StepResult:  # fmt: skip
+    """Run a decode step; if `native`, Python may see what the host says, and no chip's frame."""
+    with rack_of_rings(model, slots) as (driver, nodes):
+        driver.reset()
+        order = Turns(model)
+        order.reset()
+        driver.start(order.order("decode/32", [0], [5]))
+
+        def feed(made: ChipNode) -> Message:
+            message = made.transport.receive(30)
+            assert message is not None
+            return message
+
+        for made in nodes:
+            for _ in ("epoch", "step"):
+                made.handle(feed(made))
+            for operation in model.steps["decode/32"].programs[made.node].operations:
+                link = getattr(operation.op, "link", None)
+                if operation.opcode == "receive" and made._incoming[link].src == len(nodes):
+                    made.handle(feed(made))
+        seen: list[Message] = []
+
+        def advance() -> None:
+            while False in [made.chip.advance() for made in nodes]:
+                assert any(made._awaited is not None for made in nodes)
+                assert not seen
+            message = driver.node.transport.receive(30)
+            assert message is not None
+            driver.node.handle(message)
+
+        for made in nodes if native else ():
+            made.handle = seen.append  # type: ignore[method-assign]
+        return driver.finish(advance)[0]
+
+
+@pytest.mark.skipif(not available(), reason="needs the native part and Linux")
+@pytest.mark.parametrize(
+    ("layout", "hardware"), [("2x2+1", "lesson"), ("1x3+2", "groqrack"), ("1x5", "two-ports")]
+)
+def test_all_moves_of_a_step_are_native(layout: str, hardware: str) -> None:
+    model = compiled(layout, hardware, kinds="decode")
+    local = LocalRack(model, WEIGHTS)
+    local.reset()
+    want = local.run_step("decode/32", [0], [5])
+    local.close()
+    got = by_rings(model, {})
+    assert got.hash_share == want.hash_share
+    assert got.logits is not None
+    assert want.logits is not None
+    assert got.logits.tobytes() == want.logits.tobytes()
+
+
+@pytest.mark.skipif(not available(), reason="needs the native part and Linux")
+def test_a_slower_link_is_refused_through_rings_as_through_queues() -> None:
+    """The same violation: native moves leave it to Python, which has the very frame."""
+    model = compiled("2x2+1", kinds="decode")
+    for link in model.network.links:
+        if model.layout.chips in (link.src, link.dst):
+            continue
+        slots = {link.id: link.slot_cycles + 1}
+        local = LocalRack(model, WEIGHTS, slots=slots)
+        local.reset()
+        with pytest.raises(ScheduleViolation) as queues:
+            local.run_step("decode/32", [0], [5])
+        local.close()
+        with pytest.raises(ScheduleViolation) as rings:
+            by_rings(model, slots, native=False)
+        assert rings.value.fields() == queues.value.fields()
+        assert rings.value.link == link.name
