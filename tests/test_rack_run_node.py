@@ -313,3 +313,18 @@ def test_a_slower_link_is_refused_through_rings_as_through_queues() -> None:
             by_rings(model, slots, native=False)
         assert rings.value.fields() == queues.value.fields()
         assert rings.value.link == link.name
+
+
+@pytest.mark.skipif(not available(), reason="needs the native part and Linux")
+def test_which_links_are_native() -> None:
+    """Those of rings that make no errors; where a frame's bits are drawn, Python draws them."""
+    socket = ZmqTransport(1, senders=[0])
+    try:
+        noisy = ChipNode([INTO, OUT], 1, socket, {}, {INTO.id: ErrorSpec(bit_error_rate=1e-9)})
+        assert [noisy.carries(link.id) for link in (INTO, OUT)] == [False, True]
+        clean = ChipNode([INTO, OUT], 1, socket, {})
+        assert [clean.carries(link.id) for link in (INTO, OUT)] == [True, True]
+    finally:
+        socket.close()
+    made, _, _ = node()
+    assert [made.carries(link.id) for link in (INTO, OUT)] == [False, False]
