@@ -22,6 +22,7 @@ from rack.run.config import RunConfig
 from rack.run.session import Session, prepare
 from rack.text.sampler import SamplingParams
 from tools.testbed.bed import USER, Bed
+from tools.testbed.switch import Weather
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -50,7 +51,7 @@ def json_line(printed: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Bed]:
     """A bed whose machines are a cluster; `ray up` as the file's first lines say."""
-    with bed_or_skip(hosts=3, memory_bytes=MEMORY) as bed:
+    with bed_or_skip(hosts=3, memory_bytes=MEMORY, weather=Weather()) as bed:
         ray(bed, "up", "-y", FILE)
         until = time.monotonic() + JOIN_SECONDS
         while (seen := ray(bed, "exec", FILE, "ray status")).count("3 local.cluster.node") != 1:
@@ -116,7 +117,11 @@ def test_a_machine_with_other_code_is_refused_by_name(cluster: Bed) -> None:
 
 
 def test_a_lost_machine_s_chips_move_to_the_others(cluster: Bed) -> None:
-    """A machine goes in the middle of an answer: the same tokens, in the same cycles."""
+    """A machine goes in the middle of an answer: the same tokens, in the same cycles.
+
+    The network is a bad one, too: 2 ms from machine to machine, and a frame in 1,000 is lost.
+    """
+    cluster.change_weather(Weather(delay_s=0.002, loss=0.001))
     with Session(prepare(RunConfig(model="tiny", layout=SMALL, transport="local"))) as session:
         params = SamplingParams(max_tokens=SMALL_TOKENS, ignore_eos=True)
         prompt = session.prepared.tokenizer.encode("Hello")
@@ -138,6 +143,7 @@ def test_a_lost_machine_s_chips_move_to_the_others(cluster: Bed) -> None:
         cluster.hosts[0].run("touch", "/tmp/lost")
         rest = run.stdout.read()
     assert run.returncode == 0, rest
+    cluster.change_weather(Weather())
     got = json_line(rest)
     assert got["token_ids"] == wanted.token_ids
     assert got["data_hash"] == wanted.data_hash
