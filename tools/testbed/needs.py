@@ -8,6 +8,7 @@ kept in the user's cache, by what is in it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -77,20 +78,24 @@ def wheels() -> Path:
     wanted = requirements()
     what = "\n".join([sys.version, sysconfig.get_platform(), *wanted])
     ready = cache / f"wheels-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
-    if ready.is_dir():
-        return ready
     cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.is_dir():
+            for left in cache.glob("making-*"):  # of a process that was killed
+                shutil.rmtree(left)
+            _make_wheels(cache, wanted, ready)
+    return ready
+
+
+def _make_wheels(cache: Path, wanted: list[str], ready: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="making-", dir=cache) as making:
         folder = Path(making) / "wheels"
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
         done = _attempt([*pip, "wheel", "--wheel-dir", str(folder), *wanted])
         if done.returncode:
             raise UnavailableError(f"pip could not get the project's needs: {_last(done)}")
-        try:
-            folder.rename(ready)
-        except OSError:  # another bed was as quick
-            shutil.rmtree(folder, ignore_errors=True)
-    return ready
+        folder.rename(ready)
 
 
 def _attempt(words: list[str]) -> subprocess.CompletedProcess[str]:
