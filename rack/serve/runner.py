@@ -167,7 +167,7 @@ class Runner:
         self.slots = 1
         self.stage: str | None = "starting"  # None once ready
         self.given_up = False
-        self._sequences: Sequences | None = None  # of the rack that was opened last
+        self._sequences: Sequences | None = None  # of the rack that is there
         self._before = 0  # cycles on racks that were lost
         self._begun = self._paced = 0  # cycles of this rack: where the pacer began, and is
         self.cycles = 0  # emulated, since the start
@@ -295,6 +295,7 @@ class Runner:
         with self._changed:
             if not self._stopping:
                 self.stage = _RESTARTING
+            self._sequences = None
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         with self._changed:
