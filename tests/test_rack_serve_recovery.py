@@ -34,7 +34,9 @@ from rack.serve.pacing import Pacer
 from rack.serve.serving import say_recovery
 
 CHAT, TEXT, READY = "/v1/chat/completions", "/v1/completions", "/health/ready"
-FIELDS = ["chip", "chips", "step", "detected_seconds", "replayed_cycles", "wall_seconds"]
+FIELDS = [
+    "chip", "chips", "step", "detected_seconds", "replayed_cycles", "wall_seconds", "schedule_hash",
+]  # fmt: skip
 
 
 def ask(scenario: Callable[[Served], Awaitable[Any]], **options: Any) -> Any:
@@ -231,7 +233,8 @@ def test_a_recovery_is_a_line_in_either_form() -> None:
     assert line == {
         "event": "recovery", "rack": 2, "what": "chip 1, step decode1/64: its process ended",
         "chip": 1, "chips": [1, 4], "step": "step decode1/64", "detected_seconds": 0.4321,
-        "replayed_cycles": 54321, "wall_seconds": 1.234568, "spares_left": 3,
+        "replayed_cycles": 54321, "wall_seconds": 1.234568, "schedule_hash": None,
+        "spares_left": 3,
     }  # fmt: skip
 
 
@@ -302,10 +305,10 @@ def told(stream: Stream) -> tuple[str, Any, list[Any]]:
 
 
 def process_of(running: ServerProcess, number: int) -> psutil.Process:
-    """The process that was started as chip `number`, or, beyond chips and host, as a spare."""
+    """The process that was started as chip `number`: whose socket has that name."""
     (found,) = [
         one for one in psutil.Process(running.process.pid).children(recursive=True)
-        if one.cmdline()[-1].endswith(f"job-{number}")
+        if any(str(socket.laddr).endswith(f"/{number}") for socket in one.net_connections("unix"))
     ]  # fmt: skip
     return found
 
