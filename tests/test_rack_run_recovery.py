@@ -459,6 +459,25 @@ def test_a_chip_that_is_lost_while_another_one_loads(
     assert rack.spares == 1
 
 
+def test_a_spare_that_was_stopped_is_not_waited_for(
+    processes: Callable[..., RemoteRack],
+) -> None:
+    """One that has just been is replaced as a chip that stalls; an old one is not counted on."""
+    rack = processes(compiled(), spares=3)
+    first = list(rack._spares)[-1]  # the next one to be taken
+    send(rack, [first], signal.SIGSTOP)
+    traffic = Traffic(rack)
+    assert traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)}) == undisturbed(1, False)
+    assert sorted({chip for one in traffic.seen for chip in one.chips}) == [1]
+    assert rack.spares == 1
+    (last,) = rack._spares
+    send(rack, [last], signal.SIGSTOP)
+    wait_for(lambda: rack._pulse.silence(last) > STEP_SECONDS, "silence")
+    with pytest.raises(ChipFailedError, match=r"chip 2, .* its process ended"):
+        Traffic(rack).run({9: lambda: send(rack, [2], signal.SIGKILL)})
+    assert rack.spares == 0
+
+
 def test_a_spare_of_another_node_has_a_schedule_of_its_own(
     processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
 ) -> None:

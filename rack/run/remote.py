@@ -207,7 +207,23 @@ class RemoteRack:
         """Wait until processes are ready, as chips or as spares. Raises as `_receive`."""
         while missing := [one for one in processes if not self._members[one].ready]:
             chips = {process: chip for chip, process in self._processes.items()}
-            self._receive([chips.get(process, process) for process in missing], purpose)
+            names = {process: chips.get(process, process) for process in missing}
+            if self._step != "start":
+                self._hear_all(names, purpose)
+            self._receive(list(names.values()), purpose)
+
+    def _hear_all(self, names: Mapping[int, int], purpose: str) -> None:
+        """Raise ChipFailedError for chips that are silent for longer than a step may take."""
+        silent = {
+            chip: seconds for process, chip in sorted(names.items())
+            if (seconds := self._pulse.silence(process)) > self.step_timeout_s
+        }  # fmt: skip
+        if silent:
+            chip, seconds = next(iter(silent.items()))
+            raise ChipFailedError(
+                chip=chip, step=self._step, what=f"not heard for {seconds:.1f} s",
+                waiting_for=purpose, lost=tuple(silent),
+            )  # fmt: skip
 
     def _endpoints(self) -> dict[int, str]:
         """Return where the chips and this process are."""
@@ -302,6 +318,7 @@ class RemoteRack:
     def _can_recover(self, error: BaseException) -> bool:
         """Say whether an error leaves a rack that can be made to run again."""
         if isinstance(error, ChipFailedError):
+            self._drop_silent_spares()
             return 0 < len(error.lost) <= len(self._spares)
         return isinstance(error, FaultError)
 
@@ -509,6 +526,13 @@ class RemoteRack:
             chip=chip, step=step, what=values["what"], waiting_for="nothing", lost=lost
         )
 
+    def _drop_silent_spares(self) -> None:
+        """Count on no spare that was stopped, or whose machine is gone."""
+        for process in list(self._spares):
+            if self._pulse.silence(process) > self.step_timeout_s:
+                del self._spares[process]
+                self._forget(process)
+
     def _look(self) -> None:
         """Look at the processes. Raises for a chip whose process has ended, and drops spares."""
         dead = self.launcher.dead()
@@ -625,16 +649,7 @@ class RemoteRack:
         self._check_usable()
         try:
             self._look()
-            silent = {
-                chip: seconds for chip, process in sorted(self._processes.items())
-                if (seconds := self._pulse.silence(process)) > self.step_timeout_s
-            }  # fmt: skip
-            if silent:
-                chip, seconds = next(iter(silent.items()))
-                raise ChipFailedError(
-                    chip=chip, step=self._step, what=f"not heard for {seconds:.1f} s",
-                    waiting_for="nothing", lost=tuple(silent),
-                )  # fmt: skip
+            self._hear_all({at: chip for chip, at in self._processes.items()}, "nothing")
         except Exception as error:
             if not self._can_recover(error):
                 self._failed = str(error)
