@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(not available(), reason="needs Linux")
 
 ROOT = Path(__file__).parent.parent
 CODE = """
-import os, sys
+import os, signal, sys
 from rack.system.adopting import forked
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as rack.run.worker
 name = forked(sys.argv[2:], int(sys.argv[1]))
 assert os.getpgid(0) == os.getpid() or name == sys.argv[-1]
 os.read(0, 1)
@@ -43,6 +44,39 @@ def start(*names: str) -> tuple[subprocess.Popen[bytes], dict[str, Adopted], int
             pid, name = line.split()
             found[name] = Adopted(int(pid))
     return first, found, ending
+
+
+def test_who_is_first_to_end_adopting_does_not_end_it_for_others() -> None:
+    """Racks of a server start at the same time, each in a thread."""
+    with adopting():
+        start_of_another = adopting()
+        with start_of_another:
+            pass
+        told, tell = os.pipe()
+        life, ending = os.pipe()
+        with open(told, encoding="utf-8") as lines:
+            words = [sys.executable, "-c", CODE, str(tell), "n3", "n4"]
+            first = subprocess.Popen(words, stdin=life, pass_fds=(tell,), cwd=ROOT)
+            os.close(tell)
+            os.close(life)
+            (line,) = lines
+    other = Adopted(int(line.split()[0]))
+    assert other.poll() is None
+    os.close(ending)
+    assert [other.wait(30), first.wait(30)] == [3, 4]
+
+
+def test_where_the_system_keeps_no_exit_codes_an_end_is_still_seen() -> None:
+    """A supervisor may have started us with SIGCHLD ignored, which is inherited."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        first, others, ending = start("n3", "n4")
+        assert others["n3"].poll() is None
+        os.close(ending)
+        assert others["n3"].wait(30) == 0
+        first.wait(30)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_forked_processes_are_children_with_their_own_ends() -> None:

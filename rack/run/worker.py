@@ -285,7 +285,7 @@ def main(argv: Sequence[str]) -> int:
 
     `argv` is the job's file; or TELL with a file descriptor, and the files of several processes.
     """
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(one, signal.SIG_DFL)  # the parent sees to a quiet end
     path = Path(_own_file(argv[0], argv[1:]))
     parent = end_with_parent(str(path.parent))

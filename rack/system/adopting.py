@@ -13,11 +13,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _LOOK_SECONDS = 0.005
+_count_lock = threading.Lock()
+_count = 0  # of those who adopt now: it is the process that does, whichever thread asked for it
 
 
 def available() -> bool:
@@ -27,14 +30,24 @@ def available() -> bool:
 
 @contextlib.contextmanager
 def adopting() -> Iterator[None]:
-    """Adopt what loses its parent meanwhile. Raises OSError where the system does not allow it."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl: this process may not adopt others")
+    """Adopt what loses its parent meanwhile. Raises OSError where the system does not allow it.
+
+    Several threads may do so at a time: it goes on until the last of them has ended.
+    """
+    _count_adopters(1)
     try:
         yield
     finally:
-        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        _count_adopters(-1)
+
+
+def _count_adopters(more: int) -> None:
+    global _count
+    with _count_lock:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        if prctl(_PR_SET_CHILD_SUBREAPER, int(_count + more > 0), 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl: this process may not adopt others")
+        _count += more
 
 
 class Adopted:
@@ -45,9 +58,15 @@ class Adopted:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code, or minus the signal that ended it; None while it runs."""
+        """Return the exit code, or minus the signal that ended it; None while it runs.
+
+        0, as `subprocess` has it, where the system keeps no codes (SIGCHLD is ignored).
+        """
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                pid, status = self.pid, 0
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
