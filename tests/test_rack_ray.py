@@ -135,7 +135,7 @@ def test_a_slowed_link_is_refused_by_the_actor() -> None:
 
 
 def test_a_layout_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rack.run.cluster.PROCESS_BYTES", 1 << 40)
+    monkeypatch.setattr("rack.run.remote.PROCESS_BYTES", 1 << 40)
     monkeypatch.setattr("rack.run.cluster.PLACE_TIMEOUT_S", 0.5)
     with pytest.raises(RackError, match="rack 0: Ray found no room within 0 s: the layout wants"):
         Session(prepared("tiny", "1x1"))
