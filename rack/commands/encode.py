@@ -17,6 +17,7 @@ from rack.run.config import RunConfig
 from rack.run.encoding import Encoded, check_sequence, encode
 from rack.run.host_memory import executor_asked_for, fit_to_memory
 from rack.run.session import Prepared, Task, open_rack, prepare
+from rack.run.steps import Rack
 from rack.system.output import check_file, writing
 from rack.system.progress import say, start_progress
 from rack.system.provenance import code_version
@@ -75,8 +76,10 @@ def main(args: argparse.Namespace, config: RunConfig) -> None:
     wall = time.perf_counter() - started - ready
     if args.output is not None:
         _write(args.output, encoded)
-    report = result(prepared, tokens, encoded, saturated)
+    report = result(prepared, rack, tokens, encoded, saturated)
     report["wall"] = {"ready_seconds": ready, "encode_seconds": wall}
+    for recovery in encoded.recoveries:
+        say(recovery.told)
     put(json.dumps(report) if args.json else text_of(report, encoded))
 
 
@@ -99,10 +102,10 @@ def _write(path: str, encoded: Encoded) -> None:
 
 
 def result(
-    prepared: Prepared, tokens: list[int], encoded: Encoded, saturated: int
+    prepared: Prepared, rack: Rack, tokens: list[int], encoded: Encoded, saturated: int
 ) -> dict[str, Any]:
     """Return what came of a sequence as plain data; hidden states by shape and hash."""
-    compiled = prepared.compiled
+    compiled = rack.compiled
     clock_hz = compiled.chip.clock_hz
     return {
         "token_ids": tokens,
@@ -117,6 +120,7 @@ def result(
             "seconds": encoded.cycles / clock_hz,
             "clock_hz": clock_hz,
         },
+        "recoveries": [recovery.to_dict() for recovery in encoded.recoveries],
         "schedule_hash": compiled.schedule_hash,
         "saturated": saturated,
         "executor": prepared.config.executor,

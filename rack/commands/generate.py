@@ -143,8 +143,5 @@ def _summary(prepared: Prepared, completion: Completion, wall_seconds: float) ->
     )
     say(f"wall: {wall_seconds:.2f} s, {tokens / wall_seconds:.2f} tokens/s")
     for recovery in completion.recoveries:
-        say(
-            f"went on after a fault: {recovery.what}; replayed {recovery.replayed_cycles} cycles, "
-            f"recovered in {recovery.wall_seconds:.2f} s"
-        )
+        say(recovery.told)
     say(f"schedule_hash {completion.schedule_hash}\ndata_hash {completion.data_hash}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,21 @@ from numpy.typing import NDArray
 from chip.kernels import load as load_kernels
 from compiler.pipeline import CompiledModel
 from rack.errors import RequestError
-from rack.run.steps import Rack, StepOrder
+from rack.run.anew import until_done
+from rack.run.steps import Rack, Recovery, StepOrder, StepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """Hidden states [tokens, hidden] fp32, None without data; and what they took."""
+    """Hidden states [tokens, hidden] fp32, None without data; and what they took.
+
+    After `recoveries` the step was run once more, which is in no other figure.
+    """
 
     step: str
     cycles: int
     hidden: NDArray[np.float32] | None
+    recoveries: tuple[Recovery, ...] = ()
 
     @property
     def data_hash(self) -> str | None:
@@ -43,21 +48,30 @@ class Encoded:
 def encode(
     rack: Rack, tokens: Sequence[int], types: Sequence[int] | None = None
 ) -> Encoded:  # fmt: skip
-    """Run one sequence. `types`: the tokens' kinds, all 0 unless given. Raises RequestError."""
+    """Run one sequence. `types`: the tokens' kinds, all 0 unless given.
+
+    After a fault from which the rack recovers, it runs once more. Raises RequestError, and as
+    `Rack.recover`.
+    """
     check_sequence(rack.compiled, tokens, types)
     types = [0] * len(tokens) if types is None else types
-    step = rack.compiled.encode_step(len(tokens))
-    rack.reset()
-    start = rack.compiled.network.start_cycles
-    order = StepOrder(
-        name=step.name, base=start, slots=(0,) * len(tokens),
-        positions=tuple(range(len(tokens) - 1, -1, -1)), tokens=tuple(tokens[::-1]),
-        types=tuple(types[::-1]),
-    )  # fmt: skip
-    rack.start(order)
-    (result,) = rack.finish()
+    name, kinds = rack.compiled.encode_step(len(tokens)).name, types
+
+    def run() -> StepResult:
+        rack.reset()
+        rack.start(StepOrder(
+            name=name, base=rack.compiled.network.start_cycles, slots=(0,) * len(tokens),
+            positions=tuple(range(len(tokens) - 1, -1, -1)), tokens=tuple(tokens[::-1]),
+            types=tuple(kinds[::-1]),
+        ))  # fmt: skip
+        (result,) = rack.finish()
+        return result
+
+    result, recoveries = until_done(rack, run)
+    cycles = rack.compiled.network.start_cycles + result.cycles
     hidden = None if result.hidden is None else result.hidden[::-1].copy()
-    return Encoded(step=step.name, cycles=start + result.cycles, hidden=hidden)
+    again = tuple(replace(one, replayed_cycles=cycles) for one in recoveries)
+    return Encoded(step=name, cycles=cycles, hidden=hidden, recoveries=again)
 
 
 def check_sequence(

@@ -118,7 +118,7 @@ def fit_to_memory(
     decision = decide_executor(
         config.executor, asked_for=asked_for, free_bytes=(free or free_bytes)(),
         needed_bytes=needed_bytes(
-            used * racks, len(memories) * racks, config.transport,
+            used * racks, (len(memories) + config.spares) * racks, config.transport,
             ONE_OF_MANY_BYTES if many else PROCESS_BYTES,
         ),
     )  # fmt: skip

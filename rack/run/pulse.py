@@ -3,6 +3,9 @@
 It is heard in a thread of its own and on a socket of its own, whether steps run or not. A process
 that has died, was stopped, or whose machine is gone, falls silent. (One that lives and yet does not
 get on is found by the step's deadline.)
+
+Silence and deadlines are counted by a clock that stands still while this process does: if it was
+stopped, or the whole machine was, no chip is to blame.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ BEAT_SECONDS = 0.4
 SILENT_SECONDS = 1.5
 """After so long without a beat a chip counts as silent: three in a row have not come."""
 _LOOK_SECONDS = 0.2
+_PAUSE_SECONDS = 0.5  # a longer pause between two looks is ours, and counts as this long
 _END_SECONDS = 5.0
 _BEAT = "beat"
 
@@ -54,14 +58,27 @@ class Pulse:
         self.endpoint = self._transport.endpoint
         self._lock = threading.Lock()
         self._heard: dict[int, float] = {}
-        self._looked = time.monotonic()  # when all that had come was taken
+        self._ticked, self._seconds = time.monotonic(), 0.0  # the clock's last look, and its time
+        self._looked = self._returned = 0.0  # when all that had come was taken
         self._thread = threading.Thread(target=self._listen, name="pulse", daemon=True)
         self._thread.start()
+
+    def now(self) -> float:
+        """Return the seconds of the clock, which stands still while this process does."""
+        with self._lock:
+            return self._now()
+
+    def _now(self) -> float:
+        return self._seconds + min(time.monotonic() - self._ticked, _PAUSE_SECONDS)
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._seconds, self._ticked = self._now(), time.monotonic()
 
     def watch(self, process: int) -> None:
         """Begin to count a process's silence, from now on."""
         with self._lock:
-            self._heard[process] = time.monotonic()
+            self._heard[process] = self._now()
 
     def forget(self, process: int) -> None:
         """Count its silence no more."""
@@ -73,21 +90,31 @@ class Pulse:
         with self._lock:
             return max(0.0, self._looked - self._heard.get(process, self._looked))
 
+    @property
+    def returned(self) -> float:
+        """When, by the clock, a process was last heard again that had been silent."""
+        with self._lock:
+            return self._returned
+
     def _listen(self) -> None:
         with contextlib.suppress(InterconnectError):  # closed
             while True:
                 message = self._transport.receive(0)
                 if message is None:
                     with self._lock:
-                        self._looked = time.monotonic()
+                        self._looked = self._now()
                     message = self._transport.receive(_LOOK_SECONDS)
+                self._tick()
                 if isinstance(message, Control) and message.kind == _BEAT:
                     self._hear(message.values["process"])
 
     def _hear(self, process: int) -> None:
         with self._lock:
             if process in self._heard:
-                self._heard[process] = time.monotonic()
+                now = self._now()
+                if now - self._heard[process] > SILENT_SECONDS:
+                    self._returned = now
+                self._heard[process] = now
 
     def close(self) -> None:
         """Listen no more."""

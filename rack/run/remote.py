@@ -73,7 +73,12 @@ class _Member:
     pid: int = 0  # on its machine
     endpoint: str = ""
     rings: Any = None
-    ready: bool = False  # as what it was asked to be last
+    awaited: int = 1  # answers to what it was asked to be, or to know
+
+    @property
+    def ready(self) -> bool:
+        """It is what it was asked to be, and knows whom it was told of."""
+        return not self.awaited
 
 
 class RemoteRack:
@@ -107,7 +112,6 @@ class RemoteRack:
         if start_timeout_s is None:
             start_timeout_s = max(START_TIMEOUT_S, START_CHIP_S * self._chips)
         self._start_timeout_s = start_timeout_s
-        self._deadline = time.monotonic() + start_timeout_s
         self._looked = time.monotonic()
         self._step = "start"
         self._reports: dict[int, Mapping[str, Any]] = {}
@@ -137,6 +141,7 @@ class RemoteRack:
             pulse_bind = launcher.bind(self._chips + 1, self._folder)
             self._pulse = Pulse(self._chips + 1, pulse_bind, key)
             self._ends.callback(self._pulse.close)
+            self._deadline = self._pulse.now() + start_timeout_s
             self.driver = Driver(compiled, weights.open(), self._socket, slots)
             self.turns = Turns(compiled)
             self._weights, self._images = weights, images
@@ -212,11 +217,16 @@ class RemoteRack:
                 self._hear_all(names, purpose)
             self._receive(list(names.values()), purpose)
 
+    @property
+    def _silence_limit(self) -> float:
+        """The seconds after which who is silent is lost: a step's, and some heartbeats' at least."""
+        return max(self.step_timeout_s, SILENT_SECONDS)
+
     def _hear_all(self, names: Mapping[int, int], purpose: str) -> None:
         """Raise ChipFailedError for chips that are silent for longer than a step may take."""
         silent = {
             chip: seconds for process, chip in sorted(names.items())
-            if (seconds := self._pulse.silence(process)) > self.step_timeout_s
+            if (seconds := self._pulse.silence(process)) > self._silence_limit
         }  # fmt: skip
         if silent:
             chip, seconds = next(iter(silent.items()))
@@ -243,7 +253,7 @@ class RemoteRack:
                 "replaced": list(replaced),
             })  # fmt: skip
             member = self._members[self._processes[chip]]
-            member.ready = not replaced
+            member.awaited += bool(replaced)
             member.talk.take(Sender.HOST, peers)
             self._socket.send(chip, peers)
 
@@ -254,9 +264,8 @@ class RemoteRack:
             self._check_code(values)
             member.pid = values["pid"]
             member.endpoint, member.rings = values["endpoint"], values["rings"]
-            member.ready = kind is ControlKind.SPARE
-        else:
-            member.ready = True
+        if kind is not ControlKind.HELLO:
+            member.awaited -= 1
         if self._step == "start":
             chips = [self._members[chip] for chip in range(self._chips)]
             met, ready = sum(bool(one.endpoint) for one in chips), sum(one.ready for one in chips)
@@ -275,8 +284,9 @@ class RemoteRack:
 
     @property
     def spares(self) -> int:
-        """How many chips can still be replaced."""
-        return len(self._spares)
+        """How many chips can still be replaced: by spares that are heard."""
+        spares = tuple(self._spares)  # from any thread
+        return sum(self._pulse.silence(spare) <= SILENT_SECONDS for spare in spares)
 
     def pid(self, chip: int) -> int:
         """Return the process id of a chip on its machine."""
@@ -286,10 +296,8 @@ class RemoteRack:
         """Say what keeps the rack from running a step now, None if nothing. From any thread."""
         if self._failed is not None or self._recovering is not None:
             return self._failed or self._recovering
-        for chip, process in sorted(self._processes.items()):
-            silent = self._pulse.silence(process)
-            if silent > SILENT_SECONDS:
-                return f"chip {chip} has not been heard for {silent:.1f} s"
+        for chip, silent in self._mute().items():
+            return f"chip {chip} has not been heard for {silent:.1f} s"
         return None
 
     def recover(self, error: FaultError) -> Recovery:
@@ -326,7 +334,7 @@ class RemoteRack:
         """Replace lost chips, and those that are lost meanwhile; return all. Raises as `_seat`."""
         replaced, given = set[int](), set[int]()
         while lost:
-            self._deadline = time.monotonic() + self._start_timeout_s
+            self._deadline = self._pulse.now() + self._start_timeout_s
             try:
                 given |= self._seat(sorted(lost), error)
                 replaced |= lost
@@ -354,7 +362,9 @@ class RemoteRack:
             given = set(lost)
         for chip in lost:
             self._forget(self._processes[chip])
-            self._processes[chip], _ = self._spares.popitem()
+            spare = min(self._spares, key=self._pulse.silence)
+            del self._spares[spare]
+            self._processes[chip] = spare
         slots = {*free, *self._bound.values()} - {self._bound[chip] for chip in lost}
         left = sorted(slots - set(bound.values()))
         self._spares, self._bound = dict(zip(self._spares, left, strict=False)), bound
@@ -365,7 +375,7 @@ class RemoteRack:
     def _take(self, chip: int, to: int) -> None:
         """Give a process, which is known as node `to`, the job of a chip."""
         member = self._members[self._processes[chip]]
-        member.ready = False
+        member.awaited += 1
         take = Control(ControlKind.TAKE, {"job": pickle.dumps(self._jobs[chip])})
         member.talk.take(Sender.HOST, take)
         self._socket.connect({to: member.endpoint})
@@ -458,7 +468,7 @@ class RemoteRack:
         if self._stuck is not None:
             raise RackClosedError(f"this rack has to be reset first: {self._stuck}")
         self._step = f"step {name}"
-        self._deadline = time.monotonic() + self.step_timeout_s
+        self._deadline = self._pulse.now() + self.step_timeout_s
         if self.executor == "reference" and name not in self._lowered:
             self._deadline += LOWERING_TIMEOUT_S
         try:
@@ -484,16 +494,32 @@ class RemoteRack:
 
     def _receive(self, missing: list[int], purpose: str) -> Message | None:
         """Take one message. Raises for an error that a chip reports, a dead chip or a deadline."""
-        now = time.monotonic()
-        message = self._socket.receive(max(0.0, min(POLL_SECONDS, self._deadline - now)))
+        now, left = time.monotonic(), self._deadline - self._pulse.now()
+        message = self._socket.receive(max(0.0, min(POLL_SECONDS, left)))
         if isinstance(message, Control):
             self._hear(message)
         if message is None or now - self._looked >= LOOK_SECONDS:
             self._looked = now
             self._look()
-        if message is None and time.monotonic() >= self._deadline:
+        if message is None and self._pulse.now() >= self._deadline and not self._has_more_time():
             raise self._late(missing, purpose)
         return message
+
+    def _has_more_time(self) -> bool:
+        """Say whether a step has more: as if it had begun when a silent chip came back.
+
+        Not where another chip is silent still.
+        """
+        until = self._pulse.returned + self.step_timeout_s
+        if until <= self._deadline or self._mute():
+            return False
+        self._deadline = until
+        return True
+
+    def _mute(self) -> dict[int, float]:
+        """Return the chips that are silent now, and for how many seconds."""
+        silent = {chip: self._pulse.silence(at) for chip, at in sorted(self._processes.items())}
+        return {chip: seconds for chip, seconds in silent.items() if seconds > SILENT_SECONDS}
 
     def _hear(self, message: Control) -> None:
         """Take a process's message. Raises the error that it reports, or ControlError."""
@@ -529,12 +555,15 @@ class RemoteRack:
     def _drop_silent_spares(self) -> None:
         """Count on no spare that was stopped, or whose machine is gone."""
         for process in list(self._spares):
-            if self._pulse.silence(process) > self.step_timeout_s:
+            if self._pulse.silence(process) > self._silence_limit:
                 del self._spares[process]
                 self._forget(process)
 
     def _look(self) -> None:
-        """Look at the processes. Raises for a chip whose process has ended, and drops spares."""
+        """Look at the processes. Raises for a chip whose process has ended, and drops spares.
+
+        Raises as `_hear`, if a chip has said before what ended it.
+        """
         dead = self.launcher.dead()
         if not dead:
             return
@@ -551,10 +580,8 @@ class RemoteRack:
         chip, reason = min(dead.items())
         # Its error may still be in the socket: it says more than the exit code does.
         while (message := self._socket.receive(0)) is not None:
-            if isinstance(message, Control) and message.kind == ControlKind.ERROR:
-                if message.values["process"] in self._gone:
-                    continue
-                return self._reported(message.values)
+            if isinstance(message, Control):
+                self._hear(message)
         running = self._step.startswith("step ")
         waits = self._first_wait(set(dead))[1] if running else "nothing"
         return ChipFailedError(
@@ -590,11 +617,7 @@ class RemoteRack:
 
         Those whose heartbeat is silent are not waited for.
         """
-        mute = {
-            chip for chip, process in self._processes.items()
-            if self._pulse.silence(process) > SILENT_SECONDS
-        }  # fmt: skip
-        self.collect_reports(skip | mute)
+        self.collect_reports(skip | set(self._mute()))
         silent = [c for c in range(self._chips) if c not in self._reports and c not in skip]
         waits = [values for values in self._reports.values() if "order" in values]
         if not waits:

@@ -61,6 +61,14 @@ class Recovery:
     replayed_cycles: int = 0
     schedule_hash: str | None = None
 
+    @property
+    def told(self) -> str:
+        """The line that tells a user of it."""
+        return (
+            f"went on after a fault: {self.what}; replayed {self.replayed_cycles} cycles, "
+            f"recovered in {self.wall_seconds:.2f} s"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return what an answer says of it; `chip` is the first one."""
         return {

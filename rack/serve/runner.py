@@ -191,8 +191,9 @@ class Runner:
 
     @property
     def spares(self) -> int:
-        """How many chips of the rack can still be replaced."""
-        return 0 if self._sequences is None else self._sequences.rack.spares
+        """How many chips of the rack can still be replaced; none while there is no rack."""
+        sequences = self._sequences  # another thread may take it away
+        return 0 if sequences is None else sequences.rack.spares
 
     @property
     def load(self) -> int:
