@@ -23,10 +23,11 @@ from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.auto import choose_layout
 from compiler.place.layout import parse_layout
 from compiler.verify.verifier import verify
-from rack.errors import RequestError
+from rack.errors import FaultError, RackError, RequestError
 from rack.machines.profile import load_hardware
 from rack.run.encoding import Encoded, encode
 from rack.run.local import LocalRack
+from rack.run.steps import StepResult
 from rack.run.timing_rack import TimingRack
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -400,3 +401,27 @@ def test_presets_have_the_published_number_of_parameters() -> None:
     for name, millions in (("bert-base", 108.9), ("bert-large", 334.1)):
         shapes = required_tensors(PRESETS[name]).values()
         assert round(sum(int(np.prod(shape)) for shape in shapes) / 1e6, 1) == millions
+
+
+def test_a_sequence_runs_once_more_after_a_fault() -> None:
+    given = golden("bert")
+    ids, types = (given[key].tolist() for key in ("token_ids", "types"))
+    rack = LocalRack(compiled("bert", "1x2", "int8"), model("bert").weights_ref)
+    wanted, finish, faults = encode(rack, ids, types), rack.finish, 2
+
+    def losing() -> list[StepResult]:
+        nonlocal faults
+        if faults > 0:
+            faults -= 1
+            raise FaultError(chip=1, step="step x", what="lost", waiting_for="nothing")
+        return finish()
+
+    rack.finish = losing  # type: ignore[method-assign]
+    got = encode(rack, ids, types)
+    assert (got.data_hash, got.cycles) == (wanted.data_hash, wanted.cycles)
+    assert [one.replayed_cycles for one in got.recoveries] == [wanted.cycles] * 2
+    assert wanted.recoveries == ()
+    faults = 1000
+    with pytest.raises(RackError, match="101 runs in a row did not come to their end: chip 1"):
+        encode(rack, ids, types)
+    rack.close()

@@ -20,7 +20,7 @@ BERT = Path(__file__).parent / "goldens" / "bert"
 SMALL = ("--transport", "local", "--layout", "1x2", "--max-model-len", "30")
 KEYS = {
     "token_ids", "hidden", "emulated", "wall", "schedule_hash", "saturated", "executor", "layout",
-    "max_model_len", "weights", "config", "notices", "code",
+    "max_model_len", "weights", "config", "notices", "code", "recoveries",
 }  # fmt: skip
 
 
@@ -162,3 +162,27 @@ def test_a_trace_of_a_sequence(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     argv = ["tiny-bert", "--layout", "1x1", "--max-model-len", "16", "-o"]
     assert trace.main([*argv, str(tmp_path / "trace.json")]) == 0
     assert "encode16/16" in (tmp_path / "trace.json").read_text()
+
+
+def test_links_that_make_errors_and_a_fault_that_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "noisy.toml"
+    file.write_text("""
+        name = "noisy"
+        inherits = "lesson"
+        [errors]
+        bit_error_rate = { value = 1e-6, source = "assumption: a test" }
+        burst_rate = { value = 1e-6, source = "assumption: a test" }
+        burst_bits = { value = 16, source = "assumption: a test" }
+        seed = { value = 1, source = "assumption: a test" }
+    """)
+    argv = [str(BERT), *SMALL, "--layout", "2x2", "--tokens", ",".join(map(str, range(5, 25)))]
+    good = as_json(capsys, *argv)
+    assert good["recoveries"] == []
+    noisy = as_json(capsys, *argv, "--hardware", str(file))
+    assert noisy["hidden"] == good["hidden"]
+    assert noisy["recoveries"]
+    assert {one["replayed_cycles"] for one in noisy["recoveries"]} == {noisy["emulated"]["cycles"]}
+    assert main([*argv, "--hardware", str(file)]) == 0
+    assert "went on after a fault: chip " in capsys.readouterr().err

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
+from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +25,14 @@ from hypothesis import strategies as st
 from compiler.model.frontend import resolve_model
 from compiler.pipeline import CompiledModel, Options, compile_model
 from compiler.place.layout import parse_layout
+from interconnect.errors import UnknownPeerError
 from interconnect.frame import Control
+from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import ChipFailedError, ConfigError, FaultError, MachineError, NoSpareError
 from rack.machines.profile import load_hardware
-from rack.run import remote, sequences
+from rack.run import pulse, remote, sequences
 from rack.run.completion import Completion
+from rack.run.control import ControlKind
 from rack.run.engine import Engine
 from rack.run.local import LocalRack
 from rack.run.processes import ProcessLauncher
@@ -328,15 +333,51 @@ def test_beats_are_sent_until_the_end() -> None:
 
 
 def test_silence_counts_for_whom_it_is_watched() -> None:
-    pulse = Pulse(9, "ipc://*", None)
+    listening = Pulse(9, "ipc://*", None)
     try:
-        assert pulse.silence(4) == 0.0
-        pulse.watch(4)
-        wait_for(lambda: pulse.silence(4) > 0.2, "silence")
-        pulse.forget(4)
-        assert pulse.silence(4) == 0.0
+        assert listening.silence(4) == 0.0
+        listening.watch(4)
+        wait_for(lambda: listening.silence(4) > 0.2, "silence")
+        listening.forget(4)
+        assert listening.silence(4) == 0.0
     finally:
-        pulse.close()
+        listening.close()
+
+
+def test_time_in_which_nobody_listens_is_nobody_s_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that listens, or the whole machine, was stopped for an hour."""
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(pulse, "time", clock)
+    listening = Pulse(9, "ipc://*", None)
+    try:
+        listening.watch(4)
+        wait_for(lambda: listening.silence(4) > 0.2, "silence")
+        before, began = listening.now(), time.monotonic()
+        ahead = 3600.0
+        wait_for(lambda: listening.silence(4) > before + 0.2, "silence")
+        passed = time.monotonic() - began
+        assert 0.0 < listening.now() - before < passed + 1.5
+        assert listening.silence(4) < before + passed + 1.5
+    finally:
+        listening.close()
+
+
+def test_the_clock_knows_when_a_silent_process_came_back() -> None:
+    key, waits = RunKey.generate(), SILENT_SECONDS + 0.1
+    listening = Pulse(9, "ipc://*", key)
+    speaker = ZmqTransport(4, "ipc://*", key)
+    try:
+        listening.watch(4)
+        speaker.connect({9: listening.endpoint})
+        assert listening.returned == 0.0
+        wait_for(lambda: listening.silence(4) > waits, "silence")
+        with beating(speaker, 9, 4):
+            wait_for(lambda: listening.silence(4) < waits, "beat")
+        assert waits < listening.returned <= listening.now()
+    finally:
+        speaker.close()
+        listening.close()
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:
@@ -437,6 +478,118 @@ def test_the_condition_of_a_rack_says_who_is_not_heard(
     wait_for(replaced, "stalled chip")
     assert [(one.chips, "not heard for" in one.what) for one in traffic.seen] == [((1,), True)]
     traffic.run()
+
+
+def test_a_dead_and_a_stopped_chip_and_a_stopped_spare_at_once(
+    processes: Callable[..., RemoteRack],
+) -> None:
+    """Nobody waits for those that are stopped until a start's deadline, which is minutes."""
+    rack = processes(compiled(), spares=4)
+    first, *_ = rack._spares
+    send(rack, [first], signal.SIGSTOP)
+    wait_for(lambda: rack.spares == 3, "silence of a spare")
+
+    def lose() -> None:
+        send(rack, [3], signal.SIGSTOP)
+        send(rack, [1], signal.SIGKILL)
+
+    traffic = Traffic(rack)
+    assert traffic.run({9: lose}) == undisturbed(1, False)
+    assert sorted(chip for one in traffic.seen for chip in one.chips) == [1, 3]
+    assert next(iter(rack._spares)) == first, "one that is heard is taken before"
+    send(rack, [first], signal.SIGCONT)
+    wait_for(lambda: rack.spares == 2, "the spare's return")
+
+
+def test_a_spare_that_is_stopped_while_it_loads_is_replaced(
+    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack = processes(compiled("1x2", 1), spares=2)
+    real, taken = RemoteRack._take, list[int]()
+
+    def take(self: RemoteRack, chip: int, to: int) -> None:
+        taken.append(to)
+        if len(taken) == 1:
+            send(rack, [to], signal.SIGSTOP)
+        real(self, chip, to)
+
+    monkeypatch.setattr(RemoteRack, "_take", take)
+    traffic = Traffic(rack, count=1)
+    traffic.run({5: lambda: send(rack, [1], signal.SIGKILL)})
+    assert len(taken) == 2
+    assert [one.chips for one in traffic.seen] == [(1,)]
+    assert rack.spares == 0
+
+
+def test_a_chip_that_comes_back_before_the_deadline_has_a_step_s_time(
+    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rack = processes(compiled("1x2", 1), spares=1)
+    wanted = Traffic(rack, count=1).run()
+    send(rack, [1], signal.SIGSTOP)
+    wait_for(lambda: rack.condition() is not None, "silence")
+    send(rack, [1], signal.SIGCONT)
+    wait_for(lambda: rack.condition() is None, "return")
+    back = rack._pulse.returned
+    rack._deadline = back + STEP_SECONDS / 2
+    assert rack._has_more_time()
+    assert rack._deadline == back + STEP_SECONDS
+    assert not rack._has_more_time(), "it has come back once"
+    # The real thing: who comes back about the deadline is waited for or replaced.
+    for extra in (0.0, STEP_SECONDS - SILENT_SECONDS):
+        rack.step_timeout_s = SILENT_SECONDS + extra
+        send(rack, [1], signal.SIGSTOP)
+        woken = Timer(SILENT_SECONDS + extra, send, (rack, [1], signal.SIGCONT))
+        woken.start()
+        traffic = Traffic(rack, count=1)
+        assert traffic.run() == wanted
+        woken.join()
+        if traffic.seen:
+            break  # there is no spare left
+
+
+def test_deadlines_shorter_than_a_heartbeat_replace_nobody(
+    processes: Callable[..., RemoteRack],
+) -> None:
+    rack = processes(compiled("1x2", 1), spares=1, step_timeout_s=0.05)
+    wait_for(lambda: 0.3 < rack._pulse.silence(1) < SILENT_SECONDS, "pause between two beats")
+    rack.check()
+    assert rack.spares == 1
+
+
+def test_what_has_come_is_heard_while_a_dead_chip_s_error_is_looked_for(
+    processes: Callable[..., RemoteRack],
+) -> None:
+    rack = processes(compiled("1x2", 1), spares=1)
+    rack._members[0].awaited = 1
+    ready = Control(ControlKind.READY, {"chip": 0, "process": 0})
+    with pytest.raises(UnknownPeerError):
+        rack._socket.send(9, ready)
+    rack._socket.connect({9: rack._socket.endpoint})
+    rack._socket.send(9, ready)
+    wait_for(lambda: rack._died({1: "exit code 7"}) is not None and rack._members[0].ready, "it")
+
+
+@pytest.mark.parametrize("moment", ["told", "wait"])
+def test_a_chip_that_is_lost_while_the_others_meet_a_new_one(
+    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """All answer to both that are new, before a frame is sent."""
+    rack = processes(compiled(), spares=3)
+    name = {"told": "_tell_peers", "wait": "_wait_for"}[moment]
+    real, calls = getattr(RemoteRack, name), list[Any]()
+
+    def lose(self: RemoteRack, *args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            send(rack, [3], signal.SIGKILL)
+        real(self, *args)
+
+    monkeypatch.setattr(RemoteRack, name, lose)
+    traffic = Traffic(rack)
+    assert traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)}) == undisturbed(1, False)
+    assert sorted(chip for one in traffic.seen for chip in one.chips) == [1, 3]
+    assert all(member.awaited == 0 for member in rack._members.values())
 
 
 def test_a_chip_that_is_lost_while_another_one_loads(
