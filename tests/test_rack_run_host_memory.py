@@ -1,6 +1,7 @@
 """What fits this computer: the decision from the numbers, and where the numbers come from."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,10 @@ def test_a_prepared_model_is_moved_to_timing() -> None:
     assert prepared.config.executor == "timing"
     assert "the timing executor is used instead" in (notice or "")
     assert fit_to_memory(tiny(), asked_for=True, free=lambda: 100 * GB) == (tiny(), None)
+
+
+def test_spares_are_processes_too() -> None:
+    config = replace(tiny().config, transport="process", spares=4000)
+    many = replace(tiny(), config=config)
+    with pytest.raises(ConfigError, match=r"executor: fast needs 4\d\d\.\d GB of memory here"):
+        fit_to_memory(many, asked_for=True, free=lambda: 100 * GB, environ={})

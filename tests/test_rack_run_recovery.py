@@ -28,7 +28,14 @@ from compiler.place.layout import parse_layout
 from interconnect.errors import UnknownPeerError
 from interconnect.frame import Control
 from interconnect.zmq_transport import RunKey, ZmqTransport
-from rack.errors import ChipFailedError, ConfigError, FaultError, MachineError, NoSpareError
+from rack.errors import (
+    ChipFailedError,
+    ConfigError,
+    FaultError,
+    MachineError,
+    NoSpareError,
+    RackError,
+)
 from rack.machines.profile import load_hardware
 from rack.run import pulse, remote, sequences
 from rack.run.completion import Completion
@@ -496,29 +503,8 @@ def test_a_dead_and_a_stopped_chip_and_a_stopped_spare_at_once(
     traffic = Traffic(rack)
     assert traffic.run({9: lose}) == undisturbed(1, False)
     assert sorted(chip for one in traffic.seen for chip in one.chips) == [1, 3]
-    assert next(iter(rack._spares)) == first, "one that is heard is taken before"
-    send(rack, [first], signal.SIGCONT)
-    wait_for(lambda: rack.spares == 2, "the spare's return")
-
-
-def test_a_spare_that_is_stopped_while_it_loads_is_replaced(
-    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rack = processes(compiled("1x2", 1), spares=2)
-    real, taken = RemoteRack._take, list[int]()
-
-    def take(self: RemoteRack, chip: int, to: int) -> None:
-        taken.append(to)
-        if len(taken) == 1:
-            send(rack, [to], signal.SIGSTOP)
-        real(self, chip, to)
-
-    monkeypatch.setattr(RemoteRack, "_take", take)
-    traffic = Traffic(rack, count=1)
-    traffic.run({5: lambda: send(rack, [1], signal.SIGKILL)})
-    assert len(taken) == 2
-    assert [one.chips for one in traffic.seen] == [(1,)]
-    assert rack.spares == 0
+    assert first not in rack._spares, "it has been silent for too long by now"
+    assert rack.spares == 1
 
 
 def test_a_chip_that_comes_back_before_the_deadline_has_a_step_s_time(
@@ -555,6 +541,22 @@ def test_deadlines_shorter_than_a_heartbeat_replace_nobody(
     wait_for(lambda: 0.3 < rack._pulse.silence(1) < SILENT_SECONDS, "pause between two beats")
     rack.check()
     assert rack.spares == 1
+
+
+def test_a_start_that_waits_for_a_stopped_chip_can_be_ended() -> None:
+    launcher, said = ProcessLauncher(), list[str]()
+
+    def stop(stage: str, done: int, total: int) -> None:
+        said.append(stage)
+        if len(said) == 1:
+            os.kill(launcher.processes[1].pid, signal.SIGSTOP)
+        if len(said) == 8:  # more than there is to tell
+            raise RackError("enough")
+
+    model = compiled("1x2", 1)
+    with pytest.raises(RackError, match="enough"):
+        RemoteRack(model, MODEL.weights_ref, launcher, step_timeout_s=STEP_SECONDS, progress=stop)
+    assert launcher.processes == {}
 
 
 def test_what_has_come_is_heard_while_a_dead_chip_s_error_is_looked_for(
@@ -613,12 +615,19 @@ def test_a_chip_that_is_lost_while_another_one_loads(
 
 
 def test_a_spare_that_was_stopped_is_not_waited_for(
-    processes: Callable[..., RemoteRack],
+    processes: Callable[..., RemoteRack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that has just been is replaced as a chip that stalls; an old one is not counted on."""
     rack = processes(compiled(), spares=3)
-    first = list(rack._spares)[-1]  # the next one to be taken
-    send(rack, [first], signal.SIGSTOP)
+    real, taken = RemoteRack._take, list[int]()
+
+    def take(self: RemoteRack, chip: int, to: int) -> None:
+        taken.append(to)
+        if len(taken) == 1:
+            send(rack, [to], signal.SIGSTOP)
+        real(self, chip, to)
+
+    monkeypatch.setattr(RemoteRack, "_take", take)
     traffic = Traffic(rack)
     assert traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)}) == undisturbed(1, False)
     assert sorted({chip for one in traffic.seen for chip in one.chips}) == [1]

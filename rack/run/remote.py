@@ -113,7 +113,7 @@ class RemoteRack:
             start_timeout_s = max(START_TIMEOUT_S, START_CHIP_S * self._chips)
         self._start_timeout_s = start_timeout_s
         self._looked = time.monotonic()
-        self._step = "start"
+        self._step, self._stage = "start", ("chips started", 0, self._chips)
         self._reports: dict[int, Mapping[str, Any]] = {}
         self._processes = {chip: chip for chip in range(self._chips)}  # chip -> its process
         self._members: dict[int, _Member] = {}
@@ -203,8 +203,8 @@ class RemoteRack:
 
     def _meet(self) -> None:
         """Wait for every process, and tell the chips where the others are."""
-        self._progress("chips started", 0, self._chips)
         self._wait_for(list(self._members), "to load")
+        self._progress(*self._stage)
         self._socket.connect(self._endpoints())
         self._tell_peers(range(self._chips), range(self._chips), [])
 
@@ -213,7 +213,9 @@ class RemoteRack:
         while missing := [one for one in processes if not self._members[one].ready]:
             chips = {process: chip for chip, process in self._processes.items()}
             names = {process: chips.get(process, process) for process in missing}
-            if self._step != "start":
+            if self._step == "start":
+                self._progress(*self._stage)  # again and again: it may raise, to end the start
+            else:
                 self._hear_all(names, purpose)
             self._receive(list(names.values()), purpose)
 
@@ -270,7 +272,7 @@ class RemoteRack:
             chips = [self._members[chip] for chip in range(self._chips)]
             met, ready = sum(bool(one.endpoint) for one in chips), sum(one.ready for one in chips)
             what, count = ("loaded", ready) if kind is ControlKind.READY else ("started", met)
-            self._progress(f"chips {what}", count, self._chips)
+            self._stage = (f"chips {what}", count, self._chips)
 
     def _check_code(self, hello: Mapping[str, Any]) -> None:
         """Refuse a chip that runs other code than this process."""
