@@ -1,6 +1,6 @@
 """Kill chips at random tokens, and see that nobody notices but the clock on the wall.
 
-    python -m benchmarks.faults --kills 100 [--transport ray] [--seed N]
+    python benchmarks/faults.py --kills 100 [--transport ray] [--seed N]
 
 Each round runs the same requests, several at a time, on a rack with spares. At a random turn of it
 one chip or two are killed (SIGKILL) or stopped (SIGSTOP). Tokens, the cycles at which they came and
@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def rounds(argv: list[str] | None, place: Path) -> int:
     """Run the rounds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--transport", choices=("process", "ray"), default="process")
     parser.add_argument("--seed", type=int, default=0)

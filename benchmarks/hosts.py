@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from compiler.ir import StepSchedule
 from interconnect.frame import VECTOR_BYTES, Frame, encode, encode_control
 from interconnect.zmq_transport import RunKey, ZmqTransport
+from rack.errors import RackError
 from rack.run.config import RunConfig
 from rack.run.driver import StepMessage, step_control
 from rack.run.remote import RemoteRack
@@ -198,7 +199,9 @@ def report(seen: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--layout", default="auto")
@@ -211,7 +214,10 @@ def main(argv: Sequence[str]) -> None:
         model=args.model, layers=args.layers, layout=args.layout, transport="ray",
         max_model_len=args.max_model_len,
     )  # fmt: skip
-    seen = measure(config, args.tokens)
+    try:
+        seen = measure(config, args.tokens)
+    except RackError as error:  # no Ray, or machines that run something else
+        sys.exit(f"error: {error}")
     print(json.dumps(seen) if args.json else report(seen))
 
 

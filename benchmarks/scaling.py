@@ -4,7 +4,8 @@
 
 Each rack is a process of its own. Prints a row of a table for each: chips; seconds from the
 compiled model to the rack's readiness; MB a chip beyond its SRAM, of all processes together; the
-median wall time of a decode step, and the CPU time that all processes together spend on it.
+median wall time of a decode step, and the CPU time that all processes together spend on it; the
+moves of vectors in that step, each a send and a receive, for each chip.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "models" / "stories260K"
 LAYOUTS = ("5x7+1", "5x14+2", "5x28+4", "5x56+8")
 WARM, STEPS = 3, 60
-HEAD = "| chips | layout | transport | ready s | MB a chip | ms a step | CPU ms a step |"
+HEAD = (
+    "| chips | layout | transport | ready s | MB a chip | ms a step | CPU ms a step | moves a chip |"
+)
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -56,15 +59,20 @@ def measure(model: str, layout: str, transport: str, context: int) -> dict[str, 
             walls.append(time.perf_counter() - began)
         cpu = (cpu_seconds(pids) - before) / STEPS
         memory = _memory(prepared)["beyond_sram_mb_per_chip"]
+    compiled = prepared.compiled
+    links, chips = compiled.network.links, compiled.layout.chips
+    moves = sum(not links[one.link].is_host for one in compiled.steps[name].transfers)
     return {
-        "chips": prepared.compiled.layout.chips, "ready": ready, "memory": memory,
+        "chips": chips, "ready": ready, "memory": memory, "moves": moves / chips,
         "step": statistics.median(walls[WARM:]) * 1e3, "cpu": cpu * 1e3,
     }  # fmt: skip
 
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default=str(MODEL))
     parser.add_argument("--layouts", nargs="+", default=LAYOUTS)
     parser.add_argument("--transports", nargs="+", default=["process"])
@@ -84,7 +92,8 @@ def main() -> None:
             got = json.loads(done.stdout.splitlines()[-1])
             print(
                 f"| {got['chips']} | {layout} | {transport} | {got['ready']:.1f} | "
-                f"{got['memory']:.0f} | {got['step']:.1f} | {got['cpu']:.1f} |",
+                f"{got['memory']:.0f} | {got['step']:.1f} | {got['cpu']:.1f} | "
+                f"{got['moves']:.0f} |",
                 flush=True,
             )
 

@@ -159,6 +159,15 @@ def test_dry_run_shows_the_placement_and_starts_nothing(
     assert len(lines) == 6
     assert lines[1].startswith("chip   0: rack 0 card 0 slot 0: layers 0-0 rank 0; ")
     assert re.search(r"LM head columns 0-319; [\d,]+ of 230,686,720 bytes$", lines[5])
+    spares = [*argv, "--transport", "process", "--spares", "2"]
+    assert main(spares) == 0
+    with_spares = capsys.readouterr().out.splitlines()
+    assert with_spares[:6] == lines
+    assert with_spares[6:] == ["spare: rack 0 card 2 slot 5", "spare: rack 0 card 3 slot 6"]
+    report = as_json(capsys, *spares)
+    assert report["spares"] == [
+        {"rack": 0, "card": 2, "slot": 5}, {"rack": 0, "card": 3, "slot": 6}
+    ]  # fmt: skip
 
 
 def test_the_trained_model_continues_as_it_should(

@@ -166,22 +166,23 @@ def test_steps_before_a_flagged_frame_end_as_ever() -> None:
 
 
 def test_a_run_says_what_its_links_will_do() -> None:
-    model, moved = made(), 0
+    model = made()
     links = {link.id for link in model.network.links if not link.is_host}
-    step = model.step(1, 256, decode=True)
-    moved = sum(
-        one.op.vectors
-        for program in step.programs[: model.layout.chips]
-        for one in program.operations
-        if isinstance(one.op, Receive) and one.op.link in links
-    )
-    errors = ErrorSpec(bit_error_rate=1e-6)
+    errors, said = ErrorSpec(bit_error_rate=1e-6), []
+    for step in (model.step(1, 256, decode=True), model.step(4, 256, decode=False)):
+        moved = sum(
+            one.op.vectors
+            for program in step.programs[: model.layout.chips]
+            for one in program.operations
+            if isinstance(one.op, Receive) and one.op.link in links
+        )
+        corrected, flagged = (moved * share for share in errors.shares())
+        said.append(
+            f"of the {moved} vectors that a step {step.kind.name} moves over them about "
+            f"{corrected:.3g} are corrected and {flagged:.3g} are flagged"
+        )
     notice = errors_notice(model, link_errors(model, noisy(errors)))
-    corrected, flagged = (moved * share for share in errors.shares())
-    assert notice == (
-        f"LINKS MAKE ERRORS: of the {moved} vectors that a step decode/256 moves over them about "
-        f"{corrected:.3g} are corrected and {flagged:.3g} are flagged"
-    )
+    assert notice == f"LINKS MAKE ERRORS: {said[0]}; {said[1]}"
     config = RunConfig(model="tiny", layout="1x2", hardware="groqrack-errors", transport="local")
     assert any(one.startswith("LINKS MAKE ERRORS: ") for one in prepare(config).notices)
     timing = prepare(replace(config, executor="timing")).notices  # it moves no data

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from rack.machines.hardware import Hardware
+from rack.run.rebinding import spare_slots
 from rack.run.session import Prepared
 
 
 def placement(prepared: Prepared, *, as_json: bool = False) -> str:
-    """Return the placement: a line per chip, or one JSON object."""
+    """Return the placement: a line for each chip and each spare, or one JSON object."""
     report = placement_report(prepared)
     if as_json:
         return json.dumps(report)
@@ -25,20 +27,22 @@ def placement(prepared: Prepared, *, as_json: bool = False) -> str:
         f"{', '.join(chip['holds'])}; {chip['used_bytes']:,} of {chip['sram_bytes']:,} bytes"
         for chip in report["placement"]
     ]
+    lines += [
+        f"spare: rack {spare['rack']} card {spare['card']} slot {spare['slot']}"
+        for spare in report["spares"]
+    ]
     return "\n".join([head, *lines])
 
 
 def placement_report(prepared: Prepared) -> dict[str, Any]:
     """Return the placement as plain data."""
     compiled, hardware = prepared.compiled, prepared.hardware
-    placed = []
+    spares, placed = spare_slots(compiled, hardware, prepared.config.spares), []
     for chip, memory in enumerate(compiled.memories):
         slot = compiled.network.binding[chip]
         placed.append({
             "chip": chip,
-            "rack": hardware.rack_of(slot),
-            "card": hardware.card_of(slot),
-            "slot": slot,
+            **_place(hardware, slot),
             "holds": list(_holds(prepared, chip)),
             "used_bytes": memory.sram_bytes - memory.free_bytes,
             "sram_bytes": memory.sram_bytes,
@@ -54,8 +58,14 @@ def placement_report(prepared: Prepared) -> dict[str, Any]:
         "max_model_len": compiled.max_model_len,
         "prefill_chunk": compiled.prefill_chunk,
         "placement": placed,
+        "spares": [_place(hardware, slot) for slot in spares],
         "config": prepared.config.to_dict(),
     }
+
+
+def _place(hardware: Hardware, slot: int) -> dict[str, int]:
+    """Say where a slot is."""
+    return {"rack": hardware.rack_of(slot), "card": hardware.card_of(slot), "slot": slot}
 
 
 def _rows(prepared: Prepared) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from chip.ops.moves import Receive
-from compiler.ir import LinkUse
+from compiler.ir import LinkUse, StepSchedule
 from interconnect.bit_errors import ErrorSpec, NoisyEnd
 from interconnect.frame import Frame
 from rack.errors import LinkFlaggedError
@@ -42,8 +42,19 @@ def link_errors(compiled: CompiledModel, hardware: Hardware) -> dict[int, ErrorS
 
 
 def errors_notice(compiled: CompiledModel, errors: LinkErrors) -> str:
-    """Say how many vectors of the longest step come with errors, as the rates have it."""
-    step = max(compiled.steps.values(), key=lambda one: (one.kind.decode, one.cycles))
+    """Say how many vectors come with errors, as the rates have it: of the longest step of a kind.
+
+    A chunk of a prompt moves the most, so it is the first that cannot end where rates are high.
+    """
+    steps = sorted(compiled.steps.values(), key=lambda one: one.cycles)
+    longest = {one.kind.decode: one for one in steps}
+    return "LINKS MAKE ERRORS: " + "; ".join(
+        _expected(longest[decode], errors) for decode in (True, False) if decode in longest
+    )
+
+
+def _expected(step: StepSchedule, errors: LinkErrors) -> str:
+    """Say how many vectors of a step come with errors."""
     vectors, corrected, flagged = 0, 0.0, 0.0
     for program in step.programs:
         for one in program.operations:
@@ -53,8 +64,8 @@ def errors_notice(compiled: CompiledModel, errors: LinkErrors) -> str:
                 corrected += one.op.vectors * shares[0]
                 flagged += one.op.vectors * shares[1]
     return (
-        f"LINKS MAKE ERRORS: of the {vectors:,} vectors that a step {step.kind.name} moves over "
-        f"them about {corrected:.3g} are corrected and {flagged:.3g} are flagged"
+        f"of the {vectors:,} vectors that a step {step.kind.name} moves over them about "
+        f"{corrected:.3g} are corrected and {flagged:.3g} are flagged"
     )
 
 
