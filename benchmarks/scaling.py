@@ -21,9 +21,7 @@ from pathlib import Path
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "models" / "stories260K"
 LAYOUTS = ("5x7+1", "5x14+2", "5x28+4", "5x56+8")
 WARM, STEPS = 3, 60
-HEAD = (
-    "| chips | layout | transport | ready s | MB a chip | ms a step | CPU ms a step | moves a chip |"
-)
+HEAD = "| chips | layout | transport | ready s | MB a chip | ms a step | CPU ms a step | moves |"
 
 
 def cpu_seconds(pids: list[int]) -> float:
