@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -39,14 +40,16 @@ from rack.errors import (
 from rack.machines.profile import load_hardware
 from rack.run import pulse, remote, sequences
 from rack.run.completion import Completion
+from rack.run.config import RunConfig
 from rack.run.control import ControlKind
 from rack.run.engine import Engine
 from rack.run.local import LocalRack
 from rack.run.processes import ProcessLauncher
 from rack.run.pulse import SILENT_SECONDS, Pulse, beating
-from rack.run.rebinding import Rebinder, spare_slots
+from rack.run.rebinding import Rebinder, spare_slots, spares_notice
 from rack.run.remote import RemoteRack
 from rack.run.sequences import Sequences
+from rack.run.session import prepare
 from rack.run.steps import Rack, Recovery, StepResult
 from rack.run.timing_rack import TimingRack
 from rack.text.sampler import SamplingParams
@@ -307,6 +310,29 @@ def test_a_machine_has_only_so_many_free_chips() -> None:
         ConfigError, match=r"spares: wanted at most 66, the free chips of groqrack beside the 6 of"
     ):
         spare_slots(model, load_hardware("groqrack"), 67)
+
+
+def test_a_run_says_which_chips_no_spare_fits() -> None:
+    groqrack, full = load_hardware("groqrack"), compiled("1x8+1", 1, hardware="groqrack")
+    assert Counter(slot // 8 for slot in full.network.binding) == {0: 8, 1: 1}
+    said = (
+        "SPARES: 8 of 9 chips are in nodes without a spare, and other nodes have not their cables: "
+        "--spares 8 is a node, which takes another one's place as a whole"
+    )
+    fixed = ", though not from an artifact, whose schedule is fixed"
+    for count, stored, wanted in (
+        (0, False, None), (1, False, said), (7, True, said + fixed), (8, False, None),
+    ):  # fmt: skip
+        assert spares_notice(full, groqrack, count, stored=stored) == wanted
+    assert spares_notice(full, groqrack, 8, stored=True) == (
+        said.replace("8 of 9", "9 of 9") + fixed
+    )
+    beside = compiled("1x5+1", 1, hardware="groqrack")
+    assert spares_notice(beside, groqrack, 1, stored=True) is None
+    assert spares_notice(compiled(), LESSON, 1, stored=True) is None
+    config = RunConfig(model="tiny", layout="1x8", hardware="groqrack", spares=1)
+    notices = prepare(replace(config, transport="process")).notices
+    assert said.replace("8 of 9", "8 of 8") in notices
 
 
 def test_drifting_clocks_are_trained_for_their_cables() -> None:

@@ -45,6 +45,28 @@ def spare_slots(compiled: CompiledModel, hardware: Hardware, count: int) -> tupl
     return tuple(free[:count])
 
 
+def spares_notice(
+    compiled: CompiledModel, hardware: Hardware, count: int, *, stored: bool
+) -> str | None:
+    """Say how many chips so many spares can hardly replace: those of nodes without a spare.
+
+    But a node of spares takes any node's place, if the schedule can be made anew: not a `stored`
+    one. None where all chips are provided for.
+    """
+    if not count or hardware.cabling is Cabling.FREE:
+        return None
+    size = hardware.chips_per_node
+    nodes = Counter(slot // size for slot in spare_slots(compiled, hardware, count))
+    alone = sum(slot // size not in nodes for slot in compiled.network.binding)
+    if not alone or (size in nodes.values() and not stored):
+        return None
+    return (
+        f"SPARES: {alone} of {compiled.layout.chips} chips are in nodes without a spare, and other "
+        f"nodes have not their cables: --spares {size} is a node, which takes another one's place "
+        "as a whole" + (", though not from an artifact, whose schedule is fixed" if stored else "")
+    )
+
+
 class Rebinder:
     """Finds spares for lost chips on one machine."""
 

@@ -32,7 +32,7 @@ from rack.run.engine import Engine
 from rack.run.flagged import errors_notice, link_errors
 from rack.run.local import LocalRack
 from rack.run.native import native_notices
-from rack.run.rebinding import spare_slots
+from rack.run.rebinding import spare_slots, spares_notice
 from rack.run.steps import Rack
 from rack.run.stored import Images, load_stored
 from rack.run.timing_rack import TimingRack
@@ -101,6 +101,9 @@ class Prepared:
         errors = link_errors(self.compiled, self.hardware)
         if errors and self.config.executor != "timing":
             out.append(errors_notice(self.compiled, errors))
+        spares, stored = self.config.spares, self.images is not None
+        if notice := spares_notice(self.compiled, self.hardware, spares, stored=stored):
+            out.append(notice)
         out += [*self.model.notices, *self.weight_notices]
         if self.tokenizer.notice:
             out.append(self.tokenizer.notice)
