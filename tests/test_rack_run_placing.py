@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rack.run.placing import machines_of_cards
@@ -14,6 +14,7 @@ sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1
 rooms = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 40), max_size=5)
 
 
+@settings(deadline=None)
 @given(sizes, rooms)
 def test_what_is_placed_fits_and_is_in_a_row(racks: list[list[int]], free: dict[str, int]) -> None:
     placed = machines_of_cards(racks, free)
