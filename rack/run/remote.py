@@ -221,7 +221,7 @@ class RemoteRack:
 
     @property
     def _silence_limit(self) -> float:
-        """The seconds after which who is silent is lost: a step's, and some heartbeats' at least."""
+        """Seconds after which who is silent is lost: a step's, and those of some heartbeats."""
         return max(self.step_timeout_s, SILENT_SECONDS)
 
     def _hear_all(self, names: Mapping[int, int], purpose: str) -> None:
