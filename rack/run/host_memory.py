@@ -108,7 +108,10 @@ def fit_to_memory(
     prepared: Prepared, *, asked_for: bool, free: Callable[[], int | None] | None = None,
     environ: Mapping[str, str] = os.environ, racks: int = 1,
 ) -> tuple[Prepared, str | None]:  # fmt: skip
-    """Return the model with the executor that fits here, and its notice. Raises ConfigError."""
+    """Return the model with the executor that fits here, and its notice. Raises ConfigError.
+
+    Who wants spares wants chips that can be lost, and so no timing executor.
+    """
     config, memories = prepared.config, prepared.compiled.memories
     if config.transport == "ray" and environ.get("RAY_ADDRESS", "local") != "local":
         return prepared, None
@@ -116,7 +119,7 @@ def fit_to_memory(
     used = sram_in_use(prepared.compiled, weights, config.transport, stored=stored)
     many = shares(weights, config.transport, stored=stored)
     decision = decide_executor(
-        config.executor, asked_for=asked_for, free_bytes=(free or free_bytes)(),
+        config.executor, asked_for=asked_for or config.spares > 0, free_bytes=(free or free_bytes)(),
         needed_bytes=needed_bytes(
             used * racks, (len(memories) + config.spares) * racks, config.transport,
             ONE_OF_MANY_BYTES if many else PROCESS_BYTES,
