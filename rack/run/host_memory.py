@@ -119,7 +119,8 @@ def fit_to_memory(
     used = sram_in_use(prepared.compiled, weights, config.transport, stored=stored)
     many = shares(weights, config.transport, stored=stored)
     decision = decide_executor(
-        config.executor, asked_for=asked_for or config.spares > 0, free_bytes=(free or free_bytes)(),
+        config.executor, asked_for=asked_for or config.spares > 0,
+        free_bytes=(free or free_bytes)(),
         needed_bytes=needed_bytes(
             used * racks, (len(memories) + config.spares) * racks, config.transport,
             ONE_OF_MANY_BYTES if many else PROCESS_BYTES,
