@@ -307,7 +307,9 @@ def test_a_node_of_spares_takes_a_node_s_place() -> None:
 def test_a_machine_has_only_so_many_free_chips() -> None:
     model = compiled("1x5+1", 1, hardware="groqrack")
     with pytest.raises(
-        ConfigError, match=r"spares: wanted at most 66, the free chips of groqrack beside the 6 of"
+        ConfigError,
+        match=r"^spares: wanted at most 66, the free chips of groqrack beside the 6 of layout "
+        r"1x5\+1, got 67; a --layout of fewer chips leaves more$",
     ):
         spare_slots(model, load_hardware("groqrack"), 67)
 

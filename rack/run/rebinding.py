@@ -40,7 +40,8 @@ def spare_slots(compiled: CompiledModel, hardware: Hardware, count: int) -> tupl
     if len(free) < count:
         raise ConfigError(
             f"spares: wanted at most {len(free)}, the free chips of {hardware.name} beside the "
-            f"{len(used)} of layout {compiled.layout}, got {count}"
+            f"{len(used)} of layout {compiled.layout}, got {count}; "
+            "a --layout of fewer chips leaves more"
         )
     return tuple(free[:count])
 
