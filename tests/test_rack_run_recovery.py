@@ -1,7 +1,7 @@
 """Chips are lost, and the run goes on: the same tokens at the same cycles, whatever was lost when.
 
 Here is the replay (in one process, caches really wiped), and racks of processes that are killed.
-Ray's part is in test_rack_ray_recovery.py.
+Ray's part is in test_rack_ray.py and test_rack_run_cluster.py.
 """
 
 from __future__ import annotations
