@@ -175,3 +175,14 @@ def test_the_host_binds_here_and_chips_where_they_are() -> None:
     assert launcher.bind(3, "/tmp/x") == f"ipc:///tmp/x{os.sep}3"
     launcher._one_machine = False
     assert {launcher.bind(node, "") for node in (0, 3, 6)} == {"tcp://{node_ip}:*"}
+
+
+def test_a_machine_s_own_resource_is_told_from_those_of_placement_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ray lists them while a group of an earlier rack is still being removed."""
+    own, group = "node:127.0.0.2", "node:127.0.0.2_group_0_5e884898da28047151d0e56f8dc62927"
+    head = {"node:127.0.0.1": 1.0, "node:__internal_head__": 1.0, "memory": 7.0}
+    listed = {"a": {own: 1.0, group: 0.001, "memory": 5.0}, "b": head}
+    monkeypatch.setattr(cluster, "available_resources_per_node", lambda: listed)
+    assert cluster.free_memory() == {"node:127.0.0.1": 7, own: 5}

@@ -35,7 +35,7 @@ from rack.system.provenance import ROOT, running_code, source_digest
 PLACE_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
 PIN = 0.001  # of a machine's own resource, `node:ADDRESS`, which what asks for it binds there
-_MACHINE = re.compile(r"node:(?!__).+")  # the head has a second one
+_MACHINE = re.compile(r"node:(?!__)[^_]+")  # the head has a second one, placement groups their own
 
 
 def in_groups(chips: range, size: int) -> list[range]:
