@@ -285,13 +285,7 @@ static PyObject *full(PyObject *self, PyObject *args) {
     return found < 0 ? Py_NewRef(Py_None) : PyLong_FromLong(found);
 }
 
-static PyObject *sources(PyObject *self, PyObject *unused) {
-    (void)self, (void)unused;
-    return PyUnicode_FromString(LPU_SOURCES);
-}
-
-static PyMethodDef methods[] = {
-    {"sources", sources, METH_NOARGS, "Return the digest of what this is made of (setup.py)."},
+PyMethodDef ring_functions[] = {
     {"lay_out", lay_out, METH_VARARGS, NULL}, {"put", put, METH_VARARGS, NULL},
     {"take", take, METH_VARARGS, NULL},       {"take_of", take_of, METH_VARARGS, NULL},
     {"skip", skip, METH_VARARGS, NULL},       {"listen", listen, METH_VARARGS, NULL},
@@ -299,13 +293,3 @@ static PyMethodDef methods[] = {
     {"holds", holds, METH_VARARGS, NULL},     {"wait_for", wait_for, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
-
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_rings", "Rings of messages in shared memory.", -1, methods,
-    NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__rings(void) {
-    PyObject *made = PyModule_Create(&module);
-    if (made && add_moves(made) < 0) Py_CLEAR(made);
-    return made;
-}

@@ -78,7 +78,9 @@ static inline void release(Ring *ring, uint64_t end) {
     atomic_store_explicit(&ring->first, end, memory_order_release);
 }
 
-/* Add the types of moves.c to the module; -1 with an exception set. */
+/* What module.c puts together: the functions of rings.c, and those of moves.c, which adds its types
+   to the module (-1 with an exception set). */
+extern PyMethodDef ring_functions[];
 int add_moves(PyObject *module);
 
 #endif
