@@ -62,6 +62,18 @@ def test_a_model_that_one_chip_holds_may_still_use_more(monkeypatch: pytest.Monk
     assert best.chips <= 18
 
 
+def test_spares_have_room_in_the_racks() -> None:
+    """On fixed cables a layout that takes all chips would leave none to take a lost one's place."""
+    groqrack = machine("groqrack")
+    all_chips = replace(groqrack, cards_per_rack=8)  # one node
+    widest = max(layout.chips for layout in auto._Search(TINY, all_chips, OPTIONS).candidates(8))
+    assert widest == 8
+    for spares in (1, 6):
+        assert choose_layout(TINY, all_chips, OPTIONS, spares=spares).chips <= 8 - spares
+    beyond = choose_layout(TINY, all_chips, OPTIONS, spares=8)
+    assert beyond.chips <= 8  # of two racks
+
+
 def test_more_racks_are_taken_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "FINALISTS", 1)
     monkeypatch.setattr(auto, "GROUP_SIZES", (1, 2))

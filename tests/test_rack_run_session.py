@@ -50,14 +50,15 @@ def test_auto_chooses_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def choose(
-        config: ModelConfig, hardware: Hardware, options: Options, progress: object
+        config: ModelConfig, hardware: Hardware, options: Options, progress: object, *, spares: int
     ) -> Layout:
-        asked.append((config.name, hardware.name, options.max_model_len))
+        asked.append((config.name, hardware.name, options.max_model_len, spares))
         return Layout(stages=1, group=2)
 
     monkeypatch.setattr("rack.run.session.choose_layout", choose)
-    ready = prepare(RunConfig(model="tiny", max_model_len=32, prefill_chunk=4), kinds="decode")
-    assert asked == [("tiny", "lesson", 32)]
+    config = RunConfig(model="tiny", max_model_len=32, prefill_chunk=4, spares=3)
+    ready = prepare(config, kinds="decode")
+    assert asked == [("tiny", "lesson", 32, 3)]
     assert str(ready.compiled.layout) == "1x2"
     assert all(step.kind.decode for step in ready.compiled.steps.values())
 

@@ -174,17 +174,18 @@ class _Search:
 
 def choose_layout(
     config: ModelConfig, target: Target, options: Options,
-    progress: Callable[[int, int], None] = lambda done, layouts: None,
+    progress: Callable[[int, int], None] = lambda done, layouts: None, *, spares: int = 0,
 ) -> Layout:  # fmt: skip
     """Return the layout that `--layout auto` means. Raises CompilerError if none fits.
 
+    `spares` chips of its racks are left free.
     `progress` is called with the layouts tried and their count; an error that it raises ends the
     search.
     """
     search = _Search(config, target, replace(options, binding=None))
     for racks in range(1, MAX_RACKS + 1):
         ranked = []
-        candidates = list(search.candidates(racks * target.chips_per_rack))
+        candidates = list(search.candidates(racks * target.chips_per_rack - spares))
         for tried, layout in enumerate(candidates):
             progress(tried, len(candidates))
             try:

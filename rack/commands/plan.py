@@ -145,8 +145,10 @@ def with_most_sequences(config: RunConfig) -> RunConfig:
         raise ConfigError(f"batch: wanted 1 to {MAX_SEQUENCES}, got {config.batch}")
     hardware = load_hardware(config.hardware)
     options = options_of(replace(config, sequences=config.batch))
-    auto = config.layout == "auto"
-    layout = choose_layout(model, hardware, options) if auto else parse_layout(config.layout)
+    if config.layout == "auto":
+        layout = choose_layout(model, hardware, options, spares=config.spares)
+    else:
+        layout = parse_layout(config.layout)
     ground = lay_out(model, hardware, layout, options)
     most = most_sequences(
         ground.partition, ground.network, hardware.chip, options, config.max_model_len

@@ -211,8 +211,9 @@ def _compile(
     options = options_of(config)
     if config.layout == "auto":
         layout = choose_layout(
-            model.config, hardware, options, partial(progress, "choosing a layout")
-        )
+            model.config, hardware, options, partial(progress, "choosing a layout"),
+            spares=config.spares,
+        )  # fmt: skip
     else:
         layout = parse_layout(config.layout)
     try:
