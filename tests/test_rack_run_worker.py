@@ -177,9 +177,9 @@ def test_an_error_ends_the_loop_and_is_sent(host: Host) -> None:
 @pytest.mark.parametrize(
     ("kinds", "text"),
     [
-        (["step"], "chip 0, loaded: wanted peers or stop from the host, got step"),
-        (["ready"], "chip 0, loaded: wanted peers or stop from the host, got ready"),
-        (["go"], "chip 0, loaded: wanted peers or stop from the host, got go"),
+        (["step"], "chip 0, loaded: wanted peers or take or stop from the host, got step"),
+        (["ready"], "chip 0, loaded: wanted peers or take or stop from the host, got ready"),
+        (["go"], "chip 0, loaded: wanted peers or take or stop from the host, got go"),
         (["peers", "spare"], "chip 0, serving: wanted peers or take or epoch or step or report or "
          "stop from the host, got spare"),
         (["peers", "epoch", "epoch"], "chip 0, serving: wanted an epoch after 1 from the host, "

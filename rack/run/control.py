@@ -29,7 +29,7 @@ class ControlKind(StrEnum):
 
     HELLO = "hello"  # chip: its number, endpoint, rings, process and the code it runs
     SPARE = "spare"  # a spare: its number, endpoint, process and the code it runs
-    TAKE = "take"  # host: be this chip, with this job; also to one that serves
+    TAKE = "take"  # host: be this chip, with this job; also to one that is a chip already
     READY = "ready"  # chip: it has loaded; or it knows the peers that others took the place of
     PEERS = "peers"  # host: where the other chips are; later: where those are that were replaced
     EPOCH = "epoch"  # host: a request begins; what is left of the last one is dropped
@@ -79,6 +79,7 @@ TRANSITIONS: Mapping[ChipState, Mapping[Said, ChipState]] = MappingProxyType({
     },
     ChipState.LOADED: {
         (Sender.HOST, ControlKind.PEERS): ChipState.SERVING,
+        (Sender.HOST, ControlKind.TAKE): ChipState.STARTED,
         **_STOP,
         **_ERROR,
     },

@@ -1,10 +1,10 @@
 """Which spare slots can take a logical chip's place: the cables of the schedule must be there too.
 
 If the schedule is to stay as it is, to the cycle, every link that it uses at a lost chip must have
-a cable at the spare's slot: of the same latency, no slower, and its own. Where the layout lays the
-cables, they are laid to the spare. Where they are fixed, they are looked for. If they are not there
-(the spares of a dragonfly are mostly in another node), the lost chip's node moves as a whole, or
-else the chip alone, and the schedule has to be made anew for the new binding.
+a cable at the spare's slot: of the same latency and errors, no slower, and its own. Where the
+layout lays the cables, they are laid to the spare. Where they are fixed, they are looked for. If
+they are not there (the spares of a dragonfly are mostly in another node), the lost chip's node
+moves as a whole, or else the chip alone, and the schedule has to be made anew for the new binding.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Rebinder:
     def __init__(self, compiled: CompiledModel, hardware: Hardware) -> None:
         self.hardware, self._clock = hardware, compiled.network.clock
         self._links = [link for link in compiled.network.links if not link.is_host]
+        bound = compiled.network.binding
+        self._errors = {
+            link.id: hardware.errors[hardware.link_kind(bound[link.src], bound[link.dst])]
+            for link in self._links
+        }
 
     def of(self, compiled: CompiledModel) -> Rebinder:
         """Return the same for another schedule on the same machine."""
@@ -140,7 +145,9 @@ class Rebinder:
         """Count the cables that could be a link."""
         cables = topology.links_between(binding[link.src], binding[link.dst])
         return sum(
-            self.hardware.latency_cycles(cable.kind) == link.latency_cycles for cable in cables
+            self.hardware.latency_cycles(cable.kind) == link.latency_cycles
+            and self.hardware.errors[cable.kind] == self._errors[link.id]
+            for cable in cables
         )
 
     def verify(self, binding: Binding) -> None:

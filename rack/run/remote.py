@@ -334,30 +334,33 @@ class RemoteRack:
 
     def _replace(self, lost: set[int], error: FaultError) -> set[int]:
         """Replace lost chips, and those that are lost meanwhile; return all. Raises as `_seat`."""
-        replaced, given = set[int](), set[int]()
-        while lost:
+        replaced, given, met = set[int](), set[int](), not lost
+        while not met:
             self._deadline = self._pulse.now() + self._start_timeout_s
             try:
-                given |= self._seat(sorted(lost), error)
-                replaced |= lost
+                if lost:
+                    given |= self._seat(sorted(lost), error)
+                    replaced, lost = replaced | lost, set()
                 self._reconnect(sorted(given))
-                lost = set()
+                met = True
             except ChipFailedError as more:
-                lost = set(more.lost)
-                if not self._can_recover(more):
+                lost = lost | set(more.lost)
+                if not self._can_recover(more) or len(lost) > len(self._spares):
                     raise
         return replaced
 
     def _seat(self, lost: Sequence[int], error: FaultError) -> set[int]:
         """Give lost chips' jobs to spares, and those of a new schedule to all, if one is needed.
 
-        Return the chips that were given one. Raises NoSpareError.
+        Return the chips that were given one. Raises NoSpareError, or as `_receive`.
         """
         free = list(self._spares.values())
         try:
             bound = self._rebinder.rebind(self._bound, lost, free)
         except MachineError as none:
             bound = self._rebinder.move(self._bound, lost, free)
+            others = [at for chip, at in self._processes.items() if chip not in lost]
+            self._wait_for(others, "to load")  # what it was given before: then it takes another job
             self._adopt(self._compiled_again(bound, lost, f"{error}; {none}"))
             given = set(range(self._chips))
         else:
@@ -380,7 +383,7 @@ class RemoteRack:
         member.awaited += 1
         take = Control(ControlKind.TAKE, {"job": pickle.dumps(self._jobs[chip])})
         member.talk.take(Sender.HOST, take)
-        self._socket.connect({to: member.endpoint})
+        self._socket.connect({to: member.endpoint}, replaced=[to])
         self._socket.send(to, take)
 
     def _compiled_again(self, bound: Binding, lost: Sequence[int], why: str) -> CompiledModel:
@@ -399,8 +402,7 @@ class RemoteRack:
         self.driver.free()
         self.compiled, self.turns = compiled, Turns(compiled)
         self._flags = Flags(compiled.network.links)
-        if self._errors:
-            self._errors = link_errors(compiled, self._rebinder.hardware)
+        self._errors = link_errors(compiled, self._rebinder.hardware)
         self.driver = Driver(compiled, source, self._socket)
         self.driver.node.epoch = epoch  # what was sent before is older than what is to come
         self._jobs, self._rebinder = self._jobs_of(compiled), self._rebinder.of(compiled)
@@ -627,7 +629,10 @@ class RemoteRack:
         return silent, str(min(waits, key=lambda values: values["order"])["what"])
 
     def collect_reports(self, skip: set[int]) -> dict[int, Mapping[str, Any]]:
-        """Ask all chips but `skip` for a report, and wait a little for the answers."""
+        """Ask all chips but `skip` for a report, and wait a little for the answers.
+
+        Raises as `_hear`, if a chip says something else instead.
+        """
         self._reports = {}
         chips = [chip for chip in range(self._chips) if chip not in skip]
         for chip in chips:
@@ -637,12 +642,8 @@ class RemoteRack:
             message = self._socket.receive(left)
             if isinstance(message, Frame):  # of a step under way
                 self.driver.node.handle(message)
-            elif message is None or message.values.get("process") in self._gone:
-                continue
-            elif message.kind == ControlKind.REPORT:
-                self._reports[message.values["chip"]] = message.values
-            elif message.kind == ControlKind.FLAG:
-                self._flags.take(message.values)
+            elif message is not None:
+                self._hear(message)
         return self._reports
 
     def saturated(self) -> int:
