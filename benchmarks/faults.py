@@ -74,7 +74,7 @@ def prepared(transport: str, **extra: Any) -> Prepared:
 def lose(rack: RemoteRack, chips: list[int], how: signal.Signals) -> None:
     """Kill or stop chips."""
     for chip in chips:
-        os.kill(rack.pid(chip), how)
+        os.kill(rack.members.at(chip).pid, how)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ WAIT_SECONDS = 120.0
 
 def places(rack: RemoteRack) -> list[str]:
     """The address of each chip's machine."""
-    ends = [rack._members[process].endpoint for _, process in sorted(rack._processes.items())]
+    ends = [rack.members.at(chip).endpoint for chip in sorted(rack.members.processes)]
     return [end.removeprefix("tcp://").rpartition(":")[0] for end in ends]
 
 

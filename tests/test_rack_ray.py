@@ -103,7 +103,7 @@ def test_killed_and_stopped_actors_are_replaced() -> None:
             completion = session.engine.generate(prompt, params)
             events = iter(completion)
             next(events)
-            os.kill(rack.pid(chip), how)
+            os.kill(rack.members.at(chip).pid, how)
             assert len(list(events)) == 7
             assert completion.token_ids == wanted.token_ids
             assert completion.decode_cycles == wanted.decode_cycles

@@ -106,8 +106,8 @@ def test_a_lost_machine_s_chips_go_on_elsewhere(two_machines: Any) -> None:
         wanted, rack = complete(session), session.rack
         assert isinstance(rack, RemoteRack)
         at = {
-            chip: rack._members[process].endpoint.rpartition(":")[0]
-            for chip, process in rack._processes.items()
+            chip: rack.members.at(chip).endpoint.rpartition(":")[0]
+            for chip in rack.members.processes
         }
         head = f"tcp://{ray.util.get_node_ip_address()}"
         victim = next(host for host in at.values() if host != head)
@@ -124,7 +124,7 @@ def test_a_lost_machine_s_chips_go_on_elsewhere(two_machines: Any) -> None:
         assert completion.decode_cycles == wanted.decode_cycles
         replaced = sorted(chip for one in completion.recoveries for chip in one.chips)
         assert tuple(replaced) == lost
-        now = {rack._members[process].endpoint for process in rack._processes.values()}
+        now = {rack.members.at(chip).endpoint for chip in rack.members.processes}
         assert not [endpoint for endpoint in now if endpoint.startswith(f"{victim}:")]
         assert complete(session).data_hash == wanted.data_hash
 

@@ -47,6 +47,7 @@ from rack.run.config import RunConfig
 from rack.run.control import ControlKind
 from rack.run.engine import Engine
 from rack.run.local import LocalRack
+from rack.run.members import Members
 from rack.run.processes import ProcessLauncher
 from rack.run.pulse import SILENT_SECONDS, Pulse, beating
 from rack.run.rebinding import Rebinder, spare_slots, spares_notice
@@ -454,7 +455,7 @@ def pid(rack: RemoteRack, chip: int) -> int:
     """The process id of a chip, or of a spare by its number."""
     launcher = rack.launcher
     assert isinstance(launcher, ProcessLauncher)
-    return launcher.processes[rack._processes.get(chip, chip)].pid
+    return launcher.processes[rack.members.processes.get(chip, chip)].pid
 
 
 def send(rack: RemoteRack, chips: Sequence[int], how: signal.Signals) -> None:
@@ -482,7 +483,7 @@ def test_killed_and_stopped_chips_are_replaced(processes: Callable[..., RemoteRa
         assert all(one.detected_seconds >= 0 for one in seen)
         assert rack.condition() is None
     # A spare that dies is no more counted on; a chip that dies between two requests is replaced.
-    send(rack, [min(rack._spares)], signal.SIGKILL)
+    send(rack, [min(rack.members.spares)], signal.SIGKILL)
     wait_for(lambda: bool(rack.launcher.dead()), "dead spare")
     rack.check()
     assert rack.spares == left - 1
@@ -531,7 +532,7 @@ def test_a_dead_and_a_stopped_chip_and_a_stopped_spare_at_once(
 ) -> None:
     """Nobody waits for those that are stopped until a start's deadline, which is minutes."""
     rack = processes(compiled(), spares=4)
-    first, *_ = rack._spares
+    first, *_ = rack.members.spares
     send(rack, [first], signal.SIGSTOP)
     wait_for(lambda: rack.spares == 3, "silence of a spare")
 
@@ -542,7 +543,7 @@ def test_a_dead_and_a_stopped_chip_and_a_stopped_spare_at_once(
     traffic = Traffic(rack)
     assert traffic.run({9: lose}) == undisturbed(1, False)
     assert sorted(chip for one in traffic.seen for chip in one.chips) == [1, 3]
-    assert first not in rack._spares, "it has been silent for too long by now"
+    assert first not in rack.members.spares, "it has been silent for too long by now"
     assert rack.spares == 1
 
 
@@ -602,13 +603,13 @@ def test_what_has_come_is_heard_while_a_dead_chip_s_error_is_looked_for(
     processes: Callable[..., RemoteRack],
 ) -> None:
     rack = processes(compiled("1x2", 1), spares=1)
-    rack._members[0].awaited = 1
+    rack.members.at(0).awaited = 1
     ready = Control(ControlKind.READY, {"chip": 0, "process": 0})
     with pytest.raises(UnknownPeerError):
         rack._socket.send(9, ready)
     rack._socket.connect({9: rack._socket.endpoint})
     rack._socket.send(9, ready)
-    wait_for(lambda: rack._died({1: "exit code 7"}) is not None and rack._members[0].ready, "it")
+    wait_for(lambda: rack._died({1: "exit code 7"}) is not None and rack.members.at(0).ready, "it")
 
 
 @pytest.mark.parametrize("moment", ["told", "wait"])
@@ -617,20 +618,20 @@ def test_a_chip_that_is_lost_while_the_others_meet_a_new_one(
 ) -> None:
     """All answer to both that are new, before a frame is sent."""
     rack = processes(compiled(), spares=3)
-    name = {"told": "_tell_peers", "wait": "_wait_for"}[moment]
-    real, calls = getattr(RemoteRack, name), list[Any]()
+    place: tuple[type, str] = (Members, "_tell") if moment == "told" else (RemoteRack, "_wait_for")
+    real, calls = getattr(*place), list[Any]()
 
-    def lose(self: RemoteRack, *args: Any) -> None:
+    def lose(self: object, *args: Any) -> None:
         calls.append(args)
         if len(calls) == 2:
             send(rack, [3], signal.SIGKILL)
         real(self, *args)
 
-    monkeypatch.setattr(RemoteRack, name, lose)
+    monkeypatch.setattr(*place, lose)
     traffic = Traffic(rack)
     assert traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)}) == undisturbed(1, False)
     assert sorted(chip for one in traffic.seen for chip in one.chips) == [1, 3]
-    assert all(member.awaited == 0 for member in rack._members.values())
+    assert all(member.awaited == 0 for member in map(rack.members.at, rack.members.processes))
 
 
 def test_a_chip_that_is_lost_while_another_one_loads(
@@ -658,20 +659,20 @@ def test_a_spare_that_was_stopped_is_not_waited_for(
 ) -> None:
     """One that has just been is replaced as a chip that stalls; an old one is not counted on."""
     rack = processes(compiled(), spares=3)
-    real, taken = RemoteRack._take, list[int]()
+    real, taken = Members.take, list[int]()
 
-    def take(self: RemoteRack, chip: int, to: int) -> None:
-        taken.append(to)
+    def take(self: Members, chip: int, job: bytes) -> None:
+        taken.append(self.processes[chip])
         if len(taken) == 1:
-            send(rack, [to], signal.SIGSTOP)
-        real(self, chip, to)
+            send(rack, [chip], signal.SIGSTOP)
+        real(self, chip, job)
 
-    monkeypatch.setattr(RemoteRack, "_take", take)
+    monkeypatch.setattr(Members, "take", take)
     traffic = Traffic(rack)
     assert traffic.run({9: lambda: send(rack, [1], signal.SIGKILL)}) == undisturbed(1, False)
     assert sorted({chip for one in traffic.seen for chip in one.chips}) == [1]
     assert rack.spares == 1
-    (last,) = rack._spares
+    (last,) = rack.members.spares
     send(rack, [last], signal.SIGSTOP)
     wait_for(lambda: rack._pulse.silence(last) > STEP_SECONDS, "silence")
     with pytest.raises(ChipFailedError, match=r"chip 2, .* its process ended"):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chip.kernels import load as load_kernels
@@ -22,27 +22,25 @@ from compiler.pipeline import CompiledModel
 from interconnect.faults import Fault
 from interconnect.frame import Control, Frame
 from interconnect.private_folder import PrivateFolder
-from interconnect.rings import rings_address
 from interconnect.transport import Message
 from interconnect.zmq_transport import RunKey, ZmqTransport
 from rack.errors import (
     KNOWN_ERRORS,
     ChipFailedError,
-    ControlError,
     FaultError,
     LinkFlaggedError,
     MachineError,
     NoSpareError,
-    OtherCodeError,
     RackClosedError,
     RackError,
 )
 from rack.machines.hardware import Hardware
-from rack.run.control import ControlKind, Conversation, Sender
+from rack.run.control import ControlKind
 from rack.run.driver import Driver
 from rack.run.flagged import Corrected, Flags, LinkErrors, corrected, link_errors
 from rack.run.job import PROCESS_BYTES, ChipJob, chip_job
 from rack.run.launcher import Launcher, Post
+from rack.run.members import Members
 from rack.run.node import NO_ERRORS
 from rack.run.pulse import SILENT_SECONDS, Pulse
 from rack.run.rebinding import Binding, Rebinder, spare_slots
@@ -63,22 +61,6 @@ LOOK_SECONDS = 5.0  # how often the processes are looked at while messages come
 
 CompileAgain = Callable[[tuple[int, ...]], CompiledModel]
 """Returns the model compiled for a binding: logical chip -> physical slot."""
-
-
-@dataclass(slots=True, kw_only=True)
-class _Member:
-    """One process of the rack: the talk with it, and what it has said of itself."""
-
-    talk: Conversation
-    pid: int = 0  # on its machine
-    endpoint: str = ""
-    rings: Any = None
-    awaited: int = 1  # answers to what it was asked to be, or to know
-
-    @property
-    def ready(self) -> bool:
-        """It is what it was asked to be, and knows whom it was told of."""
-        return not self.awaited
 
 
 class RemoteRack:
@@ -115,20 +97,13 @@ class RemoteRack:
         self._looked = time.monotonic()
         self._step, self._stage = "start", ("chips started", 0, self._chips)
         self._reports: dict[int, Mapping[str, Any]] = {}
-        self._processes = {chip: chip for chip in range(self._chips)}  # chip -> its process
-        self._members: dict[int, _Member] = {}
-        self._gone: set[int] = set()  # processes that were replaced: what they still say is dropped
         self._compile_again = compile_again
         self._bound = dict(enumerate(compiled.network.binding))  # chip -> physical slot
-        self._spares: dict[int, int] = {}  # process -> physical slot
+        self._free: Sequence[int] = ()  # physical slots of spares
         if spares:
             assert hardware is not None
             self._rebinder = Rebinder(compiled, hardware)
-            numbers = range(self._chips + 2, self._chips + 2 + spares)
-            free = spare_slots(compiled, hardware, spares)
-            self._spares = dict(zip(numbers, free, strict=True))
-        kernels = load_kernels()
-        self._code = running_code(kernels)
+            self._free = spare_slots(compiled, hardware, spares)
         self._ends = contextlib.ExitStack()
         try:
             folder = PrivateFolder()
@@ -146,37 +121,38 @@ class RemoteRack:
             self.turns = Turns(compiled)
             self._weights, self._images = weights, images
             self._jobs = self._jobs_of(compiled)
-            links = compiled.network.links
-            most = max(job.used_bytes for job in self._jobs)
-
-            def post(process: int, job: ChipJob | None) -> Post:
-                seat = Seat(
-                    process=process,
-                    bind=launcher.bind(process, self._folder),
-                    host=self._chips,
-                    host_endpoint=self._socket.endpoint,
-                    pulse_endpoint=self._pulse.endpoint,
-                    key=key,
-                    slots=dict(slots or {}),
-                    rings=rings,
-                    faults=[f for f in faults if links[f.link].src == process],
-                    kernels=kernels.name,
-                )
-                size = most if job is None else job.used_bytes
-                return Post(job=job, seat=seat, memory_bytes=size + PROCESS_BYTES)
-
-            posts = [post(job.index, job) for job in self._jobs]
-            posts += [post(process, None) for process in self._spares]
-            for one in posts:
-                process = one.seat.process
-                self._members[process] = _Member(talk=Conversation(process))
-                self._pulse.watch(process)
-            launcher.start(posts)
-            self._meet()
+            kernels = load_kernels()
+            self.members = Members(
+                self._chips, spares, launcher=launcher, socket=self._socket, pulse=self._pulse,
+                code=running_code(kernels),
+            )  # fmt: skip
+            seat = Seat(
+                process=self._chips, bind="", host=self._chips,
+                host_endpoint=self._socket.endpoint, pulse_endpoint=self._pulse.endpoint, key=key,
+                slots=dict(slots or {}), rings=rings, kernels=kernels.name,
+            )  # fmt: skip
+            launcher.start(self._posts(seat, faults))
+            self._wait_for(self.members.everybody, "to load")
+            self._progress(*self._stage)
+            self.members.meet()
             self._step = "between steps"
         except BaseException:
             self.close()
             raise
+
+    def _posts(self, seat: Seat, faults: Sequence[Fault]) -> list[Post]:
+        """Return the processes to start, each with a seat like this one at its own address."""
+        links, posts = self.compiled.network.links, list[Post]()
+        most = max(job.used_bytes for job in self._jobs)
+        for process in self.members.everybody:
+            job = self._jobs[process] if process < self._chips else None
+            own = replace(
+                seat, process=process, bind=self.launcher.bind(process, self._folder),
+                faults=[fault for fault in faults if links[fault.link].src == process],
+            )  # fmt: skip
+            size = most if job is None else job.used_bytes
+            posts.append(Post(job=job, seat=own, memory_bytes=size + PROCESS_BYTES))
+        return posts
 
     def _jobs_of(self, compiled: CompiledModel) -> list[ChipJob]:
         """Return the jobs of all chips."""
@@ -199,24 +175,15 @@ class RemoteRack:
             self._progress("images made", len(out), self._chips)
         return out
 
-    # -- meeting
-
-    def _meet(self) -> None:
-        """Wait for every process, and tell the chips where the others are."""
-        self._wait_for(list(self._members), "to load")
-        self._progress(*self._stage)
-        self._socket.connect(self._endpoints())
-        self._tell_peers(range(self._chips), range(self._chips), [])
+    # -- waiting
 
     def _wait_for(self, processes: Sequence[int], purpose: str) -> None:
         """Wait until processes are ready, as chips or as spares. Raises as `_receive`."""
-        while missing := [one for one in processes if not self._members[one].ready]:
-            chips = {process: chip for chip, process in self._processes.items()}
-            names = {process: chips.get(process, process) for process in missing}
+        while names := self.members.named(self.members.missing(processes)):
             if self._step == "start":
                 self._progress(*self._stage)  # again and again: it may raise, to end the start
             else:
-                self._hear_all(names, purpose)
+                self._hear_all(names.values(), purpose)
             self._receive(list(names.values()), purpose)
 
     @property
@@ -224,81 +191,28 @@ class RemoteRack:
         """Seconds after which who is silent is lost: a step's, and those of some heartbeats."""
         return max(self.step_timeout_s, SILENT_SECONDS)
 
-    def _hear_all(self, names: Mapping[int, int], purpose: str) -> None:
+    def _hear_all(self, chips: Iterable[int], purpose: str) -> None:
         """Raise ChipFailedError for chips that are silent for longer than a step may take."""
-        silent = {
-            chip: seconds for process, chip in sorted(names.items())
-            if (seconds := self._pulse.silence(process)) > self._silence_limit
-        }  # fmt: skip
+        mute = self.members.mute(self._silence_limit)
+        silent = [chip for chip in sorted(chips) if chip in mute]
         if silent:
-            chip, seconds = next(iter(silent.items()))
             raise ChipFailedError(
-                chip=chip, step=self._step, what=f"not heard for {seconds:.1f} s",
+                chip=silent[0], step=self._step, what=f"not heard for {mute[silent[0]]:.1f} s",
                 waiting_for=purpose, lost=tuple(silent),
             )  # fmt: skip
-
-    def _endpoints(self) -> dict[int, str]:
-        """Return where the chips and this process are."""
-        found = {chip: self._members[at].endpoint for chip, at in self._processes.items()}
-        return {**found, self._chips: self._socket.endpoint}
-
-    def _tell_peers(self, chips: Sequence[int], of: Sequence[int], replaced: Sequence[int]) -> None:
-        """Tell chips where others are, which of those were replaced, and the rings for them."""
-        found = self._endpoints()
-        ends = [[chip, found[chip]] for chip in (*of, self._chips)]
-        members = ((chip, self._members[self._processes[chip]]) for chip in of)
-        rings = [(chip, rings_address(one.rings)) for chip, one in members if one.rings is not None]
-        for chip in chips:
-            peers = Control(ControlKind.PEERS, {
-                "endpoints": ends,
-                "rings": [[peer, list(at)] for peer, at in rings if chip in at.senders],
-                "replaced": list(replaced),
-            })  # fmt: skip
-            member = self._members[self._processes[chip]]
-            member.awaited += bool(replaced)
-            member.talk.take(Sender.HOST, peers)
-            self._socket.send(chip, peers)
-
-    def _met(self, kind: ControlKind, values: Mapping[str, Any]) -> None:
-        """Take note of what a process says of itself. Raises OtherCodeError."""
-        member = self._members[values["process"]]
-        if kind in (ControlKind.HELLO, ControlKind.SPARE):
-            self._check_code(values)
-            member.pid = values["pid"]
-            member.endpoint, member.rings = values["endpoint"], values["rings"]
-        if kind is not ControlKind.HELLO:
-            member.awaited -= 1
-        if self._step == "start":
-            chips = [self._members[chip] for chip in range(self._chips)]
-            met, ready = sum(bool(one.endpoint) for one in chips), sum(one.ready for one in chips)
-            what, count = ("loaded", ready) if kind is ControlKind.READY else ("started", met)
-            self._stage = (f"chips {what}", count, self._chips)
-
-    def _check_code(self, hello: Mapping[str, Any]) -> None:
-        """Refuse a chip that runs other code than this process."""
-        for what, wanted in self._code.items():
-            if (got := hello["code"][what]) != wanted:
-                raise OtherCodeError(
-                    chip=hello["chip"], where=hello["where"], what=what, wanted=wanted, got=got
-                )
 
     # -- recovery
 
     @property
     def spares(self) -> int:
-        """How many chips can still be replaced: by spares that are heard."""
-        spares = tuple(self._spares)  # from any thread
-        return sum(self._pulse.silence(spare) <= SILENT_SECONDS for spare in spares)
-
-    def pid(self, chip: int) -> int:
-        """Return the process id of a chip on its machine."""
-        return self._members[self._processes[chip]].pid
+        """How many chips can still be replaced: by spares that are heard. From any thread."""
+        return self.members.spares_heard
 
     def condition(self) -> str | None:
         """Say what keeps the rack from running a step now, None if nothing. From any thread."""
         if self._failed is not None or self._recovering is not None:
             return self._failed or self._recovering
-        for chip, silent in self._mute().items():
+        for chip, silent in self.members.mute().items():
             return f"chip {chip} has not been heard for {silent:.1f} s"
         return None
 
@@ -307,7 +221,7 @@ class RemoteRack:
         if not self._can_recover(error):
             raise error
         started, lost = time.monotonic(), set(_lost_by(error))
-        silent = [self._pulse.silence(self._processes[chip]) for chip in lost]
+        silent = [self.members.silence(chip) for chip in lost]
         self._recovering, self._step = f"recovering: {error}", "recovery"
         before = self.compiled.schedule_hash
         try:
@@ -328,8 +242,8 @@ class RemoteRack:
     def _can_recover(self, error: BaseException) -> bool:
         """Say whether an error leaves a rack that can be made to run again."""
         if isinstance(error, ChipFailedError):
-            self._drop_silent_spares()
-            return 0 < len(error.lost) <= len(self._spares)
+            self.members.drop_spares(self._silence_limit)
+            return 0 < len(error.lost) <= len(self.members.spares)
         return isinstance(error, FaultError)
 
     def _replace(self, lost: set[int], error: FaultError) -> set[int]:
@@ -345,7 +259,7 @@ class RemoteRack:
                 met = True
             except ChipFailedError as more:
                 lost = lost | set(more.lost)
-                if not self._can_recover(more) or len(lost) > len(self._spares):
+                if not self._can_recover(more) or len(lost) > len(self.members.spares):
                     raise
         return replaced
 
@@ -354,37 +268,23 @@ class RemoteRack:
 
         Return the chips that were given one. Raises NoSpareError, or as `_receive`.
         """
-        free = list(self._spares.values())
         try:
-            bound = self._rebinder.rebind(self._bound, lost, free)
+            bound = self._rebinder.rebind(self._bound, lost, self._free)
         except MachineError as none:
-            bound = self._rebinder.move(self._bound, lost, free)
-            others = [at for chip, at in self._processes.items() if chip not in lost]
+            bound = self._rebinder.move(self._bound, lost, self._free)
+            others = [at for chip, at in self.members.processes.items() if chip not in lost]
             self._wait_for(others, "to load")  # what it was given before: then it takes another job
             self._adopt(self._compiled_again(bound, lost, f"{error}; {none}"))
             given = set(range(self._chips))
         else:
             given = set(lost)
+        good = {*self._free, *self._bound.values()} - {self._bound[chip] for chip in lost}
+        self._free, self._bound = sorted(good - set(bound.values())), bound
         for chip in lost:
-            self._forget(self._processes[chip])
-            spare = min(self._spares, key=self._pulse.silence)
-            del self._spares[spare]
-            self._processes[chip] = spare
-        slots = {*free, *self._bound.values()} - {self._bound[chip] for chip in lost}
-        left = sorted(slots - set(bound.values()))
-        self._spares, self._bound = dict(zip(self._spares, left, strict=False)), bound
+            self.members.replace(chip)
         for chip in sorted(given):
-            self._take(chip, to=self._processes[chip] if chip in lost else chip)
+            self.members.take(chip, pickle.dumps(self._jobs[chip]))
         return given
-
-    def _take(self, chip: int, to: int) -> None:
-        """Give a process, which is known as node `to`, the job of a chip."""
-        member = self._members[self._processes[chip]]
-        member.awaited += 1
-        take = Control(ControlKind.TAKE, {"job": pickle.dumps(self._jobs[chip])})
-        member.talk.take(Sender.HOST, take)
-        self._socket.connect({to: member.endpoint}, replaced=[to])
-        self._socket.send(to, take)
 
     def _compiled_again(self, bound: Binding, lost: Sequence[int], why: str) -> CompiledModel:
         """Return the model compiled for another binding. Raises NoSpareError."""
@@ -407,26 +307,11 @@ class RemoteRack:
         self.driver.node.epoch = epoch  # what was sent before is older than what is to come
         self._jobs, self._rebinder = self._jobs_of(compiled), self._rebinder.of(compiled)
 
-    def _reconnect(self, replaced: Sequence[int]) -> None:
-        """Wait until the new processes have loaded, and let all chips know them.
-
-        No chip sends anything until the next epoch, so the order does not matter.
-        """
-        self._wait_for([self._processes[chip] for chip in replaced], "to load")
-        processes = [self._processes[chip] for chip in replaced]
-        ends = {chip: self._endpoints()[chip] for chip in replaced}
-        self._socket.connect(ends, replaced=[*replaced, *processes])
-        everyone = range(self._chips)
-        for chip in everyone:
-            self._tell_peers([chip], everyone if chip in replaced else replaced, replaced)
-        self._wait_for(list(self._processes.values()), "to reach the new chips")
-
-    def _forget(self, process: int) -> None:
-        """End a process; what it may still say is of no use."""
-        self._gone.add(process)
-        self._members.pop(process, None)
-        self._pulse.forget(process)
-        self.launcher.end(process)
+    def _reconnect(self, given: Sequence[int]) -> None:
+        """Wait until chips have loaded what they were given, and let all know them."""
+        self._wait_for([self.members.processes[chip] for chip in given], "to load")
+        self.members.meet_again(given)
+        self._wait_for(list(self.members.processes.values()), "to reach the new chips")
 
     # -- run
 
@@ -515,37 +400,26 @@ class RemoteRack:
         Not where another chip is silent still.
         """
         until = self._pulse.returned + self.step_timeout_s
-        if until <= self._deadline or self._mute():
+        if until <= self._deadline or self.members.mute():
             return False
         self._deadline = until
         return True
 
-    def _mute(self) -> dict[int, float]:
-        """Return the chips that are silent now, and for how many seconds."""
-        silent = {chip: self._pulse.silence(at) for chip, at in sorted(self._processes.items())}
-        return {chip: seconds for chip, seconds in silent.items() if seconds > SILENT_SECONDS}
-
     def _hear(self, message: Control) -> None:
         """Take a process's message. Raises the error that it reports, or ControlError."""
-        values = message.values
-        chip, process = values["chip"], values["process"]
-        if process in self._gone:
-            return
-        if process not in self._members:
-            raise ControlError(
-                chip=chip, state=f"none of the {self._chips} chips of this rack",
-                sender="it", wanted="nothing", got=message.kind,
-            )  # fmt: skip
-        kind = self._members[process].talk.take(Sender.CHIP, message)
+        values, kind = message.values, self.members.hear(message)
         if kind is ControlKind.ERROR:
-            if process not in self._spares or self._step == "start":
+            if values["process"] not in self.members.spares or self._step == "start":
                 raise self._reported(values)
         elif kind is ControlKind.FLAG:
             self._flags.take(values)
         elif kind is ControlKind.REPORT:
-            self._reports[chip] = values
-        else:
-            self._met(kind, values)
+            self._reports[values["chip"]] = values
+        elif kind is not None and self._step == "start":
+            chips = [self.members.at(chip) for chip in range(self._chips)]
+            met, ready = sum(bool(one.endpoint) for one in chips), sum(one.ready for one in chips)
+            what, count = ("loaded", ready) if kind is ControlKind.READY else ("started", met)
+            self._stage = (f"chips {what}", count, self._chips)
 
     def _reported(self, values: Mapping[str, Any]) -> Exception:
         if "violation" in values:
@@ -556,13 +430,6 @@ class RemoteRack:
             chip=chip, step=step, what=values["what"], waiting_for="nothing", lost=lost
         )
 
-    def _drop_silent_spares(self) -> None:
-        """Count on no spare that was stopped, or whose machine is gone."""
-        for process in list(self._spares):
-            if self._pulse.silence(process) > self._silence_limit:
-                del self._spares[process]
-                self._forget(process)
-
     def _look(self) -> None:
         """Look at the processes. Raises for a chip whose process has ended, and drops spares.
 
@@ -571,14 +438,13 @@ class RemoteRack:
         dead = self.launcher.dead()
         if not dead:
             return
-        chips = {chip: dead[at] for chip, at in self._processes.items() if at in dead}
+        chips = {chip: dead[at] for chip, at in self.members.processes.items() if at in dead}
         if self._step == "start":
             chips = dead
         if chips:
             raise self._died(chips)
         for process in dead:
-            self._spares.pop(process, None)
-            self._forget(process)
+            self.members.drop(process)
 
     def _died(self, dead: dict[int, str]) -> Exception:
         chip, reason = min(dead.items())
@@ -621,7 +487,7 @@ class RemoteRack:
 
         Those whose heartbeat is silent are not waited for.
         """
-        self.collect_reports(skip | set(self._mute()))
+        self.collect_reports(skip | set(self.members.mute()))
         silent = [c for c in range(self._chips) if c not in self._reports and c not in skip]
         waits = [values for values in self._reports.values() if "order" in values]
         if not waits:
@@ -675,7 +541,7 @@ class RemoteRack:
         self._check_usable()
         try:
             self._look()
-            self._hear_all({at: chip for chip, at in self._processes.items()}, "nothing")
+            self._hear_all(range(self._chips), "nothing")
         except Exception as error:
             if not self._can_recover(error):
                 self._failed = str(error)
